@@ -1,0 +1,87 @@
+# make setup       .venv with everything the tests need
+# make quickstart  fine-tune a small ViT over four simulated IPUs, and predict
+# make test        the tests;  make test-slow  the large parities
+# The other targets are described in README.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+QUICKSTART := pipeline_configs/quickstart.yaml
+
+# Another index for torch, such as https://download.pytorch.org/whl/cpu for a smaller build without CUDA.
+TORCH_INDEX_URL ?=
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+HOST_VENV := .venv-ipu-host
+HOST_PYTHON ?= $(shell ./.ci/find-python3.8)
+
+# Tests run side by side, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The environment with PopTorch on an IPU host; elsewhere our own, which then says that there is no IPU.
+IPU_PYTHON ?= $(shell python3 -c "import importlib.util as u; exit(u.find_spec('poptorch') is None)" 2>/dev/null \
+	&& echo python3 || echo $(BIN)/python)
+
+.PHONY: setup quickstart test test-slow test-gpu test-ipu-host test-ipu lint format bench wheel clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_INDEX) torch torchvision
+	$(PIP) -e '.[dev]'
+	touch $@
+
+quickstart: setup
+	rm -rf $(RUN)
+	$(BIN)/vit-ipu train $(QUICKSTART) --device ipu-sim --output $(RUN)
+	$(BIN)/vit-ipu predict $(RUN) $(RUN)/examples/0[0-3]_*.png
+
+test: setup
+	$(PYTEST)
+
+test-slow: setup
+	$(PYTEST) -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+test-ipu-host:
+ifeq ($(HOST_PYTHON),)
+	@echo "no working python3.8 found: the tests of the IPU host's environment are skipped"
+	@test "$(CI)" != true
+else
+	$(MAKE) $(HOST_VENV)/.ready
+	OMP_NUM_THREADS=1 $(HOST_VENV)/bin/python -m pytest -n auto
+endif
+
+$(HOST_VENV)/.ready: pyproject.toml constraints-ipu.txt
+	$(HOST_PYTHON) -m venv $(HOST_VENV)
+	$(HOST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-ipu.txt -e '.[test]'
+	touch $@
+
+test-ipu: setup
+	$(IPU_PYTHON) benchmarks/ipu_acceptance.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations --eval-annotations vit_ipu benchmarks tests
+
+format: setup
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/training_step.py
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) $(HOST_VENV) dist

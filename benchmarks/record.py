@@ -1,0 +1,61 @@
+"""Records of measurements: what was run, on what, and what came out."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+from vit_ipu.backends import Device
+from vit_ipu.config import Config
+from vit_ipu.config_file import dump_config
+from vit_ipu.run_folder import environment
+
+FOLDER = Path(__file__).parent / "records"
+
+
+def write_record(
+    what: str,
+    title: str,
+    device: Device,
+    config: Config,
+    paragraphs: Sequence[str],
+    table: Tuple[Sequence[str], Sequence[Sequence[str]]],
+    results: Dict[str, Any],
+    *,
+    folder: Path = FOLDER,
+) -> Path:
+    """Writes DATE_WHAT_HARDWARE.md and prints the results as a last line of JSON; returns the path."""
+    facts = environment(config, device)
+    hardware = re.sub(r"[^a-z0-9]+", "-", facts["hardware"].lower()).strip("-")
+    path = folder / "{}_{}_{}.md".format(time.strftime("%Y-%m-%d"), what, hardware)
+    versions = ", ".join("{} {}".format(*item) for item in facts["versions"].items())
+    lines = ["# " + title, ""]
+    if facts["simulated"]:
+        lines += ["**Simulated: no IPU was used.**", ""]
+    lines += [
+        "- commit: {}".format(facts["commit"]),
+        "- command: `{}`".format(" ".join(["python", *facts["command"]])),
+        "- device: {}, {}, {}".format(facts["device"], facts["hardware"], facts["compute"]),
+        "- versions: vit_ipu {}, Python {}, {}; {}".format(
+            facts["vit_ipu"], facts["python"], versions, facts["platform"]
+        ),
+        "- time: {}".format(facts["time"]),
+        "",
+    ]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
+    lines += [*_table(*table), "", "Config:", "", "```yaml", dump_config(config).strip(), "```", ""]
+    lines += ["Results:", "", "```json", json.dumps(results, indent=1), "```", ""]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    print("record {}".format(path))
+    print(json.dumps(dict(results, simulated=facts["simulated"], record=str(path))))
+    return path
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| {} |".format(" | ".join(line)) for line in lines]

@@ -1,0 +1,145 @@
+"""make bench: images a second of a training step, natively, over the simulator, and by a plain timm loop.
+
+All are timed in one process on the same random batch, taking turns; the ratios are the result. The plain loop has
+the same micro-batches, optimizer, number format and torch.compile, and timm's model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Callable, Dict, List
+
+import timm
+import torch
+import torch.nn.functional as F
+from record import write_record
+
+from vit_ipu.backends import HostBatch, Instances, build_backend, resolve_device
+from vit_ipu.benchmark import random_batch
+from vit_ipu.config import Config
+from vit_ipu.config_file import parse_config
+from vit_ipu.data.transforms import Normalize
+
+SIZES = {
+    # device: variant, global batch, micro-batch
+    "cpu": ("vit_small_patch16", 32, 4),
+    "cuda": ("vit_base_patch16", 512, 64),
+}
+Step = Callable[[HostBatch], None]
+
+
+def main() -> None:
+    arguments = _arguments()
+    device = resolve_device(arguments.device)
+    config = config_for(arguments.device)
+    steps: Dict[str, Step] = {"native": backend_step(config, arguments.device)}
+    if arguments.device == "cpu":  # eager like the native backend there
+        steps["ipu-sim"] = backend_step(config, "ipu-sim")
+    steps["timm"] = timm_step(config, arguments.device)
+    times = take_turns(steps, config, runs=arguments.runs, burn_in=arguments.burn_in)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    images = config.pipeline.global_batch_size
+    rows = [
+        [
+            name,
+            "{:.1f}".format(images / medians[name]),
+            "{:.4f} to {:.4f} s".format(min(found), max(found)),
+            "{:.3f}".format(medians["native"] / medians[name]),
+        ]
+        for name, found in times.items()
+    ]
+    write_record(
+        "training-step",
+        "Training step of {} on {}".format(config.model.variant, device),
+        device,
+        config,
+        ["{} updates timed of each, taking turns, after {} untimed.".format(arguments.runs, arguments.burn_in)],
+        (("what", "images/s (median)", "spread of an update", "speed relative to native"), rows),
+        {"images_per_second": {name: images / median for name, median in medians.items()}, "seconds": times},
+    )
+
+
+def config_for(device: str) -> Config:
+    """The same config for all; its micro-batches are not merged."""
+    variant, total, micro = SIZES[device]
+    return parse_config(
+        {
+            "model": {"variant": variant, "gelu": "tanh", "attention": "explicit" if device == "cpu" else "auto"},
+            "data": {"source": "generated"},
+            "pipeline": {
+                "global_batch_size": total,
+                "micro_batch_size": micro,
+                "native_micro_batch_size": micro,
+                "layers_per_ipu": [3, 3, 3, 3],
+            },
+            "precision": {"compute": "float32"} if device == "cpu" else {},
+            "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05},
+            "run": {"updates": 1},
+        }
+    )
+
+
+def backend_step(config: Config, device: str) -> Step:
+    backend = build_backend(config, resolve_device(device))
+
+    def step(batch: HostBatch) -> None:
+        backend.train_step(batch, 1e-4)
+
+    return step
+
+
+def timm_step(config: Config, device: str) -> Step:
+    """timm's model in a plain accumulation loop."""
+    cuda = device == "cuda"
+    layer = {"act_layer": lambda: torch.nn.GELU(approximate="tanh")}
+    model = timm.create_model(config.model.variant + "_224", pretrained=False, **layer).to(device).train()
+    if not cuda:  # the same kernel as the others
+        for block in model.blocks:
+            block.attn.fused_attn = False
+    normalize = Normalize(config.data).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=cuda)
+    micro = config.pipeline.micro_batch_size
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+            logits = model(normalize(images))
+        return F.cross_entropy(logits.float(), labels)
+
+    compiled = torch.compile(loss_of) if cuda else loss_of
+
+    def step(batch: HostBatch) -> None:
+        for images, labels in zip(batch.images.split(micro), batch.labels.split(micro)):
+            loss = compiled(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            (loss * (len(labels) / len(batch))).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def take_turns(steps: Dict[str, Step], config: Config, *, runs: int, burn_in: int) -> Dict[str, List[float]]:
+    """Seconds of each timed update, the contestants alternating."""
+    batch = random_batch(config, Instances())
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for run in range(burn_in + runs):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            if run >= burn_in:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--runs", type=int, default=10, help="updates to time")
+    parser.add_argument("--burn-in", type=int, default=3, help="updates before, untimed")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

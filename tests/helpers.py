@@ -1,0 +1,88 @@
+"""Small configs, random batches, and the measures that parity is held to."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor
+
+from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
+from vit_ipu.config import Config
+from vit_ipu.config_file import parse_config
+
+TINY: Dict[str, Dict[str, Any]] = {
+    "model": {"variant": "vit_test", "image_size": 28, "num_classes": 10, "gelu": "tanh"},
+    "data": {"source": "sample", "crop": "center", "num_train": 96, "num_eval": 50},
+    "pipeline": {"global_batch_size": 32, "micro_batch_size": 4, "layers_per_ipu": [1, 1, 1, 1]},
+    "precision": {"compute": "float32"},
+    "optim": {"optimizer": "sgd", "learning_rate": 0.05},
+    "run": {"updates": 4},
+}
+
+
+def tiny_values(**sections: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """The values of a config that trains in a second, with some of them changed."""
+    return {name: dict(values, **sections.get(name, {})) for name, values in TINY.items()}
+
+
+def tiny_config(**sections: Dict[str, Any]) -> Config:
+    return parse_config(tiny_values(**sections))
+
+
+def backend_for(config: Config, device: str) -> Backend:
+    return build_backend(config, resolve_device(device))
+
+
+def random_images(count: int, side: int = 28, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def random_batch(config: Config, seed: int = 0) -> HostBatch:
+    """A host step of random images and labels."""
+    count = config.pipeline.global_batch_size * config.pipeline.device_iterations
+    generator = torch.Generator().manual_seed(seed + 1000)
+    labels = torch.randint(config.model.num_classes, (count,), generator=generator)
+    return HostBatch(random_images(count, config.model.image_size, seed), labels)
+
+
+def with_random_head(weights: Dict[str, Tensor], seed: int = 0) -> Dict[str, Tensor]:
+    """The weights with a head that is not zero, so that every layer has a gradient from the first update on."""
+    generator = torch.Generator().manual_seed(seed)
+    head = 0.1 * torch.randn(weights["head.weight"].shape, generator=generator)
+    return dict(weights, **{"head.weight": head.to(weights["head.weight"].dtype)})
+
+
+def relative_errors(
+    a: Dict[str, Tensor], b: Dict[str, Tensor], *, leave_out_key_bias: bool = False
+) -> Dict[str, float]:
+    """||a - b|| / ||b|| of each tensor; the key third of qkv.bias, whose true gradient is zero, may be left out."""
+    assert set(a) == set(b)
+    errors = {}
+    for name in a:
+        x, y = a[name].double(), b[name].double()
+        if leave_out_key_bias and name.endswith("qkv.bias"):
+            third = len(x) // 3
+            x, y = (torch.cat([t[:third], t[2 * third :]]) for t in (x, y))
+        errors[name] = float((x - y).norm() / y.norm().clamp(min=1e-12))
+    return errors
+
+
+def worst(errors: Dict[str, float]) -> float:
+    return max(errors.values())
+
+
+def equal_states(a: Any, b: Any) -> bool:
+    """Whether two nested states are bit for bit the same."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and set(a) == set(b) and all(equal_states(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal_states(x, y) for x, y in zip(a, b))
+    return bool(a == b)
+
+
+def names_of(values: List[Any]) -> List[str]:
+    return [str(value) for value in values]

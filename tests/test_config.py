@@ -1,0 +1,241 @@
+"""Configs: every shipped one is valid, and every mistake is refused with what is needed to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import tiny_config, tiny_values
+from pydantic import ValidationError
+
+from vit_ipu.config import VARIANTS, Config, ConfigError, ModelConfig, unused_options
+from vit_ipu.config_file import dump_config, load_config, parse_config, shipped_configs
+from vit_ipu.pipeline import ipu_violations
+
+SHIPPED = shipped_configs()
+
+# Batch arithmetic of the published configs: micro-batch, accumulation, replicas, device iterations, updates
+# (shared sources: mmclassification's page and config; graphcore/examples configs.yml and release 2.5's README).
+PUBLISHED = {
+    "mmcls_vit_base_patch16_finetune_224_ipu": (17, 32, 4, 1, 5000),
+    "graphcore_vit_base_patch16_cifar10_pod16": (17, 128, 4, 1, 2000),
+    "graphcore_vit_base_patch16_imagenet_pod16": (17, 30, 4, 8, 5000),
+    "graphcore_vit_base_patch16_imagenet_pod4": (17, 120, 1, 8, 5000),
+    "graphcore_vit_base_patch16_pretrain_pod16": (8, 128, 4, 1, 93600),
+    "graphcore_vit_base_patch16_pretrain_lamb_pod16": (8, 2048, 4, 1, 11400),
+    "graphcore_vit_base_patch16_pretrain_lamb_pod64": (8, 512, 16, 1, 11400),
+}
+
+
+def test_every_row_of_the_reference_table_has_a_config():
+    rows = {"quickstart", *PUBLISHED}
+    rows |= {"mmcls_vit_{}_pretrain_224".format(v) for v in ("base_patch16", "base_patch32", "large_patch16")}
+    rows |= {"mmcls_vit_{}_finetune_384".format(v) for v in ("base_patch16", "base_patch32", "large_patch16")}
+    assert set(SHIPPED) == rows
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_config_is_valid_and_runs_on_ipus(name):
+    assert ipu_violations(load_config(SHIPPED[name])) == []
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_config_opens_with_its_command_and_reference(name):
+    header = SHIPPED[name].read_text().split("\nmodel:")[0]
+    assert "vit-ipu train pipeline_configs/{}.yaml --device ipu".format(name) in header
+    if name != "quickstart":
+        assert "Reference" in header
+        assert "Not yet measured here" in header
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_config_states_only_what_differs_from_the_defaults(name):
+    config = load_config(SHIPPED[name])
+    defaults = {section: type(getattr(config, section)).model_fields for section in Config.model_fields}
+    repeated = [
+        "{}.{}".format(section, key)
+        for section, fields in defaults.items()
+        for key in getattr(config, section).model_fields_set - {"width", "depth", "num_heads", "patch_size"}
+        if not fields[key].is_required() and fields[key].default == getattr(getattr(config, section), key)
+    ]
+    assert repeated == []
+
+
+@pytest.mark.parametrize(("name", "expected"), sorted(PUBLISHED.items()))
+def test_published_batches_are_reproduced(name, expected):
+    config = load_config(SHIPPED[name])
+    pipeline = config.pipeline
+    assert expected == (
+        pipeline.micro_batch_size,
+        pipeline.gradient_accumulation,
+        pipeline.replication_factor,
+        pipeline.device_iterations,
+        config.run.updates,
+    )
+
+
+def test_a_config_is_frozen():
+    config = tiny_config()
+    with pytest.raises(ValidationError):
+        config.model.width = 3
+    with pytest.raises(ValidationError):
+        config.run = None
+
+
+def test_a_config_survives_being_written_and_read(tmp_path):
+    for path in SHIPPED.values():
+        config = load_config(path)
+        copy = tmp_path / path.name
+        copy.write_text(dump_config(config))
+        assert load_config(copy) == config
+
+
+def test_variant_fills_in_the_shape_and_yields_to_explicit_fields():
+    model = ModelConfig(variant="vit_base_patch16", depth=2)
+    assert (model.width, model.depth, model.num_heads, model.patch_size) == (768, 2, 12, 16)
+
+
+def test_variants_are_the_papers_sizes_at_three_patch_sizes():
+    sizes = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+    sizes.update(large=(1024, 24, 16), huge=(1280, 32, 16))
+    for size, shape in sizes.items():
+        for patch in (14, 16, 32):
+            variant = VARIANTS["vit_{}_patch{}".format(size, patch)]
+            assert (variant["width"], variant["depth"], variant["num_heads"], variant["patch_size"]) == (*shape, patch)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "1E-6", "+1e-6", "0.000001"])
+def test_yaml_reads_exponents_as_numbers(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(tiny_config()).replace("layer_norm_eps: 1.0e-06", "layer_norm_eps: " + text))
+    assert load_config(path).model.layer_norm_eps == 1e-6
+
+
+def test_override_parses_its_value_as_yaml():
+    overrides = ["optim.learning_rate=1e-3", "pipeline.layers_per_ipu=[2, 2]", "run.evaluate_every=null"]
+    config = parse_config(tiny_values(), overrides)
+    assert config.optim.learning_rate == 1e-3
+    assert config.pipeline.layers_per_ipu == (2, 2)
+    assert config.run.evaluate_every is None
+
+
+def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart") == load_config(SHIPPED["quickstart"])
+    assert load_config("pipeline_configs/quickstart.yaml") == load_config(SHIPPED["quickstart"])
+
+
+def test_epochs_become_whole_host_steps():
+    config = tiny_config(run={"updates": None, "epochs": 2.5}, pipeline={"device_iterations": 2})
+    assert config.total_updates(1000) == 2500 // 64 * 2
+    assert config.total_updates(10) == 2  # at least one host step
+
+
+def test_unused_options_are_reported():
+    config = tiny_config(
+        optim={"optimizer": "adamw", "momentum": 0.5, "schedule": "constant", "min_learning_rate": 0.0},
+        data={"crop_scale": [0.1, 1.0]},
+    )
+    assert unused_options(config) == [
+        "optim.momentum has no effect with adamw",
+        "optim.min_learning_rate has no effect with schedule constant",
+        "data.crop_scale has no effect with crop center",
+    ]
+    assert unused_options(tiny_config()) == []
+
+
+# Each mistake with everything that its message must say.
+MISTAKES = [
+    ({"model": {"variant": "vit_bse_patch16"}}, ["model", "vit_bse_patch16", "vit_base_patch16"]),
+    ({"model": {"image_size": 30}}, ["image_size 30", "patch_size 7", "28 or 35"]),
+    ({"model": {"num_heads": 5}}, ["width 32", "num_heads 5"]),
+    ({"model": {"gelu": "relu"}}, ["model.gelu", "'erf' or 'tanh'", "relu"]),
+    ({"model": {"dropout": 1.0}}, ["model.dropout", "less than 1", "1.0"]),
+    ({"model": {"num_classes": 11}}, ["num_classes is 11", "sample", "10 classes", "model.num_classes: 10"]),
+    ({"model": {"depth": 5}}, ["layers_per_ipu [1, 1, 1, 1]", "sums to 4", "model.depth is 5"]),
+    ({"data": {"source": "imagenet"}}, ["data.source", "imagefolder", "imagenet"]),
+    ({"data": {"crop_scale": [1.0, 0.5]}}, ["crop_scale", "1.0 to 0.5", "smaller first"]),
+    ({"data": {"crop_scale": [0.5, 1.5]}}, ["crop_scale", "1.5", "at most 1"]),
+    ({"data": {"std": [0.5, 0.0, 0.5]}}, ["std", "0.0", "above 0"]),
+    ({"data": {"download": True}}, ["download", "sample", "remove"]),
+    ({"data": {"eval_resize": 20}}, ["eval_resize 20", "image_size 28"]),
+    ({"pipeline": {"global_batch_size": 30}}, ["global_batch_size 30", "micro_batch_size 4", "28 or 32"]),
+    ({"pipeline": {"replication_factor": 3}}, ["global_batch_size 32", "replication_factor 3 = 12", "24 or 36"]),
+    ({"pipeline": {"micro_batch_size": 0}}, ["pipeline.micro_batch_size", "greater than 0"]),
+    ({"pipeline": {"micro_batch_size": "four"}}, ["pipeline.micro_batch_size", "four"]),
+    ({"pipeline": {"layers_per_ipu": [2, 0, 1, 1]}}, ["[2, 0, 1, 1]", "IPU 1", "nothing to do"]),
+    ({"pipeline": {"layers_per_ipu": [5, -1]}}, ["layers_per_ipu", "-1", "negative"]),
+    ({"pipeline": {"native_micro_batch_size": 6}}, ["native_micro_batch_size 6", "micro_batch_size 4", "32"]),
+    ({"pipeline": {"device_iterations": 3}}, ["run.updates 4", "device_iterations 3", "use 6"]),
+    ({"precision": {"compute": "fp16"}}, ["precision.compute", "float16", "fp16"]),
+    ({"precision": {"loss_scale": 0.0}}, ["precision.loss_scale", "greater than 0"]),
+    ({"optim": {"optimizer": "adagrad"}}, ["optim.optimizer", "lamb", "adagrad"]),
+    ({"optim": {"learning_rte": 1.0}}, ["optim.learning_rte", "unknown key", "learning_rate"]),
+    ({"optim": {"min_learning_rate": 1.0}}, ["min_learning_rate 1.0", "learning_rate 0.05"]),
+    ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "1.0", "[0, 1)"]),
+    ({"optim": {"nesterov": True, "momentum": 0.0}}, ["nesterov", "momentum", "0.0"]),
+    ({"optim": {"warmup_updates": 5}}, ["warmup_updates 5", "run.updates 4"]),
+    ({"run": {"epochs": 1.0}}, ["updates is 4", "epochs is 1.0"]),
+    ({"run": {"updates": None}}, ["updates is None", "epochs is None"]),
+    ({"run": {"seed": True}}, ["run.seed", "True"]),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), MISTAKES, ids=[str(change) for change, _ in MISTAKES])
+def test_mistake_is_refused_with_numbers_and_remedy(change, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tiny_values(**change))
+    assert "\n" not in str(caught.value)
+    for text in expected:
+        assert text in str(caught.value)
+
+
+FILES = [
+    ("model: {variant: vit_test", ["line 1"]),
+    ("model:\n  depth: 1\nmodel:\n  depth: 2\n", ["line 3", "model", "twice"]),
+    ("- 1\n- 2\n", ["not a config", "model, data, pipeline"]),
+    ("", ["not a config"]),
+    ("models: {}\n", ["models", "unknown key", "'model'"]),
+    ("!!python/object/apply:os.system ['true']\n", ["could not determine a constructor"]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILES)
+def test_broken_file_is_refused(tmp_path, text, expected):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    for part in [str(path), *expected]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not a text file"),
+    ],
+)
+def test_unreadable_file_is_refused(tmp_path, make, reason):
+    path: Path = tmp_path / "nowhere.yaml"
+    make(path)
+    with pytest.raises(ConfigError, match=reason):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.learning_rate", "section.key=value"),
+        ("learning_rate=1", "section.key=value"),
+        ("optm.learning_rate=1", "'optim'"),
+        ("optim.learning_rate=[", "line 1"),
+        ("optim.learning_rate=fast", "optim.learning_rate"),
+    ],
+)
+def test_bad_override_is_refused(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tiny_values(), [override])
+    assert expected in str(caught.value)

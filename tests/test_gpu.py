@@ -1,0 +1,102 @@
+"""On a CUDA device: parity with the CPU, and the whole program. The last result is in benchmarks/records."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from helpers import (
+    backend_for,
+    equal_states,
+    random_batch,
+    random_images,
+    relative_errors,
+    tiny_config,
+    with_random_head,
+    worst,
+)
+from test_parity import BOUNDS, check_parity
+from test_train import vit_ipu, write_config
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
+@pytest.mark.parametrize("row", [BOUNDS[0], BOUNDS[2], BOUNDS[5]], ids=["sgd", "adamw", "lamb"])
+def test_ten_updates_are_those_of_the_cpu(device, row):
+    check_parity(device, *row)
+
+
+@pytest.mark.parametrize("compiled", ["always", "never"])
+def test_bfloat16_learns_what_float32_learns(compiled):
+    losses = {}
+    for compute in ("bfloat16", "float32"):
+        config = tiny_config(precision={"compute": compute, "torch_compile": compiled})
+        backend = backend_for(config, "cuda")
+        backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+        losses[compute] = [backend.train_step(random_batch(config, seed), 0.02).loss for seed in range(6)]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+
+
+def test_compiling_changes_only_rounding():
+    states = []
+    for compiled in ("always", "never"):
+        config = tiny_config(precision={"compute": "float32", "torch_compile": compiled})
+        backend = backend_for(config, "cuda")
+        backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+        for seed in range(3):
+            backend.train_step(random_batch(config, seed), 0.02)
+        assert backend.predict(random_images(45)).shape == (45, 10)
+        states.append(backend.state_dict()["model"])
+    assert worst(relative_errors(*states)) < 1e-4
+
+
+def test_memory_that_runs_out_makes_micro_batches_smaller():
+    config = tiny_config(
+        model={"variant": "vit_small_patch16", "image_size": 224, "num_classes": 10},
+        pipeline={"global_batch_size": 4096, "micro_batch_size": 8, "layers_per_ipu": [12]},
+        precision={"torch_compile": "never"},
+    )
+    torch.cuda.set_per_process_memory_fraction(8e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        backend = backend_for(config, "cuda")
+        backend.micro_batch_size = 4096
+        loss = backend.train_step(random_batch(config), 0.01).loss
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert backend.micro_batch_size < 4096
+    assert loss == pytest.approx(2.3026, abs=1e-3)  # the head is zero: ln 10
+
+
+@pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
+def test_a_state_that_is_loaded_goes_on(device):
+    config = tiny_config(model={"dropout": 0.3}, precision={"compute": "float32", "torch_compile": "never"})
+    backend = backend_for(config, device)
+    backend.train_step(random_batch(config), 0.01)
+    state = backend.state_dict()
+    backend.train_step(random_batch(config, 1), 0.01)
+    fresh = backend_for(config, device)
+    fresh.load_state_dict(state)
+    fresh.train_step(random_batch(config, 1), 0.01)
+    assert equal_states(fresh.state_dict()["rng"], backend.state_dict()["rng"])
+    assert worst(relative_errors(fresh.state_dict()["model"], backend.state_dict()["model"])) < 1e-5
+
+
+@pytest.mark.parametrize("device", ["auto", "ipu-sim:cuda"])
+def test_the_program_trains_and_says_on_what(monkeypatch, capsys, tmp_path, device):
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path, precision={"compute": "auto"})
+    code, out, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["device"] == ("cuda" if device == "auto" else device)
+    environment = json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())
+    assert environment["compute"] == ("bfloat16" if device == "auto" else "float16")
+    assert torch.cuda.get_device_name() in environment["hardware"]

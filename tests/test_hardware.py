@@ -1,0 +1,49 @@
+"""On IPUs: the quickstart, and one host step of each config that fits. `make test-ipu` runs these and sends a record.
+
+None of it has ever been run on hardware; the same code runs over the simulator in the other tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from helpers import backend_for, random_batch
+from test_train import vit_ipu
+
+from vit_ipu.config_file import load_config, shipped_configs
+from vit_ipu.pipeline import num_ipus
+
+
+def one_step_config(name):
+    """A shipped config with random weights, and nothing read from or written to disk."""
+    overrides = ["model.init=null", "pipeline.executable_cache=null"]
+    return load_config(shipped_configs()[name], overrides)
+
+
+CONFIGS = [
+    pytest.param(name, marks=pytest.mark.ipus(num_ipus(one_step_config(name)))) for name in sorted(shipped_configs())
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_host_step_of_a_shipped_config(name):
+    config = one_step_config(name)
+    backend = backend_for(config, "ipu")
+    try:
+        result = backend.train_step(random_batch(config), config.optim.learning_rate / 100)
+    finally:
+        backend.close()
+    assert math.isfinite(result.loss)
+    assert result.loss == pytest.approx(math.log(config.model.num_classes), abs=1.0)
+
+
+@pytest.mark.ipus(4)
+def test_the_quickstart_learns(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = vit_ipu(monkeypatch, capsys, "train", "quickstart", "--device", "ipu", "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["simulated"] is False
+    assert summary["top1"] >= 78

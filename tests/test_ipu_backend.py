@@ -1,0 +1,498 @@
+"""The IPU backend over the simulator: options, annotations, the hand-over of IPUs and weights, poprun."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from helpers import backend_for, equal_states, random_batch, random_images, tiny_config, with_random_head
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vit_ipu import simulator
+from vit_ipu.backends import DeviceError, build_backend, find_instances, resolve_device
+from vit_ipu.config import ConfigError
+from vit_ipu.pipeline import ipu_violations
+from vit_ipu.simulator import machine
+
+simulator.install()
+
+from vit_ipu.backends.ipu.blocks import TrainingStep, begin_stages, keep_block_outputs  # noqa: E402
+from vit_ipu.backends.ipu.optimizer import build_optimizer  # noqa: E402
+from vit_ipu.backends.ipu.options import inference_options, training_options  # noqa: E402
+from vit_ipu.model import ViT  # noqa: E402
+
+DEVICES = ["ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))]
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def popart(options, name):
+    return options._Popart.options.get(name)
+
+
+def location(options, name):
+    return options.TensorLocations.location_optimizer[name]
+
+
+# Each setting of a config with where it must arrive in poptorch.Options.
+OPTIONS = [
+    ({"pipeline": {"device_iterations": 2}}, lambda o: o.device_iterations, 2),
+    ({"pipeline": {"replication_factor": 2, "global_batch_size": 64}}, lambda o: o.replication_factor, 2),
+    ({}, lambda o: o.Training.gradient_accumulation, 8),
+    ({}, lambda o: o.output_mode, simulator.OutputMode.All),
+    ({}, lambda o: o.random_seed, 42),
+    ({}, lambda o: type(o._execution_strategy).__name__, "PipelinedExecution"),
+    ({"pipeline": {"execution": "sharded"}}, lambda o: type(o._execution_strategy).__name__, "ShardedExecution"),
+    (
+        {},
+        lambda o: o.Training.accumulation_and_replication_reduction_type,
+        simulator.ReductionType.Mean,
+    ),
+    (
+        {"optim": {"gradient_reduction": "sum"}},
+        lambda o: o.Training.accumulation_and_replication_reduction_type,
+        simulator.ReductionType.Sum,
+    ),
+    (
+        {"pipeline": {"available_memory_proportion": 0.3}},
+        lambda o: o.available_memory_proportion,
+        {0: 0.3, 1: 0.3, 2: 0.3, 3: 0.3},
+    ),
+    (
+        {"pipeline": {"available_memory_proportion": [0.1, 0.2, 0.3, 0.4]}},
+        lambda o: o.available_memory_proportion,
+        {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4},
+    ),
+    ({"pipeline": {"replicated_tensor_sharding": True}}, lambda o: location(o, "useReplicatedTensorSharding"), 1),
+    ({}, lambda o: location(o, "useReplicatedTensorSharding"), 0),
+    ({"pipeline": {"optimizer_state": "off_chip"}}, lambda o: location(o, "onChip"), 0),
+    ({}, lambda o: location(o, "onChip"), 1),
+    ({"pipeline": {"io_tiles": 64}}, lambda o: o.TensorLocations.numIOTiles, 64),
+    ({"pipeline": {"io_tiles": 64}}, lambda o: location(o, "useIOTilesToLoad"), 1),
+    ({"precision": {"partials": "float16"}}, lambda o: popart(o, "partialsTypeMatMuls"), "half"),
+    ({"precision": {"partials": "float16"}}, lambda o: popart(o, "convolutionOptions"), {"partialsType": "half"}),
+    ({}, lambda o: popart(o, "partialsTypeMatMuls"), "float"),
+    ({"precision": {"stochastic_rounding": True}}, lambda o: popart(o, "enableStochasticRounding"), True),
+    (
+        {"precision": {"automatic_loss_scale": True}},
+        lambda o: popart(o, "automaticLossScalingSettings.enabled"),
+        True,
+    ),
+    ({"pipeline": {"executable_cache": "some/cache"}}, lambda o: popart(o, "cachePath"), "some/cache"),
+    ({"pipeline": {"executable_cache": "some/cache"}}, lambda o: popart(o, "enableEngineCaching"), True),
+    ({"pipeline": {"synthetic_data": True}}, lambda o: popart(o, "syntheticDataMode"), 2),
+    (
+        {"pipeline": {"profile": "report"}},
+        lambda o: popart(o, "engineOptions")["autoReport.directory"],
+        "report",
+    ),
+    ({}, lambda o: popart(o, "autoRecomputation"), None),
+    ({"pipeline": {"recompute": "none"}}, lambda o: popart(o, "autoRecomputation"), 0),
+    ({"pipeline": {"recompute": "every_block"}}, lambda o: popart(o, "autoRecomputation"), 3),
+    (
+        {"pipeline": {"recompute": "every_block", "layers_per_ipu": [4]}},
+        lambda o: popart(o, "autoRecomputation"),
+        4,
+    ),
+]
+
+
+def read_io_tiles(options):
+    return options.TensorLocations._values["numIOTiles"]
+
+
+@pytest.mark.parametrize(("change", "read", "expected"), OPTIONS, ids=[str(i) for i in range(len(OPTIONS))])
+def test_setting_reaches_poptorchs_options(change, read, expected):
+    options = training_options(tiny_config(**change))
+    if expected == 64:
+        assert read_io_tiles(options) == 64
+    else:
+        assert read(options) == expected
+
+
+def test_inference_has_options_of_its_own():
+    config = tiny_config(
+        pipeline={"global_batch_size": 64, "replication_factor": 2, "device_iterations": 2},
+        precision={"stochastic_rounding": True},
+    )
+    options = inference_options(config)
+    assert options.device_iterations == 4  # as many as stages
+    assert options.Training.gradient_accumulation == 1
+    assert options.replication_factor == 2
+    assert popart(options, "enableStochasticRounding") is False
+    assert options.output_mode == simulator.OutputMode.All
+    more = tiny_config(run={"evaluation_device_iterations": 6})
+    assert inference_options(more).device_iterations == 6
+
+
+def test_offline_options_need_no_hardware():
+    assert training_options(tiny_config(), offline=True).connection_type == simulator.ConnectionType.Never
+
+
+OPTIMIZERS = [
+    ("sgd", {"momentum": 0.8, "nesterov": True}, simulator.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+    ("sgd", {"momentum": 0.0}, simulator.optim.SGD, {"momentum": 0, "nesterov": False}),
+    ("adam", {"betas": [0.8, 0.9], "eps": 1e-6}, simulator.optim.Adam, {"betas": (0.8, 0.9), "eps": 1e-6}),
+    ("adamw", {"max_grad_norm": 2.0}, simulator.optim.AdamW, {}),
+    ("lamb", {"max_weight_norm": 9.0, "exempt_max_weight_norm": 0.0}, simulator.optim.LAMB, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "kind", "expected"), OPTIMIZERS)
+def test_optimizer_has_the_configs_attributes(name, change, kind, expected):
+    precision = {"compute": "float16", "loss_scale": 64.0, "accumulation": "float16", "first_moment": "float16"}
+    config = tiny_config(
+        optim={"optimizer": name, "weight_decay": 0.1, "learning_rate": 0.02, **change}, precision=precision
+    )
+    optimizer = build_optimizer(ViT(config.model), config)
+    assert type(optimizer) is kind
+    decayed, exempt = optimizer.param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"], decayed["lr"]) == (0.1, 0.0, 0.02)
+    for key, value in expected.items():
+        assert decayed[key] == value
+    assert optimizer.loss_scaling == 64.0
+    assert optimizer.accum_type == torch.float16
+    moment = "velocity_accum_type" if name == "sgd" else "first_order_momentum_accum_type"
+    assert getattr(optimizer, moment) == torch.float16
+    assert not optimizer.variable_attrs.isConstant("lr")
+    if name == "adamw":
+        assert optimizer.max_grad_norm == 2.0
+    if name == "lamb":
+        assert (decayed["max_weight_norm"], exempt["max_weight_norm"]) == (9.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------ annotations
+
+
+def blocks_of(model):
+    return {
+        name: hook
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if "BeginBlock" in repr(hook)
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([1, 1, 1, 1], {"patch_embed": 0, "blocks.1": 1, "blocks.2": 2, "blocks.3": 3}),
+        ([0, 4, 0], {"patch_embed": 0, "blocks.0": 1, "norm": 2}),
+        ([4], {"patch_embed": 0}),
+    ],
+)
+def test_stages_begin_where_the_config_says(layers, expected):
+    config = tiny_config(pipeline={"layers_per_ipu": layers})
+    model = ViT(config.model)
+    begin_stages(model, config)
+    assert {name: hook._ipu_id for name, hook in blocks_of(model).items()} == expected
+
+
+def test_the_simulator_sees_the_stages_of_the_config():
+    from vit_ipu.simulator.arguments import Arguments
+    from vit_ipu.simulator.strategies import PipelinedExecution
+    from vit_ipu.simulator.tracing import trace_model
+
+    config = tiny_config(pipeline={"layers_per_ipu": [0, 2, 2, 0]})
+    step = TrainingStep(ViT(config.model), config)
+    begin_stages(step.model, config)
+    batch = random_batch(config)
+    arguments = Arguments(["images", "labels"], [batch.images, batch.labels], {})
+    trace = trace_model(step, arguments, PipelinedExecution().stage_manager, True)
+    assert (trace.num_forward_stages, trace.num_stages, trace.ipus) == (4, 7, {0, 1, 2, 3})
+
+
+def test_every_blocks_output_is_kept_when_asked(monkeypatch):
+    kept = []
+    monkeypatch.setattr(sys.modules["poptorch"], "recomputationCheckpoint", lambda x: kept.append(x) or x)
+    model = ViT(tiny_config().model)
+    model(torch.zeros(1, 3, 28, 28))
+    assert kept == []
+    keep_block_outputs(model)
+    model(torch.zeros(1, 3, 28, 28))
+    assert [tuple(x.shape) for x in kept] == [(1, 17, 32)] * 4
+
+
+def test_the_model_itself_knows_nothing_of_ipus():
+    model = ViT(tiny_config().model)
+    assert blocks_of(model) == {}
+    assert all(isinstance(module, nn.Module) for module in model.modules())
+
+
+# ------------------------------------------------------------------------- training and inference
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_and_inference_take_turns_on_the_same_ipus(device):
+    config = tiny_config()
+    backend = backend_for(config, device)
+    backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+    images, seen = random_images(9), []
+    for seed in range(3):
+        backend.train_step(random_batch(config, seed), 0.05)
+        assert backend._training.isAttachedToDevice()
+        seen.append(backend.predict(images))
+        assert not backend._training.isAttachedToDevice()
+        assert backend._inference.isAttachedToDevice()
+        native = backend_for(config, "cpu")
+        native.load_state_dict({"model": backend.state_dict()["model"]})
+        torch.testing.assert_close(seen[-1], native.predict(images), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[0], seen[1])
+    backend.close()
+    assert device == "ipu" or machine.machine.ipus_held == 0
+
+
+BACKENDS = {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60))
+def test_any_number_of_images_is_predicted_once_and_in_order(count):
+    """Also numbers that no call divides: the last call is padded, and the padding is cut off."""
+    config = tiny_config(
+        pipeline={"global_batch_size": 64, "replication_factor": 2}, run={"evaluation_micro_batch_size": 3}
+    )
+    if not BACKENDS:
+        start = with_random_head(backend_for(config, "cpu").state_dict()["model"])
+        for device in ("cpu", "ipu-sim"):
+            BACKENDS[device] = backend_for(config, device)
+            BACKENDS[device].load_state_dict({"model": start})
+    images = random_images(60)[:count]
+    logits = BACKENDS["ipu-sim"].predict(images)
+    assert logits.shape == (count, 10)
+    torch.testing.assert_close(logits, BACKENDS["cpu"].predict(images), rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_does_not_disturb_training():
+    config = tiny_config(model={"dropout": 0.2})
+    states = []
+    for evaluates in (False, True):
+        backend = backend_for(config, "ipu-sim")
+        for seed in range(3):
+            backend.train_step(random_batch(config, seed), 0.05)
+            if evaluates:
+                backend.predict(random_images(5))
+        states.append(backend.state_dict())
+    assert equal_states(states[0]["model"], states[1]["model"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_a_state_that_is_loaded_goes_on_bit_for_bit(optimizer):
+    config = tiny_config(optim={"optimizer": optimizer}, model={"dropout": 0.3, "drop_path": 0.2})
+    backend = backend_for(config, "ipu-sim")
+    for seed in range(2):
+        backend.train_step(random_batch(config, seed), 0.01)
+    state = backend.state_dict()
+    backend.train_step(random_batch(config, 7), 0.01)
+    fresh = backend_for(config, "ipu-sim")
+    fresh.load_state_dict(state)
+    fresh.train_step(random_batch(config, 7), 0.01)
+    assert equal_states(fresh.state_dict(), backend.state_dict())
+    assert state["optimizer"]["ipu_state"]
+
+
+def test_float16_weights_train_and_are_kept_in_float16():
+    config = tiny_config(precision={"compute": "auto", "loss_scale": 128.0})
+    backend = backend_for(config, "ipu-sim")
+    losses = [backend.train_step(random_batch(config), 0.1).loss for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert {tensor.dtype for tensor in backend.state_dict()["model"].values()} == {torch.float16}
+    assert backend.predict(random_images(3)).dtype == torch.float32
+
+
+def test_recomputation_and_sharding_change_no_numbers():
+    states = []
+    for change in ({}, {"recompute": "every_block"}, {"execution": "sharded"}, {"layers_per_ipu": [4]}):
+        backend = backend_for(tiny_config(pipeline=change), "ipu-sim")
+        backend.train_step(random_batch(tiny_config()), 0.05)
+        states.append(backend.state_dict()["model"])
+    assert all(equal_states(state, states[0]) for state in states[1:])
+
+
+def test_compiling_offline_trains_nothing():
+    backend = build_backend(tiny_config(), resolve_device("ipu-sim"), offline=True)
+    before = backend.state_dict()["model"]
+    backend.compile()
+    assert equal_states(backend.state_dict()["model"], before)
+    assert machine.machine.ipus_held == 0
+
+
+# ------------------------------------------- the rules of pipeline.py are those of the simulator
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers=st.sampled_from([[4], [2, 2], [1, 1, 2], [0, 4], [0, 4, 0], [1, 1, 1, 1], [0, 2, 2, 0], [1, 1, 1, 1, 0]]),
+    accumulation=st.integers(1, 10),
+    replicas=st.integers(1, 4),
+    evaluation=st.integers(1, 5),
+    execution=st.sampled_from(["pipelined", "sharded"]),
+)
+def test_the_config_is_refused_exactly_where_the_simulator_refuses(
+    layers, accumulation, replicas, evaluation, execution
+):
+    """Each knows PopTorch's rules on its own; their verdicts must be equal."""
+    config = tiny_config(
+        model={"variant": "vit_test", "width": 8, "num_heads": 1},
+        pipeline={
+            "layers_per_ipu": layers,
+            "global_batch_size": accumulation * replicas,
+            "micro_batch_size": 1,
+            "replication_factor": replicas,
+            "execution": execution,
+        },
+        run={"evaluation_device_iterations": evaluation},
+    )
+    backend = build_backend(config, resolve_device("ipu-sim"))
+    machine.configure(64)
+    refused = []
+    for action in (backend.compile, lambda: backend.predict(random_images(1))):
+        try:
+            action()
+        except simulator.Error as error:
+            refused.append(str(error))
+    assert bool(ipu_violations(config)) == bool(refused), (ipu_violations(config), refused)
+
+
+# ----------------------------------------------------------------------------------------- poprun
+
+
+class Popdist(types.ModuleType):
+    """PopDist for one of several instances, as its documentation describes it."""
+
+    def __init__(self, index, count, total):
+        super().__init__("popdist")
+        self.initialised = False
+        self.isPopdistEnvSet = lambda: True
+        self.getNumTotalReplicas = lambda: total
+        self.getInstanceIndex = lambda: index
+        self.getNumInstances = lambda: count
+        self.poptorch = types.ModuleType("popdist.poptorch")
+        local = total // count
+
+        class Options(simulator.Options):
+            def __init__(self, ipus_per_replica):
+                super().__init__()
+                self.set(replication_factor=local)
+                self.__dict__["_ipus_per_replica"] = ipus_per_replica
+
+            def replicationFactor(self, replication_factor):
+                raise RuntimeError("Cannot call `replicationFactor` with popdist.poptorch.Options")
+
+        self.poptorch.Options = Options
+        self.__spec__ = types.SimpleNamespace(name="popdist")
+
+    def init(self):
+        self.initialised = True
+
+
+@pytest.fixture
+def poprun(monkeypatch):
+    def start(index, count, total):
+        module = Popdist(index, count, total)
+        monkeypatch.setitem(sys.modules, "popdist", module)
+        monkeypatch.setitem(sys.modules, "popdist.poptorch", module.poptorch)
+        return module
+
+    return start
+
+
+def replicated():
+    return tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2})
+
+
+def test_under_poprun_each_instance_has_its_share(poprun):
+    module = poprun(1, 2, 2)
+    config = replicated()
+    backend = build_backend(config, resolve_device("ipu-sim"))
+    assert module.initialised
+    assert (backend.instances.index, backend.instances.count) == (1, 2)
+    options = training_options(config)
+    assert (options.replication_factor, options._ipus_per_replica) == (1, 4)
+    whole = random_batch(config)
+    from vit_ipu.backends import HostBatch
+    from vit_ipu.pipeline import BatchPlan
+
+    share = BatchPlan.of(config).share(1, 2)
+    result = backend.train_step(HostBatch(whole.images[share], whole.labels[share]), 0.05)
+    assert result.num_samples == 32
+    assert backend.predict(random_images(5)).shape == (5, 10)
+
+
+def test_other_replicas_than_popruns_are_refused(poprun):
+    poprun(0, 2, 4)
+    with pytest.raises(ConfigError, match="--num-replicas is 4 but pipeline.replication_factor is 2"):
+        build_backend(replicated(), resolve_device("ipu-sim"))
+
+
+def test_without_poprun_there_is_one_instance():
+    assert find_instances(tiny_config(), resolve_device("cpu")).count == 1
+    assert build_backend(tiny_config(), resolve_device("ipu-sim")).instances.count == 1
+
+
+# ---------------------------------------------------------------------------------------- devices
+
+
+class FakePoptorch(types.ModuleType):
+    def __init__(self, available):
+        super().__init__("poptorch")
+        self.ipuHardwareIsAvailable = lambda num_ipus=1: available
+        self.__spec__ = types.SimpleNamespace(name="poptorch")
+
+
+def test_auto_prefers_hardware_and_refuses_the_simulator(monkeypatch):
+    assert resolve_device("auto").kind == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
+    monkeypatch.setattr(torch, "__version__", "2.0.1+cpu")
+    assert resolve_device("auto").kind == "ipu"
+    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(False))
+    assert resolve_device("auto").kind != "ipu"
+
+
+DEVICE_MISTAKES = [
+    ("ipu", None, "2.0.1", "comes with the Poplar SDK, not from PyPI.*--device ipu-sim"),
+    ("ipu", simulator, "2.0.1", "is the simulator, not hardware: use --device ipu-sim"),
+    ("ipu", FakePoptorch(True), "2.4.0", "needs torch 2.0.1 but this is 2.4.0: pip install -c constraints-ipu.txt"),
+    ("ipu", FakePoptorch(False), "2.0.1", "no IPU is available on this machine"),
+    ("cuda", None, "2.0.1", "no CUDA device; use --device cpu"),
+    ("ipu-sim:cuda", None, "2.0.1", "no CUDA device; use --device ipu-sim"),
+    ("tpu", None, "2.0.1", "unknown; use one of auto, ipu, ipu-sim"),
+]
+
+
+@pytest.mark.parametrize(("name", "module", "version", "message"), DEVICE_MISTAKES)
+def test_a_device_that_is_not_there(monkeypatch, name, module, version, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "__version__", version)
+    if module is None:
+        monkeypatch.delitem(sys.modules, "poptorch")
+    else:
+        monkeypatch.setitem(sys.modules, "poptorch", module)
+    with pytest.raises(DeviceError, match=message):
+        resolve_device(name)
+
+
+def test_an_sdk_that_was_not_sourced(monkeypatch, tmp_path):
+    (tmp_path / "poptorch.py").write_text("raise ImportError('libpopart.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "poptorch")
+    monkeypatch.setattr(torch, "__version__", "2.0.1")
+    with pytest.raises(DeviceError, match=r"libpopart.so.*source the SDK's enable.sh"):
+        resolve_device("ipu")
+
+
+def test_the_simulator_does_not_replace_a_real_poptorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
+    with pytest.raises(DeviceError, match="real PopTorch is already imported"):
+        build_backend(tiny_config(), resolve_device("ipu-sim"))
+
+
+def test_torchrun_is_refused_rather_than_training_copies(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2.*start without torchrun"):
+        resolve_device("cpu")

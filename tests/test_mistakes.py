@@ -1,0 +1,215 @@
+"""Mistakes of a user at the command line: each gives one clear line on stderr and exit 2, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import tiny_values
+from PIL import Image
+from test_train import vit_ipu, write_config
+
+TRAIN = ["train", "tiny.yaml", "--device", "cpu"]
+SIM = ["train", "tiny.yaml", "--device", "ipu-sim"]
+
+
+def with_set(*settings):
+    return [*TRAIN, *[word for setting in settings for word in ("--set", setting)]]
+
+
+# Every mistake: what the folder holds beside tiny.yaml, the command, and what its line must say.
+MISTAKES = {
+    "no such command": (None, ["tran"], ["tran", "train"]),
+    "no config": (None, ["train"], ["CONFIG"]),
+    "unknown flag": (None, [*TRAIN, "--batch", "3"], ["--batch"]),
+    "config that is not there": (None, ["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+    "config that is a folder": (lambda p: (p / "folder").mkdir(), ["train", "folder"], ["folder", "directory"]),
+    "config that is no YAML": (lambda p: (p / "bad.yaml").write_text("a: ["), ["train", "bad.yaml"], ["line 1"]),
+    "config that is a picture": (
+        lambda p: Image.new("RGB", (2, 2)).save(str(p / "bad.png")),
+        ["train", "bad.png"],
+        ["bad.png", "not a text file"],
+    ),
+    "unknown section": (None, with_set("optimiser.learning_rate=1"), ["optimiser", "'optim'"]),
+    "unknown key": (None, with_set("optim.lr=1.0"), ["optim.lr", "unknown key"]),
+    "misspelt key": (None, with_set("model.drop_out=0.1"), ["model.drop_out", "'dropout'"]),
+    "wrong type": (None, with_set("run.updates=many"), ["run.updates", "many"]),
+    "set without value": (None, with_set("run.updates"), ["section.key=value"]),
+    "batch that does not divide": (None, with_set("pipeline.global_batch_size=33"), ["33", "4", "32 or 36"]),
+    "layers that do not sum": (None, with_set("pipeline.layers_per_ipu=[1,1]"), ["sums to 2", "depth is 4"]),
+    "too few micro-batches": (
+        None,
+        [*SIM, "--set", "pipeline.global_batch_size=8"],
+        ["accumulation is 2", "7 stages", "28"],
+    ),
+    "not a power of two": (None, [*SIM, "--set", "pipeline.layers_per_ipu=[2,1,1]"], ["3 IPUs", "power of two"]),
+    "bfloat16 on an IPU": (None, [*SIM, "--set", "precision.compute=bfloat16"], ["bfloat16", "float16"]),
+    "erf GELU on an IPU": (None, [*SIM, "--set", "model.gelu=erf"], ["erf", "model.gelu: tanh"]),
+    "small eps on an IPU": (None, [*SIM, "--set", "model.layer_norm_eps=1e-12"], ["1e-12", "1e-6"]),
+    "clipping with SGD on an IPU": (None, [*SIM, "--set", "optim.max_grad_norm=1.0"], ["sgd", "velocity"]),
+    "float16 on a CPU": (None, with_set("precision.compute=float16"), ["float16 is for IPUs", "auto"]),
+    "unknown variant": (None, with_set("model.variant=vit_giant"), ["vit_giant"]),
+    "wrong number of classes": (None, with_set("model.num_classes=1000"), ["1000", "sample", "10"]),
+    "device that does not exist": (None, ["train", "tiny.yaml", "--device", "gpu"], ["gpu", "cuda"]),
+    "IPU without PopTorch": (None, ["train", "tiny.yaml", "--device", "ipu"], ["PopTorch", "ipu-sim"]),
+    "CUDA without a GPU": (None, ["train", "tiny.yaml", "--device", "cuda"], ["CUDA", "cpu"]),
+    "image folder without a path": (None, with_set("data.source=imagefolder"), ["data.path"]),
+    "image folder that is not there": (
+        None,
+        with_set("data.source=imagefolder", "data.path=nowhere"),
+        ["nowhere", "not a folder"],
+    ),
+    "image folder without classes": (
+        lambda p: (p / "images" / "train").mkdir(parents=True),
+        with_set("data.source=imagefolder", "data.path=images"),
+        ["class folders", "images/train"],
+    ),
+    "CIFAR-10 that is not there": (
+        lambda p: (p / "cifar").mkdir(),
+        with_set("data.source=cifar10", "data.path=cifar"),
+        ["CIFAR10", "cifar-10-batches-py", "data.download"],
+    ),
+    "weights that are not there": (None, with_set("model.init=nowhere.safetensors"), ["nowhere.safetensors"]),
+    "weights that are a pickle": (
+        lambda p: torch.save({}, str(p / "w.pth")),
+        with_set("model.init=w.pth"),
+        ["w.pth", ".safetensors"],
+    ),
+    "resume without a run": (None, [*TRAIN, "--resume", "--output", "nowhere"], ["nowhere", "without --resume"]),
+    "output that cannot be written": (
+        lambda p: (p / "file").write_text(""),
+        [*TRAIN, "--output", "file/run"],
+        ["file/run"],
+    ),
+    "evaluate without a checkpoint": (None, ["evaluate", "tiny.yaml"], ["--checkpoint"]),
+    "checkpoint that is not there": (None, ["evaluate", "tiny.yaml", "--checkpoint", "nowhere"], ["nowhere"]),
+    "predict from nowhere": (None, ["predict", "nowhere", "image.png"], ["nowhere", "no checkpoint"]),
+    "predict nothing": (None, ["predict", "run"], ["IMAGE"]),
+    "compile for a CPU": (None, ["compile", "tiny.yaml", "--device", "cpu"], ["cpu", "ipu-sim"]),
+    "benchmark of no steps": (None, ["benchmark", "tiny.yaml", "--steps", "0"], ["--steps", "1"]),
+    "report of no run": (lambda p: (p / "empty").mkdir(), ["report", "empty"], ["empty", "not a run folder"]),
+    "models at no size": (None, ["models", "--image-size", "-1"], ["--image-size", "1"]),
+    "plan of nothing": (None, ["plan", "nowhere.yaml"], ["nowhere.yaml"]),
+    "several processes": (None, TRAIN, ["WORLD_SIZE is 2", "torchrun"]),
+}
+
+
+def files_below(folder: Path):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_mistake_gives_one_line_and_exit_2(monkeypatch, capsys, tmp_path, name):
+    prepare, command, expected = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delitem(sys.modules, "poptorch", raising=False)
+    if name == "several processes":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    write_config(tmp_path)
+    if prepare is not None:
+        prepare(tmp_path)
+    before = files_below(tmp_path)
+    code, out, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 2, (out, err)
+    assert err.startswith("vit-ipu: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for text in expected:
+        assert text in err
+    assert files_below(tmp_path) == before
+
+
+def test_there_are_enough_kinds_of_mistakes():
+    assert len(MISTAKES) >= 25
+
+
+def trained_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    assert vit_ipu(monkeypatch, capsys, *TRAIN, "--output", "run")[0] == 0
+
+
+AFTER_A_RUN = {
+    "output that holds a run": ([*TRAIN, "--output", "run"], ["run already holds a run", "--resume"]),
+    "resume with another config": (
+        [*TRAIN, "--output", "run", "--resume", "--set", "optim.learning_rate=1.0"],
+        ["another optim.learning_rate"],
+    ),
+    "resume on another device": ([*SIM, "--output", "run", "--resume"], ["made on cpu", "--device cpu"]),
+    "image that is not there": (["predict", "run", "nowhere.png"], ["nowhere.png"]),
+    "image that is none": (["predict", "run", "tiny.yaml"], ["cannot read the image tiny.yaml"]),
+    "checkpoint of another model": (
+        ["evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", "--set", "model.width=64"],
+        ["of another model", "(1, 1, 32)", "(1, 1, 64)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(AFTER_A_RUN))
+def test_mistake_after_a_run_gives_one_line_and_exit_2(monkeypatch, capsys, tmp_path, name):
+    trained_run(monkeypatch, capsys, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command, expected = AFTER_A_RUN[name]
+    code, out, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 2, (out, err)
+    assert err.startswith("vit-ipu: ")
+    assert err.count("\n") == 1
+    for text in expected:
+        assert text in err
+    changed = [path for path, content in before.items() if path.read_bytes() != content]
+    assert [path.name for path in changed if path.name != "environment.json"] == []
+
+
+def test_resume_may_change_what_does_not_touch_the_numbers(monkeypatch, capsys, tmp_path):
+    trained_run(monkeypatch, capsys, tmp_path)
+    command = [*TRAIN, "--output", "run", "--resume", "--set", "data.num_workers=1", "--set", "run.keep_checkpoints=5"]
+    assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+
+
+def test_tracking_without_its_package(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, err = vit_ipu(monkeypatch, capsys, *with_set("run.tracking=wandb"))
+    assert (code, err) == (2, "vit-ipu: run.tracking wandb needs a package: pip install 'vit-ipu[tracking]'\n")
+
+
+def test_a_real_process_shows_no_traceback_unless_debugged(tmp_path):
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tiny_values(model={"image_size": 29})))
+    command = [sys.executable, "-m", "vit_ipu", "train", "bad.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("vit-ipu: bad.yaml: model: image_size 29 is not a multiple of patch_size 7: use 28 or 35\n")
+    debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=str(tmp_path), check=False)
+    assert "Traceback" in debugged.stderr
+
+
+def test_an_error_of_ours_is_one_line_and_exit_1(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    monkeypatch.setattr("vit_ipu.planner.placement.plan_lines", lambda config: json.loads("{"))
+    code, _, err = vit_ipu(monkeypatch, capsys, "plan", "tiny.yaml")
+    assert code == 1
+    assert err.startswith("vit-ipu: JSONDecodeError: ")
+    assert err.endswith("(--debug shows where)\n")
+
+
+@pytest.mark.parametrize("device", ["ipu", "auto"])
+def test_the_simulator_never_poses_as_hardware(tmp_path, device):
+    write_config(tmp_path, run={"updates": 1})
+    command = [sys.executable, "-m", "vit_ipu.simulator", "-m", "vit_ipu", "train", "tiny.yaml", "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path), check=False)
+    if device == "ipu":
+        assert done.returncode == 2
+        assert "the simulator, not hardware" in done.stderr
+    else:
+        assert done.returncode == 0
+        environment = json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())
+        assert environment["device"] in ("cpu", "cuda")
+        assert environment["simulated"] is False

@@ -1,0 +1,179 @@
+"""Placement, batch arithmetic, the timetable and PopTorch's rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_ipu.config import ConfigError
+from vit_ipu.pipeline import (
+    BatchPlan,
+    first_module,
+    ipu_violations,
+    num_cycles,
+    num_stages,
+    place_units,
+    require_runnable,
+    resolve_compute,
+    timetable,
+    utilisation,
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([2], [("embed", "blocks.0", "blocks.1", "head")]),
+        ([1, 1], [("embed", "blocks.0"), ("blocks.1", "head")]),
+        ([0, 2, 0], [("embed",), ("blocks.0", "blocks.1"), ("head",)]),
+        ([0, 1], [("embed",), ("blocks.0", "head")]),
+        ([1, 2, 1, 0], [("embed", "blocks.0"), ("blocks.1", "blocks.2"), ("blocks.3",), ("head",)]),
+    ],
+)
+def test_placement(layers, expected):
+    assert place_units(layers) == tuple(expected)
+
+
+def test_units_begin_at_modules_of_the_model():
+    assert [first_module(unit) for unit in ("embed", "blocks.3", "head")] == ["patch_embed", "blocks.3", "norm"]
+
+
+def test_batch_plans_of_training_and_evaluation():
+    config = tiny_config(
+        pipeline={"global_batch_size": 64, "micro_batch_size": 4, "replication_factor": 2, "device_iterations": 2},
+        run={"evaluation_micro_batch_size": 3},
+    )
+    training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
+    assert (training.gradient_accumulation, training.global_batch_size, training.samples_per_step) == (8, 64, 128)
+    assert (evaluation.device_iterations, evaluation.samples_per_step) == (4, 3 * 2 * 4)
+
+
+def test_share_of_an_instance_is_its_replicas():
+    plan = BatchPlan(micro_batch_size=2, gradient_accumulation=2, replication_factor=2, device_iterations=1)
+    # one host step: [G][R][m] = 0 1 | 2 3 of accumulation 0, 4 5 | 6 7 of accumulation 1
+    assert plan.share(0, 2).tolist() == [0, 1, 4, 5]
+    assert plan.share(1, 2).tolist() == [2, 3, 6, 7]
+
+
+@given(*[st.integers(1, 4)] * 4, st.integers(1, 4))
+def test_shares_partition_a_host_step(micro, accumulation, local, iterations, instances):
+    plan = BatchPlan(micro, accumulation, local * instances, iterations)
+    shares = [plan.share(i, instances) for i in range(instances)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(plan.samples_per_step))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_replicas_that_instances_cannot_share_are_refused():
+    plan = BatchPlan(1, 8, 4, 1)
+    with pytest.raises(ConfigError, match=r"replication_factor 4.*3 instances"):
+        plan.share(0, 3)
+
+
+def test_timetable_of_two_ipus_by_hand():
+    # forward of micro-batch i on IPU 0 in cycle i, on IPU 1 in i + 1 together with its backward, then IPU 0 in i + 2
+    expected = {(i, 0, i, False) for i in range(3)} | {(i + 1, 1, i, False) for i in range(3)}
+    expected |= {(i + 1, 1, i, True) for i in range(3)} | {(i + 2, 0, i, True) for i in range(3)}
+    assert {(s.cycle, s.ipu, s.micro_batch, s.backward) for s in timetable(2, 3)} == expected
+
+
+@given(st.integers(1, 6), st.integers(1, 20))
+def test_timetable_does_everything_once_and_in_order(ipus, accumulation):
+    slots = timetable(ipus, accumulation)
+    when = {(s.ipu, s.micro_batch, s.backward): s.cycle for s in slots}
+    assert len(slots) == len(when) == 2 * ipus * accumulation
+    assert max(s.cycle for s in slots) + 1 == num_cycles(ipus, accumulation) == accumulation + 2 * ipus - 2
+    for micro_batch in range(accumulation):
+        path = [when[ipu, micro_batch, False] for ipu in range(ipus)]
+        path += [when[ipu, micro_batch, True] for ipu in reversed(range(ipus))]
+        assert path == sorted(path)
+        assert path[ipus - 1] == path[ipus]  # the last stage goes back at once
+
+
+@pytest.mark.parametrize(("ipus", "accumulation", "percent"), [(4, 7, 54), (4, 16, 73), (4, 32, 84), (4, 128, 96)])
+def test_utilisation_bound(ipus, accumulation, percent):
+    assert round(100 * utilisation(ipus, accumulation)) == percent
+    assert num_stages(ipus) == 7
+
+
+@pytest.mark.parametrize(
+    ("compute", "kind", "expected"),
+    [
+        ("auto", "ipu", "float16"),
+        ("auto", "ipu-sim", "float16"),
+        ("auto", "cuda", "bfloat16"),
+        ("auto", "cpu", "float32"),
+    ],
+)
+def test_automatic_number_format(compute, kind, expected):
+    assert resolve_compute(compute, kind) == expected
+    assert resolve_compute("float64", kind) == "float64"
+
+
+# What PopTorch would refuse or silently change, with everything that the message must say.
+RULES = [
+    ({"pipeline": {"global_batch_size": 24}}, ["accumulation is 6", "7 stages", "global_batch_size to 28"]),
+    ({"pipeline": {"layers_per_ipu": [1, 1, 2]}}, ["3 IPUs", "= 3 IPUs", "power of two", "2 or 4"]),
+    (
+        {"pipeline": {"replication_factor": 32, "global_batch_size": 4 * 32 * 7}},
+        ["128 IPUs in one process", "at most 64", "2 instances"],
+    ),
+    ({"pipeline": {"io_tiles": 33}}, ["io_tiles 33", "even", "32 to 192"]),
+    ({"pipeline": {"io_tiles": 200}}, ["io_tiles 200", "192"]),
+    ({"pipeline": {"available_memory_proportion": [0.1, 0.2]}}, ["2 numbers", "4 IPUs"]),
+    ({"pipeline": {"available_memory_proportion": 1.5}}, ["1.5", "(0, 1]"]),
+    ({"run": {"evaluation_device_iterations": 3}}, ["evaluation_device_iterations 3", "4 stages", "use 4"]),
+    ({"precision": {"compute": "bfloat16"}}, ["bfloat16", "float16, float32"]),
+    ({"precision": {"compute": "float64"}}, ["float64", "float16, float32"]),
+    ({"precision": {"automatic_loss_scale": True}}, ["automatic_loss_scale", "float16", "float32"]),
+    ({"model": {"gelu": "erf"}}, ["model.gelu erf", "model.gelu: tanh"]),
+    ({"model": {"layer_norm_eps": 1e-7}}, ["layer_norm_eps 1e-07", "1e-06"]),
+    ({"model": {"attention": "fused"}}, ["model.attention fused", "auto"]),
+    ({"optim": {"max_grad_norm": 1.0}}, ["max_grad_norm 1.0", "sgd", "velocity", "adamw"]),
+    ({"optim": {"max_grad_norm": 1.0, "optimizer": "adam"}}, ["adam", "L2"]),
+    ({"optim": {"max_grad_norm": 1.0, "optimizer": "lamb"}}, ["lamb", "no clipping"]),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), RULES, ids=[str(change) for change, _ in RULES])
+def test_rule_is_an_error_on_ipus_and_a_note_elsewhere(change, expected):
+    config = tiny_config(**change)
+    with pytest.raises(ConfigError) as caught:
+        require_runnable(config, "ipu")
+    notes = require_runnable(config, "cpu")
+    assert len(notes) == 1
+    for text in expected:
+        assert text in str(caught.value)
+        assert text in notes[0]
+
+
+def test_a_config_that_breaks_two_rules_says_so():
+    config = tiny_config(model={"gelu": "erf", "layer_norm_eps": 1e-9})
+    with pytest.raises(ConfigError, match="and 1 more"):
+        require_runnable(config, "ipu-sim")
+
+
+def test_the_simulator_computes_in_float64_but_hardware_does_not():
+    config = tiny_config(precision={"compute": "float64"})
+    assert ipu_violations(config, "ipu-sim") == []
+    assert len(ipu_violations(config, "ipu")) == 1
+
+
+def test_float16_is_for_ipus():
+    with pytest.raises(ConfigError, match="float16 is for IPUs; on cpu use auto, which is float32"):
+        require_runnable(tiny_config(precision={"compute": "float16"}), "cpu")
+
+
+def test_sharded_execution_needs_no_minimum_of_micro_batches():
+    assert ipu_violations(tiny_config(pipeline={"global_batch_size": 4, "execution": "sharded"})) == []
+
+
+def test_adamw_may_clip_on_ipus():
+    assert ipu_violations(tiny_config(optim={"optimizer": "adamw", "max_grad_norm": 1.0})) == []
+
+
+def test_replicas_may_spread_over_the_instances_of_poprun():
+    config = tiny_config(pipeline={"replication_factor": 32, "global_batch_size": 4 * 32 * 7})
+    assert require_runnable(config, "ipu", num_instances=8) == []

@@ -1,0 +1,1 @@
+"""The step contract on IPUs, through PopTorch or its simulator: the only package that imports poptorch."""

@@ -1,0 +1,37 @@
+"""Whether PopTorch and an IPU can be used here. Loads PopTorch only where it would not assert."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Optional
+
+import torch
+
+TORCH = "2.0.1"
+"""The only torch that PopTorch 3.3 and 3.4 accept (python/__init__.py:20)."""
+
+
+def ipu_problem(*, offline: bool = False) -> Optional[str]:
+    """Why --device ipu cannot be used, with the remedy; None if it can. `offline`: no hardware is needed."""
+    if getattr(sys.modules.get("poptorch"), "__simulated__", False):
+        return "the PopTorch in this process is the simulator, not hardware: use --device ipu-sim"
+    if importlib.util.find_spec("poptorch") is None:
+        return (
+            "PopTorch is not installed; it comes with the Poplar SDK, not from PyPI (docs/running_on_ipu.md). "
+            "Use --device ipu-sim to simulate"
+        )
+    version = torch.__version__.partition("+")[0]
+    if version != TORCH:
+        return "PopTorch needs torch {} but this is {}: pip install -c constraints-ipu.txt torch torchvision".format(
+            TORCH, version
+        )
+    try:
+        import poptorch
+    except ImportError as error:
+        return "PopTorch cannot be loaded ({}): source the SDK's enable.sh scripts first".format(error)
+    if getattr(poptorch, "__simulated__", False):
+        return "the installed PopTorch is a simulator, not hardware: use --device ipu-sim"
+    if not offline and not poptorch.ipuHardwareIsAvailable():
+        return "no IPU is available on this machine: check `gc-monitor`, or use --device ipu-sim to simulate"
+    return None

@@ -1,0 +1,58 @@
+"""Annotations on a model written for one device: where pipeline stages begin, and what is not recomputed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import poptorch
+from torch import Tensor, nn
+
+from vit_ipu.config import Config
+from vit_ipu.data.transforms import Normalize
+from vit_ipu.losses import classification_loss
+from vit_ipu.model import ViT
+from vit_ipu.pipeline import first_module, place_units
+
+
+def begin_stages(model: ViT, config: Config) -> None:
+    """Marks the first module on each IPU as the begin of a block there."""
+    modules = dict(model.named_modules())
+    for ipu, units in enumerate(place_units(config.layers_per_ipu)):
+        poptorch.BeginBlock(modules[first_module(units[0])], user_id="ipu{}".format(ipu), ipu_id=ipu)
+
+
+def keep_block_outputs(model: ViT) -> None:
+    """Each transformer block's output is kept for the backward pass, and what is inside is computed again."""
+    for block in model.blocks:
+        block.register_forward_hook(_keep)
+
+
+def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return poptorch.recomputationCheckpoint(output)
+
+
+class TrainingStep(nn.Module):
+    """Images (m, 3, S, S) and labels (m,) of a micro-batch to its mean loss, all on the device."""
+
+    def __init__(self, model: ViT, config: Config) -> None:
+        super().__init__()
+        self.normalize = Normalize(config.data)
+        self.model = model
+        self.label_smoothing = config.optim.label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(self.normalize(images))
+        loss = classification_loss(logits, labels, self.label_smoothing)
+        return poptorch.identity_loss(loss, reduction="none")
+
+
+class InferenceStep(nn.Module):
+    """Images (m, 3, S, S) of a micro-batch to logits (m, K) in float32."""
+
+    def __init__(self, model: ViT, config: Config) -> None:
+        super().__init__()
+        self.normalize = Normalize(config.data)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.normalize(images)).float()

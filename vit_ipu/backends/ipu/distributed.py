@@ -1,0 +1,45 @@
+"""Several host processes under poprun: PopDist says which of them this is.
+
+Written to PopDist's documentation (https://docs.graphcore.ai/projects/poprun-user-guide); never run on hardware.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import poptorch
+
+from vit_ipu.backends import Instances
+from vit_ipu.config import Config, ConfigError
+
+
+def instances(config: Config) -> Instances:
+    """This process among those of poprun, or the only one. Raises ConfigError if poprun has other replicas."""
+    if not _under_poprun():
+        return Instances()
+    import popdist
+
+    popdist.init()
+    total, wanted = popdist.getNumTotalReplicas(), config.pipeline.replication_factor
+    if total != wanted:
+        raise ConfigError(
+            "poprun --num-replicas is {} but pipeline.replication_factor is {}: make them equal".format(total, wanted)
+        )
+    return Instances(popdist.getInstanceIndex(), popdist.getNumInstances())
+
+
+def new_options(config: Config) -> "poptorch.Options":
+    """Options that know the replicas: all of them, or this instance's under poprun."""
+    if _under_poprun():
+        import popdist.poptorch
+
+        return popdist.poptorch.Options(ipus_per_replica=len(config.layers_per_ipu))
+    return poptorch.Options().replicationFactor(config.pipeline.replication_factor)
+
+
+def _under_poprun() -> bool:
+    if importlib.util.find_spec("popdist") is None:
+        return False
+    import popdist
+
+    return bool(popdist.isPopdistEnvSet())

@@ -1,0 +1,184 @@
+"""The step contract over two PopTorch executors, one for training and one for inference, that share the IPUs.
+
+A machine has as many IPUs as the training pipeline takes, so the training executor detaches before inference
+attaches, and attaches again with its next step; the weights go through the host.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Dict, List, Optional
+
+import poptorch
+import torch
+from torch import Tensor
+
+from vit_ipu.backends import HostBatch, StepResult
+from vit_ipu.backends.ipu.blocks import InferenceStep, TrainingStep, begin_stages, keep_block_outputs
+from vit_ipu.backends.ipu.distributed import instances
+from vit_ipu.backends.ipu.optimizer import build_optimizer
+from vit_ipu.backends.ipu.options import DTYPES, inference_options, training_options
+from vit_ipu.config import Config
+from vit_ipu.model import ViT
+from vit_ipu.pipeline import BatchPlan, resolve_compute
+
+_PREFIX = "model."
+
+
+class IpuBackend:
+    """IPUs, or simulated ones: PopTorch is called the same way."""
+
+    def __init__(self, config: Config, device_kind: str, *, offline: bool = False) -> None:
+        self._config, self._offline = config, offline
+        self.instances = instances(config)
+        self._dtype = DTYPES[resolve_compute(config.precision.compute, device_kind)]
+        torch.manual_seed(config.run.seed)
+        attention = "explicit" if config.model.attention == "auto" else config.model.attention
+        model = ViT(config.model, attention=attention)
+        self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self._dtype).eval()
+        self._training_step = TrainingStep(model, config).to(self._dtype).train()
+        self._training: Optional[poptorch.PoplarExecutor] = None
+        self._inference: Optional[poptorch.PoplarExecutor] = None
+        self._optimizer: Any = None
+        self._learning_rate: Optional[float] = None
+        self._inference_is_current = False
+        self._saved_optimizer: Optional[Dict[str, Any]] = None
+        self._saved_rng: Optional[List[int]] = None
+
+    # ----------------------------------------------------------------------------------- training
+
+    def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
+        self._release_inference()
+        if self._training is None:
+            self.compile()
+        assert self._training is not None
+        self._set_learning_rate(learning_rate)
+        losses = self._training(self._on_wire(batch.images), batch.labels)  # (D * G * R,)
+        self._inference_is_current = False
+        by_update = losses.float().reshape(self._config.pipeline.device_iterations, -1).mean(dim=1)
+        values = by_update.tolist()
+        return StepResult(tuple(values), sum(values) / len(values), len(batch))
+
+    def compile(self) -> None:
+        """Compiles for training, into the executable cache if the config names one."""
+        if self._training is None:
+            self._training = self._wrap_for_training()
+        if not self._training.isCompiled():
+            count = len(BatchPlan.of(self._config).share(self.instances.index, self.instances.count))
+            self._training.compile(self._blank_images(count), torch.zeros(count, dtype=torch.int64))
+            if self._saved_rng is not None and not self._offline:
+                self._training.rng_state = self._saved_rng
+
+    def _wrap_for_training(self) -> "poptorch.PoplarExecutor":
+        model = self._training_step.model
+        begin_stages(model, self._config)
+        if self._config.pipeline.recompute == "every_block":
+            keep_block_outputs(model)
+        self._optimizer = build_optimizer(model, self._config)
+        if self._saved_optimizer is not None:
+            self._load_optimizer(self._saved_optimizer)
+        options = training_options(self._config, offline=self._offline)
+        return poptorch.trainingModel(self._training_step, options, self._optimizer)
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        if learning_rate == self._learning_rate:
+            return
+        assert self._training is not None
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._training.setOptimizer(self._optimizer)
+        self._learning_rate = learning_rate
+
+    # ---------------------------------------------------------------------------------- inference
+
+    def predict(self, images: Tensor) -> Tensor:
+        if len(images) == 0:
+            return torch.empty(0, self._config.model.num_classes)
+        size = self._samples_per_call()
+        executor = self._current_inference()
+        logits = []
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            padding = chunk.new_zeros((size - len(chunk), *chunk.shape[1:]))
+            padded = torch.cat([chunk, padding]) if len(padding) else chunk
+            logits.append(executor(self._on_wire(padded))[: len(chunk)])
+        return torch.cat(logits).float()
+
+    def _samples_per_call(self) -> int:
+        return BatchPlan.of_evaluation(self._config).samples_per_step // self.instances.count
+
+    def _current_inference(self) -> "poptorch.PoplarExecutor":
+        """The inference executor with the weights that training has reached."""
+        if self._inference is None:
+            begin_stages(self._inference_step.model, self._config)
+            options = inference_options(self._config, offline=self._offline)
+            self._inference = poptorch.inferenceModel(self._inference_step, options)
+        if not self._inference_is_current:
+            weights = self._weights()
+            self._release_training()
+            self._inference.load_state_dict(_prefixed(weights))
+            self._inference_is_current = True
+        return self._inference
+
+    def _release_training(self) -> None:
+        if self._training is not None and self._training.isAttachedToDevice():
+            self._training.detachFromDevice()
+
+    def _release_inference(self) -> None:
+        if self._inference is not None and self._inference.isAttachedToDevice():
+            self._inference.detachFromDevice()
+
+    # -------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> Dict[str, Any]:
+        state: Dict[str, Any] = {"model": self._weights(), "optimizer": {}, "rng": {}}
+        if self._training is not None and self._training.isCompiled():
+            optimizer = self._optimizer.state_dict()
+            state["optimizer"] = {name: dict(optimizer[name] or {}) for name in ("ipu_state", "ipu_param")}
+            state["rng"] = {"rng_state": list(self._training.rng_state)}
+        return state
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        target = self._training if self._training is not None else self._training_step
+        target.load_state_dict(_prefixed(state["model"]))
+        self._inference_is_current = False
+        if state.get("optimizer"):
+            self._saved_optimizer = state["optimizer"]
+            if self._optimizer is not None:
+                self._load_optimizer(state["optimizer"])
+        if state.get("rng"):
+            self._saved_rng = state["rng"]["rng_state"]
+            if self._training is not None and self._training.isCompiled():
+                self._training.rng_state = self._saved_rng
+
+    def _weights(self) -> Dict[str, Tensor]:
+        """The ViT's weights on the host, in the device's format."""
+        source = self._training if self._training is not None else self._training_step
+        state = source.state_dict()
+        return {
+            name[len(_PREFIX) :]: tensor.detach().clone() for name, tensor in state.items() if name.startswith(_PREFIX)
+        }
+
+    def _load_optimizer(self, saved: Dict[str, Any]) -> None:
+        """Hands over the state on the IPU; the groups stay as the config made them."""
+        self._optimizer.load_state_dict(dict(self._optimizer.state_dict(), **saved))
+
+    def close(self) -> None:
+        for executor in (self._training, self._inference):
+            if executor is not None:
+                executor.destroy()
+        self._training = self._inference = None
+
+    # -------------------------------------------------------------------------------------- inputs
+
+    def _on_wire(self, images: Tensor) -> Tensor:
+        """Bytes as they are; floats in the device's format."""
+        return images if images.dtype == torch.uint8 else images.to(self._dtype)
+
+    def _blank_images(self, count: int) -> Tensor:
+        side = self._config.model.image_size
+        return self._on_wire(torch.zeros(count, 3, side, side, dtype=getattr(torch, self._config.data.transfer)))
+
+
+def _prefixed(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    return {_PREFIX + name: tensor for name, tensor in weights.items()}

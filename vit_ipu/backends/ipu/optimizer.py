@@ -1,0 +1,66 @@
+"""From a config to poptorch.optim.
+
+An attribute that is given to the constructor may change between calls, one left out is compiled in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import poptorch
+from torch import nn
+
+from vit_ipu.backends.ipu.options import DTYPES
+from vit_ipu.config import Config
+from vit_ipu.optim import parameter_groups
+
+
+def build_optimizer(model: nn.Module, config: Config) -> Any:
+    """The poptorch optimizer of a config, over its decayed and its exempt parameters."""
+    optim = config.optim
+    parameters = dict(model.named_parameters())
+    groups: List[Dict[str, Any]] = [
+        {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
+        for group in parameter_groups(model, optim)
+    ]
+    if optim.optimizer == "sgd":
+        return poptorch.optim.SGD(groups, **_sgd_arguments(config))
+    if optim.optimizer == "lamb":
+        for group, of_names in zip(groups, parameter_groups(model, optim)):
+            group["max_weight_norm"] = of_names.max_weight_norm
+        return poptorch.optim.LAMB(groups, **_adam_arguments(config))
+    if optim.optimizer == "adam":
+        return poptorch.optim.Adam(groups, **_adam_arguments(config))
+    arguments = _adam_arguments(config)
+    if optim.max_grad_norm is not None:
+        arguments["max_grad_norm"] = optim.max_grad_norm
+    return poptorch.optim.AdamW(groups, **arguments)
+
+
+def _sgd_arguments(config: Config) -> Dict[str, Any]:
+    optim, precision = config.optim, config.precision
+    arguments: Dict[str, Any] = {
+        "lr": optim.learning_rate,
+        "weight_decay": optim.weight_decay,
+        "loss_scaling": precision.loss_scale,
+        "accum_type": DTYPES[precision.accumulation],
+        "velocity_accum_type": DTYPES[precision.first_moment],
+        "use_combined_accum": False,
+    }
+    if optim.momentum:
+        arguments.update(momentum=optim.momentum, nesterov=optim.nesterov)
+    return arguments
+
+
+def _adam_arguments(config: Config) -> Dict[str, Any]:
+    optim, precision = config.optim, config.precision
+    return {
+        "lr": optim.learning_rate,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+        "loss_scaling": precision.loss_scale,
+        "accum_type": DTYPES[precision.accumulation],
+        "first_order_momentum_accum_type": DTYPES[precision.first_moment],
+        "second_order_momentum_accum_type": DTYPES[precision.second_moment],
+    }

@@ -1,0 +1,92 @@
+"""Throughput of a config's training step on a device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Iterator, List, Tuple
+
+import torch
+
+from vit_ipu.backends import Backend, Device, HostBatch, Instances, build_backend
+from vit_ipu.config import Config
+from vit_ipu.data.loader import TrainingLoader
+from vit_ipu.data.sources import open_source
+from vit_ipu.optim import learning_rate
+from vit_ipu.pipeline import BatchPlan
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a benchmark measured; the times are of whole host steps."""
+
+    images_per_second: float
+    """Of the median host step."""
+    quartiles: Tuple[float, float]
+    """Images a second of the upper and the lower quartile of host steps."""
+    seconds: Tuple[float, ...]
+    """Each timed host step."""
+    samples_per_step: int
+    compile_seconds: float
+    """Of the first host step, compilation included, over the median."""
+
+
+def benchmark(config: Config, device: Device, *, steps: int, burn_in: int, real_data: bool = False) -> Throughput:
+    """Times `steps` host steps after `burn_in` untimed ones.
+
+    The batch is the same random pixels and labels at every step, made beforehand; with `real_data` every step
+    takes the next one from the config's source, and loading it is timed too.
+    """
+    backend = build_backend(config, device)
+    batches = _real_batches(config, backend) if real_data else cycle([random_batch(config, backend.instances)])
+    try:
+        times = _step_times(backend, batches, 1 + burn_in + steps, learning_rate(0, 1, config.optim))
+    finally:
+        backend.close()
+    timed = times[1 + burn_in :]
+    samples = BatchPlan.of(config).samples_per_step
+    median = statistics.median(timed)
+    fast, slow = _quartiles(timed)
+    return Throughput(samples / median, (samples / fast, samples / slow), tuple(timed), samples, times[0] - median)
+
+
+def random_batch(config: Config, instances: Instances) -> HostBatch:
+    """A host step of random pixels and labels, as far as this process feeds it."""
+    count = len(BatchPlan.of(config).share(instances.index, instances.count))
+    generator = torch.Generator().manual_seed(config.run.seed)
+    side = config.model.image_size
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    if config.data.transfer == "float32":
+        return HostBatch(images.float() / 127.5 - 1, _labels(config, count, generator))
+    return HostBatch(images, _labels(config, count, generator))
+
+
+def _labels(config: Config, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(config.model.num_classes, (count,), generator=generator)
+
+
+def _real_batches(config: Config, backend: Backend) -> Iterator[HostBatch]:
+    source = open_source(config.data, config.model, "train")
+    positions = BatchPlan.of(config).share(backend.instances.index, backend.instances.count)
+    return iter(TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40))
+
+
+def _step_times(backend: Backend, batches: Iterator[HostBatch], count: int, rate: float) -> List[float]:
+    """Seconds of each of `count` steps; a step ends when its losses are on the host."""
+    times = []
+    start = time.perf_counter()
+    for batch in islice(batches, count):
+        backend.train_step(batch, rate)
+        end = time.perf_counter()
+        times.append(end - start)
+        start = end
+    return times
+
+
+def _quartiles(times: List[float]) -> Tuple[float, float]:
+    if len(times) < 2:
+        return times[0], times[0]
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, high

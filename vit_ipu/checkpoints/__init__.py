@@ -1,0 +1,1 @@
+"""Checkpoints: saving and resuming a run, and reading weights to start from."""

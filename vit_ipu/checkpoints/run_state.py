@@ -1,0 +1,218 @@
+"""Checkpoints of a run: written whole or not at all, read without unpickling anything.
+
+A checkpoint is a folder: model.safetensors (timm's names), optimizer.safetensors (optimizer and random state),
+state.json (how far the run is, and whatever is not a tensor) and config.json (the run's config and the names of
+the classes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit_ipu.config import Config, ConfigError, UserError
+from vit_ipu.config_file import parse_config
+
+_MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
+_PREFIX, _TEMPORARY = "update-", ".writing-"
+_TENSOR = "__tensor__"
+_NATIVE = {"cpu", "cuda"}
+"""Kinds of device whose optimizer states are alike."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another kind: one line with the path and the remedy."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    update: int = 0
+    host_step: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model needs to be used: its config and the name of each class."""
+
+    config: Config
+    classes: Tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def save_checkpoint(
+    folder: Path, state: Dict[str, Any], progress: Progress, description: Description, *, device_kind: str
+) -> Path:
+    """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others whole."""
+    final = folder / "{}{:08d}".format(_PREFIX, progress.update)
+    if final.exists():  # the same update of the same run is the same state
+        return final
+    temporary = folder / (_TEMPORARY + final.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors: Dict[str, Tensor] = {}
+    rest = _take_tensors({"optimizer": state["optimizer"], "rng": state["rng"]}, "", tensors)
+    save_file({name: tensor.contiguous() for name, tensor in state["model"].items()}, str(temporary / _MODEL))
+    save_file(tensors, str(temporary / _OPTIMIZER))
+    _write_json(temporary / _STATE, {"progress": asdict(progress), "device": device_kind, "state": rest})
+    _write_json(temporary / _CONFIG, _describe(description))
+    for path in temporary.iterdir():
+        _sync(path)
+    _sync(temporary)
+    os.rename(temporary, final)
+    _sync(folder)
+    return final
+
+
+def remove_old_checkpoints(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what an interrupted write left."""
+    for path in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(_TEMPORARY + "*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _describe(description: Description) -> Dict[str, Any]:
+    names = {str(label): name for label, name in enumerate(description.classes)}
+    return {"id2label": names, "config": description.config.model_dump(mode="json")}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def newest_checkpoint(folder: Path) -> Optional[Path]:
+    """The newest whole checkpoint in `folder`, if there is one."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest of a run folder. Raises CheckpointError."""
+    if (path / _MODEL).is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        newest = newest_checkpoint(folder)
+        if newest is not None:
+            return newest
+    if not path.exists():
+        raise CheckpointError("no checkpoint at {}: there is no such file or folder".format(path))
+    raise CheckpointError("no checkpoint at {}: expected a run folder or a checkpoint folder".format(path))
+
+
+def load_weights(checkpoint: Path) -> Dict[str, Tensor]:
+    """The model's tensors by timm's names. Raises CheckpointError if the file is damaged."""
+    return _read_tensors(checkpoint / _MODEL)
+
+
+def load_matching_weights(checkpoint: Path, own: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The model's tensors, with the names and shapes of `own`. Raises CheckpointError if it is another model's."""
+    weights = load_weights(checkpoint)
+    missing, extra = unmatched(list(own), list(weights))
+    for name in missing + extra:
+        raise CheckpointError("{} is of another model: {} is in only one of them".format(checkpoint, name))
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                "{} is of another model: {} has shape {} there and {} in the config".format(
+                    checkpoint, name, tuple(weights[name].shape), tuple(tensor.shape)
+                )
+            )
+    return weights
+
+
+def load_description(checkpoint: Path) -> Description:
+    """The config and class names of a checkpoint. Raises CheckpointError."""
+    values = _read_json(checkpoint / _CONFIG)
+    try:
+        names = values["id2label"]
+        return Description(parse_config(values["config"]), tuple(names[str(label)] for label in range(len(names))))
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError("{} is damaged: {}".format(checkpoint / _CONFIG, error)) from None
+
+
+def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, Any], Progress]:
+    """All that a run goes on from. Raises CheckpointError if it is damaged or was made on another kind of device."""
+    values = _read_json(checkpoint / _STATE)
+    try:
+        progress, made_on, rest = Progress(**values["progress"]), values["device"], values["state"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError("{} is damaged: {}".format(checkpoint / _STATE, error)) from None
+    if made_on != device_kind and not {made_on, device_kind} <= _NATIVE:
+        raise CheckpointError(
+            "{} was made on {} and cannot be resumed on {}: resume with --device {}, or start a new run with "
+            "--set model.init={}".format(checkpoint, made_on, device_kind, made_on, checkpoint)
+        )
+    state = _put_tensors(rest, _read_tensors(checkpoint / _OPTIMIZER))
+    return dict(state, model=load_weights(checkpoint)), progress
+
+
+def _checkpoints(folder: Path) -> List[Path]:
+    return sorted(path for path in folder.glob(_PREFIX + "*") if (path / _STATE).is_file())
+
+
+def _read_tensors(path: Path) -> Dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+
+
+# -------------------------------------------------------------------- tensors in nested dictionaries
+
+
+def _take_tensors(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
+    """The nested value with each tensor moved into `tensors` and its name left behind."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        return {key: _take_tensors(part, "{}/{}".format(name, key), tensors) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_take_tensors(part, "{}/{}".format(name, i), tensors) for i, part in enumerate(value)]
+    return value
+
+
+def _put_tensors(value: Any, tensors: Dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _put_tensors(part, tensors) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_put_tensors(part, tensors) for part in value]
+    return value
+
+
+def unmatched(expected: Sequence[str], found: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """The names that are missing and those that are not expected, in order."""
+    return [n for n in expected if n not in set(found)], [n for n in found if n not in set(expected)]

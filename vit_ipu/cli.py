@@ -1,0 +1,416 @@
+"""The command line: `vit-ipu`. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional
+
+import typer
+from typing_extensions import Annotated
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vit_ipu.backends import Device
+    from vit_ipu.config import Config
+    from vit_ipu.run_folder import RunFolder
+    from vit_ipu.train import Summary
+
+app = typer.Typer(
+    name="vit-ipu",
+    help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or the same program on a GPU or a CPU.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in pipeline_configs/.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, ipu, ipu-sim, ipu-sim:cuda, cuda or cpu.")]
+Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """Runs the command line; an error is one line on stderr, and exit 2 if it is the user's, else 1."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(args=arguments, prog_name="vit-ipu", standalone_mode=False))
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        _fail(_one_line(error), code=_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    from vit_ipu.config import UserError
+
+    usage_error: Any = typer.BadParameter.__base__  # click's, or that of the copy which newer typers carry
+    return 2 if isinstance(error, (UserError, usage_error)) else 1
+
+
+def _one_line(error: Exception) -> str:
+    from vit_ipu.config import UserError
+
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = " ".join(message.split())
+    known = isinstance(error, UserError) or type(error).__name__ == "TrainingFailed" or hasattr(error, "format_message")
+    return text if known else "{}: {} (--debug shows where)".format(type(error).__name__, text)
+
+
+def _fail(text: str, *, code: int) -> NoReturn:
+    print("vit-ipu: {}".format(text), file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vit_ipu import __version__
+
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    device: DeviceName = "auto",
+    output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG when not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train or fine-tune; evaluates as it goes, and writes a run folder."""
+    from vit_ipu.backends import find_instances
+    from vit_ipu.report import write_report
+    from vit_ipu.run_folder import RunFolder, require_tracking
+    from vit_ipu.train import train as run
+
+    console = _console(as_json)
+    loaded, resolved = _prepare(config, device, overrides, console)
+    require_tracking(loaded)
+    path = output or _default_output(config, resume=resume)
+    first = find_instances(loaded, resolved).index == 0
+    folder = _open_run_folder(path, loaded, resolved, resume=resume) if first else RunFolder(path)
+    _introduce(console, loaded, resolved, path)
+    try:
+        summary = run(loaded, resolved, folder, console, resume=resume)
+    except BaseException:
+        if first and not resume:
+            folder.discard_unused()
+        raise
+    if not first:
+        return
+    write_report(folder)
+    if as_json:
+        _print_json(_summary(summary, folder, resolved))
+    else:
+        _print_summary(console, summary, folder)
+    if summary.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, or a run folder for its newest.")],
+    device: DeviceName = "auto",
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
+    from dataclasses import asdict
+
+    from vit_ipu.backends import build_backend
+    from vit_ipu.checkpoints.run_state import find_checkpoint, load_matching_weights
+    from vit_ipu.data.loader import evaluation_loader
+    from vit_ipu.data.sources import open_source
+    from vit_ipu.evaluate import evaluate as run
+
+    console = _console(as_json)
+    loaded, resolved = _prepare(config, device, overrides, console)
+    path = find_checkpoint(checkpoint)
+    source = open_source(loaded.data, loaded.model, "eval")
+    backend = build_backend(loaded, resolved)
+    try:
+        backend.load_state_dict({"model": load_matching_weights(path, backend.state_dict()["model"])})
+        found = run(backend, evaluation_loader(source, loaded))
+    finally:
+        backend.close()
+    if as_json:
+        _print_json(dict(asdict(found), checkpoint=str(path), device=str(resolved), simulated=resolved.simulated))
+    else:
+        console.print("top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(found.top1, found.top5, found.loss))
+        console.print("{:,} images, {}".format(found.num_images, path))
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or a run folder.")],
+    images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    device: DeviceName = "auto",
+    as_json: Json = False,
+) -> None:
+    """The five most probable classes of each image."""
+    from vit_ipu.backends import resolve_device
+    from vit_ipu.predict import predict as run
+
+    predictions = run(checkpoint, images, resolve_device(device))
+    if as_json:
+        rows = [
+            {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
+        ]
+        _print_json({"predictions": rows})
+        return
+    for prediction in predictions:
+        print(prediction.path)
+        for name, probability in prediction.classes:
+            print("  {:6.2f} %  {}".format(100 * probability, name))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Where each unit goes, and the arithmetic of batches."""
+    from vit_ipu.config_file import load_config
+    from vit_ipu.planner.placement import describe_plan, plan_lines
+
+    loaded = load_config(config, overrides or ())
+    if as_json:
+        _print_json(describe_plan(loaded))
+    else:
+        for line in plan_lines(loaded):
+            print(line)
+
+
+@app.command()
+def compile(
+    config: ConfigPath,
+    device: DeviceName = "ipu",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Without IPUs, for later use (useOfflineIpuTarget).")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Compile for training into the executable cache, without training."""
+    import time
+
+    from vit_ipu.backends import build_backend
+    from vit_ipu.config import UserError
+
+    console = _console(as_json)
+    loaded, resolved = _prepare(config, device, overrides, console, offline=offline)
+    if resolved.kind not in ("ipu", "ipu-sim"):
+        raise UserError("compile is for IPUs, but --device is {}: use ipu or ipu-sim".format(resolved))
+    if resolved.kind == "ipu" and loaded.pipeline.executable_cache is None:
+        raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
+    backend = build_backend(loaded, resolved, offline=offline)
+    start = time.monotonic()
+    try:
+        backend.compile()
+    finally:
+        backend.close()
+    seconds = time.monotonic() - start
+    if as_json:
+        _print_json({"device": str(resolved), "simulated": resolved.simulated, "seconds": seconds})
+    elif resolved.simulated:
+        console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
+    else:
+        console.print("compiled in {:.0f} s into {}".format(seconds, loaded.pipeline.executable_cache))
+
+
+@app.command()
+def benchmark(
+    config: ConfigPath,
+    device: DeviceName = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Host steps to time.")] = 10,
+    burn_in: Annotated[int, typer.Option(min=0, help="Host steps before, after the first, which compiles.")] = 2,
+    real_data: Annotated[
+        bool, typer.Option("--real-data", help="Load the config's images, and time that too.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Throughput of the training step."""
+    from dataclasses import asdict
+
+    from vit_ipu.benchmark import benchmark as run
+    from vit_ipu.run_folder import environment
+
+    console = _console(as_json)
+    loaded, resolved = _prepare(config, device, overrides, console)
+    found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data)
+    if as_json:
+        measured = dict(asdict(found), config=loaded.model_dump(mode="json"), **environment(loaded, resolved))
+        _print_json(measured)
+        return
+    word = "simulated" if resolved.simulated else "measured"
+    console.print(
+        "{:,.1f} images/s ({}; quartiles {:,.1f} and {:,.1f} of {} host steps of {:,} images)".format(
+            found.images_per_second, word, *reversed(found.quartiles), len(found.seconds), found.samples_per_step
+        ),
+        highlight=False,
+    )
+
+
+@app.command()
+def models(
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the input in pixels.")] = 224,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """The variants with their parameters and operations."""
+    from vit_ipu.planner.variants import describe_variants, variant_lines
+
+    rows = describe_variants(image_size, num_classes)
+    if as_json:
+        _print_json({"models": rows})
+    else:
+        for line in variant_lines(rows):
+            print(line)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False) -> None:
+    """One HTML page: curves, the pipeline's timetable, environment and config."""
+    from vit_ipu.config import UserError
+    from vit_ipu.report import write_report
+    from vit_ipu.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.environment.is_file():
+        raise UserError("{} is not a run folder: it has no environment.json".format(run))
+    write_report(folder)
+    if as_json:
+        _print_json({"report": str(folder.report)})
+    else:
+        print(folder.report)
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+def _console(as_json: bool) -> "Console":
+    """Text for people; on stderr where stdout is for a program."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, soft_wrap=True, highlight=False)
+
+
+def _prepare(
+    path: Path, device: str, overrides: Optional[List[str]], console: "Console", *, offline: bool = False
+) -> "tuple[Config, Device]":
+    """The config and the device, checked against each other before data or device is touched."""
+    from vit_ipu.backends import find_instances, resolve_device
+    from vit_ipu.config import unused_options
+    from vit_ipu.config_file import load_config
+    from vit_ipu.pipeline import require_runnable
+
+    loaded = load_config(path, overrides or ())
+    resolved = resolve_device(device, offline=offline)
+    instances = find_instances(loaded, resolved)
+    notes = require_runnable(loaded, resolved.kind, instances.count) + unused_options(loaded)
+    for note in notes:
+        console.print("note: {}".format(note), markup=False)
+    return loaded, resolved
+
+
+def _default_output(config: Path, *, resume: bool) -> Path:
+    """runs/NAME, or the first free runs/NAME-2, -3, ...; to resume, the last one there is."""
+    paths = [Path("runs") / config.stem] + [Path("runs") / "{}-{}".format(config.stem, n) for n in range(2, 10000)]
+    taken = [path for path in paths if (path / "config.yaml").exists()]
+    if resume:
+        return taken[-1] if taken else paths[0]
+    return next(path for path in paths if path not in taken)
+
+
+def _open_run_folder(path: Path, config: "Config", device: "Device", *, resume: bool) -> "RunFolder":
+    from vit_ipu.run_folder import RunFolder
+
+    return (RunFolder.reopen if resume else RunFolder.create)(path, config, device)
+
+
+def _introduce(console: "Console", config: "Config", device: "Device", output: Path) -> None:
+    from vit_ipu.backends import describe_hardware
+    from vit_ipu.pipeline import resolve_compute
+
+    pipeline = config.pipeline
+    console.print(
+        "{}: {}, {}".format(device, describe_hardware(device), resolve_compute(config.precision.compute, device.kind))
+    )
+    console.print(
+        "global batch {:,} = micro-batch {} x accumulation {} x replicas {}, on {} IPU{} each".format(
+            pipeline.global_batch_size,
+            pipeline.micro_batch_size,
+            pipeline.gradient_accumulation,
+            pipeline.replication_factor,
+            len(config.layers_per_ipu),
+            "" if len(config.layers_per_ipu) == 1 else "s",
+        )
+    )
+    console.print("run folder {}".format(output), markup=False)
+
+
+def _summary(summary: "Summary", folder: Any, device: "Device") -> Dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(summary.evaluation) if summary.evaluation is not None else {}
+    return dict(
+        values,
+        run=str(folder.path),
+        update=summary.progress.update,
+        total_updates=summary.total_updates,
+        samples=summary.progress.samples,
+        seconds=summary.seconds,
+        device=str(device),
+        simulated=device.simulated,
+    )
+
+
+def _print_summary(console: "Console", summary: "Summary", folder: Any) -> None:
+    if summary.interrupted:
+        console.print(
+            "interrupted at update {:,} of {:,}; go on with --resume --output {}".format(
+                summary.progress.update, summary.total_updates, folder.path
+            ),
+            markup=False,
+        )
+        return
+    if summary.evaluation is None:
+        console.print("nothing left to do: the run is at update {:,}".format(summary.progress.update))
+    else:
+        console.print(
+            "top-1 {:.2f} % after {:,} updates in {:.0f} s".format(
+                summary.evaluation.top1, summary.progress.update, summary.seconds
+            )
+        )
+    console.print("report {}".format(folder.report), markup=False)
+
+
+def _print_json(value: Dict[str, Any]) -> None:
+    print(json.dumps(value))

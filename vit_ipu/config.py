@@ -1,0 +1,497 @@
+"""The configuration of one run: six frozen sections, valid from birth.
+
+A run is one YAML file with the sections `model`, `data`, `pipeline`, `precision`, `optim` and `run`. What
+is wrong on every device is refused here, before data or device is touched; what only IPUs cannot do is
+`pipeline.ipu_violations`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from typing_extensions import Annotated, Literal
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that says what is wrong and what to do. The program exits with 2."""
+
+
+class ConfigError(UserError):
+    """A mistake of the user's in a configuration: one line with the key, the numbers and the remedy."""
+
+
+# The variants of the ViT paper (arXiv:2010.11929, table 1) and DeiT (arXiv:2012.12877, table 1), each at
+# three patch sizes, and a tiny one for tests that splits over four IPUs.
+_SIZES = {
+    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
+    "small": {"width": 384, "depth": 12, "num_heads": 6},
+    "base": {"width": 768, "depth": 12, "num_heads": 12},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16},
+}
+VARIANTS: Dict[str, Dict[str, int]] = {
+    "vit_{}_patch{}".format(size, patch): dict(shape, patch_size=patch)
+    for size, shape in _SIZES.items()
+    for patch in (14, 16, 32)
+}
+VARIANTS["vit_test"] = {"width": 32, "depth": 4, "num_heads": 2, "patch_size": 7}
+
+# The number of classes of the sources whose labels are known before they are read.
+SOURCE_CLASSES = {"sample": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
+Ints = Annotated[Tuple[StrictInt, ...], Field(strict=False)]
+Pair = Annotated[Tuple[StrictFloat, StrictFloat], Field(strict=False)]
+Triple = Annotated[Tuple[StrictFloat, StrictFloat, StrictFloat], Field(strict=False)]
+FloatType = Literal["float16", "float32"]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word may have meant, as the end of a message."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return "; did you mean {!r}?".format(close[0]) if close else ": use one of {}".format(", ".join(known))
+
+
+class Section(BaseModel):
+    """A frozen section: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The Vision Transformer; `variant` fills in the four shape fields that are not given."""
+
+    variant: Optional[str] = None
+    """One of VARIANTS, such as `vit_base_patch16`."""
+    width: Positive
+    """Embedding width."""
+    depth: Positive
+    """Number of transformer blocks."""
+    num_heads: Positive
+    """Attention heads; must divide the width."""
+    patch_size: Positive
+    """Side of a patch in pixels; must divide the image size."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of the MLP over the width."""
+    image_size: Positive = 224
+    """Side of the square input in pixels."""
+    num_classes: Positive = 1000
+    """Width of the classification head."""
+    representation_size: Optional[Positive] = None
+    """Width of the tanh layer before the head (pre_logits); none when null."""
+    dropout: DropRate = 0.0
+    """Drop probability after the position embedding, the attention and each MLP layer."""
+    attention_dropout: DropRate = 0.0
+    """Drop probability of the attention weights."""
+    drop_path: DropRate = 0.0
+    """Stochastic depth: drop probability of the last block, rising linearly from 0 at the first."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """Form of GELU. IPUs compute the tanh form whatever is asked, so a config for them says so."""
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Epsilon of the layer norms."""
+    attention: Literal["auto", "explicit", "fused"] = "auto"
+    """Attention kernel: softmax(QK)V written out, or scaled_dot_product_attention; auto: by device."""
+    init: Optional[str] = None
+    """Weights to start from: a checkpoint folder, a run folder or a safetensors file in timm's naming."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_variant(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("variant"), str):
+            return values
+        if values["variant"] not in VARIANTS:
+            raise ValueError(
+                "variant: {!r} is unknown{}".format(values["variant"], suggest(values["variant"], VARIANTS))
+            )
+        return dict(VARIANTS[values["variant"]], **values)
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> "ModelConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                "image_size {} is not a multiple of patch_size {}: use {} or {}".format(
+                    self.image_size,
+                    self.patch_size,
+                    max(self.image_size // self.patch_size, 1) * self.patch_size,
+                    (self.image_size // self.patch_size + 1) * self.patch_size,
+                )
+            )
+        if self.width % self.num_heads:
+            raise ValueError(
+                "width {} is not a multiple of num_heads {}: change one of them".format(self.width, self.num_heads)
+            )
+        return self
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token."""
+        return self.num_patches + 1
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+
+class DataConfig(Section):
+    """Where images come from, how they are cropped, and how they travel to the device."""
+
+    source: Literal["sample", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "generated"]
+    """`sample` is shipped in the package; `generated` is random pixels and labels."""
+    path: Optional[str] = None
+    """Folder of the images: required by `imagefolder`, and by the torchvision sets."""
+    download: bool = False
+    """Fetch a torchvision set into `path` if it is not there."""
+    num_train: Optional[Positive] = None
+    """How many training images: the number that `generated` makes, elsewhere a limit for trials."""
+    num_eval: Optional[Positive] = None
+    """Likewise for the held-out images."""
+    crop: Literal["random_resized", "padded", "center"] = "random_resized"
+    """Training crop: of random area and aspect, a random shift of the padded image, or the middle."""
+    crop_scale: Pair = (0.08, 1.0)
+    """Area of a `random_resized` crop, as fractions of the image."""
+    crop_ratio: Pair = (0.75, 4.0 / 3.0)
+    """Aspect ratio (width over height) of a `random_resized` crop."""
+    crop_padding: Positive = 2
+    """Pixels of black around the image for a `padded` crop."""
+    horizontal_flip: Probability = 0.5
+    """Probability of a mirror image in training."""
+    eval_resize: Optional[Positive] = None
+    """Short side in pixels before the evaluation's centre crop; the image size when null."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of every resize."""
+    mean: Triple = (0.5, 0.5, 0.5)
+    """Mean of each channel, of pixels in [0, 1]."""
+    std: Triple = (0.5, 0.5, 0.5)
+    """Standard deviation of each channel, of pixels in [0, 1]."""
+    transfer: Literal["uint8", "float32"] = "uint8"
+    """How images travel: bytes that the device normalises, or floats that the host has normalised."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load images; 0: the main process. The order of the images does not depend on it."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "DataConfig":
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError("{}: {} to {} is not a range above 0: give the smaller first".format(name, low, high))
+        if self.crop_scale[1] > 1:
+            raise ValueError("crop_scale: {} is more than the whole image: at most 1".format(self.crop_scale[1]))
+        if min(self.std) <= 0:
+            raise ValueError("std: {} must be above 0".format(min(self.std)))
+        if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
+            raise ValueError("download: source {} cannot be downloaded: remove the key".format(self.source))
+        return self
+
+
+class PipelineConfig(Section):
+    """The split over IPUs and the arithmetic of batches; gradient accumulation is derived."""
+
+    global_batch_size: Positive
+    """Samples per weight update: the same on every device."""
+    micro_batch_size: Positive
+    """Samples that pass a stage at a time, on one replica."""
+    replication_factor: Positive = 1
+    """Copies of the pipeline, in total over all hosts."""
+    device_iterations: Positive = 1
+    """Weight updates per call of the device (host step)."""
+    layers_per_ipu: Optional[Ints] = None
+    """Transformer blocks on each IPU of a replica; the embedding joins the first, the head the last, and a 0
+    there gives it the IPU to itself. All blocks on one IPU when null."""
+    native_micro_batch_size: Optional[Positive] = None
+    """Samples at a time on a CPU or GPU, which may merge micro-batches; from the memory when null."""
+    execution: Literal["pipelined", "sharded"] = "pipelined"
+    """All stages at work on different micro-batches, or one stage at a time."""
+    recompute: Literal["auto", "none", "every_block"] = "auto"
+    """Activations kept for the backward pass: PopTorch's choice, all of them, or each block's output."""
+    available_memory_proportion: Optional[Annotated[Tuple[StrictFloat, ...], Field(strict=False)]] = None
+    """Share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one each."""
+    replicated_tensor_sharding: bool = False
+    """Spread the optimizer state over the replicas."""
+    optimizer_state: Literal["on_chip", "off_chip"] = "on_chip"
+    """Where the optimizer state rests: in the IPU's SRAM or in streaming memory."""
+    io_tiles: Optional[int] = None
+    """Tiles set aside for input and output; none when null."""
+    executable_cache: Optional[str] = None
+    """Folder for compiled programs."""
+    synthetic_data: bool = False
+    """The IPU makes random inputs itself, so that a benchmark leaves out the host. Never learns anything."""
+    profile: Optional[str] = None
+    """Folder for a PopVision report of the compilation and the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_proportion_for_all(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("available_memory_proportion"), float):
+            return dict(values, available_memory_proportion=[values["available_memory_proportion"]])
+        return values
+
+    @model_validator(mode="after")
+    def _check_arithmetic(self) -> "PipelineConfig":
+        at_once = self.micro_batch_size * self.replication_factor
+        if self.global_batch_size % at_once:
+            below = self.global_batch_size // at_once * at_once
+            raise ValueError(
+                "global_batch_size {} is not a multiple of micro_batch_size {} x replication_factor {} = {}: "
+                "use {}{}".format(
+                    self.global_batch_size,
+                    self.micro_batch_size,
+                    self.replication_factor,
+                    at_once,
+                    "{} or ".format(below) if below else "",
+                    below + at_once,
+                )
+            )
+        native = self.native_micro_batch_size
+        if native is not None and (self.global_batch_size % native or native % self.micro_batch_size):
+            raise ValueError(
+                "native_micro_batch_size {} must be a multiple of micro_batch_size {} and divide "
+                "global_batch_size {}".format(native, self.micro_batch_size, self.global_batch_size)
+            )
+        for count in self.layers_per_ipu or ():
+            if count < 0:
+                raise ValueError("layers_per_ipu: {} is negative".format(count))
+        if self.layers_per_ipu is not None and 0 in self.layers_per_ipu[1:-1]:
+            raise ValueError(
+                "layers_per_ipu {}: IPU {} would have nothing to do: only the first, with the embedding, and "
+                "the last, with the head, may have 0 blocks".format(
+                    list(self.layers_per_ipu), self.layers_per_ipu[1:-1].index(0) + 1
+                )
+            )
+        return self
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Micro-batches per replica and weight update."""
+        return self.global_batch_size // (self.micro_batch_size * self.replication_factor)
+
+
+class PrecisionConfig(Section):
+    """Number formats; `auto` is float16 on IPUs, bfloat16 on CUDA and float32 on the CPU."""
+
+    compute: Literal["auto", "float16", "bfloat16", "float32", "float64"] = "auto"
+    """Format of weights and activations on IPUs, of activations on CUDA (weights stay float32)."""
+    partials: FloatType = "float32"
+    """IPU: format of the partial sums of matrix products."""
+    stochastic_rounding: bool = False
+    """IPU: round to float16 up or down at random, without bias, in training."""
+    loss_scale: Annotated[float, Field(gt=0)] = 1.0
+    """IPU: factor on the loss that keeps float16 gradients in range."""
+    automatic_loss_scale: bool = False
+    """IPU: adapt the loss scale while training."""
+    accumulation: FloatType = "float32"
+    """IPU: format of the accumulated gradient."""
+    first_moment: FloatType = "float32"
+    """IPU: format of the velocity of SGD or the first moment of Adam, AdamW and LAMB."""
+    second_moment: FloatType = "float32"
+    """IPU: format of the second moment of Adam, AdamW and LAMB."""
+    torch_compile: Literal["auto", "always", "never"] = "auto"
+    """CUDA and CPU: torch.compile; auto: on CUDA."""
+
+
+class OptimConfig(Section):
+    """The optimizer, the loss and the learning rate's schedule, which counts updates."""
+
+    optimizer: Literal["sgd", "adam", "adamw", "lamb"]
+    """SGD with momentum; Adam with L2; AdamW; LAMB as PopTorch has it."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    momentum: DropRate = 0.9
+    """SGD: momentum."""
+    nesterov: bool = False
+    """SGD: Nesterov's form."""
+    betas: Pair = (0.9, 0.999)
+    """Adam, AdamW, LAMB: decay of the moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam, AdamW, LAMB: added to the root of the second moment."""
+    weight_decay: NonNegative = 0.0
+    """L2 for SGD and Adam, decoupled for AdamW and LAMB."""
+    decay_exempt: Annotated[Tuple[Literal["bias", "norm", "cls_token", "pos_embed"], ...], Field(strict=False)] = (
+        "bias",
+        "norm",
+        "cls_token",
+        "pos_embed",
+    )
+    """Parameters without weight decay."""
+    max_weight_norm: Optional[NonNegative] = None
+    """LAMB: upper clamp of the weight norm in the trust ratio; 65500 when null, as in PopTorch."""
+    exempt_max_weight_norm: Optional[NonNegative] = None
+    """LAMB: the same for parameters without decay; 0 turns their trust ratio off."""
+    max_grad_norm: Optional[Annotated[float, Field(gt=0)]] = None
+    """Global norm at which gradients are clipped; none when null."""
+    gradient_reduction: Literal["mean", "sum"] = "mean"
+    """Over micro-batches and replicas; `sum` multiplies the mean by their number on every device."""
+    label_smoothing: DropRate = 0.0
+    """Share of the target spread evenly over the classes."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warmup."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates in which the learning rate rises linearly."""
+    warmup_start: Probability = 0.0
+    """Learning rate at the first update, as a fraction of the peak."""
+    min_learning_rate: NonNegative = 0.0
+    """Learning rate at the end of cosine and linear schedules."""
+
+    @model_validator(mode="after")
+    def _check_learning_rates(self) -> "OptimConfig":
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                "min_learning_rate {} is above learning_rate {}: swap them".format(
+                    self.min_learning_rate, self.learning_rate
+                )
+            )
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError("betas: {} is not in [0, 1)".format(beta))
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true needs momentum above 0, which is {}".format(self.momentum))
+        return self
+
+
+class RunConfig(Section):
+    """How long to train, and what to write down."""
+
+    updates: Optional[Positive] = None
+    """Length in weight updates; either this or `epochs`."""
+    epochs: Optional[Annotated[float, Field(gt=0)]] = None
+    """Length in passes over the training images; either this or `updates`."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of initialisation, order, augmentation and dropout."""
+    evaluate_every: Optional[Positive] = None
+    """Updates between evaluations; only at the end when null."""
+    evaluation_micro_batch_size: Optional[Positive] = None
+    """Samples at a time and replica in evaluation; the micro-batch size when null."""
+    evaluation_device_iterations: Optional[Positive] = None
+    """IPU: micro-batches per replica and inference call; as many as stages when null."""
+    checkpoint_every: Optional[Positive] = None
+    """Updates between checkpoints; only at the end when null."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay."""
+    log_every: Positive = 1
+    """Host steps between lines of metrics.jsonl."""
+    tracking: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "RunConfig":
+        if (self.updates is None) == (self.epochs is None):
+            raise ValueError(
+                "give either updates or epochs: updates is {}, epochs is {}".format(self.updates, self.epochs)
+            )
+        return self
+
+
+class Config(Section):
+    """One complete run."""
+
+    model: ModelConfig
+    data: DataConfig
+    pipeline: PipelineConfig
+    precision: PrecisionConfig = PrecisionConfig()
+    optim: OptimConfig
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _check_sections_agree(self) -> "Config":
+        layers = self.pipeline.layers_per_ipu
+        if layers is not None and sum(layers) != self.model.depth:
+            raise ValueError(
+                "pipeline.layers_per_ipu {} sums to {} but model.depth is {}: make them equal".format(
+                    list(layers), sum(layers), self.model.depth
+                )
+            )
+        known = SOURCE_CLASSES.get(self.data.source)
+        if known is not None and known != self.model.num_classes:
+            raise ValueError(
+                "model.num_classes is {} but data.source {} has {} classes: set model.num_classes: {}".format(
+                    self.model.num_classes, self.data.source, known, known
+                )
+            )
+        self._check_counts_of_updates()
+        if self.data.eval_resize is not None and self.data.eval_resize < self.model.image_size:
+            raise ValueError(
+                "data.eval_resize {} is below model.image_size {}: the centre crop would not fit".format(
+                    self.data.eval_resize, self.model.image_size
+                )
+            )
+        return self
+
+    def _check_counts_of_updates(self) -> None:
+        iterations = self.pipeline.device_iterations
+        for name in ("updates", "evaluate_every", "checkpoint_every"):
+            count = getattr(self.run, name)
+            if count is not None and count % iterations:
+                raise ValueError(
+                    "run.{} {} is not a multiple of pipeline.device_iterations {}: use {}".format(
+                        name, count, iterations, (count // iterations + 1) * iterations
+                    )
+                )
+        if self.run.updates is not None and self.optim.warmup_updates > self.run.updates:
+            raise ValueError(
+                "optim.warmup_updates {} is more than run.updates {}: shorten the warmup".format(
+                    self.optim.warmup_updates, self.run.updates
+                )
+            )
+
+    @property
+    def layers_per_ipu(self) -> Tuple[int, ...]:
+        """Blocks on each IPU of a replica; all on one when the config does not say."""
+        return self.pipeline.layers_per_ipu or (self.model.depth,)
+
+    @property
+    def reduction_factor(self) -> int:
+        """What multiplies the mean gradient: 1, or accumulation x replicas where the recipe sums."""
+        if self.optim.gradient_reduction == "mean":
+            return 1
+        return self.pipeline.gradient_accumulation * self.pipeline.replication_factor
+
+    @property
+    def evaluation_micro_batch_size(self) -> int:
+        return self.run.evaluation_micro_batch_size or self.pipeline.micro_batch_size
+
+    def total_updates(self, num_train: int) -> int:
+        """Weight updates of the run over `num_train` images: a multiple of device_iterations, at least one.
+
+        Images form one stream over all epochs, so that only the last host step may be lost to rounding.
+        """
+        if self.run.updates is not None:
+            return self.run.updates
+        assert self.run.epochs is not None
+        iterations = self.pipeline.device_iterations
+        samples_per_step = self.pipeline.global_batch_size * iterations
+        return max(int(self.run.epochs * num_train) // samples_per_step, 1) * iterations
+
+
+# Options that only some optimizers read; set for another one, they are reported.
+_READ_BY = {
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "betas": ("adam", "adamw", "lamb"),
+    "eps": ("adam", "adamw", "lamb"),
+    "max_weight_norm": ("lamb",),
+    "exempt_max_weight_norm": ("lamb",),
+}
+
+
+def unused_options(config: Config) -> List[str]:
+    """Notes on options that the config sets and this run does not read."""
+    notes = [
+        "optim.{} has no effect with {}".format(name, config.optim.optimizer)
+        for name, readers in _READ_BY.items()
+        if name in config.optim.model_fields_set and config.optim.optimizer not in readers
+    ]
+    if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
+        notes.append("optim.min_learning_rate has no effect with schedule constant")
+    read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
+    for name, crop in read_by_crop.items():
+        if name in config.data.model_fields_set and config.data.crop != crop:
+            notes.append("data.{} has no effect with crop {}".format(name, config.data.crop))
+    return notes

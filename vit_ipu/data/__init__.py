@@ -1,0 +1,1 @@
+"""Images and labels: sources, transforms, and the loader of host steps."""

@@ -1,0 +1,175 @@
+"""The Vision Transformer, written for one device.
+
+The paper is "An Image is Worth 16x16 Words" (arXiv:2010.11929); parameter names are timm's. Shapes: B batch,
+C channels (3), S image side, N patches, T = N + 1 tokens, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Tuple, Type
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_ipu.config import ModelConfig
+
+_GELU = {"erf": "none", "tanh": "tanh"}
+
+
+class ViT(nn.Module):
+    """Images (B, 3, S, S), normalised, to logits (B, num_classes), from the class token.
+
+    `attention` is the kernel to build: "explicit" or "fused". Weights are initialised from torch's global
+    generator as in the ViT paper and DeiT: truncated normal of deviation 0.02 for linear layers and the
+    position embedding, fan-in scaled for the patch embedding, zeros for biases, class token and head.
+    """
+
+    def __init__(self, config: ModelConfig, *, attention: str = "fused") -> None:
+        super().__init__()
+        width = config.width
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, width))
+        self.pos_drop = nn.Dropout(config.dropout)
+        drop_paths = [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
+        self.blocks = nn.ModuleList([Block(config, rate, attention) for rate in drop_paths])
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.pre_logits = PreLogits(width, config.representation_size) if config.representation_size else nn.Identity()
+        self.head = nn.Linear(config.representation_size or width, config.num_classes)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)  # (B, N, D)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, T, D)
+        x = self.pos_drop(x + self.pos_embed)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)[:, 0]  # (B, D)
+        return self.head(self.pre_logits(x))  # (B, num_classes)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        projection = self.patch_embed.proj
+        nn.init.trunc_normal_(projection.weight, std=1 / math.sqrt(projection.weight[0].numel()))
+        projection.bias.data.zero_()  # type: ignore[union-attr]
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, 3, S, S) to patch embeddings (B, N, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, (B, T, D) to (B, T, D)."""
+
+    def __init__(self, config: ModelConfig, drop_path: float, attention: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attn = ATTENTION[attention](config)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class ExplicitAttention(nn.Module):
+    """Multi-head self-attention as softmax(QK)V written out: what an IPU compiles well."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.scale = (config.width // config.num_heads) ** -0.5
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.attn_drop = nn.Dropout(config.attention_dropout)
+        self.proj = nn.Linear(config.width, config.width)
+        self.proj_drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)  # (B, H, T, D/H)
+        mixed = self.attend(query, key, value)  # (B, H, T, D/H)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)  # (B, H, T, T)
+        return self.attn_drop(weights) @ value
+
+
+class FusedAttention(ExplicitAttention):
+    """The same through scaled_dot_product_attention: what a CPU or a GPU has a kernel for."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = self.attn_drop.p if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+ATTENTION: Dict[str, Type[ExplicitAttention]] = {"explicit": ExplicitAttention, "fused": FusedAttention}
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between, (B, T, D) to (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.act = nn.GELU(approximate=_GELU[config.gelu])
+        self.drop1 = nn.Dropout(config.dropout)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.drop2 = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class PreLogits(nn.Module):
+    """The representation layer of pre-training, (B, D) to (B, representation_size)."""
+
+    def __init__(self, width: int, representation_size: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, representation_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.fc(x))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): drops the whole branch of a sample and scales the others up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = torch.full((x.shape[0], 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
+        return x * mask / keep
+
+    def extra_repr(self) -> str:
+        return "rate={:.3f}".format(self.rate)
+
+
+def image_size_of(state: Dict[str, Tensor]) -> Tuple[int, int]:
+    """The image side and patch side, in pixels, that a state dict in our names was trained at."""
+    patch = state["patch_embed.proj.weight"].shape[-1]
+    grid = math.isqrt(state["pos_embed"].shape[1] - 1)
+    return grid * patch, patch

@@ -1,0 +1,48 @@
+"""What the annotations of a model act upon while the simulator traces it or runs it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Iterator, List, Optional
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vit_ipu.simulator.strategies import StageManager
+    from vit_ipu.simulator.tracing import Trace
+
+on_ipu = False
+stage_manager: Optional["StageManager"] = None
+trace: Optional["Trace"] = None
+_losses: Optional[List[Tensor]] = None
+
+
+def mark_loss(loss: Tensor) -> None:
+    """Notes a loss of the model that is being traced or run."""
+    if _losses is not None:
+        _losses.append(loss)
+
+
+@contextmanager
+def running(losses: List[Tensor]) -> Iterator[None]:
+    """The model runs on the simulated IPU; its losses are appended to `losses`."""
+    global on_ipu, _losses
+    on_ipu, _losses = True, losses
+    try:
+        yield
+    finally:
+        on_ipu, _losses = False, None
+
+
+@contextmanager
+def tracing(new_trace: "Trace", manager: "StageManager") -> Iterator[None]:
+    """The model is traced: its blocks are reported to `new_trace`."""
+    global stage_manager, trace
+    stage_manager, trace = manager, new_trace
+    manager.on_begin = new_trace.begin_block
+    try:
+        with running(new_trace.losses):
+            yield
+    finally:
+        stage_manager, trace = None, None
+        manager.on_begin = lambda block, stage, ipu: None

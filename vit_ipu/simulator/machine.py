@@ -1,0 +1,69 @@
+"""The simulated machine: how many IPUs it has, who holds them, and where their tensors really live."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from vit_ipu.simulator.errors import cpp_error
+
+MAX_IPUS_PER_PROCESS = 64
+
+
+class Machine:
+    """Mk2 IPUs (GC200) of one host process. IPUs are held by executors, in powers of two."""
+
+    def __init__(self, num_ipus: int = 16, *, device: str = "cpu", hardware: bool = True) -> None:
+        self.num_ipus, self.device, self.hardware = num_ipus, torch.device(device), hardware
+        self._held: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+
+    @property
+    def ipus_held(self) -> int:
+        """IPUs that executors hold now."""
+        return sum(self._held.values())
+
+    def attach(self, owner: Any, num_ipus: int) -> None:
+        """Reserves IPUs for `owner`. Raises Error if the machine has not so many left."""
+        if self.ipus_held + num_ipus > self.num_ipus:
+            hint = ""
+            if num_ipus > self.num_ipus:
+                hint = "\nNo device found on the system with {} IPUs: the configuration needs changing".format(num_ipus)
+            raise cpp_error("Failed to acquire {} IPU(s){}".format(num_ipus, hint))
+        self._held[owner] = num_ipus
+
+    def detach(self, owner: Any) -> None:
+        """Frees what `owner` holds."""
+        self._held.pop(owner, None)
+
+    def is_attached(self, owner: Any) -> bool:
+        return owner in self._held
+
+
+def round_up_num_ipus(num_ipus: int, auto_round: bool) -> int:
+    """The power of two that PopTorch reserves (CompilerImpl.cpp:693-717). Raises Error if it may not round."""
+    rounded = 1 << (num_ipus - 1).bit_length()
+    if rounded > MAX_IPUS_PER_PROCESS:
+        raise cpp_error(
+            "Too many IPUs requested ({}). Experiments that need more than {} IPUs require distributed "
+            "execution.".format(rounded, MAX_IPUS_PER_PROCESS)
+        )
+    if rounded != num_ipus and not auto_round:
+        raise cpp_error(
+            "The model specifies the use of {} IPUs, however PopTorch must reserve a minimum of {} in order to allow "
+            "the model to run, because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process. Please "
+            "reconfigure your model to use a different number of IPUs or set "
+            "poptorch.Options().autoRoundNumIPUs(True).".format(num_ipus, rounded)
+        )
+    return rounded
+
+
+machine = Machine()
+"""The machine that this process simulates."""
+
+
+def configure(num_ipus: int, *, device: str = "cpu", hardware: bool = True) -> None:
+    """Replaces the machine by a new one; executors on the old one keep it."""
+    global machine
+    machine = Machine(num_ipus, device=device, hardware=hardware)

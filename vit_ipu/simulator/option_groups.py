@@ -1,0 +1,310 @@
+"""The parts of poptorch.Options (python/options.py, python/_options_impl.py)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from typing import Any, Dict, Optional
+
+import torch
+
+from vit_ipu.simulator import enums
+
+logger = logging.getLogger("poptorch")
+
+
+class OptionsDict:
+    """A set of options: only known names, only values of the default's type, and none once frozen."""
+
+    def __init__(self, **default_values: Any) -> None:
+        self.__dict__["_frozen"] = False
+        self.__dict__["_values"] = dict(default_values)
+
+    def set(self, **kwargs: Any) -> None:
+        self.checkIsFrozen()
+        for option, value in kwargs.items():
+            assert self.exists(option), "Invalid option {}, valid options are {}".format(option, self._values.keys())
+            expected = type(self._values[option])
+            assert isinstance(value, expected), "Unexpected type {} for option {}. Expected {}".format(
+                type(value), option, expected
+            )
+            self._values[option] = value
+
+    def createOrSet(self, **kwargs: Any) -> None:
+        self.checkIsFrozen()
+        for option, value in kwargs.items():
+            if self.exists(option):
+                self.set(**{option: value})
+            else:
+                self._values[option] = value
+
+    def exists(self, option: str) -> bool:
+        return option in self._values
+
+    def deleteIfExists(self, option: str) -> None:
+        self._values.pop(option, None)
+
+    def checkIsFrozen(self, option: Optional[str] = None) -> None:
+        if self._frozen:
+            raise AttributeError("Can't modify frozen Options")
+
+    def update(self, other: Dict[str, Any]) -> Dict[str, Any]:
+        assert not set(self._values) & set(other), "Can't merge dictionaries, they have some keys in common"
+        other.update(self._values)
+        return other
+
+    def toDict(self) -> Dict[str, Any]:
+        return self.update({})
+
+    def _freeze(self, frozen: bool = True) -> None:
+        self.__dict__["_frozen"] = frozen
+        for part in self.__dict__.values():
+            if isinstance(part, (OptionsDict, _PopartOptions)):
+                part._freeze(frozen)
+
+    def __call__(self, option: str) -> Any:
+        return getattr(self, option)
+
+    def __getattr__(self, option: str) -> Any:
+        values = self.__dict__.get("_values", {})
+        if option not in values:
+            raise AttributeError("Invalid attribute {}.".format(option))
+        return values[option]
+
+    def __setattr__(self, option: str, value: Any) -> None:
+        self.checkIsFrozen(option)
+        if not option.startswith("_"):
+            self.set(**{option: value})
+        elif "_values" in self.__dict__ and option not in self.__dict__:
+            raise AttributeError(
+                "Invalid private attribute {}. Valid attributes: {}".format(option, list(self.__dict__))
+            )
+        else:
+            self.__dict__[option] = value
+
+    def __deepcopy__(self, memory: Dict[int, Any]) -> "OptionsDict":
+        clone = type(self).__new__(type(self))
+        memory[id(self)] = clone
+        for key, value in self.__dict__.items():
+            clone.__dict__[key] = False if key == "_frozen" else copy.deepcopy(value, memory)
+        return clone
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in self._values.items()))
+
+
+class _JitOptions(OptionsDict):
+    """Options.Jit: nothing is left of it."""
+
+    def traceModel(self, trace_model: bool) -> "_JitOptions":
+        logger.warning("[Deprecated] Do not call options.Jit.traceModel(): it is about to be removed")
+        if trace_model:
+            raise ValueError("options.Jit.traceModel(True) is no longer supported")
+        return self
+
+
+class _PrecisionOptions(OptionsDict):
+    """Options.Precision."""
+
+    def __init__(self, popart_options: "_PopartOptions") -> None:
+        super().__init__()
+        self.__dict__["_popart_options"] = popart_options
+
+    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> "_PrecisionOptions":
+        logger.warning("[Deprecated] options.Precision.halfFloatCasting(): HalfUpcastToFloat is the only behaviour")
+        return self
+
+    def runningStatisticsAlwaysFloat(self, value: bool) -> "_PrecisionOptions":
+        if not isinstance(value, bool):
+            raise ValueError("runningStatisticsAlwaysFloat needs to be set to a bool")
+        logger.warning("[Deprecated] options.Precision.runningStatisticsAlwaysFloat(): False is the only behaviour")
+        return self
+
+    def enableFloatingPointExceptions(self, enabled: bool) -> "_PrecisionOptions":
+        assert isinstance(enabled, bool), "enableFloatingPointExceptions needs to be set to a bool"
+        self._popart_options.set("enableFloatingPointChecks", enabled)
+        return self
+
+    def enableStochasticRounding(self, enabled: bool) -> "_PrecisionOptions":
+        self._popart_options.set("enableStochasticRounding", enabled)
+        return self
+
+    def setPartialsType(self, dtype: torch.dtype) -> "_PrecisionOptions":
+        names = {torch.float32: "float", torch.float16: "half"}
+        if dtype not in names:
+            raise ValueError("parameter to setPartialsType should be eithertorch.float or torch.half")
+        self._popart_options.set("partialsTypeMatMuls", names[dtype])
+        self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
+        return self
+
+
+class _TrainingOptions(OptionsDict):
+    """Options.Training."""
+
+    def __init__(self, popart_options: "_PopartOptions") -> None:
+        super().__init__(
+            gradient_accumulation=1,
+            accumulation_and_replication_reduction_type=enums.ReductionType.Mean,
+            meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
+        )
+        self.__dict__["_popart_options"] = popart_options
+
+    def gradientAccumulation(self, gradient_accumulation: int) -> "_TrainingOptions":
+        self.set(gradient_accumulation=gradient_accumulation)
+        return self
+
+    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> "_TrainingOptions":
+        if reduction_type not in (enums.ReductionType.Mean, enums.ReductionType.Sum):
+            raise ValueError(
+                "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean or "
+                "poptorch.ReductionType.Sum"
+            )
+        self.set(accumulation_and_replication_reduction_type=reduction_type)
+        return self
+
+    def setMeanAccumulationAndReplicationReductionStrategy(
+        self, mean_reduction_strategy: enums.MeanReductionStrategy
+    ) -> "_TrainingOptions":
+        self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
+        return self
+
+    def setAutomaticLossScaling(self, enabled: bool) -> "_TrainingOptions":
+        self._popart_options.set("automaticLossScalingSettings.enabled", enabled)
+        return self
+
+    def setConvolutionDithering(self, enabled: bool) -> "_TrainingOptions":
+        self._popart_options.set("convolutionOptions", {"enableConvDithering": enabled})
+        return self
+
+
+class _PopartOptions:
+    """Options._Popart: options handed to PopART by name."""
+
+    def __init__(self) -> None:
+        self._frozen = False
+        self.options: Dict[str, Any] = {}
+        self.set("instrumentWithHardwareCycleCounter", False)
+        self.set("rearrangeAnchorsOnHost", False)
+
+    def checkIsFrozen(self, option: Optional[str] = None) -> None:
+        if self._frozen:
+            raise AttributeError("Can't modify frozen Options")
+
+    def set(self, key: str, value: Any) -> "_PopartOptions":
+        self.checkIsFrozen()
+        self.options[key] = value
+        return self
+
+    def setEngineOptions(self, engine_options: Dict[str, str]) -> "_PopartOptions":
+        return self.set("engineOptions", engine_options)
+
+    def setPatterns(self, patterns: Dict[str, bool], level: int = 2) -> "_PopartOptions":
+        assert isinstance(level, int)
+        assert isinstance(patterns, dict)
+        self.set("patterns_level", level)
+        return self.set("patterns", patterns)
+
+    def _freeze(self, frozen: bool = True) -> None:
+        self._frozen = frozen
+
+    def __deepcopy__(self, memory: Dict[int, Any]) -> "_PopartOptions":
+        clone = _PopartOptions()
+        memory[id(self)] = clone
+        clone.options = copy.deepcopy(self.options, memory)
+        return clone
+
+
+class _DistributedOptions(OptionsDict):
+    """Options.Distributed: several processes without PopDist."""
+
+    def __init__(self) -> None:
+        super().__init__(num_distributed_processes=1, distributed_process_id=0, ipuof_configs={})
+        self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+
+    def disable(self) -> "_DistributedOptions":
+        return self.configureProcessId(0, 1)
+
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> "_DistributedOptions":
+        environ = os.environ
+        return self.configureProcessId(int(environ.get(var_process_id, "0")), int(environ.get(var_num_processes, "1")))
+
+    def configureProcessId(self, process_id: int, num_processes: int) -> "_DistributedOptions":
+        self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
+        return self
+
+    @property
+    def processId(self) -> int:
+        return int(self.distributed_process_id)
+
+    @property
+    def numProcesses(self) -> int:
+        return int(self.num_distributed_processes)
+
+
+class TensorLocationSettings(OptionsDict):
+    """Where a kind of tensor is kept."""
+
+    def minElementsForOffChip(self, min_elements: int) -> "TensorLocationSettings":
+        assert isinstance(min_elements, int)
+        self.createOrSet(minElementsForOffChip=min_elements)
+        return self
+
+    def minElementsForReplicatedTensorSharding(self, min_elements: int) -> "TensorLocationSettings":
+        assert isinstance(min_elements, int)
+        self.createOrSet(minElementsForReplicatedTensorSharding=min_elements)
+        return self
+
+    def useOnChipStorage(self, use: Optional[bool] = True) -> "TensorLocationSettings":
+        if use is None:
+            self.deleteIfExists("onChip")
+            return self
+        return self._set_flag("onChip", use)
+
+    def useReplicatedTensorSharding(self, use: bool = True) -> "TensorLocationSettings":
+        return self._set_flag("useReplicatedTensorSharding", use)
+
+    def useIOTilesToLoad(self, use: bool = True) -> "TensorLocationSettings":
+        return self._set_flag("useIOTilesToLoad", use)
+
+    def useIOTilesToStore(self, use: bool = True) -> "TensorLocationSettings":
+        return self._set_flag("useIOTilesToStore", use)
+
+    def _set_flag(self, name: str, use: bool) -> "TensorLocationSettings":
+        assert isinstance(use, bool)
+        self.createOrSet(**{name: int(use)})
+        return self
+
+
+class _TensorLocationOptions(OptionsDict):
+    """Options.TensorLocations."""
+
+    def numIOTiles(self, num_tiles: int) -> "_TensorLocationOptions":
+        assert isinstance(num_tiles, int)
+        valid = 32 <= num_tiles <= 192 and num_tiles % 2 == 0
+        assert valid, "numIOTiles must be an even number between 32 and 192."
+        self.createOrSet(numIOTiles=num_tiles)
+        return self
+
+    def setActivationLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+        return self._set_location("location_activation", location)
+
+    def setWeightLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+        return self._set_location("location_weight", location)
+
+    def setOptimizerLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+        return self._set_location("location_optimizer", location)
+
+    def setAccumulatorLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+        return self._set_location("location_accumulator", location)
+
+    def _set_location(self, name: str, location: TensorLocationSettings) -> "_TensorLocationOptions":
+        assert isinstance(location, TensorLocationSettings)
+        self.createOrSet(**{name: location.toDict()})
+        return self

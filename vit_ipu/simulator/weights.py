@@ -1,0 +1,75 @@
+"""A model's parameters and buffers by name, and the exchange of them for others while the model runs."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+from torch import Tensor, nn
+
+from vit_ipu.simulator.errors import error
+
+
+class Weights:
+    """Parameters and buffers by their first name; a tensor that a model holds twice stands here once."""
+
+    def __init__(self, parameters: Dict[str, Tensor], buffers: Dict[str, Tensor]) -> None:
+        self.parameters, self.buffers = parameters, buffers
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Weights":
+        """The model's own."""
+        return cls(dict(model.named_parameters()), dict(model.named_buffers()))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Weights":
+        """The result of `function` for each, requiring gradients as the original does."""
+        return Weights(
+            {n: function(t.detach()).requires_grad_(t.requires_grad) for n, t in self.parameters.items()},
+            {n: function(t) for n, t in self.buffers.items()},
+        )
+
+    def items(self) -> Iterator[Tuple[str, Tensor]]:
+        yield from self.parameters.items()
+        yield from self.buffers.items()
+
+    def tensors(self) -> List[Tensor]:
+        return [tensor for _, tensor in self.items()]
+
+
+@contextmanager
+def borrowed(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """The model holds `weights` instead of its own. Raises Error if it put another tensor in the place of one."""
+    lent = dict(weights.items())
+    places = list(_places(model))
+    own = [registry[key] for registry, key, _ in places]
+    for registry, key, name in places:
+        registry[key] = lent[name]
+    try:
+        yield
+        for registry, key, name in places:
+            if registry.get(key) is not lent[name]:
+                raise _reassigned(name, is_buffer=name in weights.buffers)
+    finally:
+        for (registry, key, _), tensor in zip(places, own):
+            registry[key] = tensor
+
+
+def _places(model: nn.Module) -> Iterator[Tuple[Dict[str, Any], str, str]]:
+    """Each dictionary and key that holds a parameter or buffer, with the tensor's first name."""
+    names: Dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for registry in (module._parameters, module._buffers):
+            for key, tensor in registry.items():
+                if tensor is not None:
+                    name = names.setdefault(id(tensor), "{}.{}".format(prefix, key) if prefix else key)
+                    yield registry, key, name
+
+
+def _reassigned(name: str, *, is_buffer: bool) -> Exception:
+    kind = "Buffer" if is_buffer else "Parameter"
+    return error(
+        "{} {} is reassigned within the model when calling the forward method. This is not supported. Consider using "
+        "self.{}.copy_(src) to copy data from a source tensor, where src is the name of the source tensor.".format(
+            kind, name, name
+        )
+    )

@@ -1,0 +1,204 @@
+"""Training as a story: open the data, build the backend, restore, then step, evaluate and save until the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+
+from vit_ipu.backends import Backend, Device, StepResult, build_backend
+from vit_ipu.checkpoints.formats import load_init
+from vit_ipu.checkpoints.run_state import (
+    Description,
+    Progress,
+    load_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from vit_ipu.config import Config
+from vit_ipu.data.loader import TrainingLoader, evaluation_loader
+from vit_ipu.data.sources import Source, open_source
+from vit_ipu.display import StopSignal, TrainingDisplay
+from vit_ipu.evaluate import Evaluation, evaluate
+from vit_ipu.optim import learning_rate
+from vit_ipu.pipeline import BatchPlan
+from vit_ipu.run_folder import Metrics, RunFolder
+
+NUM_EXAMPLES = 10
+"""Held-out images that a run folder keeps as files, to try predictions on."""
+
+
+class TrainingFailed(RuntimeError):
+    """A run that cannot go on: one line with the reason. The program exits with 1."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    progress: Progress
+    total_updates: int
+    evaluation: Optional[Evaluation]
+    """The last evaluation of this process; None if there was none."""
+    seconds: float
+    """Wall time of training, evaluations included, in this process."""
+
+    @property
+    def interrupted(self) -> bool:
+        return self.progress.update < self.total_updates
+
+
+def train(config: Config, device: Device, folder: RunFolder, console: Console, *, resume: bool = False) -> Summary:
+    """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
+    train_source, eval_source = (open_source(config.data, config.model, split) for split in ("train", "eval"))
+    total_updates = config.total_updates(len(train_source))
+    backend = build_backend(config, device)
+    started = time.monotonic()
+    evaluation = None
+    try:
+        progress = restore(backend, config, folder, device, resume=resume)
+        if progress.update < total_updates:
+            backend.compile()
+        recorder = Recorder(config, folder, backend, progress, total_updates, console)
+        with recorder, StopSignal(recorder.say) as stop:
+            for batch in training_loader(train_source, config, backend, progress, total_updates):
+                rate = learning_rate(progress.update, total_updates, config.optim)
+                result = backend.train_step(batch, rate)
+                progress = advance(progress, config)
+                recorder.step(progress, result, rate)
+                finished = progress.update == total_updates
+                if finished or due(config.run.evaluate_every, progress):
+                    evaluation = evaluate(backend, evaluation_loader(eval_source, config))
+                    recorder.evaluation(progress, evaluation)
+                if finished or stop.asked or due(config.run.checkpoint_every, progress):
+                    recorder.checkpoint(progress, Description(config, eval_source.classes), device)
+                if stop.asked:
+                    break
+        if recorder.writes:
+            save_examples(eval_source, folder.examples)
+    finally:
+        backend.close()
+    return Summary(progress, total_updates, evaluation, time.monotonic() - started)
+
+
+def restore(backend: Backend, config: Config, folder: RunFolder, device: Device, *, resume: bool) -> Progress:
+    """Loads the newest checkpoint of a resumed run, or model.init, or leaves the fresh weights."""
+    newest = folder.newest_checkpoint() if resume else None
+    if newest is not None:
+        state, progress = load_checkpoint(newest, device_kind=device.kind)
+        backend.load_state_dict(state)
+        return progress
+    if config.model.init is not None:
+        fresh = backend.state_dict()["model"]
+        backend.load_state_dict({"model": load_init(config.model.init, fresh)})
+    return Progress()
+
+
+def training_loader(
+    source: Source, config: Config, backend: Backend, progress: Progress, total_updates: int
+) -> TrainingLoader:
+    """The host steps that are left, as far as this process feeds them."""
+    return TrainingLoader(
+        source,
+        config,
+        BatchPlan.of(config).share(backend.instances.index, backend.instances.count),
+        start_step=progress.host_step,
+        total_steps=total_updates // config.pipeline.device_iterations,
+    )
+
+
+def advance(progress: Progress, config: Config) -> Progress:
+    """How far the run is after another host step."""
+    iterations = config.pipeline.device_iterations
+    samples = config.pipeline.global_batch_size * iterations
+    return Progress(progress.update + iterations, progress.host_step + 1, progress.samples + samples)
+
+
+def due(every: Optional[int], progress: Progress) -> bool:
+    """Whether something that happens `every` so many updates happens now."""
+    return every is not None and progress.update % every == 0
+
+
+def save_examples(source: Source, folder: Path) -> None:
+    """Writes the first held-out images as PNG files named after their classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(min(NUM_EXAMPLES, len(source))):
+        name = source.classes[int(source.labels[index])].lower()
+        file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
+        source.image(index).save(str(folder / "{:02d}_{}.png".format(index, file_name)))
+
+
+class Recorder:
+    """Writes metrics and checkpoints and shows progress; of several host processes, only the first does."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        backend: Backend,
+        progress: Progress,
+        total_updates: int,
+        console: Console,
+    ) -> None:
+        self._config, self._folder, self._backend = config, folder, backend
+        self.writes = backend.instances.index == 0
+        self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
+        self._display = TrainingDisplay(console, total_updates, done=progress.update, quiet=not self.writes)
+        self._last_time = time.monotonic()
+
+    def __enter__(self) -> "Recorder":
+        self._display.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._display.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def say(self, text: str) -> None:
+        self._display.say(text)
+
+    def step(self, progress: Progress, result: StepResult, rate: float) -> None:
+        """A host step has ended. Raises TrainingFailed if its loss is no number."""
+        if not math.isfinite(result.loss):
+            raise TrainingFailed(
+                "the loss is {} at update {}: lower optim.learning_rate or precision.loss_scale; the last checkpoint "
+                "is {}".format(result.loss, progress.update, self._folder.newest_checkpoint() or "none")
+            )
+        num_images = result.num_samples * self._backend.instances.count
+        speed = num_images / self._seconds_since_last()
+        self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
+        if progress.host_step % self._config.run.log_every == 0:
+            self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
+
+    def evaluation(self, progress: Progress, found: Evaluation) -> None:
+        """An evaluation has ended."""
+        self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss)
+        self.say(
+            "update {}: top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f} on {:,} held-out images".format(
+                progress.update, found.top1, found.top5, found.loss, found.num_images
+            )
+        )
+        self._seconds_since_last()
+
+    def checkpoint(self, progress: Progress, description: Description, device: Device) -> None:
+        """Writes a checkpoint and removes the oldest ones."""
+        state = self._backend.state_dict()
+        if self.writes:
+            save_checkpoint(self._folder.checkpoints, state, progress, description, device_kind=device.kind)
+            remove_old_checkpoints(self._folder.checkpoints, self._config.run.keep_checkpoints)
+        self._seconds_since_last()
+
+    def _seconds_since_last(self) -> float:
+        """Time since the last host step, evaluation or checkpoint ended."""
+        last, self._last_time = self._last_time, time.monotonic()
+        return max(self._last_time - last, 1e-9)
+
+    def _write(self, progress: Progress, **values: float) -> None:
+        if self._metrics is not None:
+            counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
+            self._metrics.write(dict(counts, **values))
