@@ -1,6 +1,7 @@
-"""The command line: `vit-ipu`. Heavy imports wait for the command that needs them."""
+"""The command line: `vit-ipu`. Heavy imports wait for the command that needs them.
 
-from __future__ import annotations
+Annotations are not postponed here: on Python 3.8 typer does not see through strings to what is Annotated.
+"""
 
 import json
 import sys

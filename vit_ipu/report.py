@@ -167,7 +167,7 @@ def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
     """
     drawn = min(gradient_accumulation, 2 * num_stages(num_ipus) + 4)
     slots, cycles = timetable(num_ipus, drawn), num_cycles(num_ipus, drawn)
-    width, height = _LEFT + cycles * _CELL + 8, _TOP + num_ipus * _ROW + 44
+    width, height = _LEFT + max(cycles * _CELL, 520) + 8, _TOP + num_ipus * _ROW + 44
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
         'font-family="system-ui, sans-serif" font-size="11">'.format(width, height)

@@ -1,0 +1,70 @@
+"""The documents tell the truth: what they name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vit_ipu.config_file import shipped_configs
+from vit_ipu.report import timetable_svg
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_picture_is_that_of_the_timetable():
+    picture = (ROOT / "docs" / "pipeline.svg").read_text()
+    assert picture.replace(' style="background:#ffffff"', "").strip() == timetable_svg(4, 8)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_and_files_exist(path):
+    text = path.read_text()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for target in re.findall(r"`?make ([a-z][a-z-]+)", text):
+        assert target in targets, target
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / link).exists(), link
+    for name in re.findall(r"pipeline_configs/([a-z0-9_]+)\.yaml", text):
+        assert name in shipped_configs(), name
+
+
+def test_commands_in_the_readme_exist():
+    import typer.main
+
+    from vit_ipu.cli import app
+
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\$ vit-ipu ([a-z]+)", readme, re.M)) <= commands
+    assert set(re.findall(r"^\| `([a-z]+) [A-Z]", readme, re.M)) | {"models"} == commands
+
+
+def test_modules_of_the_map_exist():
+    block = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    for name in re.findall(r"([a-z_]+)\.py", block):
+        assert list((ROOT / "vit_ipu").rglob(name + ".py")), name
+
+
+def test_every_page_says_that_no_ipu_has_run_this():
+    for name in ("README.md", "docs/running_on_ipu.md", "docs/simulator.md"):
+        text = " ".join((ROOT / name).read_text().split())
+        assert re.search(
+            r"No IPU has run this code yet|has been run on hardware yet|has been compared with an IPU", text
+        )
+
+
+def test_nothing_tells_anybody_to_install_a_stranger():
+    files = [
+        *DOCUMENTS,
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+        ROOT / ".ci" / "run",
+        *ROOT.glob(".github/**/*.yml"),
+    ]
+    for path in files:
+        for line in path.read_text().splitlines():
+            if re.search(r"pip3? install.*\b(popart|poplar|poptorch)\b(?!-3)", line):
+                assert "Never" in line or "`pip install popart` or `poplar`" in line, line
