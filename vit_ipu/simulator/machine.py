@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -26,6 +27,8 @@ class Machine:
 
     def attach(self, owner: Any, num_ipus: int) -> None:
         """Reserves IPUs for `owner`. Raises Error if the machine has not so many left."""
+        if self.ipus_held + num_ipus > self.num_ipus:
+            gc.collect()  # an executor and its optimizer hold each other until then
         if self.ipus_held + num_ipus > self.num_ipus:
             hint = ""
             if num_ipus > self.num_ipus:
