@@ -66,7 +66,11 @@ def test_fashion_mnist_is_read_from_its_own_files(tmp_path):
     assert (np.asarray(source.image(3))[..., 1] == images[3]).all()
 
 
-@pytest.mark.parametrize("damage", [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03\0\0\0\x09")])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03\0\0\0\x09")],
+    ids=["empty", "not compressed", "header cut off"],
+)
 def test_a_damaged_idx_file(tmp_path, damage):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damage)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not an idx file"):
