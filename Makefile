@@ -62,7 +62,7 @@ $(HOST_VENV)/.ready: pyproject.toml constraints-ipu.txt
 	$(HOST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-ipu.txt -e '.[test]'
 	touch $@
 
-test-ipu: setup
+test-ipu: $(if $(filter $(BIN)/%,$(IPU_PYTHON)),setup)
 	$(IPU_PYTHON) benchmarks/ipu_acceptance.py
 
 lint: setup

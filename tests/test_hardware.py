@@ -9,9 +9,10 @@ import json
 import math
 
 import pytest
-from helpers import backend_for, random_batch
+from helpers import random_batch, random_images, relative_errors, tiny_config, worst
 from test_train import vit_ipu
 
+from vit_ipu.backends import open_backend, resolve_device
 from vit_ipu.config_file import load_config, shipped_configs
 from vit_ipu.pipeline import num_ipus
 
@@ -30,11 +31,8 @@ CONFIGS = [
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_host_step_of_a_shipped_config(name):
     config = one_step_config(name)
-    backend = backend_for(config, "ipu")
-    try:
+    with open_backend(config, resolve_device("ipu")) as backend:
         result = backend.train_step(random_batch(config), config.optim.learning_rate / 100)
-    finally:
-        backend.close()
     assert math.isfinite(result.loss)
     assert result.loss == pytest.approx(math.log(config.model.num_classes), abs=1.0)
 
@@ -47,3 +45,33 @@ def test_the_quickstart_learns(monkeypatch, capsys, tmp_path):
     summary = json.loads(out)
     assert summary["simulated"] is False
     assert summary["top1"] >= 78
+
+
+@pytest.mark.ipus(4)
+def test_training_and_inference_take_turns_on_the_same_ipus():
+    config = tiny_config()
+    images = random_images(9)
+    with open_backend(config, resolve_device("ipu")) as backend:
+        for seed in range(2):
+            backend.train_step(random_batch(config, seed), 0.05)
+            logits, weights = backend.predict(images), backend.state_dict()["model"]
+            with open_backend(config, resolve_device("cpu")) as native:
+                native.load_state_dict({"model": weights})
+                difference = (native.predict(images) - logits).abs().max()
+            assert difference < 0.05
+
+
+@pytest.mark.ipus(4)
+def test_a_state_that_is_loaded_goes_on():
+    config = tiny_config(optim={"optimizer": "adamw", "learning_rate": 1e-3})
+    states = []
+    with open_backend(config, resolve_device("ipu")) as backend:
+        backend.train_step(random_batch(config), 1e-3)
+        state = backend.state_dict()
+        backend.train_step(random_batch(config, 1), 1e-3)
+        states.append(backend.state_dict()["model"])
+    with open_backend(config, resolve_device("ipu")) as backend:
+        backend.load_state_dict(state)
+        backend.train_step(random_batch(config, 1), 1e-3)
+        states.append(backend.state_dict()["model"])
+    assert worst(relative_errors(*states)) < 1e-4

@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vit_ipu import simulator
-from vit_ipu.backends import DeviceError, build_backend, find_instances, resolve_device
+from vit_ipu.backends import DeviceError, build_backend, find_instances, open_backend, resolve_device
 from vit_ipu.config import ConfigError
+from vit_ipu.model import ViT
 from vit_ipu.pipeline import ipu_violations
 from vit_ipu.simulator import machine
 
-simulator.install()
 
-from vit_ipu.backends.ipu.blocks import TrainingStep, begin_stages, keep_block_outputs  # noqa: E402
-from vit_ipu.backends.ipu.optimizer import build_optimizer  # noqa: E402
-from vit_ipu.backends.ipu.options import inference_options, training_options  # noqa: E402
-from vit_ipu.model import ViT  # noqa: E402
+@pytest.fixture(autouse=True)
+def ipu():
+    """The modules of backends/ipu, over the simulator; not at import, so that on IPUs the real PopTorch stays."""
+    simulator.install()
+    from vit_ipu.backends.ipu import blocks, optimizer, options
 
-DEVICES = ["ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))]
+    return types.SimpleNamespace(blocks=blocks, optimizer=optimizer, options=options)
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -73,7 +74,12 @@ OPTIONS = [
     ({"pipeline": {"optimizer_state": "off_chip"}}, lambda o: location(o, "onChip"), 0),
     ({}, lambda o: location(o, "onChip"), 1),
     ({"pipeline": {"io_tiles": 64}}, lambda o: o.TensorLocations.numIOTiles, 64),
-    ({"pipeline": {"io_tiles": 64}}, lambda o: location(o, "useIOTilesToLoad"), 1),
+    (
+        {"pipeline": {"io_tiles": 64, "optimizer_state": "off_chip"}},
+        lambda o: location(o, "useIOTilesToLoad"),
+        1,
+    ),
+    ({"pipeline": {"io_tiles": 64}}, lambda o: "useIOTilesToLoad" in o.TensorLocations.location_optimizer, False),
     ({"precision": {"partials": "float16"}}, lambda o: popart(o, "partialsTypeMatMuls"), "half"),
     ({"precision": {"partials": "float16"}}, lambda o: popart(o, "convolutionOptions"), {"partialsType": "half"}),
     ({}, lambda o: popart(o, "partialsTypeMatMuls"), "float"),
@@ -99,6 +105,11 @@ OPTIONS = [
         lambda o: popart(o, "autoRecomputation"),
         4,
     ),
+    (
+        {"pipeline": {"recompute": "every_block", "execution": "sharded"}},
+        lambda o: popart(o, "autoRecomputation"),
+        4,
+    ),
 ]
 
 
@@ -107,31 +118,31 @@ def read_io_tiles(options):
 
 
 @pytest.mark.parametrize(("change", "read", "expected"), OPTIONS, ids=[str(i) for i in range(len(OPTIONS))])
-def test_setting_reaches_poptorchs_options(change, read, expected):
-    options = training_options(tiny_config(**change))
+def test_setting_reaches_poptorchs_options(ipu, change, read, expected):
+    options = ipu.options.training_options(tiny_config(**change))
     if expected == 64:
         assert read_io_tiles(options) == 64
     else:
         assert read(options) == expected
 
 
-def test_inference_has_options_of_its_own():
+def test_inference_has_options_of_its_own(ipu):
     config = tiny_config(
         pipeline={"global_batch_size": 64, "replication_factor": 2, "device_iterations": 2},
         precision={"stochastic_rounding": True},
     )
-    options = inference_options(config)
+    options = ipu.options.inference_options(config)
     assert options.device_iterations == 4  # as many as stages
     assert options.Training.gradient_accumulation == 1
     assert options.replication_factor == 2
     assert popart(options, "enableStochasticRounding") is False
     assert options.output_mode == simulator.OutputMode.All
     more = tiny_config(run={"evaluation_device_iterations": 6})
-    assert inference_options(more).device_iterations == 6
+    assert ipu.options.inference_options(more).device_iterations == 6
 
 
-def test_offline_options_need_no_hardware():
-    assert training_options(tiny_config(), offline=True).connection_type == simulator.ConnectionType.Never
+def test_offline_options_need_no_hardware(ipu):
+    assert ipu.options.training_options(tiny_config(), offline=True).connection_type == simulator.ConnectionType.Never
 
 
 OPTIMIZERS = [
@@ -144,12 +155,12 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize(("name", "change", "kind", "expected"), OPTIMIZERS)
-def test_optimizer_has_the_configs_attributes(name, change, kind, expected):
+def test_optimizer_has_the_configs_attributes(ipu, name, change, kind, expected):
     precision = {"compute": "float16", "loss_scale": 64.0, "accumulation": "float16", "first_moment": "float16"}
     config = tiny_config(
         optim={"optimizer": name, "weight_decay": 0.1, "learning_rate": 0.02, **change}, precision=precision
     )
-    optimizer = build_optimizer(ViT(config.model), config)
+    optimizer = ipu.optimizer.build_optimizer(ViT(config.model), config)
     assert type(optimizer) is kind
     decayed, exempt = optimizer.param_groups
     assert (decayed["weight_decay"], exempt["weight_decay"], decayed["lr"]) == (0.1, 0.0, 0.02)
@@ -186,34 +197,34 @@ def blocks_of(model):
         ([4], {"patch_embed": 0}),
     ],
 )
-def test_stages_begin_where_the_config_says(layers, expected):
+def test_stages_begin_where_the_config_says(ipu, layers, expected):
     config = tiny_config(pipeline={"layers_per_ipu": layers})
     model = ViT(config.model)
-    begin_stages(model, config)
+    ipu.blocks.begin_stages(model, config)
     assert {name: hook._ipu_id for name, hook in blocks_of(model).items()} == expected
 
 
-def test_the_simulator_sees_the_stages_of_the_config():
+def test_the_simulator_sees_the_stages_of_the_config(ipu):
     from vit_ipu.simulator.arguments import Arguments
     from vit_ipu.simulator.strategies import PipelinedExecution
     from vit_ipu.simulator.tracing import trace_model
 
     config = tiny_config(pipeline={"layers_per_ipu": [0, 2, 2, 0]})
-    step = TrainingStep(ViT(config.model), config)
-    begin_stages(step.model, config)
+    step = ipu.blocks.TrainingStep(ViT(config.model), config)
+    ipu.blocks.begin_stages(step.model, config)
     batch = random_batch(config)
     arguments = Arguments(["images", "labels"], [batch.images, batch.labels], {})
     trace = trace_model(step, arguments, PipelinedExecution().stage_manager, True)
     assert (trace.num_forward_stages, trace.num_stages, trace.ipus) == (4, 7, {0, 1, 2, 3})
 
 
-def test_every_blocks_output_is_kept_when_asked(monkeypatch):
+def test_every_blocks_output_is_kept_when_asked(ipu, monkeypatch):
     kept = []
     monkeypatch.setattr(sys.modules["poptorch"], "recomputationCheckpoint", lambda x: kept.append(x) or x)
     model = ViT(tiny_config().model)
     model(torch.zeros(1, 3, 28, 28))
     assert kept == []
-    keep_block_outputs(model)
+    ipu.blocks.keep_block_outputs(model)
     model(torch.zeros(1, 3, 28, 28))
     assert [tuple(x.shape) for x in kept] == [(1, 17, 32)] * 4
 
@@ -227,10 +238,9 @@ def test_the_model_itself_knows_nothing_of_ipus():
 # ------------------------------------------------------------------------- training and inference
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_training_and_inference_take_turns_on_the_same_ipus(device):
+def test_training_and_inference_take_turns_on_the_same_ipus():
     config = tiny_config()
-    backend = backend_for(config, device)
+    backend = backend_for(config, "ipu-sim")
     backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
     images, seen = random_images(9), []
     for seed in range(3):
@@ -244,7 +254,7 @@ def test_training_and_inference_take_turns_on_the_same_ipus(device):
         torch.testing.assert_close(seen[-1], native.predict(images), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(seen[0], seen[1])
     backend.close()
-    assert device == "ipu" or machine.machine.ipus_held == 0
+    assert machine.machine.ipus_held == 0
 
 
 BACKENDS = {}
@@ -305,9 +315,45 @@ def test_float16_weights_train_and_are_kept_in_float16():
     assert backend.predict(random_images(3)).dtype == torch.float32
 
 
+def test_evaluation_does_not_round_float16_training():
+    config = tiny_config(precision={"compute": "float16"})
+    states = []
+    for evaluates in (False, True):
+        backend = backend_for(config, "ipu-sim")
+        for seed in range(4):
+            backend.train_step(random_batch(config, seed), 0.05)
+            if evaluates:
+                backend.predict(random_images(5))
+        states.append(backend.state_dict())
+    assert equal_states(states[0]["model"], states[1]["model"])
+
+
+def test_a_device_error_is_not_hidden_by_closing(monkeypatch):
+    def broken(self):
+        raise RuntimeError("the second error")
+
+    monkeypatch.setattr("vit_ipu.backends.ipu.executor.IpuBackend.close", broken)
+    with pytest.raises(ValueError, match="the first error"), open_backend(tiny_config(), resolve_device("ipu-sim")):
+        raise ValueError("the first error")
+
+
+def test_synthetic_data_is_closed_without_reading_weights_back(monkeypatch):
+    backend = backend_for(tiny_config(), "ipu-sim")
+    backend.train_step(random_batch(tiny_config()), 0.05)
+    backend._config = tiny_config(pipeline={"synthetic_data": True})
+    monkeypatch.setattr(simulator.PoplarExecutor, "destroy", lambda self: pytest.fail("weights would be read"))
+    backend.close()
+
+
 def test_recomputation_and_sharding_change_no_numbers():
     states = []
-    for change in ({}, {"recompute": "every_block"}, {"execution": "sharded"}, {"layers_per_ipu": [4]}):
+    changes = [
+        {"recompute": recompute, "execution": execution, "layers_per_ipu": layers}
+        for recompute in ("auto", "none", "every_block")
+        for execution in ("pipelined", "sharded")
+        for layers in ([1, 1, 1, 1], [4])
+    ]
+    for change in changes:
         backend = backend_for(tiny_config(pipeline=change), "ipu-sim")
         backend.train_step(random_batch(tiny_config()), 0.05)
         states.append(backend.state_dict()["model"])
@@ -369,6 +415,8 @@ class Popdist(types.ModuleType):
         super().__init__("popdist")
         self.initialised = False
         self.isPopdistEnvSet = lambda: True
+        self.isBackendInitialized = lambda: self.initialised
+        self.getNumIpusPerReplica = lambda: 4
         self.getNumTotalReplicas = lambda: total
         self.getInstanceIndex = lambda: index
         self.getNumInstances = lambda: count
@@ -388,6 +436,7 @@ class Popdist(types.ModuleType):
         self.__spec__ = types.SimpleNamespace(name="popdist")
 
     def init(self):
+        assert not self.initialised, "You cannot initialise an already initialised backend"
         self.initialised = True
 
 
@@ -406,13 +455,13 @@ def replicated():
     return tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2})
 
 
-def test_under_poprun_each_instance_has_its_share(poprun):
+def test_under_poprun_each_instance_has_its_share(ipu, poprun):
     module = poprun(1, 2, 2)
     config = replicated()
     backend = build_backend(config, resolve_device("ipu-sim"))
     assert module.initialised
     assert (backend.instances.index, backend.instances.count) == (1, 2)
-    options = training_options(config)
+    options = ipu.options.training_options(config)
     assert (options.replication_factor, options._ipus_per_replica) == (1, 4)
     whole = random_batch(config)
     from vit_ipu.backends import HostBatch
@@ -426,8 +475,35 @@ def test_under_poprun_each_instance_has_its_share(poprun):
 
 def test_other_replicas_than_popruns_are_refused(poprun):
     poprun(0, 2, 4)
-    with pytest.raises(ConfigError, match="--num-replicas is 4 but pipeline.replication_factor is 2"):
+    with pytest.raises(ConfigError, match="--num-replicas is 4 but pipeline.replication_factor makes 2"):
         build_backend(replicated(), resolve_device("ipu-sim"))
+
+
+def test_another_pipeline_than_popruns_is_refused(poprun):
+    module = poprun(0, 2, 2)
+    module.getNumIpusPerReplica = lambda: 2
+    with pytest.raises(ConfigError, match="--ipus-per-replica is 2 but pipeline.layers_per_ipu makes 4"):
+        build_backend(replicated(), resolve_device("ipu-sim"))
+
+
+def test_popdist_is_initialised_once_in_a_process(poprun):
+    poprun(0, 2, 2)
+    for _ in range(2):
+        build_backend(replicated(), resolve_device("ipu-sim"))
+
+
+def test_only_the_first_instance_takes_over_the_saved_random_state(poprun):
+    states = []
+    for index in (0, 1):
+        poprun(index, 2, 2)
+        config = tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2}, run={"seed": 3})
+        backend = build_backend(config, resolve_device("ipu-sim"))
+        rng = {"seed": 9, "words": torch.arange(5056) % 7}
+        backend.load_state_dict(dict(backend.state_dict(), rng=rng))
+        backend.compile()
+        states.append(backend.state_dict()["rng"]["words"])
+    assert torch.equal(states[0], torch.arange(5056) % 7)
+    assert not torch.equal(states[1], states[0])
 
 
 def test_without_poprun_there_is_one_instance():

@@ -95,6 +95,7 @@ MISTAKES = {
     "report of no run": (lambda p: (p / "empty").mkdir(), ["report", "empty"], ["empty", "not a run folder"]),
     "models at no size": (None, ["models", "--image-size", "-1"], ["--image-size", "1"]),
     "plan of nothing": (None, ["plan", "nowhere.yaml"], ["nowhere.yaml"]),
+    "training on synthetic data": (None, with_set("pipeline.synthetic_data=true"), ["synthetic_data", "benchmark"]),
     "several processes": (None, TRAIN, ["WORLD_SIZE is 2", "torchrun"]),
 }
 

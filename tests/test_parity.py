@@ -13,7 +13,7 @@ import torch
 from helpers import backend_for, random_batch, random_images, relative_errors, tiny_config, with_random_head, worst
 from torch import Tensor
 
-from vit_ipu.backends import HostBatch
+from vit_ipu.backends import HostBatch, open_backend, resolve_device
 from vit_ipu.config import Config
 from vit_ipu.data.transforms import Normalize
 from vit_ipu.losses import classification_loss
@@ -42,7 +42,8 @@ BOUNDS = [
     ("lamb", "float32", {"exempt_max_weight_norm": 0.0}, 2e-3),
 ]
 IDS = ["-".join([optimizer, compute, *changes]) for optimizer, compute, changes, _ in BOUNDS]
-DEVICES = ["ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(8))]
+HARDWARE_BOUND = 1e-2
+"""On IPUs, in float32: their GELU alone is 6.4e-5 off. A guess until somebody has measured it; no IPU was here."""
 
 
 def config_for(optimizer: str, compute: str, changes: Dict[str, object]) -> Config:
@@ -68,13 +69,11 @@ Trained = Tuple[Dict[str, Tensor], Tensor]
 
 
 def train_on(device: str, config: Config, start: Dict[str, Tensor], batches: List[HostBatch]) -> Trained:
-    backend = backend_for(config, device)
-    backend.load_state_dict({"model": start})
-    for step, batch in enumerate(batches):
-        backend.train_step(batch, learning_rate(step * ITERATIONS, UPDATES, config.optim))
-    trained = backend.state_dict()["model"], backend.predict(IMAGES)
-    backend.close()
-    return trained
+    with open_backend(config, resolve_device(device)) as backend:
+        backend.load_state_dict({"model": start})
+        for step, batch in enumerate(batches):
+            backend.train_step(batch, learning_rate(step * ITERATIONS, UPDATES, config.optim))
+        return backend.state_dict()["model"], backend.predict(IMAGES)
 
 
 def train_plainly(config: Config, start: Dict[str, Tensor], batches: List[HostBatch]) -> Trained:
@@ -126,13 +125,21 @@ def check_parity(device: str, optimizer: str, compute: str, changes: Dict[str, o
         errors = relative_errors(trained[a][0], trained[b][0], leave_out_key_bias=leave_out)
         assert worst(errors) <= bound, (a, b, max(errors, key=errors.get))
         torch.testing.assert_close(trained[a][1], trained[b][1], rtol=10 * bound, atol=max(10 * bound, 1e-6))
-    assert worst(relative_errors(start, trained["plain"][0])) > 100 * bound  # it has learnt something
+    assert worst(relative_errors(start, trained["plain"][0])) > max(100 * bound, 0.1)  # it has learnt something
 
 
 @pytest.mark.parametrize(("optimizer", "compute", "changes", "bound"), BOUNDS, ids=IDS)
-@pytest.mark.parametrize("device", DEVICES)
-def test_ten_updates_are_the_same_on_every_backend(device, optimizer, compute, changes, bound):
-    check_parity(device, optimizer, compute, changes, bound)
+def test_ten_updates_are_the_same_on_every_backend(optimizer, compute, changes, bound):
+    check_parity("ipu-sim", optimizer, compute, changes, bound)
+
+
+IN_FLOAT32 = [row for row in BOUNDS if row[1] == "float32"]
+
+
+@pytest.mark.ipus(8)
+@pytest.mark.parametrize("row", IN_FLOAT32, ids=[row[0] for row in IN_FLOAT32])
+def test_ten_updates_are_the_same_on_hardware(row):
+    check_parity("ipu", *row[:3], HARDWARE_BOUND)
 
 
 # ------------------------------------------------------ three mutations, each of which must be noticed

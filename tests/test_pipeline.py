@@ -161,6 +161,22 @@ def test_the_simulator_computes_in_float64_but_hardware_does_not():
     assert len(ipu_violations(config, "ipu")) == 1
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"pipeline": {"synthetic_data": True}}, "pipeline.synthetic_data is not simulated"),
+        (
+            {"precision": {"compute": "float16", "automatic_loss_scale": True}},
+            "precision.automatic_loss_scale is not simulated",
+        ),
+    ],
+)
+def test_what_is_not_simulated_is_refused_before_anything_is_built(section, message):
+    with pytest.raises(ConfigError, match=message):
+        require_runnable(tiny_config(**section), "ipu-sim")
+    assert require_runnable(tiny_config(**section), "ipu") == []
+
+
 def test_float16_is_for_ipus():
     with pytest.raises(ConfigError, match="float16 is for IPUs; on cpu use auto, which is float32"):
         require_runnable(tiny_config(precision={"compute": "float16"}), "cpu")

@@ -204,6 +204,66 @@ def test_a_constant_attribute_cannot_change_after_compilation():
         executor.setOptimizer(poptorch.optim.AdamW(model.parameters(), lr=0.1))
 
 
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (lambda p: poptorch.optim.Adam(p), lambda o: o.param_groups[0].update(lr=1.0), "lr is constant"),
+        (
+            lambda p: poptorch.optim.SGD(p, lr=0.1),
+            lambda o: setattr(o, "loss_scaling", 8.0),
+            "loss_scaling is constant",
+        ),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1),
+            lambda o: o.param_groups[0].update(momentum=0.9),
+            "momentum is constant",
+        ),
+        (lambda p: torch.optim.AdamW(p), lambda o: o.param_groups[0].update(betas=(0.1, 0.2)), "betas is constant"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5), lambda o: o.param_groups[0].update(momentum=0.9), None),
+        (lambda p: poptorch.optim.SGD(p, lr=0.1, loss_scaling=2.0), lambda o: setattr(o, "loss_scaling", 8.0), None),
+        (lambda p: torch.optim.AdamW(p), lambda o: o.param_groups[0].update(lr=1.0), None),
+    ],
+)
+def test_what_is_constant_depends_on_how_the_optimizer_was_made(make, change, message):
+    model = TwoStages()
+    optimizer = make(model.parameters())
+    executor = poptorch.trainingModel(model, options(), optimizer)
+    executor(*data(8))
+    change(optimizer)
+    if message is None:
+        executor.setOptimizer(optimizer)
+    else:
+        with pytest.raises(poptorch.Error, match=message):
+            executor.setOptimizer(optimizer)
+
+
+def test_an_optimizer_of_another_model_is_an_error():
+    model = TwoStages()
+    executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(TwoStages().parameters(), lr=0.1))
+    with pytest.raises(KeyError):
+        executor(*data(8))
+
+
+def test_the_mode_of_a_program_is_that_of_its_compilation():
+    class Noisy(TwoStages):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x, labels):
+            dropped = self.dropout(torch.ones_like(x))
+            return (dropped == 0).float().mean(), super().forward(x, labels)
+
+    model = Noisy().train()
+    executor = poptorch.trainingModel(model, options())
+    shares = []
+    for mode in (model.train, model.eval):
+        mode()
+        shares.append(executor(*data(80))[0].item())
+        assert model.training == (mode == model.train)
+    assert all(0.3 < share < 0.7 for share in shares)
+
+
 def test_half_accumulation_sets_the_running_mean():
     model = TwoStages()
     optimizer = poptorch.optim.SGD(model.parameters(), lr=0.1, accum_type=torch.float16)
@@ -334,6 +394,25 @@ def test_too_few_micro_batches():
         poptorch.trainingModel(TwoStages(), options(1, 2, 1))(*data(4))
     with pytest.raises(poptorch.Error, match=r"deviceIterations must be .* stages \(2\)"):
         poptorch.inferenceModel(TwoStages(), poptorch.Options())(*data(2))
+
+
+def test_pipeline_recomputation_needs_a_pipeline():
+    sharded = options(1, 3, 1).setExecutionStrategy(poptorch.ShardedExecution())
+    sharded._Popart.set("autoRecomputation", 3)
+    with pytest.raises(poptorch.Error, match="Invalid RecomputationType::Pipeline"):
+        poptorch.trainingModel(TwoStages(), sharded)(*data(6))
+
+
+def test_ipus_are_counted_up_to_the_highest():
+    class Skipping(TwoStages):
+        def __init__(self):
+            super().__init__()
+            poptorch.removeBlocks(self)
+            poptorch.BeginBlock(self.second, "second", ipu_id=3)
+
+    executor = poptorch.trainingModel(Skipping(), options(1, 3, 1))
+    executor(*data(6))
+    assert machine.machine.ipus_held == 4
 
 
 def test_sharded_execution_has_no_minimum():

@@ -10,7 +10,7 @@ from typing import Iterator, List, Tuple
 
 import torch
 
-from vit_ipu.backends import Backend, Device, HostBatch, Instances, build_backend
+from vit_ipu.backends import Backend, Device, HostBatch, Instances, open_backend
 from vit_ipu.config import Config
 from vit_ipu.data.loader import TrainingLoader
 from vit_ipu.data.sources import open_source
@@ -39,12 +39,9 @@ def benchmark(config: Config, device: Device, *, steps: int, burn_in: int, real_
     The batch is the same random pixels and labels at every step, made beforehand; with `real_data` every step
     takes the next one from the config's source, and loading it is timed too.
     """
-    backend = build_backend(config, device)
-    batches = _real_batches(config, backend) if real_data else cycle([random_batch(config, backend.instances)])
-    try:
+    with open_backend(config, device) as backend:
+        batches = _real_batches(config, backend) if real_data else cycle([random_batch(config, backend.instances)])
         times = _step_times(backend, batches, 1 + burn_in + steps, learning_rate(0, 1, config.optim))
-    finally:
-        backend.close()
     timed = times[1 + burn_in :]
     samples = BatchPlan.of(config).samples_per_step
     median = statistics.median(timed)

@@ -110,6 +110,7 @@ def train(
 
     console = _console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
+    _refuse_synthetic_data(loaded)
     require_tracking(loaded)
     path = output or _default_output(config, resume=resume)
     first = find_instances(loaded, resolved).index == 0
@@ -143,7 +144,7 @@ def evaluate(
     """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
     from dataclasses import asdict
 
-    from vit_ipu.backends import build_backend
+    from vit_ipu.backends import open_backend
     from vit_ipu.checkpoints.run_state import find_checkpoint, load_matching_weights
     from vit_ipu.data.loader import evaluation_loader
     from vit_ipu.data.sources import open_source
@@ -151,14 +152,12 @@ def evaluate(
 
     console = _console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
+    _refuse_synthetic_data(loaded)
     path = find_checkpoint(checkpoint)
     source = open_source(loaded.data, loaded.model, "eval")
-    backend = build_backend(loaded, resolved)
-    try:
+    with open_backend(loaded, resolved) as backend:
         backend.load_state_dict({"model": load_matching_weights(path, backend.state_dict()["model"])})
         found = run(backend, evaluation_loader(source, loaded))
-    finally:
-        backend.close()
     if as_json:
         _print_json(dict(asdict(found), checkpoint=str(path), device=str(resolved), simulated=resolved.simulated))
     else:
@@ -221,7 +220,7 @@ def compile(
     """Compile for training into the executable cache, without training."""
     import time
 
-    from vit_ipu.backends import build_backend
+    from vit_ipu.backends import open_backend
     from vit_ipu.config import UserError
 
     console = _console(as_json)
@@ -230,12 +229,9 @@ def compile(
         raise UserError("compile is for IPUs, but --device is {}: use ipu or ipu-sim".format(resolved))
     if resolved.kind == "ipu" and loaded.pipeline.executable_cache is None:
         raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
-    backend = build_backend(loaded, resolved, offline=offline)
     start = time.monotonic()
-    try:
+    with open_backend(loaded, resolved, offline=offline) as backend:
         backend.compile()
-    finally:
-        backend.close()
     seconds = time.monotonic() - start
     if as_json:
         _print_json({"device": str(resolved), "simulated": resolved.simulated, "seconds": seconds})
@@ -339,6 +335,13 @@ def _prepare(
     for note in notes:
         console.print("note: {}".format(note), markup=False)
     return loaded, resolved
+
+
+def _refuse_synthetic_data(config: "Config") -> None:
+    from vit_ipu.config import UserError
+
+    if config.pipeline.synthetic_data:
+        raise UserError("pipeline.synthetic_data makes inputs and weights meaningless: it is for benchmark only")
 
 
 def _default_output(config: Path, *, resume: bool) -> Path:

@@ -104,7 +104,7 @@ class ExplicitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # (B, H, T, D/H)
+        query, key, value = qkv[0], qkv[1], qkv[2]  # (B, H, T, D/H); slices, where PopTorch turns unbind into gathers
         mixed = self.attend(query, key, value)  # (B, H, T, D/H)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
 

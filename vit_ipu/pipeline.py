@@ -186,6 +186,8 @@ def ipu_violations(config: Config, device_kind: str = "ipu", num_instances: int 
         _evaluation_device_iterations(config),
     ]
     found += [_number_format(config, device_kind), _loss_scale(config)]
+    if device_kind == "ipu-sim":
+        found.append(_not_simulated(config))
     found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model), _clipping(config)]
     return [text for text in found if text]
 
@@ -289,6 +291,16 @@ def _loss_scale(config: Config) -> Optional[str]:
         return "precision.automatic_loss_scale needs float16 gradients, but precision.compute is {}".format(
             precision.compute
         )
+    return None
+
+
+def _not_simulated(config: Config) -> Optional[str]:
+    for key, is_used in (
+        ("pipeline.synthetic_data", config.pipeline.synthetic_data),
+        ("precision.automatic_loss_scale", config.precision.automatic_loss_scale),
+    ):
+        if is_used:
+            return "{} is not simulated: set it to false".format(key)
     return None
 
 

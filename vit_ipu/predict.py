@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Sequence, Tuple
 
-from vit_ipu.backends import Device, build_backend
+from vit_ipu.backends import Device, open_backend
 from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_weights
 from vit_ipu.config import Config
 from vit_ipu.data.loader import stack_images
@@ -32,12 +32,9 @@ def predict(checkpoint: Path, images: Sequence[str], device: Device, *, top: int
     require_runnable(config, device.kind)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = [transform(open_image(path)) for path in images]
-    backend = build_backend(config, device)
-    try:
+    with open_backend(config, device) as backend:
         backend.load_state_dict({"model": load_weights(checkpoint)})
         probabilities = backend.predict(stack_images(pixels, config.data)).softmax(dim=1)
-    finally:
-        backend.close()
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     names = description.classes
     return [

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from rich.console import Console
 
-from vit_ipu.backends import Backend, Device, StepResult, build_backend
+from vit_ipu.backends import Backend, Device, StepResult, open_backend
 from vit_ipu.checkpoints.formats import load_init
 from vit_ipu.checkpoints.run_state import (
     Description,
@@ -56,10 +56,9 @@ def train(config: Config, device: Device, folder: RunFolder, console: Console, *
     """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
     train_source, eval_source = (open_source(config.data, config.model, split) for split in ("train", "eval"))
     total_updates = config.total_updates(len(train_source))
-    backend = build_backend(config, device)
     started = time.monotonic()
     evaluation = None
-    try:
+    with open_backend(config, device) as backend:
         progress = restore(backend, config, folder, device, resume=resume)
         if progress.update < total_updates:
             backend.compile()
@@ -80,8 +79,6 @@ def train(config: Config, device: Device, folder: RunFolder, console: Console, *
                     break
         if recorder.writes:
             save_examples(eval_source, folder.examples)
-    finally:
-        backend.close()
     return Summary(progress, total_updates, evaluation, time.monotonic() - started)
 
 

@@ -6,8 +6,9 @@ D device_iterations, B samples per host step, K classes.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ __all__ = [
     "build_backend",
     "describe_hardware",
     "find_instances",
+    "open_backend",
     "resolve_device",
 ]
 
@@ -128,6 +130,19 @@ def find_instances(config: Config, device: Device) -> Instances:
     from vit_ipu.backends.ipu.distributed import instances
 
     return instances(config)
+
+
+@contextmanager
+def open_backend(config: Config, device: Device, *, offline: bool = False) -> Iterator[Backend]:
+    """A backend that is closed at the end; if its device has failed, that error is not hidden by another."""
+    backend = build_backend(config, device, offline=offline)
+    try:
+        yield backend
+    except BaseException:
+        with suppress(Exception):
+            backend.close()
+        raise
+    backend.close()
 
 
 def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:

@@ -45,15 +45,21 @@ def prepared(options: Optional[Options], training: bool) -> Options:
     return options
 
 
+_RECOMPUTE_PIPELINE = 3  # popart::RecomputationType::Pipeline
+
+
 def ipus_to_reserve(trace: Trace, options: Options) -> int:
     """The number of IPUs. Raises Error where PopTorch would not compile."""
     if _is_pipelined(options):
         _check_stages(trace, options)
+    has_pipeline = _is_pipelined(options) and len(trace.ipus) > 1
+    if not has_pipeline and options._Popart.options.get("autoRecomputation") == _RECOMPUTE_PIPELINE:
+        raise cpp_error("Invalid RecomputationType::Pipeline in autoAnnotate when using implicit pipelining")
     if trace.mutates_buffers and options.replication_factor > 1:
         if options.broadcast_buffers:
             raise cpp_error(_BROADCAST_BUFFERS)
         raise NotImplementedError("buffers that differ between replicas are not simulated")
-    num_ipus = max(len(trace.ipus), 1) * int(options.replication_factor)
+    num_ipus = (max(trace.ipus, default=0) + 1) * int(options.replication_factor)
     return round_up_num_ipus(num_ipus, bool(options.auto_round_num_ipus))
 
 

@@ -313,13 +313,16 @@ class PoplarExecutor:
             self.copyWeightsToHostIfNeeded()
             saved = self._optimizer.get_state_dict()["ipu_state"]
             for name, tensor in updater.state.items():
-                tensor.copy_(saved[name])
+                if name in saved:
+                    tensor.copy_(saved[name])
+                else:
+                    logger.warning("The optimizer state has no %s: it starts anew", name)
         self._optimizer.ipu_state_is_dirty = False
 
     def _names_of_groups(self) -> List[List[str]]:
         assert self._attributes is not None
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        return [[names[id(p)] for p in group["params"] if id(p) in names] for group in self._attributes.groups]
+        return [[names[id(p)] for p in group["params"]] for group in self._attributes.groups]
 
     # -------------------------------------------------------------------------------- random state
 
@@ -338,7 +341,7 @@ class PoplarExecutor:
         if self.isAttachedToDevice():
             program.rng_state = _state_of(state)
         else:
-            self._pending_rng_state = list(state)
+            self._pending_rng_state = state.copy()
 
     def _compiled(self) -> Program:
         if self._program is None:

@@ -253,16 +253,45 @@ class Attributes:
                     self.kind, len(self.groups), compiled.kind, len(compiled.groups)
                 )
             )
-        if compiled._variable is None:
-            return
+        if compiled.is_constant("loss_scaling", compiled.loss_scaling):
+            _check_constant("loss_scaling", compiled.loss_scaling, self.loss_scaling)
         for old, new in zip(compiled.groups, self.groups):
-            for name, value in old.items():
-                if name not in ("params", "lr") and compiled._variable.isConstant(name) and new[name] != value:
-                    raise error(
-                        "Attribute {} is constant in the compiled optimizer: it cannot change from {} to {}".format(
-                            name, value, new[name]
-                        )
-                    )
+            for name in set(old) & set(_CONSTANT_VALUES):
+                if compiled.is_constant(name, old[name]):
+                    _check_constant(name, old[name], new[name])
+
+    def is_constant(self, name: str, value: Any) -> bool:
+        """Whether an attribute with this value is compiled in (python/_optimizer_attributes.py:158-187).
+
+        Of PopTorch's optimizers, what the constructor was not given; of torch's, what has its default value.
+        """
+        if self._variable is not None:
+            return self._variable.isConstant(name)
+        constant = _CONSTANT_VALUES[name]
+        if name == "weight_decay" and self.kind == "adamw":
+            constant = 1e-2
+        return constant is _ALWAYS or value == constant
+
+
+_ALWAYS, _NEVER = object(), object()
+_CONSTANT_VALUES: Dict[str, Any] = {
+    "lr": _NEVER,
+    "weight_decay": 0.0,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "eps": 1e-8,
+    "betas": _ALWAYS,
+    "nesterov": _ALWAYS,
+    "max_weight_norm": 65500.0,
+    "loss_scaling": 1.0,
+}
+
+
+def _check_constant(name: str, old: Any, new: Any) -> None:
+    if new != old:
+        raise error(
+            "Attribute {} is constant in the compiled optimizer: it cannot change from {} to {}".format(name, old, new)
+        )
 
 
 def _kind_of(optimizer: torch.optim.Optimizer) -> str:

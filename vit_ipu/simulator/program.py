@@ -24,7 +24,7 @@ from vit_ipu.simulator.optim import Attributes
 from vit_ipu.simulator.options import Options
 from vit_ipu.simulator.tracing import LossCatcher, LossId, Trace
 from vit_ipu.simulator.updates import Updater
-from vit_ipu.simulator.weights import Weights, borrowed
+from vit_ipu.simulator.weights import Weights, borrowed, in_modes
 
 
 class Program:
@@ -42,6 +42,8 @@ class Program:
         """`compiled_for`: arguments of a whole call; `optimizer`: attributes, and parameter names by group."""
         self._model, self._options, self._trace, self._device = model, options, trace, device
         self.compiled_for = compiled_for
+        # What model.train() or model.eval() do after compilation has no effect on a program.
+        self._modes = {module: module.training for module in model.modules()}
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
         self._replicas = int(options.replication_factor)
@@ -60,10 +62,17 @@ class Program:
 
     @torch.no_grad()
     def write_weights(self) -> None:
-        """Copies the host's weights and buffers to the IPUs."""
+        """Copies the host's weights and buffers to the IPUs.
+
+        A float16 weight that the host still holds as it was last read keeps its float32 value here.
+        """
         host = dict(Weights.of(self._model).items())
         for name, tensor in self.weights.items():
-            tensor.copy_(host[name])
+            given = host[name].to(tensor.device)
+            if given.dtype == tensor.dtype:
+                tensor.copy_(given)
+            else:
+                tensor.copy_(torch.where(tensor.to(given.dtype) == given, tensor, given.to(tensor.dtype)))
 
     @torch.no_grad()
     def read_weights(self) -> None:
@@ -78,7 +87,7 @@ class Program:
         """One call: the outputs in the model's structure, or None if it returns nothing."""
         tensors = [self._to_device(tensor) for tensor in arguments.tensors()]
         collected: List[List[Tensor]] = []
-        with self._random_numbers(), borrowed(self._model, self.weights), self._arithmetic():
+        with self._random_numbers(), borrowed(self._model, self.weights), in_modes(self._modes), self._arithmetic():
             for iteration in range(self._iterations):
                 first = iteration * self._accumulation * self._replicas
                 indices = range(first, first + self._accumulation * self._replicas)

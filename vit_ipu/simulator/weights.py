@@ -54,6 +54,22 @@ def borrowed(model: nn.Module, weights: Weights) -> Iterator[None]:
             registry[key] = tensor
 
 
+@contextmanager
+def in_modes(modes: Dict[nn.Module, bool]) -> Iterator[None]:
+    """Each module is in its given mode, training or not, and afterwards in the one that it was in before."""
+    before = {module: module.training for module in modes}
+    _set_modes(modes)
+    try:
+        yield
+    finally:
+        _set_modes(before)
+
+
+def _set_modes(modes: Dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
 def _places(model: nn.Module) -> Iterator[Tuple[Dict[str, Any], str, str]]:
     """Each dictionary and key that holds a parameter or buffer, with the tensor's first name."""
     names: Dict[int, str] = {}

@@ -19,12 +19,16 @@ def instances(config: Config) -> Instances:
         return Instances()
     import popdist
 
-    popdist.init()
-    total, wanted = popdist.getNumTotalReplicas(), config.pipeline.replication_factor
-    if total != wanted:
-        raise ConfigError(
-            "poprun --num-replicas is {} but pipeline.replication_factor is {}: make them equal".format(total, wanted)
-        )
+    if not popdist.isBackendInitialized():
+        popdist.init()
+    for flag, given, key, wanted in (
+        ("num-replicas", popdist.getNumTotalReplicas(), "replication_factor", config.pipeline.replication_factor),
+        ("ipus-per-replica", popdist.getNumIpusPerReplica(), "layers_per_ipu", len(config.layers_per_ipu)),
+    ):
+        if given != wanted:
+            raise ConfigError(
+                "poprun --{} is {} but pipeline.{} makes {}: make them equal".format(flag, given, key, wanted)
+            )
     return Instances(popdist.getInstanceIndex(), popdist.getNumInstances())
 
 

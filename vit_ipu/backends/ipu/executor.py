@@ -7,7 +7,7 @@ attaches, and attaches again with its next step; the weights go through the host
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import poptorch
 import torch
@@ -43,7 +43,7 @@ class IpuBackend:
         self._learning_rate: Optional[float] = None
         self._inference_is_current = False
         self._saved_optimizer: Optional[Dict[str, Any]] = None
-        self._saved_rng: Optional[List[int]] = None
+        self._saved_rng: Optional[Dict[str, Any]] = None
 
     # ----------------------------------------------------------------------------------- training
 
@@ -67,7 +67,7 @@ class IpuBackend:
             count = len(BatchPlan.of(self._config).share(self.instances.index, self.instances.count))
             self._training.compile(self._blank_images(count), torch.zeros(count, dtype=torch.int64))
             if self._saved_rng is not None and not self._offline:
-                self._training.rng_state = self._saved_rng
+                self._restore_random_state()
 
     def _wrap_for_training(self) -> "poptorch.PoplarExecutor":
         model = self._training_step.model
@@ -135,7 +135,8 @@ class IpuBackend:
         if self._training is not None and self._training.isCompiled():
             optimizer = self._optimizer.state_dict()
             state["optimizer"] = {name: dict(optimizer[name] or {}) for name in ("ipu_state", "ipu_param")}
-            state["rng"] = {"rng_state": list(self._training.rng_state)}
+            seed, *words = self._training.rng_state
+            state["rng"] = {"seed": seed, "words": torch.tensor(words, dtype=torch.int64)}
         return state
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -147,9 +148,16 @@ class IpuBackend:
             if self._optimizer is not None:
                 self._load_optimizer(state["optimizer"])
         if state.get("rng"):
-            self._saved_rng = state["rng"]["rng_state"]
+            self._saved_rng = state["rng"]
             if self._training is not None and self._training.isCompiled():
-                self._training.rng_state = self._saved_rng
+                self._restore_random_state()
+
+    def _restore_random_state(self) -> None:
+        """The state saved is that of the first instance's replicas; others keep the one that their seed gives."""
+        assert self._training is not None
+        assert self._saved_rng is not None
+        if self.instances.index == 0:
+            self._training.rng_state = [self._saved_rng["seed"], *self._saved_rng["words"].tolist()]
 
     def _weights(self) -> Dict[str, Tensor]:
         """The ViT's weights on the host, in the device's format."""
@@ -164,10 +172,12 @@ class IpuBackend:
         self._optimizer.load_state_dict(dict(self._optimizer.state_dict(), **saved))
 
     def close(self) -> None:
-        for executor in (self._training, self._inference):
-            if executor is not None:
-                executor.destroy()
+        executors = [executor for executor in (self._training, self._inference) if executor is not None]
         self._training = self._inference = None
+        if self._config.pipeline.synthetic_data:
+            return  # destroy() reads weights back, which PopART does not have then: it would read freed memory
+        for executor in executors:
+            executor.destroy()
 
     # -------------------------------------------------------------------------------------- inputs
 

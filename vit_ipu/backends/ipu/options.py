@@ -75,7 +75,9 @@ def _optimizer_location(config: Config) -> "poptorch.TensorLocationSettings":
     location = poptorch.TensorLocationSettings()
     location.useOnChipStorage(pipeline.optimizer_state == "on_chip")
     location.useReplicatedTensorSharding(pipeline.replicated_tensor_sharding)
-    if pipeline.io_tiles is not None:
+    if pipeline.io_tiles is not None and (
+        pipeline.optimizer_state == "off_chip" or pipeline.replicated_tensor_sharding
+    ):
         location.useIOTilesToLoad(True).useIOTilesToStore(True)
     return location
 
@@ -84,5 +86,6 @@ def _set_recomputation(options: "poptorch.Options", config: Config) -> None:
     if config.pipeline.recompute == "none":
         options._Popart.set("autoRecomputation", _RECOMPUTE_NONE)
     elif config.pipeline.recompute == "every_block":
-        one_ipu = len(config.layers_per_ipu) == 1
-        options._Popart.set("autoRecomputation", _RECOMPUTE_ALL if one_ipu else _RECOMPUTE_PIPELINE)
+        # PopART knows the pipeline's kind only where there is a pipeline (recompute.cpp:226-231)
+        pipelined = config.pipeline.execution == "pipelined" and len(config.layers_per_ipu) > 1
+        options._Popart.set("autoRecomputation", _RECOMPUTE_PIPELINE if pipelined else _RECOMPUTE_ALL)
