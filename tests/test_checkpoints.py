@@ -21,12 +21,13 @@ from vit_ipu.checkpoints.run_state import (
     load_checkpoint,
     load_description,
     load_matching_weights,
+    load_resumable,
     load_weights,
     newest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
 )
-from vit_ipu.config import ModelConfig
+from vit_ipu.config import ModelConfig, RunFailed
 from vit_ipu.model import ViT, image_size_of
 
 CLASSES = tuple("class {}".format(n) for n in range(10))
@@ -43,7 +44,7 @@ def state_after(updates=1, device="cpu"):
 def save(folder, update, state=None, device_kind="cpu"):
     progress = Progress(update, update, update * 32)
     return save_checkpoint(
-        folder, state or state_after(), progress, Description(CONFIG, CLASSES), device_kind=device_kind
+        folder, state or state_after(), progress, Description(CONFIG, CLASSES, 96), device_kind=device_kind
     )
 
 
@@ -54,7 +55,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, device):
     loaded, progress = load_checkpoint(path, device_kind=device)
     assert equal_states(loaded, state)
     assert progress == Progress(6, 6, 192)
-    assert load_description(path) == Description(CONFIG, CLASSES)
+    assert load_description(path) == Description(CONFIG, CLASSES, 96)
     assert equal_states(load_weights(path), state["model"])
 
 
@@ -148,6 +149,44 @@ def test_a_damaged_description_is_refused(tmp_path, text):
         load_description(path)
 
 
+def test_an_optimizers_file_of_another_model_is_refused(tmp_path):
+    path = save(tmp_path, 1)
+    save_file({"else": torch.zeros(1)}, str(path / "optimizer.safetensors"))
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is damaged: it lacks"):
+        load_checkpoint(path, device_kind="cpu")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    first = save(tmp_path, 1)
+    state = state_after()
+    state["model"]["norm.weight"][3] = float("nan")
+    with pytest.raises(RunFailed, match="norm.weight is not finite after update 2: lower optim.learning_rate"):
+        save(tmp_path, 2, state)
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_folder_without_a_state_is_no_checkpoint_and_is_replaced(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "state.json").unlink()
+    assert newest_checkpoint(tmp_path) is None
+    state = state_after(2)
+    assert equal_states(load_checkpoint(save(tmp_path, 1, state), device_kind="cpu")[0], state)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Description(CONFIG, CLASSES, 95), r"96 images of 10 classes \(class 0, ...\), but data.path holds 95 of 10"),
+        (Description(CONFIG, ("cat", *CLASSES[1:]), 96), r"holds 96 of 10 \(cat, ...\): give the same images"),
+    ],
+)
+def test_a_run_resumes_on_the_same_images(tmp_path, other, message):
+    path = save(tmp_path, 1)
+    load_resumable(path, Description(CONFIG, CLASSES, 96), device_kind="cpu")
+    with pytest.raises(CheckpointError, match=message):
+        load_resumable(path, other, device_kind="cpu")
+
+
 def test_a_run_resumes_on_the_kind_of_device_that_it_began_on(tmp_path):
     path = save(tmp_path, 1, state_after(1, "ipu-sim"), "ipu-sim")
     with pytest.raises(CheckpointError, match=r"made on ipu-sim and cannot be resumed on cpu.*--set model.init="):
@@ -231,6 +270,9 @@ def test_init_drops_or_makes_a_representation_layer_as_the_config_says(tmp_path)
 INIT_MISTAKES = [
     (lambda state: {"vit." + name: tensor for name, tensor in state.items()}, "not this model's weights.*no cls_token"),
     (lambda state: dict(state, extra=torch.zeros(1)), "extra is unknown"),
+    (lambda state: dict(state, pos_embed=torch.zeros(1, 16, 32)), "not that of a class token and a square grid"),
+    (lambda state: dict(state, pos_embed=torch.zeros(17, 32)), "not that of a class token and a square grid"),
+    (lambda state: dict(state, pos_embed=torch.zeros(1, 1, 32)), "not that of a class token and a square grid"),
     (lambda state: fresh(width=64, num_heads=2), r"shape \(1, 1, 64\) but the model needs \(1, 1, 32\)"),
 ]
 

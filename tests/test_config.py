@@ -8,8 +8,8 @@ import pytest
 from helpers import tiny_config, tiny_values
 from pydantic import ValidationError
 
-from vit_ipu.config import VARIANTS, Config, ConfigError, ModelConfig, unused_options
-from vit_ipu.config_file import dump_config, load_config, parse_config, shipped_configs
+from vit_ipu.config import VARIANTS, Config, ConfigError, ModelConfig, PrecisionConfig, unused_options
+from vit_ipu.config_file import _load_yaml, dump_config, load_config, parse_config, shipped_configs
 from vit_ipu.pipeline import ipu_violations
 
 SHIPPED = shipped_configs()
@@ -125,6 +125,34 @@ def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     assert load_config("pipeline_configs/quickstart.yaml") == load_config(SHIPPED["quickstart"])
 
 
+def test_dates_are_words_and_merged_keys_are_merged(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = dump_config(tiny_config())
+    path.write_text(text.replace("path: null", "path: 2020-13-45") + "# end\n")
+    assert load_config(path).data.path == "2020-13-45"
+    merged = "shared: &shared {updates: 4}\nrun:\n  <<: *shared\n  seed: 3\n"
+    assert _load_yaml(merged)["run"] == {"updates": 4, "seed": 3}
+
+
+@pytest.mark.parametrize("word", ["1e5", "null", "yes", "2020-01-01", "1.5", "-"])
+def test_words_that_look_like_something_else_survive(tmp_path, word):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(tiny_config(data={"path": word})))
+    assert load_config(path).data.path == word
+
+
+def test_an_empty_section_has_only_defaults():
+    values = tiny_values()
+    values["precision"] = None
+    assert parse_config(values).precision == PrecisionConfig()
+
+
+def test_a_warmup_longer_than_the_epochs_is_refused_once_the_images_are_counted():
+    config = tiny_config(run={"updates": None, "epochs": 1.0}, optim={"warmup_updates": 1000})
+    with pytest.raises(ConfigError, match="warmup_updates 1000 is more than the 3 updates of the run"):
+        config.total_updates(96)
+
+
 def test_epochs_become_whole_host_steps():
     config = tiny_config(run={"updates": None, "epochs": 2.5}, pipeline={"device_iterations": 2})
     assert config.total_updates(1000) == 2500 // 64 * 2
@@ -134,11 +162,12 @@ def test_epochs_become_whole_host_steps():
 def test_unused_options_are_reported():
     config = tiny_config(
         optim={"optimizer": "adamw", "momentum": 0.5, "schedule": "constant", "min_learning_rate": 0.0},
-        data={"crop_scale": [0.1, 1.0]},
+        data={"crop_scale": [0.1, 1.0], "path": "images"},
     )
     assert unused_options(config) == [
         "optim.momentum has no effect with adamw",
         "optim.min_learning_rate has no effect with schedule constant",
+        "data.path has no effect with source sample",
         "data.crop_scale has no effect with crop center",
     ]
     assert unused_options(tiny_config()) == []
@@ -174,10 +203,20 @@ MISTAKES = [
     ({"optim": {"min_learning_rate": 1.0}}, ["min_learning_rate 1.0", "learning_rate 0.05"]),
     ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "1.0", "[0, 1)"]),
     ({"optim": {"nesterov": True, "momentum": 0.0}}, ["nesterov", "momentum", "0.0"]),
-    ({"optim": {"warmup_updates": 5}}, ["warmup_updates 5", "run.updates 4"]),
+    ({"optim": {"warmup_updates": 5}}, ["warmup_updates 5", "the 4 updates"]),
     ({"run": {"epochs": 1.0}}, ["updates is 4", "epochs is 1.0"]),
     ({"run": {"updates": None}}, ["updates is None", "epochs is None"]),
     ({"run": {"seed": True}}, ["run.seed", "True"]),
+    ({"run": {"seed": 1 << 63}}, ["run.seed", "less than"]),
+    ({"run": {"updates": None, "epochs": float("inf")}}, ["run.epochs", "finite"]),
+    ({"model": {"mlp_ratio": float("inf")}}, ["model.mlp_ratio", "finite"]),
+    ({"model": {"mlp_ratio": 1e20}}, ["model.mlp_ratio", "64"]),
+    ({"model": {"layer_norm_eps": float("nan")}}, ["model.layer_norm_eps", "finite"]),
+    ({"model": {"init": ""}}, ["model.init", "at least 1 character"]),
+    ({"data": {"mean": [0.5, float("nan"), 0.5]}}, ["data.mean", "finite"]),
+    ({"data": {"crop_ratio": [1.0, float("inf")]}}, ["data.crop_ratio", "finite"]),
+    ({"optim": {"learning_rate": 1e308}}, ["optim.learning_rate", "1000000"]),
+    ({"optim": {"weight_decay": float("inf")}}, ["optim.weight_decay", "finite"]),
 ]
 
 
@@ -197,6 +236,9 @@ FILES = [
     ("", ["not a config"]),
     ("models: {}\n", ["models", "unknown key", "'model'"]),
     ("!!python/object/apply:os.system ['true']\n", ["could not determine a constructor"]),
+    ("? [a, b]\n: 1\n", ["line 1", "no word"]),
+    ("model: {3: 4}\n", ["line 1", "3 is no word"]),
+    ("[" * 3000, ["nested too deeply"]),
 ]
 
 

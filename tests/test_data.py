@@ -141,6 +141,7 @@ def test_image_folder_has_sorted_classes_and_only_images(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"of another system")
     source = open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(), "train")
     assert source.classes == ("cat", "dog")
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -153,6 +154,29 @@ def test_images_of_any_mode_become_rgb(tmp_path, mode):
     Image.new(mode, (5, 6)).save(path)
     image = open_image(path)
     assert (image.mode, image.size) == ("RGB", (5, 6))
+
+
+def test_sixteen_bits_are_scaled_and_wider_numbers_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(ramp.astype(np.uint16)).save(str(tmp_path / "sixteen.png"))
+    Image.fromarray(ramp.astype(np.int32)).save(str(tmp_path / "sixteen.tif"))
+    for name in ("sixteen.png", "sixteen.tif"):
+        pixels = np.asarray(open_image(str(tmp_path / name)))[..., 0]
+        assert np.abs(pixels - ramp / 257).max() <= 1
+    Image.fromarray((ramp * 100).astype(np.int32)).save(str(tmp_path / "wide.tif"))
+    Image.fromarray((ramp / 65535).astype(np.float32)).save(str(tmp_path / "float.tif"))
+    for name, message in (("wide.tif", "more than 16 bits"), ("float.tif", "pixels are floats")):
+        with pytest.raises(DataError, match=message):
+            open_image(str(tmp_path / name))
+
+
+def test_odd_palettes_and_large_images_give_no_warning(tmp_path, recwarn):
+    image = Image.new("P", (4, 4))
+    image.save(str(tmp_path / "palette.png"), transparency=bytes([0, 128]))
+    Image.new("1", (10000, 10000)).save(str(tmp_path / "large.png"))
+    for name in ("palette.png", "large.png"):
+        assert open_image(str(tmp_path / name)).mode == "RGB"
+    assert list(recwarn) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n cut off"])
@@ -183,6 +207,17 @@ def test_missing_images_say_where_to_put_them(tmp_path, make, source, path, mess
     where = None if path is None else str(tmp_path / path)
     with pytest.raises(DataError, match=message):
         open_source(data_config(source=source, path=where), folder_model(), "train")
+
+
+def test_a_class_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match="cannot list .*train: Permission denied"):
+        open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(), "train")
 
 
 def test_splits_with_different_classes(tmp_path):
@@ -352,6 +387,18 @@ def test_host_steps_have_the_right_form():
 def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
     monkeypatch.setattr(loading, "CHUNK", 10)  # several chunks a step
     assert same(steps_of(loader_config(num_workers=workers)), steps_of(loader_config()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, workers):
+    write_folder(tmp_path)
+    (tmp_path / "val" / "dog" / "1.png").write_text("no image")
+    config = tiny_config(
+        data={"source": "imagefolder", "path": str(tmp_path), "num_workers": workers}, model={"num_classes": 2}
+    )
+    source = open_source(config.data, config.model, "eval")
+    with pytest.raises(DataError, match=r"^cannot read the image .*val/dog/1.png: [^\n]*$"):
+        list(evaluation_loader(source, config))
 
 
 def test_the_stream_can_be_entered_in_the_middle_of_an_epoch():

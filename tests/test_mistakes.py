@@ -140,9 +140,17 @@ AFTER_A_RUN = {
     "output that holds a run": ([*TRAIN, "--output", "run"], ["run already holds a run", "--resume"]),
     "resume with another config": (
         [*TRAIN, "--output", "run", "--resume", "--set", "optim.learning_rate=1.0"],
-        ["another optim.learning_rate"],
+        ["optim.learning_rate 0.05, not 1.0", "same config"],
     ),
     "resume on another device": ([*SIM, "--output", "run", "--resume"], ["made on cpu", "--device cpu"]),
+    "resume on other images": (
+        [*TRAIN, "--output", "run", "--resume", "--set", "run.updates=4", "--set", "data.num_train=95"],
+        ["data.num_train 96, not 95"],
+    ),
+    "evaluate with another number of heads": (
+        ["evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", "--set", "model.num_heads=4"],
+        ["model.num_heads 2", "4"],
+    ),
     "image that is not there": (["predict", "run", "nowhere.png"], ["nowhere.png"]),
     "image that is none": (["predict", "run", "tiny.yaml"], ["cannot read the image tiny.yaml"]),
     "checkpoint of another model": (
@@ -164,7 +172,74 @@ def test_mistake_after_a_run_gives_one_line_and_exit_2(monkeypatch, capsys, tmp_
     for text in expected:
         assert text in err
     changed = [path for path, content in before.items() if path.read_bytes() != content]
-    assert [path.name for path in changed if path.name != "environment.json"] == []
+    assert [path.name for path in changed] == []
+
+
+DAMAGED_RUNS = {
+    "environment cut off": (lambda p: (p / "environment.json").write_text('{"simul'), "environment.json is damaged"),
+    "environment of another program": (
+        lambda p: (p / "environment.json").write_text("{}"),
+        "environment.json is damaged",
+    ),
+    "no environment": (lambda p: (p / "environment.json").unlink(), "not a run folder"),
+    "no config": (lambda p: (p / "config.yaml").unlink(), "config.yaml"),
+    "report that is a folder": (lambda p: ((p / "report.html").unlink(), (p / "report.html").mkdir()), "report.html"),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGED_RUNS))
+def test_report_of_a_damaged_run_is_one_line(monkeypatch, capsys, tmp_path, name):
+    trained_run(monkeypatch, capsys, tmp_path)
+    damage, expected = DAMAGED_RUNS[name]
+    damage(tmp_path / "run")
+    code, _, err = vit_ipu(monkeypatch, capsys, "report", "run")
+    assert code == 2
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[1, 2]\n", b'{"loss": 1.0}\n', b'{"update": "a"}\n'])
+def test_damaged_metrics_end_where_the_damage_is(monkeypatch, capsys, tmp_path, line):
+    trained_run(monkeypatch, capsys, tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + line)
+    assert vit_ipu(monkeypatch, capsys, "report", "run")[0] == 0
+    assert vit_ipu(monkeypatch, capsys, *TRAIN, "--output", "run", "--resume")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "x" * 300, "--device", "cpu"],
+        [*TRAIN, "--output", "x" * 300],
+        ["evaluate", "tiny.yaml", "--checkpoint", "x" * 300],
+        ["report", "x" * 300],
+    ],
+)
+def test_names_that_are_too_long(monkeypatch, capsys, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    code, _, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 2
+    assert "File name too long" in err or "no checkpoint" in err or "not a run folder" in err
+    assert err.count("\n") == 1
+
+
+def test_paths_are_printed_as_they_are(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    assert vit_ipu(monkeypatch, capsys, *TRAIN, "--output", "[red]a/[/b] c")[0] == 0
+    code, out, _ = vit_ipu(
+        monkeypatch, capsys, "evaluate", "tiny.yaml", "--checkpoint", "[red]a/[/b] c", "--device", "cpu"
+    )
+    assert code == 0
+    assert "[red]a/[/b] c/checkpoints/update-00000004" in out
+
+
+def test_no_command_shows_the_help(monkeypatch, capsys):
+    code, out, err = vit_ipu(monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    assert "Commands:" in out
 
 
 def test_resume_may_change_what_does_not_touch_the_numbers(monkeypatch, capsys, tmp_path):

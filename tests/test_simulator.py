@@ -13,6 +13,7 @@ from torch import nn
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
+from vit_ipu.simulator.__main__ import main as simulator_main
 
 
 @pytest.fixture(autouse=True)
@@ -722,9 +723,20 @@ def test_a_poptorch_script_runs_unmodified(tmp_path):
         assert done.stdout == "['--a', '1'] (3, 2) True __main__\n", done.stderr
 
 
-def test_a_missing_script_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "vit_ipu.simulator", str(tmp_path / "nowhere.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "there is no script" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "there is no script nowhere.py"),
+        (["."], "there is no script ."),
+        ([], "give a SCRIPT, or -m MODULE"),
+        (["--ipus", "0", "x.py"], "--ipus 0: a machine has at least one"),
+        (["--device", "cuda", "x.py"], "no CUDA device"),
+    ],
+)
+def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as caught:
+        simulator_main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

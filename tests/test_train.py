@@ -15,10 +15,12 @@ import pytest
 import torch
 import yaml
 from helpers import backend_for, equal_states, tiny_values
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vit_ipu import cli
 from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
-from vit_ipu.run_folder import read_metrics
+from vit_ipu.metrics import read_metrics
 
 AUGMENTED = {
     "model": {"dropout": 0.1, "drop_path": 0.1, "attention_dropout": 0.1},
@@ -69,6 +71,7 @@ def test_a_run_folder_holds_all_there_is_to_know(run, workplace, device):
     out = run("train", config, "--device", device)
     folder = workplace / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "environment.json",
@@ -89,6 +92,8 @@ def test_a_run_folder_holds_all_there_is_to_know(run, workplace, device):
     assert environment["simulated"] is (device == "ipu-sim")
     assert environment["device"] == device
     assert environment["compute"] == "float32"
+    assert ("poptorch" in environment["versions"]) is (device != "cpu")
+    assert {"torch", "torchvision", "numpy", "pillow"} <= set(environment["versions"])
     assert "top-1" in out
     assert len(list((folder / "examples").glob("*.png"))) == 10
 
@@ -184,14 +189,139 @@ def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workpl
     assert [x["update"] for x in read_metrics(metrics) if "loss" in x] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_finished_run_has_nothing_left_to_do(monkeypatch, capsys, workplace):
+def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, workplace):
     config = write_config(workplace)
-    vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
+    command = ["train", config, "--device", "cpu", "--json"]
+    code, out, _ = vit_ipu(monkeypatch, capsys, *command)
     before = (workplace / "runs" / "tiny" / "metrics.jsonl").read_text()
-    code, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
+    code, again, _ = vit_ipu(monkeypatch, capsys, *command, "--resume")
     assert code == 0
-    assert "nothing left to do: the run is at update 4" in out
+    assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
     assert (workplace / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
+    config = write_config(workplace, run={"updates": 6})
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3)
+        _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--set", "data.num_workers=0")
+    hint = "go on with: vit-ipu train {} --device cpu --set data.num_workers=0 --output runs/tiny --resume\n"
+    assert hint.format(config) in out
+    _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
+    assert "going on at update 3" in out
+    for path in (workplace / "runs" / "tiny" / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
+    assert "going on at update 0" in out
+
+
+def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    path = workplace / "runs" / "tiny" / "environment.json"
+    vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim")
+    first = json.loads(path.read_text())
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume", "--output", "runs/tiny")[0] == 2
+    assert json.loads(path.read_text()) == first  # a refused resume writes nothing
+    vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--resume")
+    resumed = json.loads(path.read_text())
+    assert [facts["device"] for facts in resumed.pop("resumed")] == ["ipu-sim"]
+    assert resumed == first
+
+
+def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, workplace):
+    from vit_ipu.config_file import load_config
+    from vit_ipu.run_folder import RunFolder
+
+    config = write_config(workplace)
+    other = RunFolder.create(Path("runs/tiny"), load_config(config))
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume", "--output", "runs/tiny")
+    assert code == 2
+    assert "another process is training in runs/tiny" in err
+    del other
+
+
+def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    for name in ("environment.json", "metrics.jsonl", "checkpoints"):
+        folder = workplace / "mine-{}".format(name)
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", str(folder))
+        assert code == 2
+        assert "already holds {}".format(name) in err
+        assert [(p.name, p.read_text()) for p in folder.iterdir()] == [(name, "mine")]
+
+
+def break_an_image(folder: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(40):
+                Image.new("RGB", (30, 30), (index, 5, 9)).save(str(folder / split / label / "{:02d}.png".format(index)))
+    (folder / "val" / "b" / "39.png").write_text("no image")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_learnt_is_kept_when_the_evaluation_fails(monkeypatch, capsys, workplace, workers):
+    break_an_image(workplace / "images")
+    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
+    config = write_config(workplace, data=data, model={"num_classes": 2})
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
+    assert code == 2
+    assert re.fullmatch(r"vit-ipu: cannot read the image images/val/b/39.png: .*\n", err)
+    assert newest_checkpoint(workplace / "runs" / "tiny" / "checkpoints").name == "update-00000004"
+    Image.new("RGB", (30, 30)).save(str(workplace / "images" / "val" / "b" / "39.png"))
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
+    assert "top1" in read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl")[-1]
+
+
+def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, workplace):
+    from vit_ipu import train
+
+    config = write_config(workplace)
+    original = train.evaluation_loader
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr(train, "evaluation_loader", interrupted)
+        assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 130
+    metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
+    assert "top1" not in read_metrics(metrics)[-1]
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
+    assert "top1" in read_metrics(metrics)[-1]
+
+
+def test_a_closed_stdout_does_not_stop_the_training(workplace):
+    config = write_config(workplace, run={"updates": 4, "evaluate_every": 1})
+    command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-00000004"
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_a_signal_to_the_whole_group_reaches_no_worker(workplace):
+    config = write_config(workplace, run={"updates": 100000}, data={"num_workers": 1})
+    command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = workplace / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out.count("stopping after this host step") == 1
+    assert err == ""
+    last = read_metrics(metrics)[-1]["update"]
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)
 
 
 def test_runs_without_a_name_are_numbered(run, workplace):
@@ -214,17 +344,31 @@ def test_a_signal_from_outside_ends_with_a_checkpoint(workplace, number):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "stopping after this host step" in out
-    assert "go on with --resume --output run" in out
+    assert "--output run --resume" in out
     assert "Traceback" not in err
     last = read_metrics(metrics)[-1]["update"]
     assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)
 
 
 def test_a_loss_that_is_no_number_fails_the_run(monkeypatch, capsys, workplace):
-    config = write_config(workplace, optim={"learning_rate": 1e30, "momentum": 0.0})
+    config = write_config(workplace, optim={"learning_rate": 1e6, "momentum": 0.99}, run={"updates": 60})
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
     assert code == 1
-    assert re.fullmatch(r"vit-ipu: the loss is (nan|inf) at update \d: lower optim.learning_rate .*\n", err)
+    assert re.fullmatch(r"vit-ipu: the loss is (nan|inf) at update \d+: lower optim.learning_rate .*\n", err)
+
+
+def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    run("train", config, "--device", "cpu", "--output", "run")
+    path = newest_checkpoint(workplace / "run" / "checkpoints") / "model.safetensors"
+    weights = load_file(str(path))
+    weights["norm.bias"][0] = float("nan")
+    save_file(weights, str(path))
+    image = str(next((workplace / "run" / "examples").glob("*.png")))
+    for command in (["evaluate", config, "--checkpoint", "run"], ["predict", "run", image]):
+        code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu", "--json")
+        assert (code, out) == (1, "")
+        assert "not finite: its weights are damaged, or have diverged" in err
 
 
 def test_a_run_that_fails_at_once_leaves_no_folder_behind(monkeypatch, capsys, workplace):
@@ -290,6 +434,23 @@ def test_evaluate_repeats_what_training_found(run, trained, workplace, device):
     assert found["loss"] == pytest.approx(last["evaluation_loss"], rel=1e-5)
     assert found["simulated"] is (device == "ipu-sim")
     assert "top-1 {:.2f} %".format(last["top1"]) in run("evaluate", trained, "--checkpoint", "run", "--device", device)
+
+
+def test_evaluation_notes_what_differs_from_training(run, trained):
+    out = run("evaluate", trained, "--checkpoint", "run", "--set", "data.mean=[0.0,0.0,0.0]", "--set", "model.gelu=erf")
+    assert "note: data.mean is (0.0, 0.0, 0.0), but the checkpoint was trained with (0.5, 0.5, 0.5)" in out
+    assert "note: model.gelu is erf, but the checkpoint was trained with tanh" in out
+
+
+def test_inference_is_not_held_to_the_rules_of_training(run, trained, workplace):
+    """A batch too small for the pipeline to train, and a GELU that IPUs do not have."""
+    few = ["--set", "pipeline.global_batch_size=8"]
+    found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", "ipu-sim", "--json", *few))
+    assert found["num_images"] == 50
+    config = write_config(workplace, "erf", model={"gelu": "erf"}, pipeline={"global_batch_size": 8})
+    run("train", config, "--device", "cpu", "--output", "erf")
+    image = str(next((workplace / "erf" / "examples").glob("*.png")))
+    assert "%" in run("predict", "erf", image, "--device", "ipu-sim")
 
 
 def test_evaluation_counts_what_it_should():

@@ -3,27 +3,26 @@
 Annotations are not postponed here: on Python 3.8 typer does not see through strings to what is Annotated.
 """
 
-import json
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 import typer
 from typing_extensions import Annotated
+
+from vit_ipu.cli_output import exit_code, introduce, make_console, one_line, print_json, print_summary, summary_values
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_ipu.backends import Device
     from vit_ipu.config import Config
-    from vit_ipu.run_folder import RunFolder
-    from vit_ipu.train import Summary
 
 app = typer.Typer(
     name="vit-ipu",
     help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or the same program on a GPU or a CPU.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -36,38 +35,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def main() -> None:
     """Runs the command line; an error is one line on stderr, and exit 2 if it is the user's, else 1."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
         sys.exit(app(args=arguments, prog_name="vit-ipu", standalone_mode=False))
-    except KeyboardInterrupt:
-        _fail("interrupted", code=130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        _fail(_one_line(error), code=_exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    from vit_ipu.config import UserError
-
-    usage_error: Any = typer.BadParameter.__base__  # click's, or that of the copy which newer typers carry
-    return 2 if isinstance(error, (UserError, usage_error)) else 1
-
-
-def _one_line(error: Exception) -> str:
-    from vit_ipu.config import UserError
-
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    text = " ".join(message.split())
-    known = isinstance(error, UserError) or type(error).__name__ == "TrainingFailed" or hasattr(error, "format_message")
-    return text if known else "{}: {} (--debug shows where)".format(type(error).__name__, text)
-
-
-def _fail(text: str, *, code: int) -> NoReturn:
-    print("vit-ipu: {}".format(text), file=sys.stderr)
-    sys.exit(code)
+        print("vit-ipu: {}".format(one_line(error)), file=sys.stderr)
+        sys.exit(exit_code(error))
 
 
 def _print_version(wanted: bool) -> None:
@@ -101,36 +78,38 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overrides: Overrides = None,
     as_json: Json = False,
-) -> None:
+) -> Optional[int]:
     """Train or fine-tune; evaluates as it goes, and writes a run folder."""
     from vit_ipu.backends import find_instances
+    from vit_ipu.metrics import require_tracking
     from vit_ipu.report import write_report
-    from vit_ipu.run_folder import RunFolder, require_tracking
+    from vit_ipu.run_folder import RunFolder
     from vit_ipu.train import train as run
 
-    console = _console(as_json)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # until the training loop has its own
+    console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
     _refuse_synthetic_data(loaded)
     require_tracking(loaded)
     path = output or _default_output(config, resume=resume)
-    first = find_instances(loaded, resolved).index == 0
-    folder = _open_run_folder(path, loaded, resolved, resume=resume) if first else RunFolder(path)
-    _introduce(console, loaded, resolved, path)
+    if find_instances(loaded, resolved).index > 0:
+        run(loaded, resolved, RunFolder(path), console, resume=resume)
+        return None
+    folder = (RunFolder.reopen if resume else RunFolder.create)(path, loaded)
     try:
+        introduce(console, loaded, resolved, folder)
         summary = run(loaded, resolved, folder, console, resume=resume)
-    except BaseException:
-        if first and not resume:
-            folder.discard_unused()
-        raise
-    if not first:
-        return
+    except KeyboardInterrupt:
+        print("vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint()), file=sys.stderr)
+        return 130
+    finally:
+        folder.release()
     write_report(folder)
     if as_json:
-        _print_json(_summary(summary, folder, resolved))
+        print_json(summary_values(summary, folder, resolved))
     else:
-        _print_summary(console, summary, folder)
-    if summary.interrupted:
-        raise typer.Exit(130)
+        print_summary(console, summary, folder)
+    return 130 if summary.interrupted else None
 
 
 @app.command()
@@ -145,21 +124,24 @@ def evaluate(
     from dataclasses import asdict
 
     from vit_ipu.backends import open_backend
-    from vit_ipu.checkpoints.run_state import find_checkpoint, load_matching_weights
+    from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_matching_weights
     from vit_ipu.data.loader import evaluation_loader
     from vit_ipu.data.sources import open_source
+    from vit_ipu.evaluate import differences_from
     from vit_ipu.evaluate import evaluate as run
 
-    console = _console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console)
+    console = make_console(as_json)
+    loaded, resolved = _prepare(config, device, overrides, console, training=False)
     _refuse_synthetic_data(loaded)
     path = find_checkpoint(checkpoint)
     source = open_source(loaded.data, loaded.model, "eval")
+    for note in differences_from(load_description(path), loaded, source.classes):
+        console.print("note: {}".format(note))
     with open_backend(loaded, resolved) as backend:
         backend.load_state_dict({"model": load_matching_weights(path, backend.state_dict()["model"])})
         found = run(backend, evaluation_loader(source, loaded))
     if as_json:
-        _print_json(dict(asdict(found), checkpoint=str(path), device=str(resolved), simulated=resolved.simulated))
+        print_json(dict(asdict(found), checkpoint=str(path), device=str(resolved), simulated=resolved.simulated))
     else:
         console.print("top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(found.top1, found.top5, found.loss))
         console.print("{:,} images, {}".format(found.num_images, path))
@@ -181,7 +163,7 @@ def predict(
         rows = [
             {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
         ]
-        _print_json({"predictions": rows})
+        print_json({"predictions": rows})
         return
     for prediction in predictions:
         print(prediction.path)
@@ -201,7 +183,7 @@ def plan(
 
     loaded = load_config(config, overrides or ())
     if as_json:
-        _print_json(describe_plan(loaded))
+        print_json(describe_plan(loaded))
     else:
         for line in plan_lines(loaded):
             print(line)
@@ -223,7 +205,7 @@ def compile(
     from vit_ipu.backends import open_backend
     from vit_ipu.config import UserError
 
-    console = _console(as_json)
+    console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, offline=offline)
     if resolved.kind not in ("ipu", "ipu-sim"):
         raise UserError("compile is for IPUs, but --device is {}: use ipu or ipu-sim".format(resolved))
@@ -234,7 +216,7 @@ def compile(
         backend.compile()
     seconds = time.monotonic() - start
     if as_json:
-        _print_json({"device": str(resolved), "simulated": resolved.simulated, "seconds": seconds})
+        print_json({"device": str(resolved), "simulated": resolved.simulated, "seconds": seconds})
     elif resolved.simulated:
         console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
     else:
@@ -257,14 +239,14 @@ def benchmark(
     from dataclasses import asdict
 
     from vit_ipu.benchmark import benchmark as run
-    from vit_ipu.run_folder import environment
+    from vit_ipu.environment import environment
 
-    console = _console(as_json)
+    console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data)
     if as_json:
         measured = dict(asdict(found), config=loaded.model_dump(mode="json"), **environment(loaded, resolved))
-        _print_json(measured)
+        print_json(measured)
         return
     word = "simulated" if resolved.simulated else "measured"
     console.print(
@@ -286,7 +268,7 @@ def models(
 
     rows = describe_variants(image_size, num_classes)
     if as_json:
-        _print_json({"models": rows})
+        print_json({"models": rows})
     else:
         for line in variant_lines(rows):
             print(line)
@@ -295,16 +277,13 @@ def models(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False) -> None:
     """One HTML page: curves, the pipeline's timetable, environment and config."""
-    from vit_ipu.config import UserError
     from vit_ipu.report import write_report
     from vit_ipu.run_folder import RunFolder
 
     folder = RunFolder(run)
-    if not folder.environment.is_file():
-        raise UserError("{} is not a run folder: it has no environment.json".format(run))
     write_report(folder)
     if as_json:
-        _print_json({"report": str(folder.report)})
+        print_json({"report": str(folder.report)})
     else:
         print(folder.report)
 
@@ -312,15 +291,14 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 # ----------------------------------------------------------------------------------------- helpers
 
 
-def _console(as_json: bool) -> "Console":
-    """Text for people; on stderr where stdout is for a program."""
-    from rich.console import Console
-
-    return Console(stderr=as_json, soft_wrap=True, highlight=False)
-
-
 def _prepare(
-    path: Path, device: str, overrides: Optional[List[str]], console: "Console", *, offline: bool = False
+    path: Path,
+    device: str,
+    overrides: Optional[List[str]],
+    console: "Console",
+    *,
+    offline: bool = False,
+    training: bool = True,
 ) -> "tuple[Config, Device]":
     """The config and the device, checked against each other before data or device is touched."""
     from vit_ipu.backends import find_instances, resolve_device
@@ -331,9 +309,9 @@ def _prepare(
     loaded = load_config(path, overrides or ())
     resolved = resolve_device(device, offline=offline)
     instances = find_instances(loaded, resolved)
-    notes = require_runnable(loaded, resolved.kind, instances.count) + unused_options(loaded)
-    for note in notes:
-        console.print("note: {}".format(note), markup=False)
+    notes = require_runnable(loaded, resolved.kind, instances.count, training=training)
+    for note in notes + unused_options(loaded):
+        console.print("note: {}".format(note))
     return loaded, resolved
 
 
@@ -351,70 +329,3 @@ def _default_output(config: Path, *, resume: bool) -> Path:
     if resume:
         return taken[-1] if taken else paths[0]
     return next(path for path in paths if path not in taken)
-
-
-def _open_run_folder(path: Path, config: "Config", device: "Device", *, resume: bool) -> "RunFolder":
-    from vit_ipu.run_folder import RunFolder
-
-    return (RunFolder.reopen if resume else RunFolder.create)(path, config, device)
-
-
-def _introduce(console: "Console", config: "Config", device: "Device", output: Path) -> None:
-    from vit_ipu.backends import describe_hardware
-    from vit_ipu.pipeline import resolve_compute
-
-    pipeline = config.pipeline
-    console.print(
-        "{}: {}, {}".format(device, describe_hardware(device), resolve_compute(config.precision.compute, device.kind))
-    )
-    console.print(
-        "global batch {:,} = micro-batch {} x accumulation {} x replicas {}, on {} IPU{} each".format(
-            pipeline.global_batch_size,
-            pipeline.micro_batch_size,
-            pipeline.gradient_accumulation,
-            pipeline.replication_factor,
-            len(config.layers_per_ipu),
-            "" if len(config.layers_per_ipu) == 1 else "s",
-        )
-    )
-    console.print("run folder {}".format(output), markup=False)
-
-
-def _summary(summary: "Summary", folder: Any, device: "Device") -> Dict[str, Any]:
-    from dataclasses import asdict
-
-    values = asdict(summary.evaluation) if summary.evaluation is not None else {}
-    return dict(
-        values,
-        run=str(folder.path),
-        update=summary.progress.update,
-        total_updates=summary.total_updates,
-        samples=summary.progress.samples,
-        seconds=summary.seconds,
-        device=str(device),
-        simulated=device.simulated,
-    )
-
-
-def _print_summary(console: "Console", summary: "Summary", folder: Any) -> None:
-    if summary.interrupted:
-        console.print(
-            "interrupted at update {:,} of {:,}; go on with --resume --output {}".format(
-                summary.progress.update, summary.total_updates, folder.path
-            ),
-            markup=False,
-        )
-        return
-    if summary.evaluation is None:
-        console.print("nothing left to do: the run is at update {:,}".format(summary.progress.update))
-    else:
-        console.print(
-            "top-1 {:.2f} % after {:,} updates in {:.0f} s".format(
-                summary.evaluation.top1, summary.progress.update, summary.seconds
-            )
-        )
-    console.print("report {}".format(folder.report), markup=False)
-
-
-def _print_json(value: Dict[str, Any]) -> None:
-    print(json.dumps(value))

@@ -18,6 +18,10 @@ class UserError(ValueError):
     """A mistake of the user's: one line that says what is wrong and what to do. The program exits with 2."""
 
 
+class RunFailed(RuntimeError):
+    """Work that cannot go on: one line with the reason. The program exits with 1."""
+
+
 class ConfigError(UserError):
     """A mistake of the user's in a configuration: one line with the key, the numbers and the remedy."""
 
@@ -41,8 +45,10 @@ VARIANTS["vit_test"] = {"width": 32, "depth": 4, "num_heads": 2, "patch_size": 7
 # The number of classes of the sources whose labels are known before they are read.
 SOURCE_CLASSES = {"sample": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 30)]
+Rate = Annotated[float, Field(ge=0, le=1e6)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+Name = Annotated[str, Field(min_length=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Ints = Annotated[Tuple[StrictInt, ...], Field(strict=False)]
@@ -60,7 +66,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """A frozen section: unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -76,7 +82,7 @@ class ModelConfig(Section):
     """Attention heads; must divide the width."""
     patch_size: Positive
     """Side of a patch in pixels; must divide the image size."""
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Hidden width of the MLP over the width."""
     image_size: Positive = 224
     """Side of the square input in pixels."""
@@ -92,11 +98,11 @@ class ModelConfig(Section):
     """Stochastic depth: drop probability of the last block, rising linearly from 0 at the first."""
     gelu: Literal["erf", "tanh"] = "erf"
     """Form of GELU. IPUs compute the tanh form whatever is asked, so a config for them says so."""
-    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    layer_norm_eps: PositiveFloat = 1e-6
     """Epsilon of the layer norms."""
     attention: Literal["auto", "explicit", "fused"] = "auto"
     """Attention kernel: softmax(QK)V written out, or scaled_dot_product_attention; auto: by device."""
-    init: Optional[str] = None
+    init: Optional[Name] = None
     """Weights to start from: a checkpoint folder, a run folder or a safetensors file in timm's naming."""
 
     @model_validator(mode="before")
@@ -146,7 +152,7 @@ class DataConfig(Section):
 
     source: Literal["sample", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "generated"]
     """`sample` is shipped in the package; `generated` is random pixels and labels."""
-    path: Optional[str] = None
+    path: Optional[Name] = None
     """Folder of the images: required by `imagefolder`, and by the torchvision sets."""
     download: bool = False
     """Fetch a torchvision set into `path` if it is not there."""
@@ -160,7 +166,7 @@ class DataConfig(Section):
     """Area of a `random_resized` crop, as fractions of the image."""
     crop_ratio: Pair = (0.75, 4.0 / 3.0)
     """Aspect ratio (width over height) of a `random_resized` crop."""
-    crop_padding: Positive = 2
+    crop_padding: Annotated[int, Field(gt=0, le=1024)] = 2
     """Pixels of black around the image for a `padded` crop."""
     horizontal_flip: Probability = 0.5
     """Probability of a mirror image in training."""
@@ -174,7 +180,7 @@ class DataConfig(Section):
     """Standard deviation of each channel, of pixels in [0, 1]."""
     transfer: Literal["uint8", "float32"] = "uint8"
     """How images travel: bytes that the device normalises, or floats that the host has normalised."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that load images; 0: the main process. The order of the images does not depend on it."""
 
     @model_validator(mode="after")
@@ -220,11 +226,11 @@ class PipelineConfig(Section):
     """Where the optimizer state rests: in the IPU's SRAM or in streaming memory."""
     io_tiles: Optional[int] = None
     """Tiles set aside for input and output; none when null."""
-    executable_cache: Optional[str] = None
+    executable_cache: Optional[Name] = None
     """Folder for compiled programs."""
     synthetic_data: bool = False
     """The IPU makes random inputs itself, so that a benchmark leaves out the host. Never learns anything."""
-    profile: Optional[str] = None
+    profile: Optional[Name] = None
     """Folder for a PopVision report of the compilation and the run."""
 
     @model_validator(mode="before")
@@ -283,7 +289,7 @@ class PrecisionConfig(Section):
     """IPU: format of the partial sums of matrix products."""
     stochastic_rounding: bool = False
     """IPU: round to float16 up or down at random, without bias, in training."""
-    loss_scale: Annotated[float, Field(gt=0)] = 1.0
+    loss_scale: PositiveFloat = 1.0
     """IPU: factor on the loss that keeps float16 gradients in range."""
     automatic_loss_scale: bool = False
     """IPU: adapt the loss scale while training."""
@@ -302,7 +308,7 @@ class OptimConfig(Section):
 
     optimizer: Literal["sgd", "adam", "adamw", "lamb"]
     """SGD with momentum; Adam with L2; AdamW; LAMB as PopTorch has it."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
     """Peak learning rate."""
     momentum: DropRate = 0.9
     """SGD: momentum."""
@@ -310,9 +316,9 @@ class OptimConfig(Section):
     """SGD: Nesterov's form."""
     betas: Pair = (0.9, 0.999)
     """Adam, AdamW, LAMB: decay of the moments."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: PositiveFloat = 1e-8
     """Adam, AdamW, LAMB: added to the root of the second moment."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: Rate = 0.0
     """L2 for SGD and Adam, decoupled for AdamW and LAMB."""
     decay_exempt: Annotated[Tuple[Literal["bias", "norm", "cls_token", "pos_embed"], ...], Field(strict=False)] = (
         "bias",
@@ -321,11 +327,11 @@ class OptimConfig(Section):
         "pos_embed",
     )
     """Parameters without weight decay."""
-    max_weight_norm: Optional[NonNegative] = None
+    max_weight_norm: Optional[Rate] = None
     """LAMB: upper clamp of the weight norm in the trust ratio; 65500 when null, as in PopTorch."""
-    exempt_max_weight_norm: Optional[NonNegative] = None
+    exempt_max_weight_norm: Optional[Rate] = None
     """LAMB: the same for parameters without decay; 0 turns their trust ratio off."""
-    max_grad_norm: Optional[Annotated[float, Field(gt=0)]] = None
+    max_grad_norm: Optional[PositiveFloat] = None
     """Global norm at which gradients are clipped; none when null."""
     gradient_reduction: Literal["mean", "sum"] = "mean"
     """Over micro-batches and replicas; `sum` multiplies the mean by their number on every device."""
@@ -333,11 +339,11 @@ class OptimConfig(Section):
     """Share of the target spread evenly over the classes."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warmup."""
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    warmup_updates: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     """Updates in which the learning rate rises linearly."""
     warmup_start: Probability = 0.0
     """Learning rate at the first update, as a fraction of the peak."""
-    min_learning_rate: NonNegative = 0.0
+    min_learning_rate: Rate = 0.0
     """Learning rate at the end of cosine and linear schedules."""
 
     @model_validator(mode="after")
@@ -361,9 +367,9 @@ class RunConfig(Section):
 
     updates: Optional[Positive] = None
     """Length in weight updates; either this or `epochs`."""
-    epochs: Optional[Annotated[float, Field(gt=0)]] = None
+    epochs: Optional[Annotated[float, Field(gt=0, le=1e6)]] = None
     """Length in passes over the training images; either this or `updates`."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
     """Of initialisation, order, augmentation and dropout."""
     evaluate_every: Optional[Positive] = None
     """Updates between evaluations; only at the end when null."""
@@ -434,10 +440,14 @@ class Config(Section):
                         name, count, iterations, (count // iterations + 1) * iterations
                     )
                 )
-        if self.run.updates is not None and self.optim.warmup_updates > self.run.updates:
-            raise ValueError(
-                "optim.warmup_updates {} is more than run.updates {}: shorten the warmup".format(
-                    self.optim.warmup_updates, self.run.updates
+        if self.run.updates is not None:
+            self._check_warmup(self.run.updates)
+
+    def _check_warmup(self, total_updates: int) -> None:
+        if self.optim.warmup_updates > total_updates:
+            raise ConfigError(
+                "optim.warmup_updates {} is more than the {} updates of the run: shorten the warmup".format(
+                    self.optim.warmup_updates, total_updates
                 )
             )
 
@@ -460,14 +470,17 @@ class Config(Section):
     def total_updates(self, num_train: int) -> int:
         """Weight updates of the run over `num_train` images: a multiple of device_iterations, at least one.
 
-        Images form one stream over all epochs, so that only the last host step may be lost to rounding.
+        Images form one stream over all epochs, so that only the last host step may be lost to rounding. Raises
+        ConfigError if the warmup is longer.
         """
         if self.run.updates is not None:
             return self.run.updates
         assert self.run.epochs is not None
         iterations = self.pipeline.device_iterations
         samples_per_step = self.pipeline.global_batch_size * iterations
-        return max(int(self.run.epochs * num_train) // samples_per_step, 1) * iterations
+        total = max(int(self.run.epochs * num_train) // samples_per_step, 1) * iterations
+        self._check_warmup(total)
+        return total
 
 
 # Options that only some optimizers read; set for another one, they are reported.
@@ -490,6 +503,8 @@ def unused_options(config: Config) -> List[str]:
     ]
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
+    if config.data.path is not None and config.data.source in ("sample", "generated"):
+        notes.append("data.path has no effect with source {}".format(config.data.source))
     read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
     for name, crop in read_by_crop.items():
         if name in config.data.model_fields_set and config.data.crop != crop:

@@ -13,26 +13,34 @@ from vit_ipu.config import Config, ConfigError, suggest
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as a number (YAML 1.2) and refuses a key given twice."""
+    """Safe YAML that reads 1e-6 as a number (YAML 1.2), has no dates, and takes only words as keys, each once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, key = key_node.start_mark.line + 1, key_node.value
+            if key_node.tag != "tag:yaml.org,2002:str":
+                raise ConfigError("line {}: {} is no word, and so no key".format(line, key if key else "an empty key"))
             if key in seen:
-                raise ConfigError(
-                    "line {}: key {!r} is given twice: remove one".format(key_node.start_mark.line + 1, key)
-                )
+                raise ConfigError("line {}: key {!r} is given twice: remove one".format(line, key))
             seen.add(key)
         result: Dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads back: a word that looks like its numbers is quoted."""
+
+
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))  # type: ignore[attr-defined]
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config:
@@ -41,8 +49,8 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
     A path that does not exist may be the name of a shipped config. Raises ConfigError, one line, for a missing or
     broken file, an unknown key, a wrong type or numbers that do not fit together.
     """
-    path = _shipped(Path(path))
     try:
+        path = _shipped(Path(path))
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
@@ -70,7 +78,8 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     """Validates a mapping of sections, such as `yaml.safe_load` or a run folder gives."""
     if not isinstance(values, dict):
         raise ConfigError("not a config: expected the sections {} at the top".format(", ".join(Config.model_fields)))
-    values = {key: dict(section) if isinstance(section, dict) else section for key, section in values.items()}
+    # copies, so that overrides change nothing of the caller's; an empty section has only defaults
+    values = {k: {} if v is None else dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -81,7 +90,7 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The whole config as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def _load_yaml(text: str) -> Any:
@@ -90,6 +99,8 @@ def _load_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ConfigError("line {}: {}".format(line, error.problem or "not YAML")) from None
+    except RecursionError:
+        raise ConfigError("nested too deeply for a config") from None
     except yaml.YAMLError as error:
         raise ConfigError("not YAML: {}".format(str(error).splitlines()[0])) from None
 

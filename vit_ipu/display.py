@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -61,6 +61,13 @@ class TrainingDisplay:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+Item = TypeVar("Item")
+
+
+class Interrupted(Exception):
+    """Somebody has asked to stop, and what was going on is of no use half done."""
+
+
 class StopSignal:
     """Ctrl-C or SIGTERM asks the run to stop after the current host step; a second one stops at once."""
 
@@ -80,6 +87,20 @@ class StopSignal:
     def __exit__(self, *exc: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def until_asked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, as far as nobody has asked to stop."""
+        for item in items:
+            if self.asked:
+                return
+            yield item
+
+    def unless_asked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items. Raises Interrupted once somebody has asked to stop."""
+        for item in items:
+            if self.asked:
+                raise Interrupted
+            yield item
 
     def _ask(self, number: int, frame: Optional[FrameType]) -> None:
         if self.asked:

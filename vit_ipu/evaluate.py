@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Iterable
+from typing import Iterable, List, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from vit_ipu.backends import Backend, HostBatch
+from vit_ipu.checkpoints.run_state import Description
+from vit_ipu.config import Config, RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,47 @@ class Evaluation:
     num_images: int
 
 
+# Settings without a shape that change what a model computes, and may be chosen anew for an evaluation.
+_MAY_DIFFER = (
+    ("model", "gelu"),
+    ("model", "layer_norm_eps"),
+    ("data", "mean"),
+    ("data", "std"),
+    ("data", "eval_resize"),
+    ("data", "interpolation"),
+)
+
+
+def differences_from(trained: Description, config: Config, classes: Sequence[str]) -> List[str]:
+    """Notes on settings other than those that a checkpoint was trained with.
+
+    Raises UserError if it is not the same model, or its classes are not those of the images.
+    """
+    if config.model.num_heads != trained.config.model.num_heads:
+        raise UserError(
+            "the checkpoint was trained with model.num_heads {}, but the config has {}: use its own config".format(
+                trained.config.model.num_heads, config.model.num_heads
+            )
+        )
+    for ours, theirs in zip(classes, trained.classes):
+        if ours != theirs:
+            raise UserError("the checkpoint knows the class {}, where the images have {}".format(theirs, ours))
+    before_and_now = (
+        (section, key, getattr(getattr(trained.config, section), key), getattr(getattr(config, section), key))
+        for section, key in _MAY_DIFFER
+    )
+    return [
+        "{}.{} is {}, but the checkpoint was trained with {}".format(section, key, now, before)
+        for section, key, before, now in before_and_now
+        if before != now
+    ]
+
+
 def evaluate(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
-    """Predicts each batch and counts. Backends pad as their devices need; no padding is counted."""
+    """Predicts each batch and counts. Backends pad as their devices need; no padding is counted.
+
+    Raises RunFailed if the model's outputs are not finite.
+    """
     top1 = top5 = count = 0
     loss = 0.0
     for batch in batches:
@@ -35,4 +77,6 @@ def evaluate(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
         top5 += int(hits.any(dim=1).sum())
         loss += float(F.cross_entropy(logits.to(torch.float64), batch.labels, reduction="sum"))
         count += len(batch)
+    if not math.isfinite(loss):
+        raise RunFailed("the model's outputs are not finite: its weights are damaged, or have diverged")
     return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, count)

@@ -157,8 +157,11 @@ def num_ipus(config: Config) -> int:
     return len(config.layers_per_ipu) * config.pipeline.replication_factor
 
 
-def require_runnable(config: Config, device_kind: str, num_instances: int = 1) -> List[str]:
-    """Raises ConfigError if `device_kind` cannot run the config; returns notes on what only IPUs would refuse."""
+def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *, training: bool = True) -> List[str]:
+    """Raises ConfigError if `device_kind` cannot run the config; returns notes on what only IPUs would refuse.
+
+    Without `training`, only what inference needs is asked for.
+    """
     compute = resolve_compute(config.precision.compute, device_kind)
     if device_kind in ("cpu", "cuda"):
         if compute == "float16":
@@ -167,28 +170,33 @@ def require_runnable(config: Config, device_kind: str, num_instances: int = 1) -
                     device_kind, resolve_compute("auto", device_kind)
                 )
             )
-        return ["only on IPUs: {}".format(text) for text in ipu_violations(config, "ipu", num_instances)]
-    violations = ipu_violations(config, device_kind, num_instances)
+        return [
+            "only on IPUs: {}".format(text) for text in ipu_violations(config, "ipu", num_instances, training=training)
+        ]
+    violations = ipu_violations(config, device_kind, num_instances, training=training)
     if violations:
         more = " (and {} more)".format(len(violations) - 1) if len(violations) > 1 else ""
         raise ConfigError(violations[0] + more)
     return []
 
 
-def ipu_violations(config: Config, device_kind: str = "ipu", num_instances: int = 1) -> List[str]:
+def ipu_violations(
+    config: Config, device_kind: str = "ipu", num_instances: int = 1, *, training: bool = True
+) -> List[str]:
     """What PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
     found = [
-        _too_few_micro_batches(config),
         _not_a_power_of_two(config),
         _too_many_ipus(config, num_instances),
         _io_tiles(config),
         _memory_proportions(config),
         _evaluation_device_iterations(config),
     ]
-    found += [_number_format(config, device_kind), _loss_scale(config)]
-    if device_kind == "ipu-sim":
+    if training:
+        found += [_too_few_micro_batches(config), _loss_scale(config), _clipping(config)]
+    if training and device_kind == "ipu-sim":
         found.append(_not_simulated(config))
-    found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model), _clipping(config)]
+    found.append(_number_format(config, device_kind))
+    found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model)]
     return [text for text in found if text]
 
 

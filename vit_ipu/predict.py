@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import List, Sequence, Tuple
 
 from vit_ipu.backends import Device, open_backend
-from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_weights
-from vit_ipu.config import Config
+from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_matching_weights
+from vit_ipu.config import Config, RunFailed
 from vit_ipu.data.loader import stack_images
 from vit_ipu.data.sources import open_image
 from vit_ipu.data.transforms import EvalTransform
@@ -25,16 +25,23 @@ class Prediction:
 
 
 def predict(checkpoint: Path, images: Sequence[str], device: Device, *, top: int = 5) -> List[Prediction]:
-    """Classifies image files of any size. Raises UserError for a missing checkpoint or image."""
+    """Classifies image files of any size. Raises UserError for a missing checkpoint or image.
+
+    On IPUs GELU is computed in its tanh form, also for a model that was trained with the other.
+    """
     checkpoint = find_checkpoint(checkpoint)
     description = load_description(checkpoint)
     config = _for_device(description.config, device)
-    require_runnable(config, device.kind)
+    require_runnable(config, device.kind, training=False)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = [transform(open_image(path)) for path in images]
     with open_backend(config, device) as backend:
-        backend.load_state_dict({"model": load_weights(checkpoint)})
+        backend.load_state_dict({"model": load_matching_weights(checkpoint, backend.state_dict()["model"])})
         probabilities = backend.predict(stack_images(pixels, config.data)).softmax(dim=1)
+    if not probabilities.isfinite().all():
+        raise RunFailed(
+            "the outputs of {} are not finite: its weights are damaged, or have diverged".format(checkpoint)
+        )
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     names = description.classes
     return [
@@ -44,7 +51,7 @@ def predict(checkpoint: Path, images: Sequence[str], device: Device, *, top: int
 
 
 def _for_device(config: Config, device: Device) -> Config:
-    """The config with a number format that a CPU or GPU has, whatever it was trained in."""
-    if device.kind not in ("cpu", "cuda"):
-        return config
-    return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "auto"})})
+    """The config with the number format and the form of GELU that the device has, whatever it was trained with."""
+    if device.kind in ("cpu", "cuda"):
+        return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "auto"})})
+    return config.model_copy(update={"model": config.model.model_copy(update={"gelu": "tanh"})})

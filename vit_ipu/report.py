@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from typing import Any, Dict, List, Sequence, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
+from vit_ipu.metrics import read_metrics
 from vit_ipu.pipeline import BatchPlan, Slot, num_cycles, num_stages, place_units, timetable, utilisation
-from vit_ipu.run_folder import RunFolder, read_metrics
+from vit_ipu.run_folder import RunFolder
 
 _CELL, _ROW, _LEFT, _TOP = 26, 34, 64, 22
 _FORWARD, _BACKWARD, _INK, _GRID = "#3b73b9", "#d9822b", "#222222", "#dddddd"
@@ -42,8 +42,8 @@ th {{ font-weight: 600; }} pre {{ background: #f5f5f5; padding: .8rem; overflow-
 
 def write_report(folder: RunFolder) -> None:
     """Writes report.html of a run folder, finished or not. Raises UserError if it is not one."""
+    environment = folder.read_environment()
     config = load_config(folder.config)
-    environment = json.loads(folder.environment.read_text(encoding="utf-8"))
     metrics = read_metrics(folder.metrics)
     page = _PAGE.format(
         title=html.escape("{} on {}".format(folder.path.name, environment["device"])),
@@ -88,6 +88,7 @@ def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
         ("Commit", environment["commit"] or "not a checkout"),
         ("Command", " ".join(environment["command"])),
         ("Started", environment["time"]),
+        *[("Resumed", "{time} on {device}".format(**facts)) for facts in environment.get("resumed", [])],
     ]
 
 

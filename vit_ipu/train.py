@@ -13,27 +13,26 @@ from rich.console import Console
 from vit_ipu.backends import Backend, Device, StepResult, open_backend
 from vit_ipu.checkpoints.formats import load_init
 from vit_ipu.checkpoints.run_state import (
+    CheckpointError,
     Description,
     Progress,
-    load_checkpoint,
+    load_resumable,
     remove_old_checkpoints,
     save_checkpoint,
 )
-from vit_ipu.config import Config
+from vit_ipu.config import Config, RunFailed
 from vit_ipu.data.loader import TrainingLoader, evaluation_loader
 from vit_ipu.data.sources import Source, open_source
-from vit_ipu.display import StopSignal, TrainingDisplay
+from vit_ipu.display import Interrupted, StopSignal, TrainingDisplay
+from vit_ipu.environment import environment
 from vit_ipu.evaluate import Evaluation, evaluate
+from vit_ipu.metrics import Metrics, read_metrics
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
-from vit_ipu.run_folder import Metrics, RunFolder
+from vit_ipu.run_folder import RunFolder
 
 NUM_EXAMPLES = 10
 """Held-out images that a run folder keeps as files, to try predictions on."""
-
-
-class TrainingFailed(RuntimeError):
-    """A run that cannot go on: one line with the reason. The program exits with 1."""
 
 
 @dataclass(frozen=True)
@@ -43,55 +42,67 @@ class Summary:
     progress: Progress
     total_updates: int
     evaluation: Optional[Evaluation]
-    """The last evaluation of this process; None if there was none."""
+    """That of the last update, if it was done."""
     seconds: float
     """Wall time of training, evaluations included, in this process."""
+    checkpoint: Optional[Path]
+    """The newest there is."""
 
     @property
     def interrupted(self) -> bool:
-        return self.progress.update < self.total_updates
+        return self.progress.update < self.total_updates or self.evaluation is None
 
 
 def train(config: Config, device: Device, folder: RunFolder, console: Console, *, resume: bool = False) -> Summary:
     """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
     train_source, eval_source = (open_source(config.data, config.model, split) for split in ("train", "eval"))
     total_updates = config.total_updates(len(train_source))
+    description = Description(config, eval_source.classes, len(train_source))
     started = time.monotonic()
-    evaluation = None
     with open_backend(config, device) as backend:
-        progress = restore(backend, config, folder, device, resume=resume)
+        progress = restore(backend, description, folder, device, resume=resume)
         if progress.update < total_updates:
             backend.compile()
+        if backend.instances.index == 0:
+            folder.begin(environment(config, device))
         recorder = Recorder(config, folder, backend, progress, total_updates, console)
         with recorder, StopSignal(recorder.say) as stop:
-            for batch in training_loader(train_source, config, backend, progress, total_updates):
+            if resume:
+                recorder.say("going on at update {:,}".format(progress.update))
+            for batch in stop.until_asked(training_loader(train_source, config, backend, progress, total_updates)):
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
                 progress = advance(progress, config)
                 recorder.step(progress, result, rate)
-                finished = progress.update == total_updates
-                if finished or due(config.run.evaluate_every, progress):
-                    evaluation = evaluate(backend, evaluation_loader(eval_source, config))
-                    recorder.evaluation(progress, evaluation)
-                if finished or stop.asked or due(config.run.checkpoint_every, progress):
-                    recorder.checkpoint(progress, Description(config, eval_source.classes), device)
-                if stop.asked:
-                    break
+                if due(config.run.checkpoint_every, progress):
+                    recorder.checkpoint(progress, description, device)
+                if due(config.run.evaluate_every, progress) and progress.update < total_updates:
+                    recorder.evaluate(progress, eval_source, stop)
+            recorder.checkpoint(progress, description, device)  # before the evaluation, which may fail
+            if progress.update == total_updates:
+                recorder.evaluate(progress, eval_source, stop)
         if recorder.writes:
             save_examples(eval_source, folder.examples)
-    return Summary(progress, total_updates, evaluation, time.monotonic() - started)
+        evaluation = recorder.evaluation_at(total_updates, len(eval_source))
+    seconds = time.monotonic() - started
+    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint())
 
 
-def restore(backend: Backend, config: Config, folder: RunFolder, device: Device, *, resume: bool) -> Progress:
+def restore(backend: Backend, description: Description, folder: RunFolder, device: Device, *, resume: bool) -> Progress:
     """Loads the newest checkpoint of a resumed run, or model.init, or leaves the fresh weights."""
     newest = folder.newest_checkpoint() if resume else None
     if newest is not None:
-        state, progress = load_checkpoint(newest, device_kind=device.kind)
-        backend.load_state_dict(state)
+        state, progress = load_resumable(newest, description, device_kind=device.kind)
+        try:
+            backend.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError):
+            raise CheckpointError(
+                "{} does not fit this run: remove it to go on from the one before".format(newest)
+            ) from None
         return progress
-    if config.model.init is not None:
-        fresh = backend.state_dict()["model"]
-        backend.load_state_dict({"model": load_init(config.model.init, fresh)})
+    init = description.config.model.init
+    if init is not None:
+        backend.load_state_dict({"model": load_init(init, backend.state_dict()["model"])})
     return Progress()
 
 
@@ -144,7 +155,10 @@ class Recorder:
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
         self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
+        # Processes that write nothing know of earlier evaluations too: all must evaluate together.
+        self._lines = self._metrics.lines if self._metrics is not None else read_metrics(folder.metrics)
         self._display = TrainingDisplay(console, total_updates, done=progress.update, quiet=not self.writes)
+        self._saved_update = progress.update
         self._last_time = time.monotonic()
 
     def __enter__(self) -> "Recorder":
@@ -160,9 +174,9 @@ class Recorder:
         self._display.say(text)
 
     def step(self, progress: Progress, result: StepResult, rate: float) -> None:
-        """A host step has ended. Raises TrainingFailed if its loss is no number."""
+        """A host step has ended. Raises RunFailed if its loss is no number."""
         if not math.isfinite(result.loss):
-            raise TrainingFailed(
+            raise RunFailed(
                 "the loss is {} at update {}: lower optim.learning_rate or precision.loss_scale; the last checkpoint "
                 "is {}".format(result.loss, progress.update, self._folder.newest_checkpoint() or "none")
             )
@@ -172,8 +186,14 @@ class Recorder:
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
 
-    def evaluation(self, progress: Progress, found: Evaluation) -> None:
-        """An evaluation has ended."""
+    def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
+        """Evaluates on all images of the source, unless it was done at this update; nothing is noted if interrupted."""
+        if self.evaluation_at(progress.update, len(source)) is not None:
+            return
+        try:
+            found = evaluate(self._backend, stop.unless_asked(evaluation_loader(source, self._config)))
+        except Interrupted:
+            return
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss)
         self.say(
             "update {}: top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f} on {:,} held-out images".format(
@@ -182,8 +202,18 @@ class Recorder:
         )
         self._seconds_since_last()
 
+    def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
+        """What was found at an update, in this process or before."""
+        for line in self._lines:
+            if line["update"] == update and "top1" in line:
+                return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], num_images)
+        return None
+
     def checkpoint(self, progress: Progress, description: Description, device: Device) -> None:
-        """Writes a checkpoint and removes the oldest ones."""
+        """Writes a checkpoint, unless nothing was learnt since the last, and removes the oldest ones."""
+        if progress.update in (0, self._saved_update):
+            return
+        self._saved_update = progress.update
         state = self._backend.state_dict()
         if self.writes:
             save_checkpoint(self._folder.checkpoints, state, progress, description, device_kind=device.kind)

@@ -26,7 +26,8 @@ def load_init(source: str, own: Dict[str, Tensor]) -> Dict[str, Tensor]:
     one that the model lacks is dropped. Raises CheckpointError for anything else that does not fit.
     """
     weights = _read(source)
-    if "pos_embed" in weights and "pos_embed" in own:
+    if "pos_embed" in weights:
+        _check_square_grid(weights["pos_embed"], source)
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], own["pos_embed"].shape[1] - 1)
     if "head.weight" in weights and weights["head.weight"].shape != own["head.weight"].shape:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
@@ -55,6 +56,16 @@ def resize_pos_embed(pos_embed: Tensor, num_patches: int) -> Tensor:
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
     grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1).to(pos_embed.dtype)
     return torch.cat([class_token, grid], dim=1)
+
+
+def _check_square_grid(pos_embed: Tensor, source: str) -> None:
+    patches = pos_embed.shape[1] - 1 if pos_embed.ndim == 3 else 0
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise CheckpointError(
+            "model.init {}: pos_embed has shape {}, not that of a class token and a square grid of patches".format(
+                source, tuple(pos_embed.shape)
+            )
+        )
 
 
 def _read(source: str) -> Dict[str, Tensor]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vit_ipu.config import Config, ConfigError, UserError
+from vit_ipu.config import Config, ConfigError, RunFailed, UserError
 from vit_ipu.config_file import parse_config
 
 _MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
@@ -47,18 +47,36 @@ class Description:
 
     config: Config
     classes: Tuple[str, ...]
+    num_train: int
+    """Images that it was trained on."""
 
 
 # ---------------------------------------------------------------------------------------- writing
 
 
 def save_checkpoint(
-    folder: Path, state: Dict[str, Any], progress: Progress, description: Description, *, device_kind: str
+    folder: Path,
+    state: Dict[str, Any],
+    progress: Progress,
+    description: Description,
+    *,
+    device_kind: str,
 ) -> Path:
-    """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others whole."""
+    """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others whole.
+
+    Raises RunFailed, and writes nothing, if a weight is not finite.
+    """
+    for name, tensor in state["model"].items():
+        if not tensor.isfinite().all():
+            raise RunFailed(
+                "{} is not finite after update {}: lower optim.learning_rate or precision.loss_scale".format(
+                    name, progress.update
+                )
+            )
     final = folder / "{}{:08d}".format(_PREFIX, progress.update)
-    if final.exists():  # the same update of the same run is the same state
+    if (final / _STATE).is_file():  # the same update of the same run is the same state
         return final
+    shutil.rmtree(final, ignore_errors=True)  # damaged: no reader takes it
     temporary = folder / (_TEMPORARY + final.name)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -86,7 +104,8 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
 
 def _describe(description: Description) -> Dict[str, Any]:
     names = {str(label): name for label, name in enumerate(description.classes)}
-    return {"id2label": names, "config": description.config.model_dump(mode="json")}
+    config = description.config.model_dump(mode="json")
+    return {"id2label": names, "num_train": description.num_train, "config": config}
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -149,7 +168,8 @@ def load_description(checkpoint: Path) -> Description:
     values = _read_json(checkpoint / _CONFIG)
     try:
         names = values["id2label"]
-        return Description(parse_config(values["config"]), tuple(names[str(label)] for label in range(len(names))))
+        classes = tuple(names[str(label)] for label in range(len(names)))
+        return Description(parse_config(values["config"]), classes, int(values["num_train"]))
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError("{} is damaged: {}".format(checkpoint / _CONFIG, error)) from None
 
@@ -166,8 +186,26 @@ def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, An
             "{} was made on {} and cannot be resumed on {}: resume with --device {}, or start a new run with "
             "--set model.init={}".format(checkpoint, made_on, device_kind, made_on, checkpoint)
         )
-    state = _put_tensors(rest, _read_tensors(checkpoint / _OPTIMIZER))
+    try:
+        state = _put_tensors(rest, _read_tensors(checkpoint / _OPTIMIZER))
+    except KeyError as error:
+        raise CheckpointError("{} is damaged: it lacks {}".format(checkpoint / _OPTIMIZER, error)) from None
     return dict(state, model=load_weights(checkpoint)), progress
+
+
+def load_resumable(checkpoint: Path, description: Description, *, device_kind: str) -> Tuple[Dict[str, Any], Progress]:
+    """The same, for a run on the images of `description`. Raises CheckpointError also if they are others."""
+    saved = load_description(checkpoint)
+    if (saved.num_train, saved.classes) != (description.num_train, description.classes):
+        raise CheckpointError(
+            "{} was trained on {:,} images of {} classes ({}, ...), but data.path holds {:,} of {} ({}, ...): give the "
+            "same images".format(checkpoint, *_summary_of(saved), *_summary_of(description))
+        )
+    return load_checkpoint(checkpoint, device_kind=device_kind)
+
+
+def _summary_of(description: Description) -> Tuple[int, int, str]:
+    return description.num_train, len(description.classes), description.classes[0]
 
 
 def _checkpoints(folder: Path) -> List[Path]:

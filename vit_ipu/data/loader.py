@@ -7,8 +7,9 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
-from typing import Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.config import Config, DataConfig
-from vit_ipu.data.sources import Source
+from vit_ipu.data.sources import DataError, Source
 from vit_ipu.data.transforms import EvalTransform, TrainTransform, normalize_on_host
 
 CHUNK = 256
 """Images that a worker loads at a time."""
+
+Sample = Union[Tuple["np.ndarray", int], DataError]
+"""Pixels and label, or why there are none: torch would bury an exception of a worker in its traceback."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,7 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[HostBatch]:
         chunks: List[HostBatch] = []
         chunks_per_step = -(-len(self._positions) // CHUNK)
-        loader = DataLoader(
-            self._samples,
-            batch_sampler=self._indices(),  # type: ignore[arg-type]
-            num_workers=self._config.num_workers,
-            collate_fn=_Collate(self._config),
-        )
-        for chunk in loader:
+        for chunk in _chunks(self._samples, self._config, batch_sampler=self._indices()):
             chunks.append(chunk)
             if len(chunks) == chunks_per_step:
                 yield _join(chunks)
@@ -91,14 +89,30 @@ class TrainingLoader:
                 yield entries[start : start + CHUNK]
 
 
-def evaluation_loader(source: Source, config: Config) -> "DataLoader[HostBatch]":
+def evaluation_loader(source: Source, config: Config) -> Iterator[HostBatch]:
     """Yields every image of the source once, in order, in chunks of at most CHUNK."""
-    return DataLoader(
-        _EvaluationSamples(source, config),
-        batch_size=CHUNK,
-        num_workers=config.data.num_workers,
-        collate_fn=_Collate(config.data),
+    return _chunks(_EvaluationSamples(source, config), config.data, batch_size=CHUNK)
+
+
+def _chunks(samples: "Dataset[Any]", config: DataConfig, **batching: Any) -> Iterator[HostBatch]:
+    """The chunks of torch's DataLoader, in order. Raises the DataError of a sample, also where a worker met it."""
+    loader = DataLoader(
+        samples,
+        num_workers=config.num_workers,
+        collate_fn=_Collate(config),
+        worker_init_fn=_ignore_signals,
+        **batching,
     )
+    for chunk in loader:
+        if isinstance(chunk, DataError):
+            raise chunk
+        yield chunk
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM are the main process's business; a worker ends when it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _TrainingSamples(Dataset):  # type: ignore[type-arg]
@@ -106,10 +120,13 @@ class _TrainingSamples(Dataset):  # type: ignore[type-arg]
         self._source, self._seed = source, config.run.seed
         self._transform = TrainTransform(config.data, config.model.image_size)
 
-    def __getitem__(self, entry: Tuple[int, int]) -> Tuple["np.ndarray", int]:
+    def __getitem__(self, entry: Tuple[int, int]) -> Sample:
         epoch, index = entry
         rng = np.random.default_rng([self._seed, epoch, index])
-        return self._transform(self._source.image(index), rng), int(self._source.labels[index])
+        try:
+            return self._transform(self._source.image(index), rng), int(self._source.labels[index])
+        except DataError as error:
+            return error
 
 
 class _EvaluationSamples(Dataset):  # type: ignore[type-arg]
@@ -120,17 +137,23 @@ class _EvaluationSamples(Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Tuple["np.ndarray", int]:
-        return self._transform(self._source.image(index)), int(self._source.labels[index])
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self._transform(self._source.image(index)), int(self._source.labels[index])
+        except DataError as error:
+            return error
 
 
 class _Collate:
     def __init__(self, config: DataConfig) -> None:
         self._config = config
 
-    def __call__(self, samples: List[Tuple["np.ndarray", int]]) -> HostBatch:
-        images = stack_images([pixels for pixels, _ in samples], self._config)
-        return HostBatch(images, torch.tensor([label for _, label in samples]))
+    def __call__(self, samples: List[Sample]) -> Union[HostBatch, DataError]:
+        failed = [sample for sample in samples if isinstance(sample, DataError)]
+        if failed:
+            return failed[0]
+        pixels, labels = zip(*samples)  # type: ignore[misc]
+        return HostBatch(stack_images(pixels, self._config), torch.tensor(labels))
 
 
 def stack_images(pixels: Sequence["np.ndarray"], config: DataConfig) -> Tensor:

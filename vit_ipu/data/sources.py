@@ -9,6 +9,7 @@ import gzip
 import lzma
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
 
@@ -127,12 +128,28 @@ def open_source(config: DataConfig, model: ModelConfig, split: str) -> Source:
 def open_image(path: str) -> Image.Image:
     """The file at `path` as an RGB image. Raises DataError if it is not one."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's, on sizes and odd palettes
+            with Image.open(path) as image:
+                return _to_rgb(image)
     except FileNotFoundError:
         raise DataError("no image at {}".format(path)) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError("cannot read the image {}: {}".format(path, str(error).splitlines()[0])) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode; 16 bits are scaled, transparency is dropped. Raises ValueError for wider numbers."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 # ------------------------------------------------------------------------------------- the sources
@@ -270,8 +287,16 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 def _class_folders(folder: Path) -> List[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
 def _image_files(folder: Path) -> List[str]:
-    return [entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    return [entry.path for entry in _entries(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _entries(folder: Path) -> "List[os.DirEntry[str]]":
+    """What is in a folder, without hidden files."""
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError("cannot list {}: {}".format(folder, error.strerror)) from None

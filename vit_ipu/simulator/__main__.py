@@ -8,12 +8,18 @@ import runpy
 import sys
 from typing import List, Optional
 
+import torch
+
 from vit_ipu.simulator import install
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
     """Installs the simulator and runs the program as Python would, with its own sys.argv."""
     options = _parser().parse_args(arguments)
+    if options.ipus < 1:
+        _parser().error("--ipus {}: a machine has at least one".format(options.ipus))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        _parser().error("--device cuda: torch sees no CUDA device")
     install(options.ipus, device=options.device, hardware=not options.no_hardware)
     if options.module:
         sys.argv = options.module
@@ -22,14 +28,11 @@ def main(arguments: Optional[List[str]] = None) -> None:
         return
     if not options.program:
         _parser().error("give a SCRIPT, or -m MODULE")
+    if not os.path.isfile(options.program[0]):
+        _parser().error("there is no script {}".format(options.program[0]))
     sys.argv = options.program
     sys.path.insert(0, os.path.dirname(os.path.abspath(options.program[0])))
-    try:
-        runpy.run_path(options.program[0], run_name="__main__")
-    except FileNotFoundError as error:
-        if error.filename != options.program[0]:
-            raise
-        _parser().error("there is no script {}".format(options.program[0]))
+    runpy.run_path(options.program[0], run_name="__main__")
 
 
 def _parser() -> argparse.ArgumentParser:
