@@ -1,0 +1,64 @@
+"""The quickstart's top-1 and time, over several seeds: python benchmarks/quickstart.py --device ipu-sim."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List
+
+from record import write_record
+
+from vit_ipu.backends import resolve_device
+from vit_ipu.config_file import load_config
+
+
+def main() -> None:
+    arguments = _arguments()
+    device = resolve_device(arguments.device)
+    runs = [train(arguments.device, seed) for seed in arguments.seeds]
+    tops, seconds = ([run[key] for run in runs] for key in ("top1", "seconds"))
+    rows = [
+        [str(seed), "{:.2f}".format(run["top1"]), "{:.2f}".format(run["top5"]), "{:.0f}".format(run["seconds"])]
+        for seed, run in zip(arguments.seeds, runs)
+    ]
+    write_record(
+        "quickstart",
+        "The quickstart on {}".format(device),
+        device,
+        load_config("quickstart"),
+        [
+            "{} seeds, one run each, no burn-in: top-1 {:.2f} to {:.2f} %, median {:.2f} %; training and evaluations "
+            "{:.0f} to {:.0f} s.".format(
+                len(runs), min(tops), max(tops), statistics.median(tops), min(seconds), max(seconds)
+            )
+        ],
+        (("seed", "top-1 (%)", "top-5 (%)", "seconds"), rows),
+        {"top1": tops, "top5": [run["top5"] for run in runs], "seconds": seconds},
+    )
+
+
+def train(device: str, seed: int) -> Dict[str, Any]:
+    """One run in a process and a folder of its own; its summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder) / "run")
+        command: List[str] = [sys.executable, "-m", "vit_ipu", "train", "quickstart", "--device", device, "--json"]
+        command += ["--output", output, "--set", "run.seed={}".format(seed)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    summary: Dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="ipu-sim")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
