@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
 import pytest
 import torch
+from helpers import vit_ipu
+
+from vit_ipu.simulator import machine
 
 torch.set_num_threads(1)
 
@@ -17,3 +23,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs {} IPUs".format(max(wanted)))
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, workplace: Path) -> Callable[..., str]:
+    """Runs a command that must succeed: what it wrote to stdout."""
+
+    def call(*arguments: Any) -> str:
+        code, out, err = vit_ipu(monkeypatch, capsys, *arguments)
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def sixteen_ipus() -> Iterator[None]:
+    """A simulated machine of 16 IPUs that nobody holds."""
+    machine.configure(16)
+    yield
+    machine.configure(16)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+import sys
+from pathlib import Path
+from typing import Any, Dict, Sequence, Tuple
 
+import pytest
 import torch
+import yaml
+from PIL import Image
 from torch import Tensor
 
+from vit_ipu import cli
 from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
-from vit_ipu.config import Config
+from vit_ipu.config import Config, DataConfig
 from vit_ipu.config_file import parse_config
 
 TINY: Dict[str, Dict[str, Any]] = {
@@ -84,5 +90,34 @@ def equal_states(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def names_of(values: List[Any]) -> List[str]:
-    return [str(value) for value in values]
+def write_config(folder: Path, name: str = "tiny", **sections: Dict[str, Any]) -> str:
+    """Writes a tiny config with some values changed; its path."""
+    path = folder / "{}.yaml".format(name)
+    path.write_text(yaml.safe_dump(tiny_values(**sections)))
+    return str(path)
+
+
+def vit_ipu(monkeypatch: Any, capsys: Any, *arguments: Any) -> Tuple[int, str, str]:
+    """Runs a command in this process: its exit code, and what it wrote to stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["vit-ipu", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+def data_config(**values: Any) -> DataConfig:
+    """The data section of a config, by default of the sample."""
+    return DataConfig(**{"source": "sample", **values})
+
+
+def write_image_folder(
+    root: Path, splits: Sequence[str] = ("train", "val"), classes: Sequence[str] = ("cat", "dog"), count: int = 3
+) -> None:
+    """Small images of one color each, below root/SPLIT/CLASS."""
+    for split in splits:
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                color = (label * 80, index * 40, 7)
+                Image.new("RGB", (30 + index, 40), color).save(str(root / split / name / "{}.png".format(index)))

@@ -13,11 +13,12 @@ from helpers import (
     random_images,
     relative_errors,
     tiny_config,
+    vit_ipu,
     with_random_head,
     worst,
+    write_config,
 )
 from test_parity import BOUNDS, check_parity
-from test_train import vit_ipu, write_config
 
 pytestmark = pytest.mark.gpu
 

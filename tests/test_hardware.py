@@ -9,8 +9,7 @@ import json
 import math
 
 import pytest
-from helpers import random_batch, random_images, relative_errors, tiny_config, worst
-from test_train import vit_ipu
+from helpers import random_batch, random_images, relative_errors, tiny_config, vit_ipu, worst
 
 from vit_ipu.backends import open_backend, resolve_device
 from vit_ipu.config_file import load_config, shipped_configs

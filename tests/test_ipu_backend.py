@@ -1,4 +1,4 @@
-"""The IPU backend over the simulator: options, annotations, the hand-over of IPUs and weights, poprun."""
+"""The IPU backend over the simulator: options, annotations, the hand-over of IPUs and weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vit_ipu import simulator
-from vit_ipu.backends import DeviceError, build_backend, find_instances, open_backend, resolve_device
-from vit_ipu.config import ConfigError
+from vit_ipu.backends import build_backend, open_backend, resolve_device
 from vit_ipu.model import ViT
 from vit_ipu.pipeline import ipu_violations
 from vit_ipu.simulator import machine
@@ -27,9 +26,6 @@ def ipu():
     from vit_ipu.backends.ipu import blocks, optimizer, options
 
     return types.SimpleNamespace(blocks=blocks, optimizer=optimizer, options=options)
-
-
-# ---------------------------------------------------------------------------------------- options
 
 
 def popart(options, name):
@@ -177,9 +173,6 @@ def test_optimizer_has_the_configs_attributes(ipu, name, change, kind, expected)
         assert (decayed["max_weight_norm"], exempt["max_weight_norm"]) == (9.0, 0.0)
 
 
-# ------------------------------------------------------------------------------------ annotations
-
-
 def blocks_of(model):
     return {
         name: hook
@@ -233,9 +226,6 @@ def test_the_model_itself_knows_nothing_of_ipus():
     model = ViT(tiny_config().model)
     assert blocks_of(model) == {}
     assert all(isinstance(module, nn.Module) for module in model.modules())
-
-
-# ------------------------------------------------------------------------- training and inference
 
 
 def test_training_and_inference_take_turns_on_the_same_ipus():
@@ -368,9 +358,6 @@ def test_compiling_offline_trains_nothing():
     assert machine.machine.ipus_held == 0
 
 
-# ------------------------------------------- the rules of pipeline.py are those of the simulator
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     layers=st.sampled_from([[4], [2, 2], [1, 1, 2], [0, 4], [0, 4, 0], [1, 1, 1, 1], [0, 2, 2, 0], [1, 1, 1, 1, 0]]),
@@ -403,172 +390,3 @@ def test_the_config_is_refused_exactly_where_the_simulator_refuses(
         except simulator.Error as error:
             refused.append(str(error))
     assert bool(ipu_violations(config)) == bool(refused), (ipu_violations(config), refused)
-
-
-# ----------------------------------------------------------------------------------------- poprun
-
-
-class Popdist(types.ModuleType):
-    """PopDist for one of several instances, as its documentation describes it."""
-
-    def __init__(self, index, count, total):
-        super().__init__("popdist")
-        self.initialised = False
-        self.isPopdistEnvSet = lambda: True
-        self.isBackendInitialized = lambda: self.initialised
-        self.getNumIpusPerReplica = lambda: 4
-        self.getNumTotalReplicas = lambda: total
-        self.getInstanceIndex = lambda: index
-        self.getNumInstances = lambda: count
-        self.poptorch = types.ModuleType("popdist.poptorch")
-        local = total // count
-
-        class Options(simulator.Options):
-            def __init__(self, ipus_per_replica):
-                super().__init__()
-                self.set(replication_factor=local)
-                self.__dict__["_ipus_per_replica"] = ipus_per_replica
-
-            def replicationFactor(self, replication_factor):
-                raise RuntimeError("Cannot call `replicationFactor` with popdist.poptorch.Options")
-
-        self.poptorch.Options = Options
-        self.__spec__ = types.SimpleNamespace(name="popdist")
-
-    def init(self):
-        assert not self.initialised, "You cannot initialise an already initialised backend"
-        self.initialised = True
-
-
-@pytest.fixture
-def poprun(monkeypatch):
-    def start(index, count, total):
-        module = Popdist(index, count, total)
-        monkeypatch.setitem(sys.modules, "popdist", module)
-        monkeypatch.setitem(sys.modules, "popdist.poptorch", module.poptorch)
-        return module
-
-    return start
-
-
-def replicated():
-    return tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2})
-
-
-def test_under_poprun_each_instance_has_its_share(ipu, poprun):
-    module = poprun(1, 2, 2)
-    config = replicated()
-    backend = build_backend(config, resolve_device("ipu-sim"))
-    assert module.initialised
-    assert (backend.instances.index, backend.instances.count) == (1, 2)
-    options = ipu.options.training_options(config)
-    assert (options.replication_factor, options._ipus_per_replica) == (1, 4)
-    whole = random_batch(config)
-    from vit_ipu.backends import HostBatch
-    from vit_ipu.pipeline import BatchPlan
-
-    share = BatchPlan.of(config).share(1, 2)
-    result = backend.train_step(HostBatch(whole.images[share], whole.labels[share]), 0.05)
-    assert result.num_samples == 32
-    assert backend.predict(random_images(5)).shape == (5, 10)
-
-
-def test_other_replicas_than_popruns_are_refused(poprun):
-    poprun(0, 2, 4)
-    with pytest.raises(ConfigError, match="--num-replicas is 4 but pipeline.replication_factor makes 2"):
-        build_backend(replicated(), resolve_device("ipu-sim"))
-
-
-def test_another_pipeline_than_popruns_is_refused(poprun):
-    module = poprun(0, 2, 2)
-    module.getNumIpusPerReplica = lambda: 2
-    with pytest.raises(ConfigError, match="--ipus-per-replica is 2 but pipeline.layers_per_ipu makes 4"):
-        build_backend(replicated(), resolve_device("ipu-sim"))
-
-
-def test_popdist_is_initialised_once_in_a_process(poprun):
-    poprun(0, 2, 2)
-    for _ in range(2):
-        build_backend(replicated(), resolve_device("ipu-sim"))
-
-
-def test_only_the_first_instance_takes_over_the_saved_random_state(poprun):
-    states = []
-    for index in (0, 1):
-        poprun(index, 2, 2)
-        config = tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2}, run={"seed": 3})
-        backend = build_backend(config, resolve_device("ipu-sim"))
-        rng = {"seed": 9, "words": torch.arange(5056) % 7}
-        backend.load_state_dict(dict(backend.state_dict(), rng=rng))
-        backend.compile()
-        states.append(backend.state_dict()["rng"]["words"])
-    assert torch.equal(states[0], torch.arange(5056) % 7)
-    assert not torch.equal(states[1], states[0])
-
-
-def test_without_poprun_there_is_one_instance():
-    assert find_instances(tiny_config(), resolve_device("cpu")).count == 1
-    assert build_backend(tiny_config(), resolve_device("ipu-sim")).instances.count == 1
-
-
-# ---------------------------------------------------------------------------------------- devices
-
-
-class FakePoptorch(types.ModuleType):
-    def __init__(self, available):
-        super().__init__("poptorch")
-        self.ipuHardwareIsAvailable = lambda num_ipus=1: available
-        self.__spec__ = types.SimpleNamespace(name="poptorch")
-
-
-def test_auto_prefers_hardware_and_refuses_the_simulator(monkeypatch):
-    assert resolve_device("auto").kind == ("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
-    monkeypatch.setattr(torch, "__version__", "2.0.1+cpu")
-    assert resolve_device("auto").kind == "ipu"
-    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(False))
-    assert resolve_device("auto").kind != "ipu"
-
-
-DEVICE_MISTAKES = [
-    ("ipu", None, "2.0.1", "comes with the Poplar SDK, not from PyPI.*--device ipu-sim"),
-    ("ipu", simulator, "2.0.1", "is the simulator, not hardware: use --device ipu-sim"),
-    ("ipu", FakePoptorch(True), "2.4.0", "needs torch 2.0.1 but this is 2.4.0: pip install -c constraints-ipu.txt"),
-    ("ipu", FakePoptorch(False), "2.0.1", "no IPU is available on this machine"),
-    ("cuda", None, "2.0.1", "no CUDA device; use --device cpu"),
-    ("ipu-sim:cuda", None, "2.0.1", "no CUDA device; use --device ipu-sim"),
-    ("tpu", None, "2.0.1", "unknown; use one of auto, ipu, ipu-sim"),
-]
-
-
-@pytest.mark.parametrize(("name", "module", "version", "message"), DEVICE_MISTAKES)
-def test_a_device_that_is_not_there(monkeypatch, name, module, version, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch, "__version__", version)
-    if module is None:
-        monkeypatch.delitem(sys.modules, "poptorch")
-    else:
-        monkeypatch.setitem(sys.modules, "poptorch", module)
-    with pytest.raises(DeviceError, match=message):
-        resolve_device(name)
-
-
-def test_an_sdk_that_was_not_sourced(monkeypatch, tmp_path):
-    (tmp_path / "poptorch.py").write_text("raise ImportError('libpopart.so: cannot open shared object file')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "poptorch")
-    monkeypatch.setattr(torch, "__version__", "2.0.1")
-    with pytest.raises(DeviceError, match=r"libpopart.so.*source the SDK's enable.sh"):
-        resolve_device("ipu")
-
-
-def test_the_simulator_does_not_replace_a_real_poptorch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
-    with pytest.raises(DeviceError, match="real PopTorch is already imported"):
-        build_backend(tiny_config(), resolve_device("ipu-sim"))
-
-
-def test_torchrun_is_refused_rather_than_training_copies(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2.*start without torchrun"):
-        resolve_device("cpu")

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import tiny_values
+from helpers import tiny_values, vit_ipu, write_config
 from PIL import Image
-from test_train import vit_ipu, write_config
 
 TRAIN = ["train", "tiny.yaml", "--device", "cpu"]
 SIM = ["train", "tiny.yaml", "--device", "ipu-sim"]

@@ -18,7 +18,7 @@ from vit_ipu.config import Config
 from vit_ipu.data.transforms import Normalize
 from vit_ipu.losses import classification_loss
 from vit_ipu.model import ViT
-from vit_ipu.optim import LAMB, learning_rate, parameter_groups
+from vit_ipu.optim import LAMB, learning_rate, optimizer_groups
 
 UPDATES, ITERATIONS = 10, 2
 IMAGES = random_images(37, seed=5)
@@ -81,15 +81,7 @@ def train_plainly(config: Config, start: Dict[str, Tensor], batches: List[HostBa
     dtype = getattr(torch, config.precision.compute)
     model, normalize = ViT(config.model).to(dtype), Normalize(config.data).to(dtype)
     model.load_state_dict(start)
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[n] for n in g.names],
-            "weight_decay": g.weight_decay,
-            "max_weight_norm": g.max_weight_norm,
-        }
-        for g in parameter_groups(model, config.optim)
-    ]
+    groups = optimizer_groups(model, config.optim)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "lamb": LAMB}
     extra = {"momentum": 0.9, "nesterov": config.optim.nesterov} if config.optim.optimizer == "sgd" else {}
     optimizer = kind[config.optim.optimizer](groups, lr=1.0, **extra)

@@ -38,6 +38,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> List[ParameterGro
     return [group for group in groups if group.names]
 
 
+def optimizer_groups(model: nn.Module, config: OptimConfig) -> List[Dict[str, Any]]:
+    """The same groups in the form that optimizers take, torch's and PopTorch's."""
+    parameters = dict(model.named_parameters())
+    groups: List[Dict[str, Any]] = []
+    for group in parameter_groups(model, config):
+        groups.append({"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay})
+        if config.optimizer == "lamb":
+            groups[-1]["max_weight_norm"] = group.max_weight_norm
+    return groups
+
+
 def _or(max_weight_norm: Optional[float]) -> float:
     return DEFAULT_MAX_WEIGHT_NORM if max_weight_norm is None else max_weight_norm
 

@@ -13,7 +13,7 @@ from vit_ipu.config import Config, ModelConfig
 from vit_ipu.data.transforms import Normalize
 from vit_ipu.losses import classification_loss
 from vit_ipu.model import ViT
-from vit_ipu.optim import LAMB, parameter_groups
+from vit_ipu.optim import LAMB, optimizer_groups, parameter_groups
 from vit_ipu.pipeline import resolve_compute
 
 CPU_BUDGET = 1 << 30
@@ -179,16 +179,10 @@ class NativeBackend:
 def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of a config, over its decayed and its exempt parameters."""
     optim = config.optim
-    parameters = dict(model.named_parameters())
-    groups: List[Dict[str, Any]] = [
-        {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
-        for group in parameter_groups(model, optim)
-    ]
+    groups = optimizer_groups(model, optim)
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
     if optim.optimizer == "lamb":
-        for group, of_names in zip(groups, parameter_groups(model, optim)):
-            group["max_weight_norm"] = of_names.max_weight_norm
         return LAMB(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
     adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=fused)

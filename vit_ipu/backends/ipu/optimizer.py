@@ -5,29 +5,23 @@ An attribute that is given to the constructor may change between calls, one left
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import poptorch
 from torch import nn
 
 from vit_ipu.backends.ipu.options import DTYPES
 from vit_ipu.config import Config
-from vit_ipu.optim import parameter_groups
+from vit_ipu.optim import optimizer_groups
 
 
 def build_optimizer(model: nn.Module, config: Config) -> Any:
     """The poptorch optimizer of a config, over its decayed and its exempt parameters."""
     optim = config.optim
-    parameters = dict(model.named_parameters())
-    groups: List[Dict[str, Any]] = [
-        {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
-        for group in parameter_groups(model, optim)
-    ]
+    groups = optimizer_groups(model, optim)
     if optim.optimizer == "sgd":
         return poptorch.optim.SGD(groups, **_sgd_arguments(config))
     if optim.optimizer == "lamb":
-        for group, of_names in zip(groups, parameter_groups(model, optim)):
-            group["max_weight_norm"] = of_names.max_weight_norm
         return poptorch.optim.LAMB(groups, **_adam_arguments(config))
     if optim.optimizer == "adam":
         return poptorch.optim.Adam(groups, **_adam_arguments(config))

@@ -1,4 +1,4 @@
-"""Sources, transforms and the loader of host steps."""
+"""Where images come from, and what is said where they do not."""
 
 from __future__ import annotations
 
@@ -7,27 +7,13 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
-from helpers import tiny_config
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import data_config, write_image_folder
 from PIL import Image
 
-from vit_ipu.config import DataConfig, ModelConfig
-from vit_ipu.data import loader as loading
-from vit_ipu.data.loader import TrainingLoader, TrainingStream, evaluation_loader, stack_images
+from vit_ipu.config import ModelConfig
 from vit_ipu.data.sources import SAMPLE, DataError, open_image, open_source
-from vit_ipu.data.transforms import EvalTransform, Normalize, TrainTransform, random_resized_box, resize_and_center
-from vit_ipu.pipeline import BatchPlan
 
 MODEL = ModelConfig(variant="vit_test", image_size=28, num_classes=10)
-
-
-def data_config(**values: object) -> DataConfig:
-    return DataConfig(**{"source": "sample", **values})
-
-
-# ---------------------------------------------------------------------------------------- sources
 
 
 def test_sample_is_ten_balanced_classes_of_real_photographs():
@@ -124,21 +110,12 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch, source_name
     assert (len(source), source.classes[-1], source.image(0).size) == (4, names[-1], (32, 32))
 
 
-def write_folder(root, splits=("train", "val"), classes=("cat", "dog"), count=3):
-    for split in splits:
-        for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                color = (label * 80, index * 40, 7)
-                Image.new("RGB", (30 + index, 40), color).save(str(root / split / name / "{}.png".format(index)))
-
-
 def folder_model(num_classes=2):
     return ModelConfig(variant="vit_test", image_size=28, num_classes=num_classes)
 
 
 def test_image_folder_has_sorted_classes_and_only_images(tmp_path):
-    write_folder(tmp_path)
+    write_image_folder(tmp_path)
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".hidden").mkdir()
     (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"of another system")
@@ -195,7 +172,7 @@ FOLDER_MISTAKES = [
     (lambda root: None, "imagefolder", ".", "no folder train in"),
     (lambda root: (root / "train").mkdir(), "imagefolder", ".", "no class folders in .*train"),
     (lambda root: (root / "train" / "cat").mkdir(parents=True), "imagefolder", ".", "no images below .*train"),
-    (lambda root: write_folder(root, classes=("a", "b", "c")), "imagefolder", ".", "3 classes but .* is 2"),
+    (lambda root: write_image_folder(root, classes=("a", "b", "c")), "imagefolder", ".", "3 classes but .* is 2"),
     (lambda root: None, "cifar10", None, "needs data.path"),
     (lambda root: None, "fashion_mnist", ".", "no Fashion-MNIST in .*data.download: true"),
 ]
@@ -210,7 +187,7 @@ def test_missing_images_say_where_to_put_them(tmp_path, make, source, path, mess
 
 
 def test_a_class_folder_that_cannot_be_listed(tmp_path, monkeypatch):
-    write_folder(tmp_path)
+    write_image_folder(tmp_path)
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
@@ -221,7 +198,7 @@ def test_a_class_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 
 
 def test_splits_with_different_classes(tmp_path):
-    write_folder(tmp_path)
+    write_image_folder(tmp_path)
     (tmp_path / "val" / "bird").mkdir()
     with pytest.raises(DataError, match="different classes: bird and 0 more"):
         open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(3), "eval")
@@ -261,202 +238,3 @@ def test_a_limit_keeps_every_class():
     found = np.asarray(source.image(index))
     matching = [i for i in range(len(everything)) if (np.asarray(everything.image(i)) == found).all()]
     assert int(source.labels[index]) in {int(everything.labels[i]) for i in matching}
-
-
-# ------------------------------------------------------------------------------------- transforms
-
-
-def test_random_resized_crops_are_distributed_as_torchvisions():
-    from torchvision.transforms import RandomResizedCrop
-
-    rng = np.random.default_rng(0)
-    torch.manual_seed(0)
-    image, count = Image.new("RGB", (120, 80)), 4000
-    scale, ratio = (0.08, 1.0), (0.75, 4 / 3)
-    ours = np.array([random_resized_box(image.size, scale, ratio, rng) for _ in range(count)])
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
-    top, left, height, width = theirs.T
-    for a, b in (
-        (ours[:, 0], left),
-        (ours[:, 1], top),
-        (ours[:, 2] - ours[:, 0], width),
-        (ours[:, 3] - ours[:, 1], height),
-    ):
-        grid = np.arange(121)
-        cumulative = [np.searchsorted(np.sort(x), grid, side="right") / count for x in (a, b)]
-        assert np.abs(cumulative[0] - cumulative[1]).max() < 1.95 * np.sqrt(2 / count)  # Kolmogorov-Smirnov, p = 0.001
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 10))
-def test_boxes_lie_within_the_image(width, height, seed):
-    left, top, right, bottom = random_resized_box(
-        (width, height), (0.08, 1.0), (0.75, 4 / 3), np.random.default_rng(seed)
-    )
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-
-
-def test_an_extreme_aspect_falls_back_to_the_middle():
-    box = random_resized_box((1000, 10), (0.9, 1.0), (0.75, 4 / 3), np.random.default_rng(0))
-    assert box == (493, 0, 506, 10)
-
-
-@pytest.mark.parametrize("size", [(28, 28), (50, 28), (28, 61), (1, 1), (300, 200)])
-def test_evaluation_crop_has_the_models_size(size):
-    transform = EvalTransform(data_config(eval_resize=32), 28)
-    assert transform(Image.new("RGB", size)).shape == (3, 28, 28)
-
-
-def test_evaluation_crop_is_torchvisions_resize_and_center_crop():
-    from torchvision.transforms import functional as TF
-
-    x, y = np.meshgrid(np.arange(64), np.arange(96))
-    image = Image.fromarray(np.stack([x * 3, y * 2, x + y], -1).astype(np.uint8))
-    expected = np.asarray(TF.center_crop(TF.resize(image, 48), [32, 32])).astype(int)
-    found = np.asarray(resize_and_center(image, 48, 32, "bilinear")).astype(int)
-    assert np.abs(found - expected).max() <= 2  # two passes, each rounded to a byte
-    assert np.abs(found - expected).mean() < 0.3
-
-
-def test_an_image_of_the_right_size_is_not_touched():
-    pixels = np.random.default_rng(0).integers(256, size=(28, 28, 3), dtype=np.uint8)
-    assert (EvalTransform(data_config(), 28)(Image.fromarray(pixels)) == pixels.transpose(2, 0, 1)).all()
-
-
-def test_flips_happen_at_their_rate():
-    ramp = Image.fromarray(np.arange(28, dtype=np.uint8)[None].repeat(28, 0)).convert("RGB")
-    transform = TrainTransform(data_config(crop="center", horizontal_flip=0.3), 28)
-    flipped = [transform(ramp, np.random.default_rng(seed))[0, 0, 0] > 0 for seed in range(1000)]
-    assert abs(np.mean(flipped) - 0.3) < 0.05
-
-
-def test_padded_crops_shift_by_up_to_the_padding():
-    dot = np.zeros((28, 28, 3), np.uint8)
-    dot[14, 14] = 255
-    transform = TrainTransform(data_config(crop="padded", crop_padding=2, horizontal_flip=0.0), 28)
-    places = {
-        tuple(np.argwhere(transform(Image.fromarray(dot), np.random.default_rng(seed))[0])[0]) for seed in range(500)
-    }
-    assert places == {(y, x) for y in range(12, 17) for x in range(12, 17)}
-
-
-def test_normalisation_on_the_device_equals_torchvisions_and_the_hosts():
-    from torchvision.transforms import functional as TF
-
-    values = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    pixels = np.random.default_rng(0).integers(256, size=(2, 3, 8, 8), dtype=np.uint8)
-    expected = TF.normalize(torch.from_numpy(pixels).float() / 255, values["mean"], values["std"])
-    on_device = Normalize(data_config(**values))(stack_images(list(pixels), data_config(**values)))
-    floats = data_config(transfer="float32", **values)
-    on_host = Normalize(floats)(stack_images(list(pixels), floats))
-    torch.testing.assert_close(on_device, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(on_host, expected, rtol=1e-5, atol=1e-6)
-    half = Normalize(data_config(**values)).half()(torch.from_numpy(pixels))
-    torch.testing.assert_close(half.float(), expected, rtol=0, atol=4e-3)
-
-
-# ----------------------------------------------------------------------------------------- loader
-
-
-def steps_of(config, start=0, total=3, share=None):
-    source = open_source(config.data, config.model, "train")
-    positions = BatchPlan.of(config).share(*(share or (0, 1)))
-    return list(TrainingLoader(source, config, positions, start_step=start, total_steps=total))
-
-
-def loader_config(**data):
-    pipeline = {"global_batch_size": 32, "micro_batch_size": 4, "replication_factor": 2, "device_iterations": 2}
-    return tiny_config(pipeline=pipeline, data={"crop": "random_resized", "num_train": 100, **data})
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in zip(a, b)
-    )
-
-
-def test_host_steps_have_the_right_form():
-    for step in steps_of(loader_config()):
-        assert (step.images.shape, step.images.dtype) == ((64, 3, 28, 28), torch.uint8)
-        assert (step.labels.shape, step.labels.dtype, len(step)) == ((64,), torch.int64, 64)
-    assert steps_of(loader_config(transfer="float32"))[0].images.dtype == torch.float32
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
-    monkeypatch.setattr(loading, "CHUNK", 10)  # several chunks a step
-    assert same(steps_of(loader_config(num_workers=workers)), steps_of(loader_config()))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, workers):
-    write_folder(tmp_path)
-    (tmp_path / "val" / "dog" / "1.png").write_text("no image")
-    config = tiny_config(
-        data={"source": "imagefolder", "path": str(tmp_path), "num_workers": workers}, model={"num_classes": 2}
-    )
-    source = open_source(config.data, config.model, "eval")
-    with pytest.raises(DataError, match=r"^cannot read the image .*val/dog/1.png: [^\n]*$"):
-        list(evaluation_loader(source, config))
-
-
-def test_the_stream_can_be_entered_in_the_middle_of_an_epoch():
-    config = loader_config()  # 100 images, 64 a step: step 2 begins in epoch 1
-    assert same(steps_of(config, start=2, total=5), steps_of(config, total=5)[2:])
-
-
-def test_a_loader_can_be_iterated_again():
-    config = loader_config()
-    source = open_source(config.data, config.model, "train")
-    loader = TrainingLoader(source, config, BatchPlan.of(config).share(0, 1), start_step=0, total_steps=2)
-    assert same(list(loader), list(loader))
-
-
-def test_the_seed_changes_the_order():
-    config = loader_config()
-    other = config.model_copy(update={"run": config.run.model_copy(update={"seed": 1})})
-    assert not same(steps_of(config), steps_of(other))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 50), st.integers(0, 5))
-def test_every_epoch_of_the_stream_is_a_permutation(num_images, seed):
-    stream = TrainingStream(num_images, seed)
-    entries = stream.at(range(3 * num_images))
-    for epoch in range(3):
-        part = entries[epoch * num_images : (epoch + 1) * num_images]
-        assert [e for e, _ in part] == [epoch] * num_images
-        assert sorted(index for _, index in part) == list(range(num_images))
-
-
-def test_augmentation_differs_between_epochs_and_not_between_runs():
-    config = loader_config(num_train=32)
-    first, second = steps_of(config, total=1)[0], steps_of(config, total=1)[0]
-    assert torch.equal(first.images, second.images)
-    epochs = first.images.reshape(2, 32, -1), first.labels.reshape(2, 32)
-    assert sorted(epochs[1][0].tolist()) == sorted(epochs[1][1].tolist())
-    assert not torch.equal(epochs[0][0].float().mean(0), epochs[0][1].float().mean(0))
-
-
-def test_instances_feed_the_samples_of_their_replicas():
-    config = loader_config()
-    whole, first, second = (steps_of(config, total=1, share=share)[0] for share in ((0, 1), (0, 2), (1, 2)))
-    together = torch.stack([part.images.reshape(8, 4, 3, 28, 28) for part in (first, second)], dim=1)
-    assert torch.equal(together.reshape(whole.images.shape), whole.images)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 40))
-def test_evaluation_sees_every_image_once(num_images, chunk):
-    config = tiny_config(data={"num_eval": num_images})
-    source = open_source(config.data, config.model, "eval")
-    original, loading.CHUNK = loading.CHUNK, chunk
-    try:
-        batches = list(evaluation_loader(source, config))
-    finally:
-        loading.CHUNK = original
-    assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels.tolist()
-    images = torch.cat([batch.images for batch in batches])
-    expected = np.stack([np.asarray(source.image(i)).transpose(2, 0, 1) for i in range(num_images)])
-    assert torch.equal(images, torch.from_numpy(expected))

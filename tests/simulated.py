@@ -1,0 +1,52 @@
+"""A small model on two IPUs, its data, and the plain loop that the simulator is held to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vit_ipu import simulator as poptorch
+
+
+class TwoStages(nn.Module):
+    """Two linear layers on two IPUs, with the loss in the last block."""
+
+    def __init__(self, *, loss: str = "function") -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.dropout = nn.Dropout(0.0)
+        self.loss = loss
+        poptorch.BeginBlock(self.first, "first", ipu_id=0)
+        poptorch.BeginBlock(self.second, "second", ipu_id=1)
+
+    def forward(self, x, labels):
+        out = self.second(self.dropout(torch.tanh(self.first(x))))
+        if self.loss == "function":
+            return out, F.cross_entropy(out, labels)
+        log_probabilities = F.log_softmax(out, dim=1)
+        hard = -log_probabilities.gather(1, labels[:, None])
+        return out, poptorch.identity_loss(hard, reduction="mean")
+
+
+def options(D=1, G=4, R=1, mode=None, **_):
+    made = poptorch.Options().deviceIterations(D).replicationFactor(R).randomSeed(0)
+    made.Training.gradientAccumulation(G)
+    if mode is not None:
+        made.outputMode(*mode) if isinstance(mode, tuple) else made.outputMode(mode)
+    return made
+
+
+def data(count, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 6, generator=generator, dtype=dtype), torch.randint(3, (count,), generator=generator)
+
+
+def train_plainly(model, batches, optimizer, *, micro_batches, reduction="mean"):
+    """Each batch is one update: the mean, or the sum, of the micro-batches' mean losses is differentiated."""
+    for x, labels in batches:
+        optimizer.zero_grad()
+        losses = [model(a, b)[1] for a, b in zip(x.chunk(micro_batches), labels.chunk(micro_batches))]
+        total = torch.stack(losses).sum() if reduction == "sum" else torch.stack(losses).mean()
+        total.backward()
+        optimizer.step()

@@ -1,0 +1,189 @@
+"""The commands beside train: evaluate, predict, benchmark, compile, plan, models, report."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from helpers import backend_for, vit_ipu, write_config
+from safetensors.torch import load_file, save_file
+
+from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
+from vit_ipu.metrics import read_metrics
+
+
+def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    run("train", config, "--device", "cpu", "--output", "run")
+    path = newest_checkpoint(workplace / "run" / "checkpoints") / "model.safetensors"
+    weights = load_file(str(path))
+    weights["norm.bias"][0] = float("nan")
+    save_file(weights, str(path))
+    image = str(next((workplace / "run" / "examples").glob("*.png")))
+    for command in (["evaluate", config, "--checkpoint", "run"], ["predict", "run", image]):
+        code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu", "--json")
+        assert (code, out) == (1, "")
+        assert "not finite: its weights are damaged, or have diverged" in err
+
+
+@pytest.fixture
+def trained(run, workplace):
+    config = write_config(workplace, run={"updates": 30}, data={"num_train": 600})
+    run("train", config, "--device", "cpu", "--output", "run")
+    return config
+
+
+@pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
+def test_evaluate_repeats_what_training_found(run, trained, workplace, device):
+    last = read_metrics(workplace / "run" / "metrics.jsonl")[-1]
+    found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", device, "--json"))
+    assert (found["top1"], found["top5"], found["num_images"]) == (last["top1"], last["top5"], 50)
+    assert found["loss"] == pytest.approx(last["evaluation_loss"], rel=1e-5)
+    assert found["simulated"] is (device == "ipu-sim")
+    assert "top-1 {:.2f} %".format(last["top1"]) in run("evaluate", trained, "--checkpoint", "run", "--device", device)
+
+
+def test_evaluation_notes_what_differs_from_training(run, trained):
+    out = run("evaluate", trained, "--checkpoint", "run", "--set", "data.mean=[0.0,0.0,0.0]", "--set", "model.gelu=erf")
+    assert "note: data.mean is (0.0, 0.0, 0.0), but the checkpoint was trained with (0.5, 0.5, 0.5)" in out
+    assert "note: model.gelu is erf, but the checkpoint was trained with tanh" in out
+
+
+def test_inference_is_not_held_to_the_rules_of_training(run, trained, workplace):
+    """A batch too small for the pipeline to train, and a GELU that IPUs do not have."""
+    few = ["--set", "pipeline.global_batch_size=8"]
+    found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", "ipu-sim", "--json", *few))
+    assert found["num_images"] == 50
+    config = write_config(workplace, "erf", model={"gelu": "erf"}, pipeline={"global_batch_size": 8})
+    run("train", config, "--device", "cpu", "--output", "erf")
+    image = str(next((workplace / "erf" / "examples").glob("*.png")))
+    assert "%" in run("predict", "erf", image, "--device", "ipu-sim")
+
+
+def test_evaluation_counts_what_it_should():
+    from vit_ipu.backends import HostBatch
+    from vit_ipu.evaluate import evaluate
+
+    class Fixed:
+        def predict(self, images):
+            return images
+
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 0, 1]])
+    batches = [HostBatch(logits[:2], torch.tensor([0, 1])), HostBatch(logits[2:], torch.tensor([6]))]
+    found = evaluate(Fixed(), batches)
+    assert (found.top1, found.top5, found.num_images) == (pytest.approx(200 / 3), pytest.approx(200 / 3), 3)
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 6])).item()
+    assert found.loss == pytest.approx(expected)
+
+
+def test_predict_names_classes(run, trained, workplace):
+    images = sorted((workplace / "run" / "examples").glob("*.png"))
+    text = run("predict", "run", *images[:2])
+    assert text.startswith(str(images[0]))
+    assert len(re.findall(r"^ +\d+\.\d\d %  \S", text, re.M)) == 10
+    found = json.loads(run("predict", "run", *images, "--device", "ipu-sim", "--json"))["predictions"]
+    assert [p["image"] for p in found] == [str(path) for path in images]
+    for prediction in found:
+        probabilities = [c["probability"] for c in prediction["classes"]]
+        assert len(probabilities) == 5
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) <= 1 + 1e-6
+
+
+def test_predictions_are_the_models(run, trained, workplace):
+    from vit_ipu.config_file import load_config
+    from vit_ipu.data.loader import stack_images
+    from vit_ipu.data.sources import open_source
+    from vit_ipu.data.transforms import EvalTransform
+
+    config = load_config(trained)
+    source = open_source(config.data, config.model, "eval")
+    backend = backend_for(config, "cpu")
+    backend.load_state_dict(load_checkpoint(newest_checkpoint(workplace / "run" / "checkpoints"), device_kind="cpu")[0])
+    pixels = EvalTransform(config.data, 28)(source.image(0))
+    expected = backend.predict(stack_images([pixels], config.data)).softmax(1)[0]
+    image = sorted((workplace / "run" / "examples").glob("*.png"))[0]
+    best = json.loads(run("predict", "run", image, "--device", "cpu", "--json"))["predictions"][0]["classes"][0]
+    assert best["name"] == source.classes[int(expected.argmax())]
+    assert best["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
+
+
+def test_a_run_in_an_ipus_number_format_is_predicted_on_a_cpu(run, workplace):
+    config = write_config(workplace, precision={"compute": "float16"})
+    run("train", config, "--device", "ipu-sim", "--output", "half")
+    image = sorted((workplace / "half" / "examples").glob("*.png"))[0]
+    assert "%" in run("predict", "half", image, "--device", "cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
+@pytest.mark.parametrize("more", [[], ["--real-data"]])
+def test_benchmark_reports_images_a_second(run, workplace, device, more):
+    config = write_config(workplace)
+    command = ["benchmark", config, "--device", device, "--steps", "3", "--burn-in", "1", *more]
+    found = json.loads(run(*command, "--json"))
+    assert len(found["seconds"]) == 3
+    assert found["samples_per_step"] == 32
+    assert found["images_per_second"] == pytest.approx(32 / sorted(found["seconds"])[1])
+    assert found["quartiles"][0] >= found["images_per_second"] >= found["quartiles"][1]
+    assert found["simulated"] is (device == "ipu-sim")
+    text = run(*command)
+    assert ("simulated" if device == "ipu-sim" else "measured") in text
+
+
+def test_compile_on_the_simulator_checks_poptorchs_rules(run, workplace):
+    assert "rules hold" in run("compile", write_config(workplace), "--device", "ipu-sim", "--offline")
+    assert json.loads(run("compile", write_config(workplace), "--device", "ipu-sim", "--json"))["simulated"] is True
+
+
+def test_plan_shows_placement_and_arithmetic(run):
+    text = run("plan", "mmcls_vit_base_patch16_finetune_224_ipu")
+    assert "IPU 0: embed, blocks.0, blocks.1, blocks.2\n" in text
+    assert "IPU 3: blocks.9, blocks.10, blocks.11, head\n" in text
+    assert "16 IPUs = 4 a replica x 4 replicas" in text
+    assert "global batch 2,176 = micro-batch 17 x accumulation 32 x replicas 4" in text
+    assert "7 stages in training, 38 cycles an update" in text
+    plan = json.loads(run("plan", "quickstart", "--json"))
+    assert (plan["num_ipus"], plan["gradient_accumulation"], plan["violations"]) == (4, 8, [])
+    assert "PopTorch would refuse: model.gelu erf" in run("plan", "quickstart", "--set", "model.gelu=erf")
+
+
+def test_models_lists_variants_with_their_figures(run):
+    rows = {row["variant"]: row for row in json.loads(run("models", "--json", "--image-size", "384"))["models"]}
+    assert rows["vit_base_patch16"]["parameters"] == 86_859_496
+    assert rows["vit_base_patch16"]["mmclassification"]["printed_flops_g"] == 33.03
+    for name in ("vit_base_patch16", "vit_base_patch32", "vit_large_patch16"):
+        printed = rows[name]["mmclassification"]
+        assert round(printed["reproduced_parameters"] / 1e6, 2) == printed["printed_parameters_m"]
+        assert round(printed["reproduced_flops"] / 1e9, 2) == printed["printed_flops_g"]
+    text = run("models")
+    assert re.search(r"vit_base_patch16 .* 86,567,656 +17\.56 +86\.86 M, 33\.03 G", text)
+
+
+def test_report_is_one_page_with_curves_and_timetable(run, workplace):
+    from xml.etree import ElementTree
+
+    config = write_config(workplace, run={"updates": 4, "evaluate_every": 2})
+    run("train", config, "--device", "ipu-sim", "--output", "run")
+    (workplace / "run" / "report.html").unlink()
+    assert run("report", "run").strip() == "run/report.html"
+    page = (workplace / "run" / "report.html").read_text()
+    assert "Simulated: no IPU was used" in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+    pictures = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(pictures) == 2
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+    timetable = pictures[1]
+    assert timetable.count("<rect") == 2 * 4 * 8 + 2  # forward and backward of 8 micro-batches on 4 IPUs, legend
+    last = read_metrics(workplace / "run" / "metrics.jsonl")[-1]
+    assert "{:.2f} %, {:.2f} %".format(last["top1"], last["top5"]) in page
+
+
+def test_a_long_update_is_drawn_in_part():
+    from vit_ipu.report import timetable_svg
+
+    picture = timetable_svg(4, 2048)
+    assert "drawn for 18 of 2048" in picture
+    assert picture.count("<rect") == 2 * 4 * 18 + 2

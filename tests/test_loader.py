@@ -1,0 +1,118 @@
+"""Host steps and evaluation chunks: the same whatever the number of workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_config, write_image_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_ipu.data import loader as loading
+from vit_ipu.data.loader import TrainingLoader, TrainingStream, evaluation_loader
+from vit_ipu.data.sources import DataError, open_source
+from vit_ipu.pipeline import BatchPlan
+
+
+def steps_of(config, start=0, total=3, share=None):
+    source = open_source(config.data, config.model, "train")
+    positions = BatchPlan.of(config).share(*(share or (0, 1)))
+    return list(TrainingLoader(source, config, positions, start_step=start, total_steps=total))
+
+
+def loader_config(**data):
+    pipeline = {"global_batch_size": 32, "micro_batch_size": 4, "replication_factor": 2, "device_iterations": 2}
+    return tiny_config(pipeline=pipeline, data={"crop": "random_resized", "num_train": 100, **data})
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in zip(a, b)
+    )
+
+
+def test_host_steps_have_the_right_form():
+    for step in steps_of(loader_config()):
+        assert (step.images.shape, step.images.dtype) == ((64, 3, 28, 28), torch.uint8)
+        assert (step.labels.shape, step.labels.dtype, len(step)) == ((64,), torch.int64, 64)
+    assert steps_of(loader_config(transfer="float32"))[0].images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
+    monkeypatch.setattr(loading, "CHUNK", 10)  # several chunks a step
+    assert same(steps_of(loader_config(num_workers=workers)), steps_of(loader_config()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, workers):
+    write_image_folder(tmp_path)
+    (tmp_path / "val" / "dog" / "1.png").write_text("no image")
+    config = tiny_config(
+        data={"source": "imagefolder", "path": str(tmp_path), "num_workers": workers}, model={"num_classes": 2}
+    )
+    source = open_source(config.data, config.model, "eval")
+    with pytest.raises(DataError, match=r"^cannot read the image .*val/dog/1.png: [^\n]*$"):
+        list(evaluation_loader(source, config))
+
+
+def test_the_stream_can_be_entered_in_the_middle_of_an_epoch():
+    config = loader_config()  # 100 images, 64 a step: step 2 begins in epoch 1
+    assert same(steps_of(config, start=2, total=5), steps_of(config, total=5)[2:])
+
+
+def test_a_loader_can_be_iterated_again():
+    config = loader_config()
+    source = open_source(config.data, config.model, "train")
+    loader = TrainingLoader(source, config, BatchPlan.of(config).share(0, 1), start_step=0, total_steps=2)
+    assert same(list(loader), list(loader))
+
+
+def test_the_seed_changes_the_order():
+    config = loader_config()
+    other = config.model_copy(update={"run": config.run.model_copy(update={"seed": 1})})
+    assert not same(steps_of(config), steps_of(other))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 5))
+def test_every_epoch_of_the_stream_is_a_permutation(num_images, seed):
+    stream = TrainingStream(num_images, seed)
+    entries = stream.at(range(3 * num_images))
+    for epoch in range(3):
+        part = entries[epoch * num_images : (epoch + 1) * num_images]
+        assert [e for e, _ in part] == [epoch] * num_images
+        assert sorted(index for _, index in part) == list(range(num_images))
+
+
+def test_augmentation_differs_between_epochs_and_not_between_runs():
+    config = loader_config(num_train=32)
+    first, second = steps_of(config, total=1)[0], steps_of(config, total=1)[0]
+    assert torch.equal(first.images, second.images)
+    epochs = first.images.reshape(2, 32, -1), first.labels.reshape(2, 32)
+    assert sorted(epochs[1][0].tolist()) == sorted(epochs[1][1].tolist())
+    assert not torch.equal(epochs[0][0].float().mean(0), epochs[0][1].float().mean(0))
+
+
+def test_instances_feed_the_samples_of_their_replicas():
+    config = loader_config()
+    whole, first, second = (steps_of(config, total=1, share=share)[0] for share in ((0, 1), (0, 2), (1, 2)))
+    together = torch.stack([part.images.reshape(8, 4, 3, 28, 28) for part in (first, second)], dim=1)
+    assert torch.equal(together.reshape(whole.images.shape), whole.images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 40))
+def test_evaluation_sees_every_image_once(num_images, chunk):
+    config = tiny_config(data={"num_eval": num_images})
+    source = open_source(config.data, config.model, "eval")
+    original, loading.CHUNK = loading.CHUNK, chunk
+    try:
+        batches = list(evaluation_loader(source, config))
+    finally:
+        loading.CHUNK = original
+    assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels.tolist()
+    images = torch.cat([batch.images for batch in batches])
+    expected = np.stack([np.asarray(source.image(i)).transpose(2, 0, 1) for i in range(num_images)])
+    assert torch.equal(images, torch.from_numpy(expected))

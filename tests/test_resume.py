@@ -1,0 +1,207 @@
+"""Interrupted and resumed: bit for bit, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import equal_states, vit_ipu, write_config
+from PIL import Image
+
+from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
+from vit_ipu.metrics import read_metrics
+
+AUGMENTED = {
+    "model": {"dropout": 0.1, "drop_path": 0.1, "attention_dropout": 0.1},
+    "data": {"crop": "random_resized", "horizontal_flip": 0.5},
+    "optim": {"optimizer": "adamw", "learning_rate": 1e-3, "warmup_updates": 2},
+}
+
+
+def interrupted_after(monkeypatch, updates):
+    """The run is stopped as by Ctrl-C in its `updates`-th host step."""
+    from vit_ipu import train
+
+    original, steps = train.Recorder.step, []
+
+    def step(self, *args):
+        original(self, *args)
+        steps.append(1)
+        if len(steps) == updates:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train.Recorder, "step", step)
+
+
+@pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, capsys, workplace, device, iterations):
+    sections = dict(AUGMENTED, pipeline={"device_iterations": iterations}, run={"updates": 8, "evaluate_every": 2})
+    config = write_config(workplace, **sections)
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "whole")[0] == 0
+
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3 if iterations == 1 else 2)
+        code, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "parts")
+    assert code == 130
+    assert "interrupted at update" in out
+    torch.manual_seed(12345)  # whatever the process has drawn in between
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "parts", "--resume")[0] == 0
+
+    whole, parts = (newest_checkpoint(workplace / name / "checkpoints") for name in ("whole", "parts"))
+    assert whole.name == parts.name == "update-00000008"
+    assert equal_states(load_checkpoint(whole, device_kind=device), load_checkpoint(parts, device_kind=device))
+    losses = [
+        [(x["update"], x["loss"]) for x in read_metrics(workplace / name / "metrics.jsonl") if "loss" in x]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workplace):
+    """A crash, unlike Ctrl-C, loses what came after the last checkpoint, metrics included."""
+    from vit_ipu import train
+
+    config = write_config(workplace, run={"updates": 8, "checkpoint_every": 2})
+    original = train.Recorder.step
+
+    def crash(self, progress, *args):
+        original(self, progress, *args)
+        if progress.update == 5:
+            raise MemoryError("out of memory")
+
+    with monkeypatch.context() as context:
+        context.setattr(train.Recorder, "step", crash)
+        assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 1
+    metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
+    assert [x["update"] for x in read_metrics(metrics)] == [1, 2, 3, 4, 5]
+    metrics.write_text(metrics.read_text() + '{"update": 6, "lo')  # a line cut off
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
+    assert [x["update"] for x in read_metrics(metrics) if "loss" in x] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    command = ["train", config, "--device", "cpu", "--json"]
+    code, out, _ = vit_ipu(monkeypatch, capsys, *command)
+    before = (workplace / "runs" / "tiny" / "metrics.jsonl").read_text()
+    code, again, _ = vit_ipu(monkeypatch, capsys, *command, "--resume")
+    assert code == 0
+    assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
+    assert (workplace / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
+    config = write_config(workplace, run={"updates": 6})
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3)
+        _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--set", "data.num_workers=0")
+    hint = "go on with: vit-ipu train {} --device cpu --set data.num_workers=0 --output runs/tiny --resume\n"
+    assert hint.format(config) in out
+    _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
+    assert "going on at update 3" in out
+    for path in (workplace / "runs" / "tiny" / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
+    assert "going on at update 0" in out
+
+
+def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsys, workplace):
+    config = write_config(workplace)
+    path = workplace / "runs" / "tiny" / "environment.json"
+    vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim")
+    first = json.loads(path.read_text())
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume", "--output", "runs/tiny")[0] == 2
+    assert json.loads(path.read_text()) == first  # a refused resume writes nothing
+    vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--resume")
+    resumed = json.loads(path.read_text())
+    assert [facts["device"] for facts in resumed.pop("resumed")] == ["ipu-sim"]
+    assert resumed == first
+
+
+def break_an_image(folder: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(40):
+                Image.new("RGB", (30, 30), (index, 5, 9)).save(str(folder / split / label / "{:02d}.png".format(index)))
+    (folder / "val" / "b" / "39.png").write_text("no image")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_learnt_is_kept_when_the_evaluation_fails(monkeypatch, capsys, workplace, workers):
+    break_an_image(workplace / "images")
+    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
+    config = write_config(workplace, data=data, model={"num_classes": 2})
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
+    assert code == 2
+    assert re.fullmatch(r"vit-ipu: cannot read the image images/val/b/39.png: .*\n", err)
+    assert newest_checkpoint(workplace / "runs" / "tiny" / "checkpoints").name == "update-00000004"
+    Image.new("RGB", (30, 30)).save(str(workplace / "images" / "val" / "b" / "39.png"))
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
+    assert "top1" in read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl")[-1]
+
+
+def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, workplace):
+    from vit_ipu import train
+
+    config = write_config(workplace)
+    original = train.evaluation_loader
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr(train, "evaluation_loader", interrupted)
+        assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 130
+    metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
+    assert "top1" not in read_metrics(metrics)[-1]
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
+    assert "top1" in read_metrics(metrics)[-1]
+
+
+def test_a_signal_to_the_whole_group_reaches_no_worker(workplace):
+    config = write_config(workplace, run={"updates": 100000}, data={"num_workers": 1})
+    command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = workplace / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out.count("stopping after this host step") == 1
+    assert err == ""
+    last = read_metrics(metrics)[-1]["update"]
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_from_outside_ends_with_a_checkpoint(workplace, number):
+    config = write_config(workplace, run={"updates": 100000})
+    command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = workplace / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping after this host step" in out
+    assert "--output run --resume" in out
+    assert "Traceback" not in err
+    last = read_metrics(metrics)[-1]["update"]
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)

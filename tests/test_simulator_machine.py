@@ -1,0 +1,137 @@
+"""The simulated machine, the installed module, and programs run over it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from simulated import TwoStages, data, options
+
+from vit_ipu import simulator as poptorch
+from vit_ipu.simulator import machine
+from vit_ipu.simulator.__main__ import main as simulator_main
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+
+def test_executors_share_the_machines_ipus():
+    machine.configure(2)
+    model = TwoStages()
+    training = poptorch.trainingModel(model, options())
+    training(*data(8))
+    inference = poptorch.inferenceModel(TwoStages(), poptorch.Options().deviceIterations(2))
+    with pytest.raises(poptorch.Error, match=r"Failed to acquire 2 IPU\(s\)"):
+        inference(*data(4))
+    training.detachFromDevice()
+    inference(*data(4))
+    with pytest.raises(poptorch.Error, match="Failed to acquire"):
+        training(*data(8))
+    inference.detachFromDevice()
+    training(*data(8))
+    assert training.isAttachedToDevice()
+    with pytest.raises(poptorch.Error, match="already attached"):
+        training.attachToDevice()
+    training.destroy()
+    assert machine.machine.ipus_held == 0
+    with pytest.raises(poptorch.Error, match="not been compiled"):
+        training.detachFromDevice()
+
+
+def test_a_machine_that_is_too_small():
+    machine.configure(1)
+    with pytest.raises(poptorch.Error, match="No device found on the system with 2 IPUs"):
+        poptorch.trainingModel(TwoStages(), options())(*data(8))
+
+
+def test_at_most_64_ipus_a_process():
+    machine.configure(256)
+    with pytest.raises(poptorch.Error, match="Too many IPUs requested"):
+        poptorch.trainingModel(TwoStages(), options(1, 4, 64))(*data(256))
+
+
+def test_an_executor_that_is_forgotten_frees_its_ipus():
+    executor = poptorch.trainingModel(TwoStages(), options())
+    executor(*data(8))
+    assert machine.machine.ipus_held == 2
+    del executor
+    import gc
+
+    gc.collect()
+    assert machine.machine.ipus_held == 0
+
+
+def test_offline_compilation_holds_nothing_and_runs_nothing():
+    executor = poptorch.trainingModel(TwoStages(), options().useOfflineIpuTarget())
+    executor.compile(*data(8))
+    assert executor.isCompiled()
+    assert machine.machine.ipus_held == 0
+    with pytest.raises(AssertionError, match="offline device"):
+        executor(*data(8))
+
+
+def run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *arguments, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_install_makes_a_module_with_a_valid_spec():
+    code = (
+        "import vit_ipu.simulator as s; s.install(8)\n"
+        "import importlib.util, poptorch, poptorch.optim, poptorch.enums\n"
+        "from poptorch.options import Options\n"
+        "assert poptorch.__simulated__ and importlib.util.find_spec('poptorch').name == 'poptorch'\n"
+        "assert poptorch.trainingModel is s.trainingModel and Options is poptorch.Options\n"
+        "print(poptorch.ipuHardwareIsAvailable(8), poptorch.ipuHardwareIsAvailable(16), poptorch.ipuHardwareVersion())"
+    )
+    done = run(code)
+    assert (done.stdout, done.returncode) == ("True False 2\n", 0), done.stderr
+
+
+def test_importing_the_simulator_installs_nothing():
+    assert run("import vit_ipu.simulator, sys; assert 'poptorch' not in sys.modules").returncode == 0
+
+
+def test_the_real_poptorch_is_not_replaced():
+    code = (
+        "import sys, types; sys.modules['poptorch'] = types.ModuleType('poptorch')\n"
+        "import vit_ipu.simulator as s\n"
+        "try: s.install()\n"
+        "except ImportError as error: print(error)"
+    )
+    assert "the real PopTorch is already imported" in run(code).stdout
+
+
+PROGRAM = """
+import sys, torch, poptorch
+model = torch.nn.Linear(2, 2)
+out = poptorch.inferenceModel(model)(torch.ones(3, 2))
+print(sys.argv[1:], tuple(out.shape), poptorch.ipuHardwareIsAvailable(4), __name__)
+"""
+
+
+def test_a_poptorch_script_runs_unmodified(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for how in (["program.py", "--a", "1"], ["-m", "program", "--a", "1"]):
+        command = [sys.executable, "-m", "vit_ipu.simulator", "--ipus", "4", *how]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path), check=False)
+        assert done.stdout == "['--a', '1'] (3, 2) True __main__\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "there is no script nowhere.py"),
+        (["."], "there is no script ."),
+        ([], "give a SCRIPT, or -m MODULE"),
+        (["--ipus", "0", "x.py"], "--ipus 0: a machine has at least one"),
+        (["--device", "cuda", "x.py"], "no CUDA device"),
+    ],
+)
+def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as caught:
+        simulator_main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

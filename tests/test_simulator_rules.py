@@ -1,0 +1,241 @@
+"""The simulator refuses what PopTorch refuses, with its errors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from simulated import TwoStages, data, options
+from torch import nn
+
+from vit_ipu import simulator as poptorch
+from vit_ipu.simulator import machine
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+
+def test_too_few_micro_batches():
+    with pytest.raises(poptorch.Error, match=r"number of pipeline stages \(3\).* additional 1 stages when training"):
+        poptorch.trainingModel(TwoStages(), options(1, 2, 1))(*data(4))
+    with pytest.raises(poptorch.Error, match=r"deviceIterations must be .* stages \(2\)"):
+        poptorch.inferenceModel(TwoStages(), poptorch.Options())(*data(2))
+
+
+def test_pipeline_recomputation_needs_a_pipeline():
+    sharded = options(1, 3, 1).setExecutionStrategy(poptorch.ShardedExecution())
+    sharded._Popart.set("autoRecomputation", 3)
+    with pytest.raises(poptorch.Error, match="Invalid RecomputationType::Pipeline"):
+        poptorch.trainingModel(TwoStages(), sharded)(*data(6))
+
+
+def test_ipus_are_counted_up_to_the_highest():
+    class Skipping(TwoStages):
+        def __init__(self):
+            super().__init__()
+            poptorch.removeBlocks(self)
+            poptorch.BeginBlock(self.second, "second", ipu_id=3)
+
+    executor = poptorch.trainingModel(Skipping(), options(1, 3, 1))
+    executor(*data(6))
+    assert machine.machine.ipus_held == 4
+
+
+def test_sharded_execution_has_no_minimum():
+    sharded = options(1, 1, 1)
+    sharded.setExecutionStrategy(poptorch.ShardedExecution())
+    out, _ = poptorch.trainingModel(TwoStages(), sharded)(*data(2))
+    assert out.shape == (2, 3)
+
+
+class ThreeStages(TwoStages):
+    def __init__(self):
+        super().__init__()
+        poptorch.BeginBlock(self.dropout, "middle", ipu_id=2)
+
+
+def test_ipus_must_be_a_power_of_two():
+    x, labels = data(7)
+    with pytest.raises(poptorch.Error, match="use of 3 IPUs.*minimum of 4.*autoRoundNumIPUs"):
+        poptorch.trainingModel(ThreeStages(), options(1, 7, 1))(x, labels)
+    rounded = options(1, 7, 1).autoRoundNumIPUs(True)
+    executor = poptorch.trainingModel(ThreeStages(), rounded)
+    executor(x, labels)
+    assert machine.machine.ipus_held == 4
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda out, labels: out, "find a loss"),
+        (lambda out, labels: (F.cross_entropy(out, labels), F.mse_loss(out, out * 2)), "Multiple independent losses"),
+    ],
+)
+def test_exactly_one_final_loss(forward, message):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x, labels):
+            return forward(self.layer(x), labels)
+
+    with pytest.raises(poptorch.Error, match=message):
+        poptorch.trainingModel(Model())(*data(2))
+
+
+def test_losses_that_lead_to_one_are_one():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x, labels):
+            out = self.layer(x)
+            parts = F.cross_entropy(out, labels) + 0.1 * poptorch.identity_loss(out.square(), reduction="mean")
+            return poptorch.identity_loss(parts, reduction="none")
+
+    torch.manual_seed(0)
+    model = Model()
+    reference = copy.deepcopy(model)
+    x, labels = data(2)
+    executor = poptorch.trainingModel(model, None, torch.optim.SGD(model.parameters(), lr=0.1))
+    executor(x, labels)
+    out = reference.layer(x)
+    (F.cross_entropy(out, labels) + 0.1 * out.square().mean()).backward()
+    torch.optim.SGD(reference.parameters(), lr=0.1).step()
+    torch.testing.assert_close(dict(model.state_dict()), dict(reference.state_dict()))
+
+
+def test_operations_after_a_block_has_ended():
+    class Model(nn.Module):
+        def forward(self, x):
+            with poptorch.Block("only", ipu_id=0):
+                y = x * 2
+            return y + 1
+
+    with pytest.raises(poptorch.Error, match="No active Block"):
+        poptorch.inferenceModel(Model())(torch.ones(2))
+
+
+CALLS = [
+    (lambda x, y: (x[:4], y[:4]), "Shape mismatch for x: expected .*8, 6.* but got .*4, 6"),
+    (lambda x, y: (x.double(), y), "Data type mismatch for x: expected torch.float32 but got torch.float64"),
+    (lambda x, y: (x, None), "Type mismatch for labels"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CALLS)
+def test_later_calls_must_be_like_the_first(change, message):
+    executor = poptorch.trainingModel(TwoStages(), options())
+    x, labels = data(8)
+    executor(x, labels)
+    with pytest.raises(poptorch.Error, match=message):
+        executor(*change(x, labels))
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(AssertionError, match=r"batch dimension \(6\) must be a multiple of .* = 4"):
+        poptorch.trainingModel(TwoStages(), options())(*data(6))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((1, 2, 3), {}, AssertionError, "Too many arguments"),
+        ((1,), {"label": 2}, AssertionError, "label is not a valid parameter"),
+        ((1,), {"x": 2}, AssertionError, "x was passed more than once"),
+        ((torch.ones(4, 6),), {}, poptorch.Error, "Mandatory parameter labels missing"),
+    ],
+)
+def test_arguments_must_fit_the_forward(args, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        poptorch.trainingModel(TwoStages(), options())(*args, **kwargs)
+
+
+def test_named_and_default_arguments():
+    class Model(nn.Module):
+        def forward(self, x, scale=2.0, *rest, shift=None, **more):
+            return x * scale + (0 if shift is None else shift) + more.get("extra", 0)
+
+    model = poptorch.inferenceModel(Model())
+    x = torch.ones(2, 2)
+    assert torch.equal(model(x, shift=x, extra=x), 4 * x)
+    with pytest.raises(poptorch.Error, match="Keys mismatch for named arguments: Missing arguments: extra"):
+        model(x, shift=x)
+
+
+def test_options_freeze_when_used():
+    used = options()
+    poptorch.trainingModel(TwoStages(), used)
+    for change in (lambda: used.deviceIterations(2), lambda: used.Training.gradientAccumulation(2)):
+        with pytest.raises(AttributeError, match="Can't modify frozen Options"):
+            change()
+    assert used.clone().deviceIterations(5).device_iterations == 5
+
+
+def test_wrapping_twice_and_annotating_twice():
+    model = TwoStages()
+    executor = poptorch.trainingModel(model, options())
+    with pytest.raises(RuntimeError, match="already been wrapped"):
+        poptorch.trainingModel(model, options())
+    executor(*data(8))
+    executor.destroy()
+    poptorch.trainingModel(model, options())
+    with pytest.raises(poptorch.Error, match="already been assigned to a block"):
+        poptorch.BeginBlock(model.first, "again", ipu_id=0)
+    poptorch.removeBlocks(model)
+    poptorch.BeginBlock(model.first, "again", ipu_id=0)
+
+
+def test_inference_takes_no_accumulation():
+    with pytest.raises(poptorch.Error, match=r"gradientAccumulation to 1.*deviceIterations"):
+        poptorch.inferenceModel(TwoStages(), options())
+
+
+def test_a_reassigned_buffer():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            self.count = self.count + 1
+            return x + self.count
+
+    with pytest.raises(poptorch.Error, match=r"Buffer count is reassigned.*self.count.copy_"):
+        poptorch.inferenceModel(Model())(torch.ones(2))
+
+
+def test_buffers_changed_in_place_reach_the_host_but_not_with_broadcast_replicas():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x, labels):
+            self.count.add_(1)
+            return F.cross_entropy(self.layer(x), labels)
+
+    model = Model()
+    executor = poptorch.trainingModel(model, options(1, 4, 1))
+    executor(*data(8))
+    assert model.count.item() == 4
+    with pytest.raises(poptorch.Error, match="broadcastBuffers"):
+        poptorch.trainingModel(Model(), options(1, 4, 2))(*data(8))
+
+
+def test_what_is_not_simulated_says_so():
+    executor = poptorch.trainingModel(TwoStages(), options())
+    for unsimulated in (
+        lambda: executor.getLatency(),
+        lambda: poptorch.load("x"),
+        lambda: poptorch.inferenceModel(TwoStages(), poptorch.Options().useIpuModel(True)),
+        lambda: poptorch.inferenceModel(TwoStages(), poptorch.Options().enableSyntheticData(True)),
+    ):
+        with pytest.raises(NotImplementedError, match="is not simulated"):
+            unsimulated()
+    with pytest.raises(AttributeError):
+        poptorch.nonsense  # noqa: B018

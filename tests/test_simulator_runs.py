@@ -1,0 +1,178 @@
+"""The simulator: batches, outputs, weights and random numbers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from simulated import TwoStages, data, options, train_plainly
+from torch import nn
+
+from vit_ipu import simulator as poptorch
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+
+MODES = [
+    (poptorch.OutputMode.Final, [2, 3], [2]),
+    (poptorch.OutputMode.Sum, [2, 3], [2]),
+    ((poptorch.OutputMode.EveryN, 2), [8, 3], [8]),
+    (poptorch.OutputMode.All, [16, 3], [16]),
+    (None, [2, 3], [2]),
+]
+
+
+@pytest.mark.parametrize(("mode", "out_shape", "loss_shape"), MODES)
+def test_output_modes_have_poptorchs_shapes(mode, out_shape, loss_shape):
+    """D=2, G=4, R=2 and a micro-output of (1, 3), as seen on PopTorch's own front end."""
+    model = poptorch.trainingModel(TwoStages(), options(2, 4, 2, mode))
+    out, loss = model(*data(16))
+    assert list(out.shape) == out_shape
+    assert list(loss.shape) == loss_shape
+
+
+def test_outputs_are_in_the_order_of_the_inputs():
+    """[device iteration][accumulation][replica][micro-batch] in, the same out, whichever the mode selects."""
+    torch.manual_seed(0)
+    model = TwoStages()
+    x, labels = data(32)
+    with torch.no_grad():
+        expected = model(x, labels)[0].reshape(8, 2, 2, 3)  # [D x G][R][m]
+
+    def outputs(mode):
+        wrapped = copy.deepcopy(model)
+        still = poptorch.optim.SGD(wrapped.parameters(), lr=0.0)
+        executor = poptorch.trainingModel(wrapped, options(2, 4, 2, mode), still)
+        out, loss = executor(x, labels)
+        return out.reshape(-1, 2, 2, 3), loss.reshape(-1, 2)
+
+    out, losses = outputs(poptorch.OutputMode.All)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(outputs((poptorch.OutputMode.EveryN, 2))[0], expected[1::2])
+    torch.testing.assert_close(outputs(poptorch.OutputMode.Final)[0], expected[-1:])
+    torch.testing.assert_close(outputs(poptorch.OutputMode.Sum)[0], expected.sum(0, keepdim=True))
+    torch.testing.assert_close(outputs(poptorch.OutputMode.Final)[1], losses[-1:])
+    torch.testing.assert_close(outputs(poptorch.OutputMode.Sum)[1], losses.sum(0, keepdim=True))
+
+
+def test_the_mode_of_a_program_is_that_of_its_compilation():
+    class Noisy(TwoStages):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x, labels):
+            dropped = self.dropout(torch.ones_like(x))
+            return (dropped == 0).float().mean(), super().forward(x, labels)
+
+    model = Noisy().train()
+    executor = poptorch.trainingModel(model, options())
+    shares = []
+    for mode in (model.train, model.eval):
+        mode()
+        shares.append(executor(*data(80))[0].item())
+        assert model.training == (mode == model.train)
+    assert all(0.3 < share < 0.7 for share in shares)
+
+
+def test_weights_reach_the_host_when_they_are_read():
+    model = TwoStages()
+    before = model.first.weight.detach().clone()
+    executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.5))
+    executor(*data(8))
+    assert not torch.equal(model.first.weight.detach(), before)
+    assert type(model).__name__ == "PoptorchTwoStages"
+    plain = executor.state_dict()["first.weight"]
+    assert type(plain) is torch.Tensor
+
+
+def test_weights_changed_on_the_host_reach_the_ipu_when_told():
+    model = TwoStages()
+    executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.0))
+    executor(*data(8))
+    state = {name: torch.zeros_like(tensor) for name, tensor in executor.state_dict().items()}
+    executor.load_state_dict(state)
+    out, _ = executor(*data(8))
+    assert not out.any()
+
+
+def test_an_inference_model_follows_the_training_of_the_same_model():
+    class Both(TwoStages):
+        def forward(self, x, labels=None):
+            if labels is not None:
+                return super().forward(x, labels)
+            return self.second(torch.tanh(self.first(x)))
+
+    torch.manual_seed(0)
+    model = Both()
+    training = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.5))
+    inference = poptorch.inferenceModel(model, poptorch.Options().deviceIterations(2))
+    x, labels = data(8)
+    for _ in range(2):
+        training(x, labels)
+        expected = model.second(torch.tanh(model.first(x))).detach()
+        torch.testing.assert_close(inference(x), expected)
+
+
+def test_optimizer_state_moves_through_the_hosts_state_dict():
+    torch.manual_seed(0)
+    model = TwoStages()
+    fresh = copy.deepcopy(model)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1)
+    assert optimizer.state_dict()["ipu_state"] is None
+    executor = poptorch.trainingModel(model, options(), optimizer)
+    executor(*data(8, 0))
+    state = copy.deepcopy(optimizer.state_dict())
+    assert "Accl1___first.weight" in state["ipu_state"]
+    fresh.load_state_dict(executor.state_dict())
+    executor(*data(8, 1))
+
+    other = poptorch.optim.AdamW(fresh.parameters(), lr=0.1)
+    other.load_state_dict(state)
+    resumed = poptorch.trainingModel(fresh, options(), other)
+    resumed(*data(8, 1))
+    torch.testing.assert_close(dict(fresh.state_dict()), dict(executor.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"), [({}, "empty"), ({"state": {}, "param_groups": []}, "Only IPU optimizer states")]
+)
+def test_foreign_optimizer_states_are_refused(state, message):
+    optimizer = poptorch.optim.SGD(TwoStages().parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.set_state_dict(state)
+
+
+def test_random_state_is_the_devices_own_and_can_be_restored():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5, training=True)
+
+    executor = poptorch.inferenceModel(Noisy(), poptorch.Options().randomSeed(7))
+    host = torch.get_rng_state()
+    ones = torch.ones(4, 50)
+    first = executor(ones)
+    assert torch.equal(torch.get_rng_state(), host)
+    state = executor.rng_state
+    assert state[0] == 7
+    second = executor(ones)
+    executor.rng_state = state
+    assert torch.equal(executor(ones), second)
+    assert not torch.equal(first, second)
+
+
+def test_half_precision_models_train_and_keep_their_types():
+    torch.manual_seed(0)
+    model = TwoStages().half()
+    reference = copy.deepcopy(model).float()
+    executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.1))
+    x, labels = data(8)
+    out, loss = executor(x.half(), labels)
+    assert (out.dtype, loss.dtype, model.first.weight.dtype) == (torch.float16,) * 3
+    train_plainly(
+        reference, [(x.half().float(), labels)], torch.optim.SGD(reference.parameters(), lr=0.1), micro_batches=4
+    )
+    for name, weight in executor.state_dict().items():
+        assert torch.equal(weight, reference.state_dict()[name].half())

@@ -1,0 +1,104 @@
+"""Crops, flips and normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import data_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vit_ipu.data.loader import stack_images
+from vit_ipu.data.transforms import EvalTransform, Normalize, TrainTransform, random_resized_box, resize_and_center
+
+
+def test_random_resized_crops_are_distributed_as_torchvisions():
+    from torchvision.transforms import RandomResizedCrop
+
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    image, count = Image.new("RGB", (120, 80)), 4000
+    scale, ratio = (0.08, 1.0), (0.75, 4 / 3)
+    ours = np.array([random_resized_box(image.size, scale, ratio, rng) for _ in range(count)])
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
+    top, left, height, width = theirs.T
+    for a, b in (
+        (ours[:, 0], left),
+        (ours[:, 1], top),
+        (ours[:, 2] - ours[:, 0], width),
+        (ours[:, 3] - ours[:, 1], height),
+    ):
+        grid = np.arange(121)
+        cumulative = [np.searchsorted(np.sort(x), grid, side="right") / count for x in (a, b)]
+        assert np.abs(cumulative[0] - cumulative[1]).max() < 1.95 * np.sqrt(2 / count)  # Kolmogorov-Smirnov, p = 0.001
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 10))
+def test_boxes_lie_within_the_image(width, height, seed):
+    left, top, right, bottom = random_resized_box(
+        (width, height), (0.08, 1.0), (0.75, 4 / 3), np.random.default_rng(seed)
+    )
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_an_extreme_aspect_falls_back_to_the_middle():
+    box = random_resized_box((1000, 10), (0.9, 1.0), (0.75, 4 / 3), np.random.default_rng(0))
+    assert box == (493, 0, 506, 10)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (50, 28), (28, 61), (1, 1), (300, 200)])
+def test_evaluation_crop_has_the_models_size(size):
+    transform = EvalTransform(data_config(eval_resize=32), 28)
+    assert transform(Image.new("RGB", size)).shape == (3, 28, 28)
+
+
+def test_evaluation_crop_is_torchvisions_resize_and_center_crop():
+    from torchvision.transforms import functional as TF
+
+    x, y = np.meshgrid(np.arange(64), np.arange(96))
+    image = Image.fromarray(np.stack([x * 3, y * 2, x + y], -1).astype(np.uint8))
+    expected = np.asarray(TF.center_crop(TF.resize(image, 48), [32, 32])).astype(int)
+    found = np.asarray(resize_and_center(image, 48, 32, "bilinear")).astype(int)
+    assert np.abs(found - expected).max() <= 2  # two passes, each rounded to a byte
+    assert np.abs(found - expected).mean() < 0.3
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    pixels = np.random.default_rng(0).integers(256, size=(28, 28, 3), dtype=np.uint8)
+    assert (EvalTransform(data_config(), 28)(Image.fromarray(pixels)) == pixels.transpose(2, 0, 1)).all()
+
+
+def test_flips_happen_at_their_rate():
+    ramp = Image.fromarray(np.arange(28, dtype=np.uint8)[None].repeat(28, 0)).convert("RGB")
+    transform = TrainTransform(data_config(crop="center", horizontal_flip=0.3), 28)
+    flipped = [transform(ramp, np.random.default_rng(seed))[0, 0, 0] > 0 for seed in range(1000)]
+    assert abs(np.mean(flipped) - 0.3) < 0.05
+
+
+def test_padded_crops_shift_by_up_to_the_padding():
+    dot = np.zeros((28, 28, 3), np.uint8)
+    dot[14, 14] = 255
+    transform = TrainTransform(data_config(crop="padded", crop_padding=2, horizontal_flip=0.0), 28)
+    places = {
+        tuple(np.argwhere(transform(Image.fromarray(dot), np.random.default_rng(seed))[0])[0]) for seed in range(500)
+    }
+    assert places == {(y, x) for y in range(12, 17) for x in range(12, 17)}
+
+
+def test_normalisation_on_the_device_equals_torchvisions_and_the_hosts():
+    from torchvision.transforms import functional as TF
+
+    values = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    pixels = np.random.default_rng(0).integers(256, size=(2, 3, 8, 8), dtype=np.uint8)
+    expected = TF.normalize(torch.from_numpy(pixels).float() / 255, values["mean"], values["std"])
+    on_device = Normalize(data_config(**values))(stack_images(list(pixels), data_config(**values)))
+    floats = data_config(transfer="float32", **values)
+    on_host = Normalize(floats)(stack_images(list(pixels), floats))
+    torch.testing.assert_close(on_device, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(on_host, expected, rtol=1e-5, atol=1e-6)
+    half = Normalize(data_config(**values)).half()(torch.from_numpy(pixels))
+    torch.testing.assert_close(half.float(), expected, rtol=0, atol=4e-3)
