@@ -24,7 +24,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 IPU_PYTHON ?= $(shell python3 -c "import importlib.util as u; exit(u.find_spec('poptorch') is None)" 2>/dev/null \
 	&& echo python3 || echo $(BIN)/python)
 
-.PHONY: setup quickstart test test-slow test-gpu test-ipu-host test-ipu lint format bench wheel clean
+# A checkout of graphcore/poptorch, branch sdk-release-3.4, outside this folder; and the environment for its tests.
+POPTORCH ?=
+POPTORCH_PYTHON ?= $(BIN)/python
+
+.PHONY: setup quickstart test test-slow test-gpu test-ipu-host test-ipu poptorch-tests lint format bench wheel clean
 
 setup: $(VENV)/.ready
 
@@ -64,6 +68,10 @@ $(HOST_VENV)/.ready: pyproject.toml constraints-ipu.txt
 
 test-ipu: $(if $(filter $(BIN)/%,$(IPU_PYTHON)),setup)
 	$(IPU_PYTHON) benchmarks/ipu_acceptance.py
+
+poptorch-tests: setup
+	@test -n "$(POPTORCH)" || { echo "make poptorch-tests POPTORCH=path of a checkout of graphcore/poptorch"; exit 2; }
+	$(POPTORCH_PYTHON) benchmarks/poptorch_tests.py $(POPTORCH) --verbose
 
 lint: setup
 	$(BIN)/ruff check .

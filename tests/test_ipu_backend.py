@@ -201,13 +201,14 @@ def test_the_simulator_sees_the_stages_of_the_config(ipu):
     from vit_ipu.simulator.arguments import Arguments
     from vit_ipu.simulator.strategies import PipelinedExecution
     from vit_ipu.simulator.tracing import trace_model
+    from vit_ipu.simulator.weights import Weights
 
     config = tiny_config(pipeline={"layers_per_ipu": [0, 2, 2, 0]})
     step = ipu.blocks.TrainingStep(ViT(config.model), config)
     ipu.blocks.begin_stages(step.model, config)
     batch = random_batch(config)
     arguments = Arguments(["images", "labels"], [batch.images, batch.labels], {})
-    trace = trace_model(step, arguments, PipelinedExecution().stage_manager, True)
+    trace = trace_model(step, Weights.of(step), arguments, PipelinedExecution().stage_manager, True)
     assert (trace.num_forward_stages, trace.num_stages, trace.ipus) == (4, 7, {0, 1, 2, 3})
 
 

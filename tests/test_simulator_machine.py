@@ -12,6 +12,7 @@ from simulated import TwoStages, data, options
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
 from vit_ipu.simulator.__main__ import main as simulator_main
+from vit_ipu.simulator.compatibility import restore_removed
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -135,3 +136,15 @@ def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, 
         simulator_main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_samplers_of_older_programs_still_take_their_data(monkeypatch):
+    monkeypatch.setattr(torch.utils.data.Sampler, "__init__", object.__init__)
+    monkeypatch.delattr(torch.utils.data.Sampler, "__init__", raising=False)
+    restore_removed()
+
+    class Own(torch.utils.data.Sampler):
+        def __init__(self, data):
+            super().__init__(data)
+
+    Own([1, 2])

@@ -59,6 +59,7 @@ def test_ipus_must_be_a_power_of_two():
     x, labels = data(7)
     with pytest.raises(poptorch.Error, match="use of 3 IPUs.*minimum of 4.*autoRoundNumIPUs"):
         poptorch.trainingModel(ThreeStages(), options(1, 7, 1))(x, labels)
+    poptorch.trainingModel(ThreeStages(), options(1, 7, 1).useOfflineIpuTarget()).compile(x, labels)  # reserves none
     rounded = options(1, 7, 1).autoRoundNumIPUs(True)
     executor = poptorch.trainingModel(ThreeStages(), rounded)
     executor(x, labels)
@@ -227,15 +228,31 @@ def test_buffers_changed_in_place_reach_the_host_but_not_with_broadcast_replicas
         poptorch.trainingModel(Model(), options(1, 4, 2))(*data(8))
 
 
-def test_what_is_not_simulated_says_so():
-    executor = poptorch.trainingModel(TwoStages(), options())
-    for unsimulated in (
-        lambda: executor.getLatency(),
-        lambda: poptorch.load("x"),
-        lambda: poptorch.inferenceModel(TwoStages(), poptorch.Options().useIpuModel(True)),
-        lambda: poptorch.inferenceModel(TwoStages(), poptorch.Options().enableSyntheticData(True)),
-    ):
-        with pytest.raises(NotImplementedError, match="is not simulated"):
-            unsimulated()
-    with pytest.raises(AttributeError):
-        poptorch.nonsense  # noqa: B018
+class Tied(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 6))
+        self.first, self.second = poptorch.Block("a", ipu_id=first), poptorch.Block("b", ipu_id=second)
+
+    def forward(self, x):
+        with self.first:
+            x = x @ self.weight
+        with self.second:
+            return x @ self.weight.t()
+
+
+def test_a_weight_is_on_one_ipu_of_a_pipeline():
+    pipelined = poptorch.Options().deviceIterations(2)
+    with pytest.raises(poptorch.Error, match="popart_exception.*Can not copy variable tensor weight between virtual"):
+        poptorch.inferenceModel(Tied(0, 1), pipelined)(torch.ones(2, 6))
+    sharded = poptorch.Options().setExecutionStrategy(poptorch.ShardedExecution())
+    for executor in (poptorch.inferenceModel(Tied(0, 1), sharded), poptorch.inferenceModel(Tied(0, 0))):
+        assert torch.equal(executor(torch.ones(2, 6)), torch.full((2, 6), 36.0))
+
+
+def test_a_stage_is_on_one_ipu():
+    stages = poptorch.PipelinedExecution(poptorch.Stage("a", "b"))
+    with pytest.raises(poptorch.Error, match=r"same pipeline stage 0, but different virtual graph ids \[0, 1\]"):
+        poptorch.inferenceModel(Tied(0, 1), poptorch.Options().deviceIterations(2).setExecutionStrategy(stages))(
+            torch.ones(2, 6)
+        )

@@ -1,4 +1,7 @@
-"""Runs a PopTorch program: `python -m vit_ipu.simulator [--ipus N] SCRIPT ARGS`, or `-m MODULE ARGS`."""
+"""Runs a PopTorch program: `python -m vit_ipu.simulator [--ipus N] SCRIPT ARGS`, or `-m MODULE ARGS`.
+
+With `--num-instances N` it runs N instances of it, as poprun would.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,68 @@ from typing import List, Optional
 
 import torch
 
-from vit_ipu.simulator import install
+from vit_ipu.simulator.compatibility import restore_removed
+from vit_ipu.simulator.installation import install, install_in_children
+from vit_ipu.simulator.poprun import environment_of, run_instances
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
-    """Installs the simulator and runs the program as Python would, with its own sys.argv."""
+    """Installs the simulator, for child processes too, and runs the program as Python would."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
-    if options.ipus < 1:
-        _parser().error("--ipus {}: a machine has at least one".format(options.ipus))
-    if options.device == "cuda" and not torch.cuda.is_available():
-        _parser().error("--device cuda: torch sees no CUDA device")
-    install(options.ipus, device=options.device, hardware=not options.no_hardware)
+    _check(options)
+    if options.num_instances > 1 and "POPDIST_NUM_TOTAL_REPLICAS" not in os.environ:
+        command = [sys.executable, "-m", "vit_ipu.simulator"] + arguments
+        sys.exit(
+            run_instances(
+                command,
+                instances=options.num_instances,
+                replicas=options.num_replicas,
+                ipus_per_replica=options.ipus_per_replica,
+            )
+        )
+    machine = {"device": options.device, "hardware": not options.no_hardware, "numerics": options.numerics}
+    install(options.ipus, **machine)
+    restore_removed()
+    install_in_children(options.ipus, **machine)
     if options.module:
-        sys.argv = options.module
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(options.module[0], run_name="__main__", alter_sys=True)
-        return
-    if not options.program:
-        _parser().error("give a SCRIPT, or -m MODULE")
-    if not os.path.isfile(options.program[0]):
-        _parser().error("there is no script {}".format(options.program[0]))
-    sys.argv = options.program
-    sys.path.insert(0, os.path.dirname(os.path.abspath(options.program[0])))
-    runpy.run_path(options.program[0], run_name="__main__")
+        _run_module(options.module)
+    else:
+        _run_script(options.program)
+
+
+def _run_module(arguments: List[str]) -> None:
+    sys.argv = arguments
+    sys.path[0] = os.getcwd()
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def _run_script(arguments: List[str]) -> None:
+    sys.argv = arguments
+    sys.path[0] = os.path.dirname(os.path.realpath(arguments[0]))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Exits with a line on stderr where the program cannot be started."""
+    parser = _parser()
+    if options.ipus < 1:
+        parser.error("--ipus {}: a machine has at least one".format(options.ipus))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if options.num_instances < 1:
+        parser.error("--num-instances {}: a program has at least one".format(options.num_instances))
+    try:
+        replicas = options.num_instances if options.num_replicas is None else options.num_replicas
+        environment_of(0, instances=options.num_instances, replicas=replicas, ipus_per_replica=1, port=0)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.module is not None and not options.module:
+        parser.error("-m needs a MODULE")
+    if options.module is None and not options.program:
+        parser.error("give a SCRIPT, or -m MODULE")
+    if options.module is None and not os.path.isfile(options.program[0]):
+        parser.error("there is no script {}".format(options.program[0]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ipus", type=int, default=16, help="IPUs of the simulated machine (16)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where their tensors live (cpu)")
+    parser.add_argument(
+        "--numerics",
+        default="exact",
+        choices=["exact", "ipu"],
+        help="exact: half precision is computed in float32 (default); ipu: with an IPU's roundings",
+    )
     parser.add_argument("--no-hardware", action="store_true", help="ipuHardwareIsAvailable() is False")
+    parser.add_argument("--num-instances", type=int, default=1, help="instances of the program, as of poprun (1)")
+    parser.add_argument("--num-replicas", type=int, help="replicas over all instances (one each)")
+    parser.add_argument("--ipus-per-replica", type=int, default=1, help="IPUs of a replica (1)")
     parser.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, help="MODULE ARGS: run a module instead of a script"
     )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.structures import flatten, rebuild
 
 logger = logging.getLogger("poptorch")
 
@@ -21,45 +22,6 @@ _MISMATCH = (
     "To recompile the model for the new inputs create a new inferenceModel / trainingModel wrapper or call destroy() "
     "on the curent one and try again."
 )
-
-
-def flatten(structure: Any) -> List[Tensor]:
-    """The tensors in nested tuples, lists and dicts, in order; anything else is left out."""
-    return list(_tensors(structure))
-
-
-def _tensors(structure: Any) -> Iterator[Tensor]:
-    if isinstance(structure, Tensor):
-        yield structure
-    elif isinstance(structure, dict):
-        for value in structure.values():
-            yield from _tensors(value)
-    elif isinstance(structure, (list, tuple)):
-        for value in structure:
-            yield from _tensors(value)
-
-
-def rebuild(structure: Any, tensors: Iterable[Tensor]) -> Any:
-    """The structure with its tensors replaced, in order."""
-    source = iter(tensors)
-
-    def copy(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return next(source)
-        if isinstance(part, dict):
-            return type(part)({key: copy(value) for key, value in part.items()})
-        if isinstance(part, tuple) and hasattr(part, "_fields"):
-            return type(part)(*(copy(value) for value in part))
-        if isinstance(part, (list, tuple)):
-            return type(part)(copy(value) for value in part)
-        return part
-
-    return copy(structure)
-
-
-def map_tensors(structure: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The structure with `function` applied to each tensor."""
-    return rebuild(structure, [function(tensor) for tensor in flatten(structure)])
 
 
 class Arguments:
@@ -118,6 +80,8 @@ def _check_same(name: str, compiled: Any, given: Any) -> None:
             raise error(
                 "Shape mismatch for {}: expected {} but got {}.{}".format(name, compiled.shape, given.shape, _MISMATCH)
             )
+    elif flatten(compiled):  # a type with a parser of its own
+        _check_same(name, tuple(flatten(compiled)), tuple(flatten(given)))
     elif compiled != given:
         raise error("Value mismatch for {}: expected {} but got {}.{}".format(name, compiled, given, _MISMATCH))
 

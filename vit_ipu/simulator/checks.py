@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+from typing import Iterable, Optional
 
-from vit_ipu.simulator.enums import OutputMode
+from vit_ipu.simulator.enums import ConnectionType, OutputMode
 from vit_ipu.simulator.errors import cpp_error, error
 from vit_ipu.simulator.machine import round_up_num_ipus
-from vit_ipu.simulator.options import Options
+from vit_ipu.simulator.options import Options, uses_ipu_model
+from vit_ipu.simulator.session_options import validate
 from vit_ipu.simulator.strategies import PipelinedExecution, ShardedExecution
 from vit_ipu.simulator.tracing import Trace
 
@@ -25,13 +26,14 @@ def prepared(options: Optional[Options], training: bool) -> Options:
         raise error("Invalid type: 'options' is of type {} (Expected poptorch.Options)".format(type(options)))
     options._freeze()
     options = options.clone()
-    for name, is_used in _unsimulated_options(options).items():
-        if is_used:
-            raise NotImplementedError("poptorch.Options.{} is not simulated".format(name))
     if options.defaultOutputMode():
         options.outputMode(OutputMode.Final if training else OutputMode.All)
+    for anchor in options.anchored_tensors.values():
+        if anchor[1]:  # no output mode of its own
+            anchor[2] = options.output_mode
+            anchor[3] = options.output_return_period if anchor[2] == OutputMode.EveryN else 1
     if not training and options.Training.gradient_accumulation != 1:
-        pipelined = _is_pipelined(options)
+        pipelined = is_pipelined(options)
         raise error(
             "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
             "when running a poptorch.inferenceModel()."
@@ -49,35 +51,48 @@ _RECOMPUTE_PIPELINE = 3  # popart::RecomputationType::Pipeline
 
 
 def ipus_to_reserve(trace: Trace, options: Options) -> int:
-    """The number of IPUs. Raises Error where PopTorch would not compile."""
-    if _is_pipelined(options):
+    """The number of IPUs, 0 on Graphcore's IPU Model. Raises Error where PopTorch would not compile."""
+    validate(options.toDict())
+    num_ipus = (max(trace.ipus, default=0) + 1) * int(options.replication_factor)
+    if options.connection_type != ConnectionType.Never and not uses_ipu_model(options):
+        num_ipus = round_up_num_ipus(num_ipus, bool(options.auto_round_num_ipus))
+    trace.overlaps.check(trace.outputs, options)
+    if is_pipelined(options):
         _check_stages(trace, options)
-    has_pipeline = _is_pipelined(options) and len(trace.ipus) > 1
+    has_pipeline = is_pipelined(options) and len(trace.ipus) > 1
+    if has_pipeline:
+        _check_placement(trace)
     if not has_pipeline and options._Popart.options.get("autoRecomputation") == _RECOMPUTE_PIPELINE:
         raise cpp_error("Invalid RecomputationType::Pipeline in autoAnnotate when using implicit pipelining")
-    if trace.mutates_buffers and options.replication_factor > 1:
-        if options.broadcast_buffers:
-            raise cpp_error(_BROADCAST_BUFFERS)
-        raise NotImplementedError("buffers that differ between replicas are not simulated")
-    num_ipus = (max(trace.ipus, default=0) + 1) * int(options.replication_factor)
-    return round_up_num_ipus(num_ipus, bool(options.auto_round_num_ipus))
+    if trace.mutates_buffers and options.replication_factor > 1 and options.broadcast_buffers:
+        raise cpp_error(_BROADCAST_BUFFERS)
+    if uses_ipu_model(options):
+        _check_ipu_model(options)
+        return 0
+    return num_ipus
 
 
-def _is_pipelined(options: Options) -> bool:
+def check_named_buffers(options: Options, buffers: Iterable[str]) -> None:
+    """Raises Error if Options.updatableNamedBuffers names one that the model has not."""
+    for name in options._Popart.options.get("updatableNamedBuffers", ()):
+        if name not in buffers:
+            raise cpp_error("updatableNamedBuffers names {}, but the model has no such buffer".format(name))
+
+
+def _check_ipu_model(options: Options) -> None:
+    """The limits of Graphcore's IPU Model (CompilerImpl.cpp:640-666, docs/user_guide/device_iterations.py:6)."""
+    if options._Popart.options["instrumentWithHardwareCycleCounter"]:
+        raise cpp_error("Cycle count logging is only supported on actual IPU hardware.")
+    if options.connection_type == ConnectionType.Never:
+        raise cpp_error("ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model")
+    if options.replication_factor > 1:
+        raise cpp_error("Replicated top level graphs are not supported on the IPU model")
+
+
+def is_pipelined(options: Options) -> bool:
+    """Whether the stages work at the same time."""
     strategy = options._execution_strategy
     return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
-
-
-def _unsimulated_options(options: Options) -> Dict[str, bool]:
-    popart = options._Popart.options
-    return {
-        "inputReplicaGrouping": options.input_group_size > 1,
-        "anchorTensor": bool(options.anchored_tensors),
-        "useIpuModel": options.exists("use_model") and options.use_model,
-        "enableSyntheticData": bool(popart.get("syntheticDataMode", 0)),
-        "logCycleCount": bool(popart["instrumentWithHardwareCycleCounter"]),
-        "Training.setAutomaticLossScaling": bool(popart.get("automaticLossScalingSettings.enabled", False)),
-    }
 
 
 def _check_stages(trace: Trace, options: Options) -> None:
@@ -94,3 +109,21 @@ def _check_stages(trace: Trace, options: Options) -> None:
             "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages ({}) "
             "when using PopTorch.PipelinedExecution.".format(stages)
         )
+
+
+def _check_placement(trace: Trace) -> None:
+    """What PopART checks of a pipeline (popart/willow ir.cpp:640-665, transforms/pipeline.cpp:138-147)."""
+    for stage, ipus in trace.ipus_of_stages.items():
+        if len(ipus) > 1:
+            raise error(
+                "Ops have the same pipeline stage {}, but different virtual graph ids {}. All ops with the same "
+                "pipeline stage must also have the same virtual graph id".format(stage, sorted(ipus)),
+                "popart_exception",
+            )
+    for name, ipus in trace.ipus_of_weights.items():
+        if len(ipus) > 1:
+            raise error(
+                "Can not copy variable tensor {} between virtual graphs when pipelining. All pipeline stages using "
+                "this tensor should be on the same graph.".format(name),
+                "popart_exception",
+            )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
     from vit_ipu.simulator.strategies import StageManager
@@ -21,6 +23,11 @@ def mark_loss(loss: Tensor) -> None:
     """Notes a loss of the model that is being traced or run."""
     if _losses is not None:
         _losses.append(loss)
+
+
+def device_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that the IPU has in place of `dtype`: 32 bits for 64 (popart_compiler/source/Utils.cpp:141-151)."""
+    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype) if on_ipu else dtype
 
 
 @contextmanager
@@ -45,4 +52,17 @@ def tracing(new_trace: "Trace", manager: "StageManager") -> Iterator[None]:
             yield
     finally:
         stage_manager, trace = None, None
-        manager.on_begin = lambda block, stage, ipu: None
+        manager.on_begin = None
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """What runs inside a model's forward, but on the host: nothing of it is traced or belongs to the IPU."""
+    global on_ipu, stage_manager, trace, _losses
+    saved = on_ipu, stage_manager, trace, _losses
+    on_ipu, stage_manager, trace, _losses = False, None, None, None
+    try:
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            yield
+    finally:
+        on_ipu, stage_manager, trace, _losses = saved

@@ -8,32 +8,37 @@ detaches or when the wrapped model's weights are read after a training call.
 from __future__ import annotations
 
 import logging
-from types import MethodType
+import time
+from datetime import timedelta
 from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator import machine
+from vit_ipu.simulator.accounting import schedule_of, simulation_report
 from vit_ipu.simulator.arguments import ArgumentParser, Arguments
-from vit_ipu.simulator.checks import ipus_to_reserve, prepared
-from vit_ipu.simulator.enums import ConnectionType, MeanReductionStrategy
+from vit_ipu.simulator.checks import check_named_buffers, ipus_to_reserve, prepared
+from vit_ipu.simulator.counters import NOTHING, Counters, Latency, latency, perf_counters, total_cycles
+from vit_ipu.simulator.enums import CommGroupType, ConnectionType, VariableRetrievalMode
 from vit_ipu.simulator.errors import error
-from vit_ipu.simulator.optim import Attributes, Optimizer
+from vit_ipu.simulator.hooks import around_compilation
+from vit_ipu.simulator.optimizer_link import OptimizerLink
 from vit_ipu.simulator.options import Options
+from vit_ipu.simulator.printing import module_repr
 from vit_ipu.simulator.program import Program
-from vit_ipu.simulator.tracing import trace_model
+from vit_ipu.simulator.replicas import Grouping, grouping, of_one_replica
+from vit_ipu.simulator.report import SimulationReport
+from vit_ipu.simulator.storage import Executable, destination
+from vit_ipu.simulator.structures import flatten
+from vit_ipu.simulator.timeline import Schedule
+from vit_ipu.simulator.tracing import Trace, trace_model
+from vit_ipu.simulator.weights import Weights
 from vit_ipu.simulator.wrapping import unwrap, wrap
 
 logger = logging.getLogger("poptorch")
 
 _NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
-
-# Methods of PopTorch's executor that are not simulated.
-_NOT_SIMULATED = frozenset(
-    "getTensorNames getAnchoredTensor copyNamedBuffersToDevice loadExecutable save compileAndExport cycleCount "
-    "compilationTime getPerfCounters getHostIpuLatency getComputeLatency getIpuHostLatency getLatency".split()
-)
 
 
 class PoplarExecutor:
@@ -55,12 +60,14 @@ class PoplarExecutor:
         self._options = prepared(options, training)
         self._program: Optional[Program] = None
         self._num_ipus = 0
-        self._optimizer: Optional[torch.optim.Optimizer] = None
-        self._attributes: Optional[Attributes] = None
+        self._has_run = False
+        self._seconds_to_compile = 0.0
+        self._groupings: Dict[str, Grouping] = {}
         self._pending_rng_state: Optional[List[int]] = None
         self._host_weights_are_old = False
         self._host_weights_version = 0
         self._seen_weights_version: Optional[int] = 0
+        self._optimizer = OptimizerLink(self) if training else None
         if training:
             self.setOptimizer(optimizer or torch.optim.SGD(self._user_model.parameters(), lr=0.01))
             wrap(self._user_model, self)
@@ -79,14 +86,13 @@ class PoplarExecutor:
         return self._options
 
     def __getattr__(self, attr: str) -> Any:
-        if attr in _NOT_SIMULATED:
-            raise NotImplementedError("poptorch.PoplarExecutor.{} is not simulated".format(attr))
         if attr.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(attr)
-        return getattr(self._user_model, attr)
+        value = getattr(self._user_model, attr)
+        return _Groupable(self, attr, value) if isinstance(value, nn.Parameter) else value
 
     def __repr__(self) -> str:
-        return repr(self._user_model)
+        return module_repr(self._user_model)
 
     # ----------------------------------------------------------------------------- compile and run
 
@@ -108,24 +114,33 @@ class PoplarExecutor:
             self._compile(arguments)
         if not self.isAttachedToDevice():
             self.attachToDevice()
-        if not self._training:
+        if self._optimizer is None:
             self._follow_training_model()
         program = self._compiled()
         program.compiled_for.check_same(arguments)
-        self._write_optimizer_state()
+        if self._optimizer is not None:
+            self._optimizer.write_state()
         outputs = program.run(arguments)
-        if self._training:
+        self._has_run = True
+        if self._optimizer is not None:
             self._host_weights_are_old = True
-            if isinstance(self._optimizer, Optimizer):
-                self._optimizer.host_state_is_dirty = True
+            self._optimizer.ran()
+        for tensor in flatten(outputs):
+            tensor.backward = _no_backward  # type: ignore[method-assign]
         return outputs
 
     def _compile(self, arguments: Arguments) -> None:
+        start = time.perf_counter()
         first = arguments.with_tensors([self._first_micro_batch(tensor) for tensor in arguments.tensors()])
-        trace = trace_model(self._model, first, self._options._execution_strategy.stage_manager, self._training)
+        replicas = int(self._options.replication_factor)
+        weights = of_one_replica(Weights.of(self._model), self._groupings, replicas)
+        with around_compilation():
+            manager = self._options._execution_strategy.stage_manager
+            trace = trace_model(self._model, weights, first, manager, self._training)
+        check_named_buffers(self._options, weights.buffers)
         self._num_ipus = ipus_to_reserve(trace, self._options)
-        optimizer = (self._attributes, self._names_of_groups()) if self._attributes is not None else None
-        self._program = Program(self._model, self._options, arguments, trace, self._machine.device, optimizer)
+        self._program = self._new_program(arguments, trace)
+        self._seconds_to_compile = time.perf_counter() - start
         if self._options.connection_type != ConnectionType.Never:
             try:
                 self.attachToDevice()
@@ -133,20 +148,29 @@ class PoplarExecutor:
                 self._program = None
                 raise
 
+    def _new_program(self, arguments: Arguments, trace: Trace) -> Program:
+        optimizer = None
+        if self._optimizer is not None:
+            assert self._optimizer.attributes is not None
+            optimizer = self._optimizer.attributes, self._optimizer.names_of_groups(self._model)
+        device = self._machine.device
+        return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
+
     def _first_micro_batch(self, tensor: Tensor) -> Tensor:
-        options = self._options
-        count = options.device_iterations * options.replication_factor * options.Training.gradient_accumulation
-        size = tensor.shape[0] if tensor.dim() else 1
+        options, size = self._options, tensor.shape[0] if tensor.dim() else 1
+        groups = options.replication_factor // options.input_group_size
+        count = options.device_iterations * groups * options.Training.gradient_accumulation
         assert size % count == 0, (
             "Invalid batch dimension: In the input {}, the batch dimension ({}) must be a multiple of "
             "Options.deviceIterations({}) * (Options.replicationFactor({}) / "
-            "Options.inputReplicaGrouping.input_group_size(1)) * Options.Training.gradientAccumulation({}) = {} "
+            "Options.inputReplicaGrouping.input_group_size({})) * Options.Training.gradientAccumulation({}) = {} "
             "because it is used to calculate the batch size which will be executed on the device in any given "
             "iteration. For a full explanation see the batching semantics page of the documentation.".format(
                 tensor.shape,
                 size,
                 options.device_iterations,
                 options.replication_factor,
+                options.input_group_size,
                 options.Training.gradient_accumulation,
                 count,
             )
@@ -157,17 +181,52 @@ class PoplarExecutor:
         """Whether there is an executable."""
         return self._program is not None
 
+    def compilationTime(self) -> timedelta:
+        """How long tracing took: a simulated compilation is no measure of a real one."""
+        if not self.isCompiled():
+            raise error("Please compile the model before obtaining compilation time.")
+        if not self._options._show_compilation_progress_bar:
+            raise error("Please set showCompilationProgressBar option to obtain compilation time.")
+        return timedelta(seconds=self._seconds_to_compile)
+
     def destroy(self) -> None:
         """Frees the IPUs and the executable, and unwraps the model."""
         if not self.isCompiled():
             return
-        if self._training:
+        if self._optimizer is not None:
             self.copyWeightsToHostIfNeeded()
-            self._read_optimizer_state()
+            self._optimizer.read_state()
         self._machine.detach(self)
-        self._program = None
+        self._program, self._has_run = None, False
         if self._training:
             unwrap(self._user_model)
+
+    # --------------------------------------------------------------------------------------- files
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """Compiles for arguments of these shapes and writes the executable to a file, as `save` does."""
+        self.compile(*args, **kwargs)
+        self.save(filename, export_model)
+
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Writes the executable, and with it the model, to a file for `poptorch.load` or `loadExecutable`."""
+        executable = Executable(self._version, self._compiled().compiled_for, self._options)
+        if save_rng_state:
+            executable.rng_state = self.rng_state
+        if export_model:
+            executable.training, executable.model = self._training, self.model
+            if self._optimizer is not None:
+                executable.optimizer = self._optimizer.optimizer
+                executable.optimizer_state = executable.optimizer.state_dict()
+        executable.write(destination(filename))
+
+    def loadExecutable(self, filename: str) -> None:
+        """Compiles for the arguments that the executable in a file was compiled for."""
+        try:
+            executable = Executable.read(filename, self._version)
+        except AssertionError as invalid:
+            raise error("Invalid file {}: {}".format(filename, invalid)) from invalid
+        self._compile(executable.arguments)
 
     # ------------------------------------------------------------------------------------- devices
 
@@ -183,15 +242,10 @@ class PoplarExecutor:
         )
         if self.isAttachedToDevice():
             raise error("Device is already attached")
-        self._machine.attach(self, self._num_ipus)
+        self._machine.attach(self, self._num_ipus, self._options.ipu_id if self._options.exists("ipu_id") else None)
         self.copyWeightsToDevice()
-        if isinstance(self._optimizer, Optimizer):
-            if self._optimizer.has_state():
-                self._optimizer.ipu_state_is_dirty = True
-                self._write_optimizer_state()
-            else:
-                self._optimizer.host_state_is_dirty = True
-                self._optimizer.ipu_state_is_dirty = False
+        if self._optimizer is not None:
+            self._optimizer.attached()
         if self._pending_rng_state is not None:
             program.rng_state = _state_of(self._pending_rng_state)
             self._pending_rng_state = None
@@ -201,9 +255,9 @@ class PoplarExecutor:
         self._compiled()
         if not self.isAttachedToDevice():
             raise error("Device is not attached")
-        if self._training:
+        if self._optimizer is not None:
             self.copyWeightsToHostIfNeeded()
-            self._read_optimizer_state()
+            self._optimizer.read_state()
         self._machine.detach(self)
 
     # ------------------------------------------------------------------------------------- weights
@@ -226,8 +280,20 @@ class PoplarExecutor:
         """Copies the user's model's weights to the IPUs."""
         program = self._compiled()
         self._host_weights_are_old = False
-        self._read_optimizer_state()
+        if self._optimizer is not None:
+            self._optimizer.read_state()
         program.write_weights()
+
+    def copyNamedBuffersToDevice(self) -> None:
+        """Copies the buffers that Options.updatableNamedBuffers names to the IPUs."""
+        program = self._compiled()
+        names = self._options._Popart.options.get("updatableNamedBuffers")
+        if names is None:
+            raise error("No named buffers marked as updatable via updatableNamedBuffers option")
+        self._host_weights_are_old = False
+        if self._optimizer is not None:
+            self._optimizer.read_state()
+        program.write_weights(only=names)
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
         """Loads into the user's model and, if attached, copies to the IPUs."""
@@ -247,82 +313,68 @@ class PoplarExecutor:
             self.copyWeightsToDevice()
             self._seen_weights_version = version  # type: ignore[assignment]
 
-    # ----------------------------------------------------------------------------------- optimizer
-
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Hands the optimizer's attributes, such as a new learning rate, to the IPU."""
-        attributes = Attributes(optimizer)
-        if self._program is not None and self._program.updater is not None:
-            attributes.check_replaces(self._program.updater.attributes)
-        self._set_reduction_strategy(attributes)
-        if self.isCompiled() and optimizer is not self._optimizer:
-            self._release_optimizer()
-            if isinstance(optimizer, Optimizer):
-                optimizer.ipu_state_is_dirty = True
-        if isinstance(optimizer, Optimizer):
-            optimizer.state_dict = MethodType(PoplarExecutor._optimizer_state_dict, self)  # type: ignore[method-assign]
-        self._optimizer, self._attributes = optimizer, attributes
-        if self._program is not None and self._program.updater is not None:
-            self._program.updater.attributes = attributes
-            if self.isAttachedToDevice():
-                self._write_optimizer_state()
+        assert self._optimizer is not None, "Optimizer should be None for inference"
+        self._optimizer.set(optimizer, self._options, self._program)
+        if self.isAttachedToDevice():
+            self._optimizer.write_state()
 
-    def _set_reduction_strategy(self, attributes: Attributes) -> None:
-        """A float16 accumulator needs the running mean (_optimizer_attributes.py:130-152)."""
-        training = self._options.Training
-        strategy = training.meanAccumulationAndReplicationReductionStrategy
-        if attributes.accum_type != torch.float16 or strategy == MeanReductionStrategy.Running:
-            return
-        if self.isCompiled():
-            raise ValueError(
-                "Invalid optimizer: the new optimizer would require changing options.Training."
-                "meanAccumulationAndReplicationReductionStrategy to poptorch.MeanReductionStrategy.Running but the "
-                "executable is already compiled."
-            )
-        self._options._freeze(False)
-        training.setMeanAccumulationAndReplicationReductionStrategy(MeanReductionStrategy.Running)
-        self._options._freeze()
+    def _group(self, name: str, by: Grouping) -> None:
+        """Replicas of one group share the parameter, whose first dimension counts the groups."""
+        self._groupings[name] = by
 
-    def _release_optimizer(self) -> None:
-        """The optimizer that is being replaced keeps its state and no longer asks this executor for it."""
-        if isinstance(self._optimizer, Optimizer):
-            self._read_optimizer_state()
-            self._optimizer.state_dict = self._optimizer.get_state_dict  # type: ignore[method-assign]
+    # ------------------------------------------------------------------------------- what it would cost
 
-    def _optimizer_state_dict(self) -> Dict[str, Any]:
-        assert isinstance(self._optimizer, Optimizer)
-        self._read_optimizer_state()
-        return self._optimizer.get_state_dict()
+    def simulation_report(self) -> SimulationReport:
+        """Per IPU: memory, FLOPs, bytes that cross to others, and the timetable. Not a method of PopTorch's."""
+        program = self._compiled()
+        state = program.updater.state if program.updater is not None else None
+        return simulation_report(program.trace, self._options, state)
 
-    def _read_optimizer_state(self) -> None:
-        if not isinstance(self._optimizer, Optimizer) or not self._optimizer.host_state_is_dirty:
-            return
-        updater = self._compiled().updater
-        assert updater is not None
-        state = {name: tensor.detach().cpu().clone() for name, tensor in updater.state.items()}
-        torch_state = torch.optim.Optimizer.state_dict(self._optimizer)
-        self._optimizer.set_state_dict(dict(torch_state, ipu_state=state, ipu_param=updater.parameters))
-        self._optimizer.ipu_state_is_dirty = False
+    def getTensorNames(self) -> List[str]:
+        """The names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
+        assert self._program is not None, "Model must be compiled before calling getTensorNames"
+        return self._program.tensor_names()
 
-    def _write_optimizer_state(self) -> None:
-        if not isinstance(self._optimizer, Optimizer) or not self._optimizer.ipu_state_is_dirty:
-            return
-        updater = self._compiled().updater
-        assert updater is not None
-        if self._optimizer.has_state():
-            self.copyWeightsToHostIfNeeded()
-            saved = self._optimizer.get_state_dict()["ipu_state"]
-            for name, tensor in updater.state.items():
-                if name in saved:
-                    tensor.copy_(saved[name])
-                else:
-                    logger.warning("The optimizer state has no %s: it starts anew", name)
-        self._optimizer.ipu_state_is_dirty = False
+    def getAnchoredTensor(self, short_name: str) -> Tensor:
+        """An anchored tensor of the last call. Raises AssertionError if none has this name."""
+        anchored = self._program.anchored if self._program is not None else {}
+        assert short_name in anchored, "No tensor with name {} found.".format(short_name)
+        return anchored[short_name]
 
-    def _names_of_groups(self) -> List[List[str]]:
-        assert self._attributes is not None
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        return [[names[id(p)] for p in group["params"]] for group in self._attributes.groups]
+    def cycleCount(self) -> int:
+        """Cycles of the pipeline in the last call, where an IPU counts those of its clock."""
+        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
+            raise error("Cycle count logging is disabled. Please set option logCycleCount to True to enable.")
+        if not self._has_run:
+            raise error("Please run the model at least once before obtaining cycle count.")
+        return total_cycles(self._schedule(), self._compiled().rounds)
+
+    def getPerfCounters(self) -> Counters:
+        """When inputs entered and outputs left in the last call, in cycles of the pipeline (see counters.py)."""
+        if not (self.isCompiled() and self._has_run):
+            return NOTHING
+        return perf_counters(self._schedule(), self._compiled().transfers())
+
+    def getHostIpuLatency(self) -> Latency:
+        """Zero: transfers take no cycle here."""
+        return latency(self.getPerfCounters(), "input", "input_complete")
+
+    def getComputeLatency(self) -> Latency:
+        """Minimum, maximum and mean cycles from a complete input to its output."""
+        return latency(self.getPerfCounters(), "input_complete", "output")
+
+    def getIpuHostLatency(self) -> Latency:
+        """Zero: transfers take no cycle here."""
+        return latency(self.getPerfCounters(), "output", "output_complete")
+
+    def getLatency(self) -> Latency:
+        """Minimum, maximum and mean cycles from an input to its complete output."""
+        return latency(self.getPerfCounters(), "input", "output_complete")
+
+    def _schedule(self) -> Schedule:
+        return schedule_of(self._compiled().trace, self._options)
 
     # -------------------------------------------------------------------------------- random state
 
@@ -347,6 +399,29 @@ class PoplarExecutor:
         if self._program is None:
             raise error(_NO_EXECUTABLE)
         return self._program
+
+
+class _Groupable:
+    """A parameter of the model as the executor gives it: it also has `replicaGrouping`."""
+
+    def __init__(self, executor: PoplarExecutor, name: str, parameter: nn.Parameter) -> None:
+        self._executor, self._name, self._parameter = executor, name, parameter
+
+    def replicaGrouping(
+        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
+    ) -> None:
+        self._executor._group(self._name, grouping(comm_group_type, shards, variable_retrieval_mode))
+
+    def __getattr__(self, attr: str) -> Any:
+        return getattr(self._parameter, attr)
+
+
+def _no_backward(*args: Any, **kwargs: Any) -> None:
+    raise error(
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a trainingModel, the "
+        "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
+        "should use a trainingModel instead."
+    )
 
 
 def _state_of(state: List[int]) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
 from vit_ipu.simulator.errors import cpp_error
 
 MAX_IPUS_PER_PROCESS = 64
+
+_NO_HARDWARE = "No IPU detected in the system. \nFor more information use the Graphcore command-line tool `gc-monitor`."
 
 
 class Machine:
@@ -19,14 +21,24 @@ class Machine:
     def __init__(self, num_ipus: int = 16, *, device: str = "cpu", hardware: bool = True) -> None:
         self.num_ipus, self.device, self.hardware = num_ipus, torch.device(device), hardware
         self._held: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+        self._ids: "weakref.WeakKeyDictionary[Any, Optional[int]]" = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> Any:
+        """A pickle does not hold the machine: an executor that is read from one is on that of the reading process."""
+        return _current, ()
 
     @property
     def ipus_held(self) -> int:
         """IPUs that executors hold now."""
         return sum(self._held.values())
 
-    def attach(self, owner: Any, num_ipus: int) -> None:
-        """Reserves IPUs for `owner`. Raises Error if the machine has not so many left."""
+    def attach(self, owner: Any, num_ipus: int, ipu_id: Optional[int] = None) -> None:
+        """Reserves IPUs for `owner`, none for the IPU Model, or the device that `ipu_id` names.
+
+        Raises Error if the machine has not so many left, or if the device is taken.
+        """
+        if num_ipus and not self.hardware:
+            raise cpp_error("Failed to acquire {} IPU(s)\n{}".format(num_ipus, _NO_HARDWARE))
         if self.ipus_held + num_ipus > self.num_ipus:
             gc.collect()  # an executor and its optimizer hold each other until then
         if self.ipus_held + num_ipus > self.num_ipus:
@@ -34,11 +46,14 @@ class Machine:
             if num_ipus > self.num_ipus:
                 hint = "\nNo device found on the system with {} IPUs: the configuration needs changing".format(num_ipus)
             raise cpp_error("Failed to acquire {} IPU(s){}".format(num_ipus, hint))
-        self._held[owner] = num_ipus
+        if num_ipus and ipu_id is not None and ipu_id in self._ids.values():
+            raise cpp_error("Failed to acquire device id {} with {} IPU(s): it is in use".format(ipu_id, num_ipus))
+        self._held[owner], self._ids[owner] = num_ipus, ipu_id
 
     def detach(self, owner: Any) -> None:
         """Frees what `owner` holds."""
         self._held.pop(owner, None)
+        self._ids.pop(owner, None)
 
     def is_attached(self, owner: Any) -> bool:
         return owner in self._held
@@ -64,6 +79,10 @@ def round_up_num_ipus(num_ipus: int, auto_round: bool) -> int:
 
 machine = Machine()
 """The machine that this process simulates."""
+
+
+def _current() -> Machine:
+    return machine
 
 
 def configure(num_ipus: int, *, device: str = "cpu", hardware: bool = True) -> None:

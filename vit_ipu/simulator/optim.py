@@ -1,16 +1,17 @@
 """PopTorch's optimizers (python/optim.py): torch's, with loss scaling and the formats of their state.
 
-They only hold attributes; the arithmetic runs on the simulated IPU (updates.py). An attribute that is passed to
-the constructor is variable and may change between calls, one that is not is compiled in.
+They only hold attributes, which optimizer_attributes.py reads; the arithmetic runs on the simulated IPU (updates.py).
+An attribute that is passed to the constructor is variable and may change between calls, one that is not is compiled in.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+import logging
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 
-from vit_ipu.simulator.errors import error
+logger = logging.getLogger("poptorch")
 
 _STATE_TYPES = (torch.float16, torch.float32)
 
@@ -19,21 +20,23 @@ class VariableAttributes:
     """Which attributes of an optimizer may change after compilation."""
 
     def __init__(self, variable_attributes: List[str], allowed_attributes: List[str]) -> None:
-        self._variable, self._allowed = list(variable_attributes), list(allowed_attributes)
+        self._variable_attributes, self._allowed_attributes = list(variable_attributes), list(allowed_attributes)
 
     def isConstant(self, attr: str) -> bool:
-        return attr not in self._variable
+        return attr not in self._variable_attributes
 
     def markAsConstant(self, attr: str) -> None:
         self._check(attr)
-        self._variable = [name for name in self._variable if name != attr]
+        self._variable_attributes = [name for name in self._variable_attributes if name != attr]
 
     def markAsVariable(self, attr: str) -> None:
         self._check(attr)
-        self._variable.append(attr)
+        self._variable_attributes.append(attr)
 
     def _check(self, attr: str) -> None:
-        assert attr in self._allowed, "Unknown attribute {}, allowed values: {}".format(attr, self._allowed)
+        assert attr in self._allowed_attributes, "Unknown attribute {}, allowed values: {}".format(
+            attr, self._allowed_attributes
+        )
 
 
 class Optimizer:
@@ -135,6 +138,11 @@ class SGD(Optimizer, torch.optim.SGD):
         }
         Optimizer.__init__(self)
         torch.optim.SGD.__init__(self, **_for_torch(given, dict(own, velocity_scaling=None)))
+        if velocity_scaling is not None and not use_combined_accum:
+            logger.warning(
+                "velocity_scaling value ignored when using the separate variant (use_combined_accum=False). In future, "
+                "this will lead to an error. Please update your code."
+            )
         if use_combined_accum:
             self.defaults["velocity_scaling"] = 1.0 if velocity_scaling is None else velocity_scaling
             for group in self.param_groups:
@@ -200,6 +208,38 @@ class AdamW(Optimizer, torch.optim.AdamW):
         self._own(given, own, ["loss_scaling"])
 
 
+class RMSprop(Optimizer, torch.optim.RMSprop):
+    """RMSprop with an optional L2 term; `use_tf_variant` computes it as TensorFlow does.
+
+    That variant starts the average square at ones, takes eps under the root and the learning rate into the momentum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: Optional[float] = None,
+        alpha: Optional[float] = None,
+        eps: Optional[float] = None,
+        weight_decay: Optional[float] = None,
+        momentum: Optional[float] = None,
+        centered: Optional[bool] = None,
+        foreach: Optional[bool] = None,
+        maximize: Optional[bool] = None,
+        differentiable: Optional[bool] = None,
+        loss_scaling: Optional[float] = None,
+        accum_type: Optional[torch.dtype] = None,
+        first_order_momentum_accum_type: Optional[torch.dtype] = None,
+        second_order_momentum_accum_type: Optional[torch.dtype] = None,
+        use_tf_variant: Optional[bool] = None,
+    ) -> None:
+        given = _passed(locals())
+        own = {name: value for name, value in _ADAM_OWN.items() if name != "max_grad_norm"}
+        own["use_tf_variant"] = False
+        Optimizer.__init__(self)
+        torch.optim.RMSprop.__init__(self, **_for_torch(given, own))
+        self._own(given, own, ["loss_scaling"])
+
+
 class LAMB(Optimizer, torch.optim.Optimizer):
     """LAMB (arXiv:1904.00962), whose trust ratio has the weight norm clamped at max_weight_norm."""
 
@@ -226,84 +266,30 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         torch.optim.Optimizer.__init__(self, params, defaults)
         self._own(given, own, ["loss_scaling"])
 
-    def step(self, closure: Any = None) -> Any:
-        """Not for the host: see vit_ipu.simulator.updates."""
-        raise NotImplementedError("poptorch.optim.LAMB.step on the host is not simulated")
+        self.max_weight_norm = defaults["max_weight_norm"]
 
+    def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
+        """One update on the host, from the gradients that torch left there; returns what `closure` does."""
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_of(parameter, group)
+        return loss
 
-class Attributes:
-    """What the IPU knows of an optimizer: its kind and the values at the time of setOptimizer."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.kind = _kind_of(optimizer)
-        self.groups = [dict(group, params=tuple(group["params"])) for group in optimizer.param_groups]
-        if self.kind in ("adam", "adamw") and any(group["amsgrad"] for group in self.groups):
-            raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
-        self.loss_scaling = float(getattr(optimizer, "loss_scaling", 1.0))
-        self.max_grad_norm = float(getattr(optimizer, "max_grad_norm", float("inf")))
-        self.bias_correction = bool(getattr(optimizer, "bias_correction", True)) or self.kind == "adamw"
-        self.accum_type = getattr(optimizer, "accum_type", torch.float32)
-        self._variable = getattr(optimizer, "variable_attrs", None)
-
-    def check_replaces(self, compiled: "Attributes") -> None:
-        """Raises Error if these attributes need another program than the one compiled for `compiled`."""
-        if self.kind != compiled.kind or len(self.groups) != len(compiled.groups):
-            raise error(
-                "The new optimizer is {} with {} groups but the executable was compiled for {} with {}".format(
-                    self.kind, len(self.groups), compiled.kind, len(compiled.groups)
-                )
-            )
-        if compiled.is_constant("loss_scaling", compiled.loss_scaling):
-            _check_constant("loss_scaling", compiled.loss_scaling, self.loss_scaling)
-        for old, new in zip(compiled.groups, self.groups):
-            for name in set(old) & set(_CONSTANT_VALUES):
-                if compiled.is_constant(name, old[name]):
-                    _check_constant(name, old[name], new[name])
-
-    def is_constant(self, name: str, value: Any) -> bool:
-        """Whether an attribute with this value is compiled in (python/_optimizer_attributes.py:158-187).
-
-        Of PopTorch's optimizers, what the constructor was not given; of torch's, what has its default value.
-        """
-        if self._variable is not None:
-            return self._variable.isConstant(name)
-        constant = _CONSTANT_VALUES[name]
-        if name == "weight_decay" and self.kind == "adamw":
-            constant = 1e-2
-        return constant is _ALWAYS or value == constant
-
-
-_ALWAYS, _NEVER = object(), object()
-_CONSTANT_VALUES: Dict[str, Any] = {
-    "lr": _NEVER,
-    "weight_decay": 0.0,
-    "momentum": 0.0,
-    "dampening": 0.0,
-    "eps": 1e-8,
-    "betas": _ALWAYS,
-    "nesterov": _ALWAYS,
-    "max_weight_norm": 65500.0,
-    "loss_scaling": 1.0,
-}
-
-
-def _check_constant(name: str, old: Any, new: Any) -> None:
-    if new != old:
-        raise error(
-            "Attribute {} is constant in the compiled optimizer: it cannot change from {} to {}".format(name, old, new)
-        )
-
-
-def _kind_of(optimizer: torch.optim.Optimizer) -> str:
-    # AdamW comes first: newer versions of torch derive it from Adam
-    for kind, types in (
-        ("adamw", torch.optim.AdamW),
-        ("adam", torch.optim.Adam),
-        ("sgd", torch.optim.SGD),
-        ("lamb", LAMB),
-    ):
-        if isinstance(optimizer, types):
-            return kind
-    if isinstance(optimizer, torch.optim.RMSprop):
-        raise NotImplementedError("the optimizer RMSprop is not simulated")
-    raise AssertionError("Unsupported optimizer type. Types supported: SGD, Adam, AdamW, RMSprop, LAMB")
+    def _step_of(self, parameter: torch.Tensor, group: Dict[str, Any]) -> None:
+        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
+        assert gradient is not None
+        if not state:
+            zeros = torch.zeros_like
+            state.update(step=0, exp_avg=zeros(parameter), exp_avg_sq=zeros(parameter))
+        state["step"] += 1
+        corrections = [1 - beta ** state["step"] if self.bias_correction else 1.0 for beta in (beta1, beta2)]  # type: ignore[attr-defined]
+        first = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = first / corrections[0] / ((second / corrections[1]).sqrt() + group["eps"])
+        update.add_(parameter, alpha=group["weight_decay"])
+        weight_norm, update_norm = parameter.norm().clamp(max=group["max_weight_norm"]), update.norm()
+        trust = float(weight_norm / update_norm) if weight_norm > 0 and update_norm > 0 else 1.0
+        parameter.add_(update, alpha=-group["lr"] * trust)

@@ -1,103 +1,16 @@
-"""The parts of poptorch.Options (python/options.py, python/_options_impl.py)."""
+"""The parts of poptorch.Options (python/options.py:48-657)."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from typing import Any, Dict, Optional
 
 import torch
 
 from vit_ipu.simulator import enums
-
-logger = logging.getLogger("poptorch")
-
-
-class OptionsDict:
-    """A set of options: only known names, only values of the default's type, and none once frozen."""
-
-    def __init__(self, **default_values: Any) -> None:
-        self.__dict__["_frozen"] = False
-        self.__dict__["_values"] = dict(default_values)
-
-    def set(self, **kwargs: Any) -> None:
-        self.checkIsFrozen()
-        for option, value in kwargs.items():
-            assert self.exists(option), "Invalid option {}, valid options are {}".format(option, self._values.keys())
-            expected = type(self._values[option])
-            assert isinstance(value, expected), "Unexpected type {} for option {}. Expected {}".format(
-                type(value), option, expected
-            )
-            self._values[option] = value
-
-    def createOrSet(self, **kwargs: Any) -> None:
-        self.checkIsFrozen()
-        for option, value in kwargs.items():
-            if self.exists(option):
-                self.set(**{option: value})
-            else:
-                self._values[option] = value
-
-    def exists(self, option: str) -> bool:
-        return option in self._values
-
-    def deleteIfExists(self, option: str) -> None:
-        self._values.pop(option, None)
-
-    def checkIsFrozen(self, option: Optional[str] = None) -> None:
-        if self._frozen:
-            raise AttributeError("Can't modify frozen Options")
-
-    def update(self, other: Dict[str, Any]) -> Dict[str, Any]:
-        assert not set(self._values) & set(other), "Can't merge dictionaries, they have some keys in common"
-        other.update(self._values)
-        return other
-
-    def toDict(self) -> Dict[str, Any]:
-        return self.update({})
-
-    def _freeze(self, frozen: bool = True) -> None:
-        self.__dict__["_frozen"] = frozen
-        for part in self.__dict__.values():
-            if isinstance(part, (OptionsDict, _PopartOptions)):
-                part._freeze(frozen)
-
-    def __call__(self, option: str) -> Any:
-        return getattr(self, option)
-
-    def __getattr__(self, option: str) -> Any:
-        values = self.__dict__.get("_values", {})
-        if option not in values:
-            raise AttributeError("Invalid attribute {}.".format(option))
-        return values[option]
-
-    def __setattr__(self, option: str, value: Any) -> None:
-        self.checkIsFrozen(option)
-        if not option.startswith("_"):
-            self.set(**{option: value})
-        elif "_values" in self.__dict__ and option not in self.__dict__:
-            raise AttributeError(
-                "Invalid private attribute {}. Valid attributes: {}".format(option, list(self.__dict__))
-            )
-        else:
-            self.__dict__[option] = value
-
-    def __deepcopy__(self, memory: Dict[int, Any]) -> "OptionsDict":
-        clone = type(self).__new__(type(self))
-        memory[id(self)] = clone
-        for key, value in self.__dict__.items():
-            clone.__dict__[key] = False if key == "_frozen" else copy.deepcopy(value, memory)
-        return clone
-
-    def __getstate__(self) -> Dict[str, Any]:
-        return self.__dict__
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    def __repr__(self) -> str:
-        return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in self._values.items()))
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.option_values import OptionsDict
 
 
 class _JitOptions(OptionsDict):
@@ -114,8 +27,8 @@ class _PrecisionOptions(OptionsDict):
     """Options.Precision."""
 
     def __init__(self, popart_options: "_PopartOptions") -> None:
+        self._popart_options = popart_options
         super().__init__()
-        self.__dict__["_popart_options"] = popart_options
 
     def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> "_PrecisionOptions":
         logger.warning("[Deprecated] options.Precision.halfFloatCasting(): HalfUpcastToFloat is the only behaviour")
@@ -149,19 +62,20 @@ class _TrainingOptions(OptionsDict):
     """Options.Training."""
 
     def __init__(self, popart_options: "_PopartOptions") -> None:
+        self._popart_options = popart_options
         super().__init__(
             gradient_accumulation=1,
             accumulation_and_replication_reduction_type=enums.ReductionType.Mean,
             meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
         )
-        self.__dict__["_popart_options"] = popart_options
 
     def gradientAccumulation(self, gradient_accumulation: int) -> "_TrainingOptions":
         self.set(gradient_accumulation=gradient_accumulation)
         return self
 
     def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> "_TrainingOptions":
-        if reduction_type not in (enums.ReductionType.Mean, enums.ReductionType.Sum):
+        valid = isinstance(reduction_type, enums.ReductionType) and reduction_type != enums.ReductionType.NoReduction
+        if not valid:
             raise ValueError(
                 "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean or "
                 "poptorch.ReductionType.Sum"
@@ -188,13 +102,13 @@ class _PopartOptions:
     """Options._Popart: options handed to PopART by name."""
 
     def __init__(self) -> None:
-        self._frozen = False
+        self._is_frozen = False
         self.options: Dict[str, Any] = {}
         self.set("instrumentWithHardwareCycleCounter", False)
         self.set("rearrangeAnchorsOnHost", False)
 
     def checkIsFrozen(self, option: Optional[str] = None) -> None:
-        if self._frozen:
+        if self._is_frozen and option != "_is_frozen":
             raise AttributeError("Can't modify frozen Options")
 
     def set(self, key: str, value: Any) -> "_PopartOptions":
@@ -211,14 +125,14 @@ class _PopartOptions:
         self.set("patterns_level", level)
         return self.set("patterns", patterns)
 
-    def _freeze(self, frozen: bool = True) -> None:
-        self._frozen = frozen
-
     def __deepcopy__(self, memory: Dict[int, Any]) -> "_PopartOptions":
         clone = _PopartOptions()
         memory[id(self)] = clone
         clone.options = copy.deepcopy(self.options, memory)
         return clone
+
+    def __repr__(self) -> str:
+        return "_PopartOptions({})".format(", ".join("{}={!r}".format(*item) for item in self.options.items()))
 
 
 class _DistributedOptions(OptionsDict):

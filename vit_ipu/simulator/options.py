@@ -1,17 +1,23 @@
-"""poptorch.Options (python/options.py)."""
+"""poptorch.Options (python/options.py:1146-1913), and what else `poptorch.options` has.
+
+Environment: POPTORCH_CACHE_DIR and POPTORCH_DEFAULT_OPTIONS are read here, POPTORCH_IPU_MODEL and
+POPTORCH_SMALL_IPU_MODEL by `uses_ipu_model`, POPTORCH_LOG_LEVEL by logs.py. Nothing is compiled and nothing is
+shared with other processes, so POPTORCH_WAIT_FOR_IPU, POPTORCH_IPU_MODEL_VERSION, POPTORCH_EXPORT_PROTO_FILE,
+POPLAR_ENGINE_OPTIONS and PVTI_OPTIONS have no effect.
+"""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 from typing import Any, Dict, List, Optional
 
 import torch
 
 from vit_ipu.simulator import enums
+from vit_ipu.simulator.errors import ConfigFileError
+from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.option_groups import (
-    OptionsDict,
     TensorLocationSettings,
     _DistributedOptions,
     _JitOptions,
@@ -20,15 +26,72 @@ from vit_ipu.simulator.option_groups import (
     _TensorLocationOptions,
     _TrainingOptions,
 )
-from vit_ipu.simulator.strategies import PipelinedExecution, _ExecutionStrategy
+from vit_ipu.simulator.option_text import call_setters, run_lines
+from vit_ipu.simulator.option_values import OptionsDict
+from vit_ipu.simulator.strategies import (
+    BlockId,
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
+    _IExecutionStrategy,
+    _IPhasedExecution,
+)
 
-__all__ = ["Options", "TensorLocationSettings"]
+__all__ = [
+    "Attribute",
+    "BlockId",
+    "ConfigFileError",
+    "Options",
+    "ParallelPhasedExecution",
+    "Phase",
+    "PipelinedExecution",
+    "SerialPhasedExecution",
+    "ShardedExecution",
+    "Stage",
+    "TensorLocationSettings",
+    "_IExecutionStrategy",
+    "_IPhasedExecution",
+    "uses_ipu_model",
+]
+
+
+class Attribute:
+    """A context manager: operations inside get attributes of PopART's; it has no effect on what is computed."""
+
+    _current_attrs: Dict[str, Dict[str, Any]] = {}
+
+    def __init__(self, **kwargs: Dict[str, Any]) -> None:
+        self._kwargs = kwargs
+        self._saved: Dict[str, Dict[str, Any]] = {}
+
+    def __enter__(self) -> None:
+        self._saved = copy.deepcopy(Attribute._current_attrs)
+        for name, values in self._kwargs.items():
+            Attribute._current_attrs.setdefault(name, {}).update(values)
+
+    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
+        Attribute._current_attrs = self._saved
 
 
 class Options(OptionsDict):
     """The options of a training or inference model. Every setter returns the object, so that calls chain."""
 
     def __init__(self) -> None:
+        popart = _PopartOptions()
+        self._jit = _JitOptions()
+        self._popart = popart
+        self._precision = _PrecisionOptions(popart)
+        self._training = _TrainingOptions(popart)
+        self._distributed = _DistributedOptions()
+        self._tensor_locations = _TensorLocationOptions()
+        self._execution_strategy: _IExecutionStrategy = PipelinedExecution()
+        self._source_location_excludes = ["install/poptorch", "site-packages/torch", "site-packages/poptorch"]
+        self._show_compilation_progress_bar = True
+        self._relax_optimizer_checks = False
+        self._module_namescope_enabled = True
         super().__init__(
             replication_factor=1,
             input_group_size=1,
@@ -45,22 +108,9 @@ class Options(OptionsDict):
             sync_pattern=enums.SyncPattern.Full.value,
             available_memory_proportion={},
         )
-        popart = _PopartOptions()
-        self.__dict__.update(
-            _jit=_JitOptions(),
-            _popart=popart,
-            _precision=_PrecisionOptions(popart),
-            _training=_TrainingOptions(popart),
-            _distributed=_DistributedOptions(),
-            _tensor_locations=_TensorLocationOptions(),
-            _execution_strategy=PipelinedExecution(),
-            _source_location_excludes=["install/poptorch", "site-packages/torch", "site-packages/poptorch"],
-            _show_compilation_progress_bar=True,
-            _relax_optimizer_checks=False,
-            _module_namescope_enabled=True,
-        )
         cache = os.environ.get("POPTORCH_CACHE_DIR", "")
         if cache:
+            logger.info("POPTORCH_CACHE_DIR is set: setting cache path to %s", cache)
             self.enableExecutableCaching(cache)
         self.from_json(os.environ.get("POPTORCH_DEFAULT_OPTIONS", "{}"))
 
@@ -68,27 +118,27 @@ class Options(OptionsDict):
 
     @property
     def TensorLocations(self) -> _TensorLocationOptions:
-        return self._tensor_locations  # type: ignore[no-any-return]
+        return self._tensor_locations
 
     @property
     def Distributed(self) -> _DistributedOptions:
-        return self._distributed  # type: ignore[no-any-return]
+        return self._distributed
 
     @property
     def Jit(self) -> _JitOptions:
-        return self._jit  # type: ignore[no-any-return]
+        return self._jit
 
     @property
     def Precision(self) -> _PrecisionOptions:
-        return self._precision  # type: ignore[no-any-return]
+        return self._precision
 
     @property
     def Training(self) -> _TrainingOptions:
-        return self._training  # type: ignore[no-any-return]
+        return self._training
 
     @property
     def _Popart(self) -> _PopartOptions:
-        return self._popart  # type: ignore[no-any-return]
+        return self._popart
 
     # ----------------------------------------------------------------------------- batches and IPUs
 
@@ -112,8 +162,8 @@ class Options(OptionsDict):
         self.set(input_group_size=input_group_size, input_cgt=input_group_type)
         return self
 
-    def setExecutionStrategy(self, strategy: _ExecutionStrategy) -> "Options":
-        assert isinstance(strategy, _ExecutionStrategy)
+    def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> "Options":
+        assert isinstance(strategy, _IExecutionStrategy)
         self._execution_strategy = strategy
         return self
 
@@ -147,6 +197,8 @@ class Options(OptionsDict):
         if output_mode == enums.OutputMode.EveryN:
             valid = output_return_period is not None and output_return_period > 0
             assert valid, "EveryN anchor must have output_return_period set to valid positive integer"
+        elif output_return_period:
+            logger.info("Anchor return period argument ignored with output_mode set to %s", output_mode)
         self.set(output_mode=output_mode.value, output_return_period=output_return_period or 1)
         return self
 
@@ -212,6 +264,11 @@ class Options(OptionsDict):
         return self
 
     def enableProfiling(self, profile_dir: Optional[str] = None) -> "Options":
+        given = os.environ.get("POPLAR_ENGINE_OPTIONS", "")
+        if any(name in given for name in ("debug.allowOutOfMemory", "autoReport.directory", "autoReport.all")):
+            logger.warning(
+                "Profiling setting overridden by environment variable. Check content of POPLAR_ENGINE_OPTIONS."
+            )
         options = dict(self._Popart.options.get("engineOptions", {}))
         options.update(
             {
@@ -262,13 +319,16 @@ class Options(OptionsDict):
     # ------------------------------------------------------------------------------ to and from text
 
     def from_json(self, string: str) -> "Options":
-        """Calls each named setter with its value, or its values where they are a list."""
-        for name, value in json.loads(string).items():
-            setter: Any = self
-            for part in name.split("."):
-                setter = getattr(setter, part)
-            values = value if isinstance(value, list) else [value]
-            setter(*[_enum_value(v) for v in values])
+        """Calls each setter that a JSON object names with its value, or with its values where they are a list."""
+        call_setters(self, string)
+        return self
+
+    def loadFromFile(self, filepath: str) -> "Options":
+        """Calls the setters in a file, one a line, such as `Training.gradientAccumulation(4)`.
+
+        The lines are run as Python. Raises ConfigFileError for what is not Python.
+        """
+        run_lines(self, filepath)
         return self
 
     def toDict(self) -> Dict[str, Any]:
@@ -278,15 +338,19 @@ class Options(OptionsDict):
         out = self.update(out)
         for part in (self._training, self._distributed, self._tensor_locations):
             out = part.update(out)
-        return out  # type: ignore[no-any-return]
+        return out
 
     def clone(self) -> "Options":
         return copy.deepcopy(self)
 
+    def __repr__(self) -> str:
+        groups = sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
+        shown = list(self._values.items()) + [(name, getattr(self, name)) for name in groups]
+        return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in shown))
 
-def _enum_value(value: Any) -> Any:
-    """The member that a string such as "OutputMode.All" names; anything else as it is."""
-    if isinstance(value, str) and value.count(".") == 1:
-        kind, name = value.split(".")
-        return getattr(getattr(enums, kind, None), name, value)
-    return value
+
+def uses_ipu_model(options: Options) -> bool:
+    """Whether Graphcore's IPU Model is asked for, by the options, else by the environment (Utils.cpp:30-55)."""
+    if options.exists("use_model"):
+        return bool(options.use_model)
+    return any(int(os.environ.get(name, "0")) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))

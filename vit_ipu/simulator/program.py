@@ -3,28 +3,42 @@
 A call consumes D x G x R micro-batches in the order [D][G][R] and, in training, does D weight updates. The
 pipeline drains before each update, so running the micro-batches one after the other computes the same.
 
-Half precision is computed in float32 here: weights, optimizer state and activations that the model keeps in
-float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave it.
+With exact numerics half precision is computed in float32: weights, optimizer state and activations that the model
+keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave it. With an IPU's
+numerics they are float16 (half_ops.py).
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vit_ipu.simulator import context
-from vit_ipu.simulator.arguments import Arguments, flatten, micro_batch_of, rebuild
-from vit_ipu.simulator.enums import OutputMode, ReductionType
+from vit_ipu.simulator.anchors import GRADIENT, UPDATED, Anchors
+from vit_ipu.simulator.arguments import Arguments, micro_batch_of
+from vit_ipu.simulator.arithmetic import chosen
+from vit_ipu.simulator.counters import Call
+from vit_ipu.simulator.device_names import DeviceNames
+from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.errors import cpp_error
-from vit_ipu.simulator.optim import Attributes
+from vit_ipu.simulator.gradients import Gradients, Reduction
+from vit_ipu.simulator.half_ops import HalfArithmetic, undispatched
+from vit_ipu.simulator.loss_scaling import AutomaticLossScale
+from vit_ipu.simulator.mixed_formats import MixedFormats, unvalidated_distributions
+from vit_ipu.simulator.optimizer_attributes import Attributes
 from vit_ipu.simulator.options import Options
+from vit_ipu.simulator.replicas import Grouping, Groupings, Replicas
+from vit_ipu.simulator.standins import popdist
+from vit_ipu.simulator.structures import flatten, rebuild
 from vit_ipu.simulator.tracing import LossCatcher, LossId, Trace
 from vit_ipu.simulator.updates import Updater
 from vit_ipu.simulator.weights import Weights, borrowed, in_modes
+
+_OFF, _RANDOM_NORMAL = 0, 2  # popart::SyntheticDataMode
 
 
 class Program:
@@ -38,41 +52,110 @@ class Program:
         trace: Trace,
         device: torch.device,
         optimizer: Optional[Tuple[Attributes, Sequence[Sequence[str]]]],
+        groupings: Groupings,
     ) -> None:
         """`compiled_for`: arguments of a whole call; `optimizer`: attributes, and parameter names by group."""
         self._model, self._options, self._trace, self._device = model, options, trace, device
         self.compiled_for = compiled_for
+        numerics = chosen()
+        self._half = HalfArithmetic.of(options, numerics, device) if numerics.is_ipu else None
         # What model.train() or model.eval() do after compilation has no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
         self._replicas = int(options.replication_factor)
+        self._synthetic_data = int(options._Popart.options.get("syntheticDataMode", _OFF))
+        self._input_groups = Grouping(options.input_cgt, int(options.input_group_size))
         self.weights = Weights.of(model).map(lambda tensor: self._to_device(tensor, copy=True))
+        own_buffers = trace.mutates_buffers and not options.broadcast_buffers
+        self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
         self._final_loss: Optional[LossId] = trace.final_loss() if trace.is_training else None
-        self.updater = Updater(optimizer[0], self.weights.parameters, optimizer[1]) if optimizer else None
+        self.updater: Optional[Updater] = None
+        if optimizer is not None:
+            self._prepare_updates(*optimizer)
+        state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
+        self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state)
         self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
-        self.rng_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
+        self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
+
+    def _prepare_updates(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> None:
+        reduction, rounding = Reduction.of(self._options), self._half.rounding if self._half is not None else None
+        loss_scale = None
+        if attributes.automatic_loss_scaling:
+            trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
+            loss_scale = AutomaticLossScale({name for name, weight in trained if weight.dtype == torch.float16})
+        weights = self.weights.parameters
+        self._gradients = Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale)
+        self.updater = Updater(attributes, weights, names, reduction, rounding, loss_scale)
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches that a call consumes."""
         return self._iterations * self._accumulation * self._replicas
 
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that a call consumes of each replica."""
+        return self._iterations * self._accumulation
+
+    @property
+    def trace(self) -> Trace:
+        """What tracing the model found."""
+        return self._trace
+
+    @property
+    def anchored(self) -> Dict[str, Tensor]:
+        """The anchored tensors of the last call by their short names."""
+        return self._anchors.results
+
+    def tensor_names(self) -> List[str]:
+        """The tensors that PopART would name in the graph, as far as they are known here."""
+        names = ["input" + ("/{}".format(i) if i else "") for i in range(len(self.compiled_for.tensors()))]
+        names += [name for name, _ in self.weights.items()]
+        if self.updater is not None:
+            names += ["loss"] + [prefix + name for prefix in (GRADIENT, UPDATED) for name in self.weights.parameters]
+            names += [*self.updater.state, *self.updater.parameters]
+        return names
+
+    def transfers(self) -> Call:
+        """What a call moves between host and IPUs."""
+        options, inputs = self._options, len(self.compiled_for.tensors())
+        period, mode = int(options.output_return_period), OutputMode(options.output_mode)
+        rounds = self.rounds if self._synthetic_data == _OFF else 0
+        return Call(rounds, self._replicas, inputs, len(self._output_dtypes), mode, period)
+
+    @property
+    def rng_state(self) -> Tensor:
+        """The random state, followed by that of stochastic rounding where there is one."""
+        if self._half is None or not self._half.rounding.is_stochastic:
+            return self._random_state
+        return torch.cat([self._random_state, self._half.rounding.state])
+
+    @rng_state.setter
+    def rng_state(self, state: Tensor) -> None:
+        own = len(self._random_state)
+        self._random_state = state[:own].clone()
+        if self._half is not None and len(state) > own:
+            self._half.rounding.state = state[own:]
+
     # ------------------------------------------------------------------------------------ weights
 
     @torch.no_grad()
-    def write_weights(self) -> None:
-        """Copies the host's weights and buffers to the IPUs.
+    def write_weights(self, only: Optional[Sequence[str]] = None) -> None:
+        """Copies the host's weights and buffers, or those named, to the IPUs.
 
         A float16 weight that the host still holds as it was last read keeps its float32 value here.
         """
         host = dict(Weights.of(self._model).items())
         for name, tensor in self.weights.items():
+            if only is not None and name not in only:
+                continue
             given = host[name].to(tensor.device)
             if given.dtype == tensor.dtype:
                 tensor.copy_(given)
             else:
                 tensor.copy_(torch.where(tensor.to(given.dtype) == given, tensor, given.to(tensor.dtype)))
+        self._by_replica.follow_first()
 
     @torch.no_grad()
     def read_weights(self) -> None:
@@ -85,9 +168,10 @@ class Program:
 
     def run(self, arguments: Arguments) -> Any:
         """One call: the outputs in the model's structure, or None if it returns nothing."""
-        tensors = [self._to_device(tensor) for tensor in arguments.tensors()]
+        tensors = [self._to_device(self._synthetic(tensor)) for tensor in arguments.tensors()]
         collected: List[List[Tensor]] = []
-        with self._random_numbers(), borrowed(self._model, self.weights), in_modes(self._modes), self._arithmetic():
+        self._anchors.start_call()
+        with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
             for iteration in range(self._iterations):
                 first = iteration * self._accumulation * self._replicas
                 indices = range(first, first + self._accumulation * self._replicas)
@@ -96,59 +180,82 @@ class Program:
                 else:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
-        outputs = [self._gather(micro_outputs) for micro_outputs in zip(*collected)]
+        self._anchors.end_call(self._gather)
+        mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
+        outputs = [self._gather(list(micro_outputs), mode, period) for micro_outputs in zip(*collected)]
         dtypes = [_on_host(dtype) for dtype in self._output_dtypes]
         return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
+
+    def _synthetic(self, tensor: Tensor) -> Tensor:
+        """The input, or what Options.enableSyntheticData feeds in its place: normal numbers, and zeros for integers."""
+        if self._synthetic_data == _OFF:
+            return tensor
+        if self._synthetic_data == _RANDOM_NORMAL and tensor.is_floating_point():
+            return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+        return torch.zeros_like(tensor)
 
     def _update_weights(
         self, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
     ) -> List[List[Tensor]]:
         assert self.updater is not None
         collected = []
-        for index in indices:
+        for number, index in enumerate(indices):
             outputs, loss = self._forward(arguments, tensors, index)
             assert loss is not None
-            loss.backward(torch.full_like(loss, self.updater.attributes.loss_scaling))  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # not if all weights are frozen
+                loss.backward(torch.full_like(loss, self.updater.loss_scale))  # type: ignore[no-untyped-call]
+            with undispatched():
+                self._by_replica.gather_gradients()
+                self._gradients.take(number)
             collected.append(outputs)
-        self.updater.step(self._reduced_gradients())
+        with undispatched():
+            gradients = self._gradients.reduced()
+            self._anchors.before_update(self.updater.loss_scale, self._replicas)
+            processes, mean = int(self._options.Distributed.numProcesses), Reduction.of(self._options).is_mean
+            self.updater.step(popdist.reduce_gradients(gradients, processes=processes, mean=mean))
+            self._anchors.after_update(self._replicas)
         return collected
 
     def _forward(
         self, arguments: Arguments, tensors: List[Tensor], index: int
     ) -> Tuple[List[Tensor], Optional[Tensor]]:
         """The detached outputs of one micro-batch, and its loss in training."""
-        micro = arguments.with_tensors([micro_batch_of(tensor, index, self.micro_batches) for tensor in tensors])
+        replica = index % self._replicas
+        part, parts = self._part_of_input(index)
+        micro = arguments.with_tensors([micro_batch_of(tensor, part, parts) for tensor in tensors])
         losses: List[Tensor] = []
         with ExitStack() as stack:
+            if self._by_replica.differ:
+                stack.enter_context(borrowed(self._model, self._by_replica.weights_of(replica)))
             stack.enter_context(context.running(losses))
+            if self._trace.names_devices:
+                stack.enter_context(DeviceNames(self._device))
             if self._final_loss is not None and self._final_loss.of_function:
                 losses = stack.enter_context(LossCatcher()).losses
             result = self._model(*micro.args, **micro.kwargs)
         outputs = [tensor.detach() for tensor in flatten(result)]
         return outputs, None if self._final_loss is None else losses[self._final_loss.number]
 
-    def _reduced_gradients(self) -> Dict[str, Tensor]:
-        """The gradients of one update, reduced and without the loss scale; the accumulators are emptied."""
-        assert self.updater is not None
-        training = self._options.Training
-        mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
-        divisor = self.updater.attributes.loss_scaling * (self._accumulation * self._replicas if mean else 1)
-        gradients = {}
-        for name, weight in self.weights.parameters.items():
-            if weight.grad is not None:
-                gradients[name] = weight.grad.div_(divisor)
-                weight.grad = None
-        return gradients
+    def _same_weights(self) -> ContextManager[None]:
+        """The weights of all replicas for a whole call, if they are the same."""
+        return nullcontext() if self._by_replica.differ else borrowed(self._model, self.weights)
 
-    def _gather(self, micro_outputs: Sequence[Tensor]) -> Tensor:
+    def _part_of_input(self, index: int) -> Tuple[int, int]:
+        """Which part of an input a micro-batch reads, and the number of parts: a group of replicas reads the same."""
+        groups = self._input_groups.count(self._replicas)
+        step, replica = divmod(index, self._replicas)
+        parts = self._iterations * self._accumulation * groups
+        return step * groups + self._input_groups.group_of(replica, self._replicas), parts
+
+    def _gather(self, micro_outputs: Sequence[Tensor], mode: OutputMode, period: int) -> Tensor:
         """One output of all micro-batches, in the output mode's selection, joined along dim 0."""
-        replicas, mode = self._replicas, self._options.output_mode
+        replicas = self._replicas
         if mode == OutputMode.Final:
             kept = list(micro_outputs[-replicas:])
         elif mode == OutputMode.Sum:
             kept = [torch.stack(list(micro_outputs[r::replicas])).sum(0) for r in range(replicas)]
         else:
-            kept = list(_every(micro_outputs, int(self._options.output_return_period), replicas))
+            kept = list(_every(micro_outputs, period if mode == OutputMode.EveryN else 1, replicas))
         if kept[0].dim() == 0:
             return kept[0] if len(kept) == 1 else torch.stack(kept)
         return torch.cat(kept)
@@ -156,16 +263,21 @@ class Program:
     # ----------------------------------------------------------------------------------- precision
 
     def _to_device(self, tensor: Tensor, *, copy: bool = False) -> Tensor:
-        dtype = torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+        narrow = torch.float16 if self._half is None else torch.float64
+        dtype = torch.float32 if tensor.dtype == narrow else tensor.dtype
         return tensor.detach().to(self._device, dtype, copy=copy)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         """New tensors are made on the device, and in float32 where the model asks for float16."""
         with ExitStack() as stack:
+            stack.enter_context(unvalidated_distributions())
             if self._device.type != "cpu":
                 stack.enter_context(self._device)
-            if self._trace.uses_half:
+            if self._half is not None:
+                stack.enter_context(self._half)
+                stack.enter_context(MixedFormats())
+            elif self._trace.uses_half:
                 stack.enter_context(_FloatForHalf())
             yield
 
@@ -174,11 +286,11 @@ class Program:
         """The device's random state is torch's while the program runs; the host's comes back afterwards."""
         cuda = self._device.type == "cuda"
         host = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
-        _set_rng_state(self.rng_state, self._device)
+        _set_rng_state(self._random_state, self._device)
         try:
             yield
         finally:
-            self.rng_state = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
+            self._random_state = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
             _set_rng_state(host, self._device)
 
 

@@ -1,25 +1,29 @@
-"""Execution strategies: which block belongs to which stage, and on which IPU (python/options.py:672-945)."""
+"""Execution strategies: which block belongs to which stage, and on which IPU (python/options.py:672-1143)."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, List, Sequence, Union
 
-from vit_ipu.simulator.enums import AutoStage
+from vit_ipu.simulator.enums import AutoStage, Liveness
+from vit_ipu.simulator.option_values import IStageManager
+
+BlockId = str
 
 
 class Stage:
     """One or more blocks that run on one IPU."""
 
-    def __init__(self, *block_ids: str) -> None:
+    def __init__(self, *block_ids: BlockId) -> None:
         assert all(isinstance(block, str) for block in block_ids), (
             "Block IDs are supposed to be strings but got {}".format(block_ids)
         )
         self._blocks = block_ids
         self._stage_id = -1
-        self._ipu: Optional[int] = None
+        self._phase_id = -1
+        self._ipu: Any = None
 
     @property
-    def blocks(self) -> Tuple[str, ...]:
+    def blocks(self) -> Sequence[BlockId]:
         """The IDs of the blocks."""
         return self._blocks
 
@@ -30,86 +34,180 @@ class Stage:
         return self
 
 
-class StageManager:
-    """Resolves a block to its stage while a model is traced; `on_begin` learns of each block that begins."""
+class StageManager(IStageManager):
+    """The listed stages, or stages that blocks are given as they begin."""
 
-    def __init__(self, stages: Dict[str, Stage], auto_stage: AutoStage) -> None:
-        self._stages = stages
-        self._listed = bool(stages)
+    def __init__(self, stages: Dict[BlockId, Stage], auto_stage: AutoStage) -> None:
+        super().__init__()
+        self._listed, self._automatic = stages, dict(stages)
         self._auto_stage = auto_stage
         self._next_stage_id = 1
-        self._next_auto_id = 0
-        self.on_begin: Callable[[str, int, int], None] = lambda block, stage, ipu: None
 
-    def begin(self, user_id: Optional[str], ipu_id: Optional[int]) -> None:
-        """A block begins: `on_begin` is told its ID, its stage and its IPU."""
-        block = user_id if user_id is not None else self.next_auto_id()
-        stage = self._stage_of(block, ipu_id)
-        ipu = stage._ipu if stage._ipu is not None else ipu_id
-        self.on_begin(block, stage._stage_id, stage._stage_id if ipu is None else ipu)
+    def getStage(self, block_id: BlockId) -> Stage:
+        """The stage of a block. Raises AssertionError if there is none for it."""
+        if block_id not in self._automatic:
+            expected = list(self._listed)
+            assert not expected, "Unknown Block '{}' list of expected Blocks: {}".format(block_id, expected)
+            self._automatic[block_id] = self._new_stage(block_id)
+        return self._automatic[block_id]
 
-    def next_auto_id(self) -> str:
-        """The ID of the next block that has none."""
-        self._next_auto_id += 1
-        return str(self._next_auto_id - 1)
-
-    def reset_auto_id(self) -> None:
-        """Counts blocks without an ID from 0 again."""
-        self._next_auto_id = 0
-
-    def _stage_of(self, block: str, ipu_id: Optional[int]) -> Stage:
-        if block in self._stages:
-            return self._stages[block]
-        assert not self._listed, "Unknown Block '{}' list of expected Blocks: {}".format(block, list(self._stages))
-        stage = Stage(block)
+    def _new_stage(self, block_id: BlockId) -> Stage:
+        stage = Stage(block_id)
         if self._auto_stage == AutoStage.SameAsIpu:
-            assert ipu_id is not None, (
-                "poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {}".format(block)
+            assert self._current_ipu is not None, (
+                "poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {}".format(block_id)
             )
-            stage._stage_id = ipu_id
+            stage._stage_id = self._current_ipu
         else:
             stage._stage_id = self._next_stage_id
             self._next_stage_id += 1
-        self._stages[block] = stage
         return stage
 
 
-class _ExecutionStrategy:
-    """What PipelinedExecution and ShardedExecution share."""
+class _IExecutionStrategy:
+    """What the strategies share: the blocks' stages, which `stage_manager` looks up during tracing."""
 
-    execution_mode: int
+    def __init__(self, stages_manager: StageManager, block_map: Dict[BlockId, Stage]) -> None:
+        self._block_map = block_map
+        self.stage_manager = stages_manager
+
+    def stage(self, block_id: BlockId) -> Stage:
+        """The stage that a block belongs to."""
+        assert block_id in self._block_map, "Unknown block {}".format(block_id)
+        return self._block_map[block_id]
+
+    def onStartTracing(self) -> None:
+        """A model is about to be traced."""
+        self.stage_manager.clearDebug()
+
+    def onEndTracing(self) -> None:
+        """A model has been traced."""
+        self.stage_manager.printDebug()
+
+    def backendOptions(self) -> Dict[str, Any]:
+        """What the strategy adds to Options.toDict()."""
+        return {}
+
+
+def _add_blocks(block_map: Dict[BlockId, Stage], stage: Stage) -> None:
+    for block in stage.blocks:
+        assert block not in block_map, "{} associated with more than one stage".format(block)
+        block_map[block] = stage
+
+
+class PipelinedExecution(_IExecutionStrategy):
+    """All stages at work at once, each on another micro-batch: the default."""
 
     def __init__(self, *args: Any) -> None:
         """`args`: one AutoStage, or the stages in order, each a Stage, a block ID or a list of block IDs."""
-        self._block_map: Dict[str, Stage] = {}
+        block_map: Dict[BlockId, Stage] = {}
         auto_stage = AutoStage.SameAsIpu
         if len(args) == 1 and isinstance(args[0], AutoStage):
             auto_stage, args = args[0], ()
         for stage_id, arg in enumerate(args):
             stage = arg if isinstance(arg, Stage) else Stage(arg) if isinstance(arg, str) else Stage(*arg)
             stage._stage_id = stage_id
-            for block in stage.blocks:
-                assert block not in self._block_map, "{} associated with more than one stage".format(block)
-                self._block_map[block] = stage
-        self.stage_manager = StageManager(self._block_map, auto_stage)
-
-    def stage(self, block_id: str) -> Stage:
-        """The stage that a block belongs to."""
-        assert block_id in self._block_map, "Unknown block {}".format(block_id)
-        return self._block_map[block_id]
+            _add_blocks(block_map, stage)
+        super().__init__(StageManager(block_map, auto_stage), block_map)
 
     def backendOptions(self) -> Dict[str, Any]:
-        """What the strategy adds to Options.toDict()."""
-        return {"execution_mode": self.execution_mode}
-
-
-class PipelinedExecution(_ExecutionStrategy):
-    """All stages at work at once, each on another micro-batch: the default."""
-
-    execution_mode = 0
+        return {"execution_mode": 0}
 
 
 class ShardedExecution(PipelinedExecution):
     """One stage at work at a time."""
 
-    execution_mode = 1
+    def backendOptions(self) -> Dict[str, Any]:
+        return {"execution_mode": 1}
+
+
+class Phase:
+    """Stages that run at the same time."""
+
+    def __init__(self, *arg: Union[BlockId, Stage]) -> None:
+        """`arg`: one or more Stages, or the IDs of the blocks of a single one."""
+        self.stages: Sequence[Stage]
+        if all(isinstance(element, Stage) for element in arg):
+            self.stages = arg  # type: ignore[assignment]
+        else:
+            assert all(isinstance(element, str) for element in arg), (
+                "All arguments must either be block IDs (strings) or Stages: {}".format([type(e) for e in arg])
+            )
+            self.stages = [Stage(*arg)]  # type: ignore[arg-type]
+
+    def stage(self, idx: int) -> Stage:
+        """The stage of that number."""
+        return self.stages[idx]
+
+    def ipus(self, *ipus: int) -> None:
+        """Sets an IPU for each stage."""
+        assert len(ipus) == len(self.stages), "Phase contains {} stages but you provided {} ipus".format(
+            len(self.stages), len(ipus)
+        )
+        for stage, ipu in zip(self.stages, ipus):
+            stage.ipu(ipu)
+
+
+class _IPhasedExecution(_IExecutionStrategy):
+    """Phases one after the other: here the blocks run in the order of the model, which gives the same numbers."""
+
+    _serial: bool
+
+    def __init__(self, *phases: Union[Phase, List[Stage], List[BlockId]]) -> None:
+        """`phases`: each a Phase, or a Stage, a block ID, or a list of either."""
+        assert phases, "There is currently no AutoStage for PhasedExecution, please explicitly specify the phases"
+        self._tensors_liveness = Liveness.AlwaysLive
+        self._separate_backward_phase = False
+        self._phases: List[Phase] = []
+        block_map: Dict[BlockId, Stage] = {}
+        for phase_id, given in enumerate(phases):
+            phase = given if isinstance(given, Phase) else Phase(*given if isinstance(given, list) else [given])
+            self._phases.append(phase)
+            for stage in phase.stages:
+                stage._phase_id = phase_id
+                _add_blocks(block_map, stage)
+        super().__init__(StageManager(block_map, AutoStage.SameAsIpu), block_map)
+
+    def phase(self, phase: int) -> Phase:
+        """The phase of that number."""
+        assert isinstance(phase, int), "Phases are identified by positive integers"
+        assert phase >= 0, "Phases are identified by positive integers"
+        return self._phases[phase]
+
+    def useSeparateBackwardPhase(self, use: bool = True) -> "_IPhasedExecution":
+        """Whether the last forward phase is another one than the first backward phase."""
+        assert isinstance(use, bool)
+        self._separate_backward_phase = use
+        return self
+
+    def backendOptions(self) -> Dict[str, Any]:
+        return {
+            "execution_mode": 2,
+            "separate_backward_phase": self._separate_backward_phase,
+            "tensors_liveness": self._tensors_liveness.value,
+            "serial_phases_execution": self._serial,
+        }
+
+
+class ParallelPhasedExecution(_IPhasedExecution):
+    """Phases that alternate between two groups of IPUs."""
+
+    _serial = False
+
+    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> "ParallelPhasedExecution":
+        """Whether tensors wait for the backward pass outside the chip."""
+        assert isinstance(off_chip, bool)
+        self._tensors_liveness = Liveness.OffChipAfterFwd if off_chip else Liveness.AlwaysLive
+        return self
+
+
+class SerialPhasedExecution(_IPhasedExecution):
+    """Phases that all run on one group of IPUs."""
+
+    _serial = True
+
+    def setTensorsLiveness(self, liveness: Liveness) -> "SerialPhasedExecution":
+        """Sets when tensors leave the chip."""
+        assert isinstance(liveness, Liveness)
+        self._tensors_liveness = liveness
+        return self

@@ -24,7 +24,7 @@ class Weights:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Weights":
         """The result of `function` for each, requiring gradients as the original does."""
         return Weights(
-            {n: function(t.detach()).requires_grad_(t.requires_grad) for n, t in self.parameters.items()},
+            {n: nn.Parameter(function(t.detach()), t.requires_grad) for n, t in self.parameters.items()},
             {n: function(t) for n, t in self.buffers.items()},
         )
 
@@ -48,7 +48,7 @@ def borrowed(model: nn.Module, weights: Weights) -> Iterator[None]:
         yield
         for registry, key, name in places:
             if registry.get(key) is not lent[name]:
-                raise _reassigned(name, is_buffer=name in weights.buffers)
+                raise _replaced(name, is_buffer=name in weights.buffers, is_removed=key not in registry)
     finally:
         for (registry, key, _), tensor in zip(places, own):
             registry[key] = tensor
@@ -81,8 +81,10 @@ def _places(model: nn.Module) -> Iterator[Tuple[Dict[str, Any], str, str]]:
                     yield registry, key, name
 
 
-def _reassigned(name: str, *, is_buffer: bool) -> Exception:
+def _replaced(name: str, *, is_buffer: bool, is_removed: bool) -> Exception:
     kind = "Buffer" if is_buffer else "Parameter"
+    if is_removed:
+        return error("{} {} is removed from the model when calling the forward method.".format(kind, name))
     return error(
         "{} {} is reassigned within the model when calling the forward method. This is not supported. Consider using "
         "self.{}.copy_(src) to copy data from a source tensor, where src is the name of the source tensor.".format(

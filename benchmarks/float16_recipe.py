@@ -1,0 +1,135 @@
+"""The float16 recipe of the IPU configs against float32, on the quickstart with paired seeds, over the simulator.
+
+Both train the same images in the same order from the same weights. float32 is simulated exactly; float16 with the
+IPU's number formats (`--numerics ipu`): float16 weights, activations, partials, accumulated gradients and first
+moment, stochastic rounding, and the loss scale of the recipe. Two badly chosen loss scales must visibly fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from record import write_record
+
+from vit_ipu.backends import resolve_device
+from vit_ipu.config_file import load_config
+
+LOSS_SCALE = 256.0
+"""That of mmcls_vit_base_patch16_finetune_224_ipu."""
+BAD_LOSS_SCALES = (65536.0, 2.0**-14)
+RECIPE = {
+    "compute": "float16",
+    "partials": "float16",
+    "stochastic_rounding": "true",
+    "accumulation": "float16",
+    "first_moment": "float16",
+}
+T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
+"""Student's t at 97.5 %, by the number of pairs."""
+
+Run = Tuple[str, int]
+"""float32, or the loss scale of a float16 run, and the seed."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    runs: List[Run] = [("float32", seed) for seed in arguments.seeds]
+    runs += [(str(LOSS_SCALE), seed) for seed in arguments.seeds]
+    runs += [(str(scale), arguments.seeds[0]) for scale in BAD_LOSS_SCALES]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = dict(zip(runs, pool.map(lambda run: train(run, arguments, threads), runs)))
+    tops = {run: summary["top1"] for run, summary in found.items()}
+    differences = [tops[str(LOSS_SCALE), seed] - tops["float32", seed] for seed in arguments.seeds]
+    mean, half = interval(differences)
+    rows = [
+        [name if name == "float32" else "float16, loss scale " + name, str(seed), _top1(top1)]
+        for (name, seed), top1 in tops.items()
+    ]
+    device = resolve_device("ipu-sim")
+    write_record(
+        "float16-recipe",
+        "The float16 recipe against float32 on the quickstart, simulated",
+        device,
+        load_config("quickstart"),
+        [
+            "float16 minus float32 over {} paired seeds: mean {:+.2f} points of top-1, 95 % interval {:+.2f} to "
+            "{:+.2f}.".format(len(differences), mean, mean - half, mean + half),
+            "Recipe: {}, loss scale {:g}. {} runs at a time.".format(
+                ", ".join("{} {}".format(*item) for item in RECIPE.items()), LOSS_SCALE, arguments.jobs
+            ),
+        ],
+        (("precision", "seed", "top-1 (%)"), rows),
+        {"differences": differences, "mean": mean, "interval": [mean - half, mean + half], "top1": _json(tops)},
+    )
+
+
+def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, Any]:
+    """One run in a process of its own; its summary, with a top-1 of NaN if training failed. Goes on if interrupted."""
+    name, seed = run
+    folder = arguments.folder / "{}_seed_{}".format(name, seed)
+    done = folder.with_suffix(".json")
+    if not done.exists():
+        settings = dict(_settings(name), **{"run.seed": str(seed), "run.checkpoint_every": "140"})
+        if arguments.updates:
+            settings.update({"run.updates": str(arguments.updates), "optim.warmup_updates": "0"})
+        numerics = "exact" if name == "float32" else "ipu"
+        command = [sys.executable, "-m", "vit_ipu.simulator", "--numerics", numerics, "-m", "vit_ipu"]
+        command += ["train", "quickstart", "--device", "ipu-sim", "--json", "--output", str(folder)]
+        command += ["--resume"] if (folder / "checkpoints").is_dir() else []
+        for key, value in settings.items():
+            command += ["--set", "{}={}".format(key, value)]
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        process = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if process.returncode != 0:
+            print("{} seed {} failed: {}".format(name, seed, process.stderr.strip()[-300:]), file=sys.stderr)
+        done.write_text(process.stdout if process.returncode == 0 else json.dumps({"top1": None}))
+    summary: Dict[str, Any] = json.loads(done.read_text())
+    if summary["top1"] is None:
+        summary["top1"] = float("nan")
+    print("{} seed {}: top-1 {:.2f} %".format(name, seed, summary["top1"]), file=sys.stderr)
+    return summary
+
+
+def _settings(name: str) -> Dict[str, str]:
+    """What a run sets in the quickstart's config."""
+    if name == "float32":
+        return {}
+    recipe = {"precision." + key: value for key, value in RECIPE.items()}
+    return dict(recipe, **{"precision.loss_scale": name})
+
+
+def interval(differences: List[float]) -> Tuple[float, float]:
+    """The mean, and half the width of its 95 % interval by Student's t."""
+    spread = statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.mean(differences), T_QUANTILE[len(differences)] * spread
+
+
+def _top1(value: float) -> str:
+    return "failed" if value != value else "{:.2f}".format(value)
+
+
+def _json(tops: Dict[Run, float]) -> Dict[str, Any]:
+    return {"{} seed {}".format(*run): None if top1 != top1 else top1 for run, top1 in tops.items()}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44, 45, 46])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/float16"), help="of the runs; finished ones are kept")
+    parser.add_argument("--updates", type=int, help="fewer updates than the quickstart's, to try it out")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

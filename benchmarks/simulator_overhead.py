@@ -1,0 +1,75 @@
+"""What simulating costs: a training step of ViT-S at 224 px over the simulator and natively, on the same device.
+
+Both run the same micro-batches eagerly in float32 in one process, taking turns; the ratio of times is the result.
+The simulator runs in its exact mode, over a pipeline of four IPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+from record import write_record
+from training_step import backend_step, take_turns
+
+from vit_ipu.backends import resolve_device
+from vit_ipu.config import Config
+from vit_ipu.config_file import parse_config
+
+BATCHES = {"cpu": (32, 4), "cuda": (512, 64)}
+"""Global batch and micro-batch by device."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    config, simulated = config_for(arguments.device), {"cpu": "ipu-sim", "cuda": "ipu-sim:cuda"}[arguments.device]
+    steps = {"native": backend_step(config, arguments.device), "simulated": backend_step(config, simulated)}
+    times = take_turns(steps, config, runs=arguments.runs, burn_in=arguments.burn_in)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    ratio = medians["simulated"] / medians["native"]
+    rows = [
+        [name, "{:.4f}".format(medians[name]), "{:.4f} to {:.4f}".format(min(found), max(found))]
+        for name, found in times.items()
+    ]
+    write_record(
+        "simulator-overhead",
+        "What simulating costs on {}: {:.3f} x the native time".format(arguments.device, ratio),
+        resolve_device(simulated),
+        config,
+        ["{} updates timed of each, taking turns, after {} untimed.".format(arguments.runs, arguments.burn_in)],
+        (("backend", "seconds an update (median)", "spread"), rows),
+        {"ratio": ratio, "seconds": times},
+    )
+
+
+def config_for(device: str) -> Config:
+    """The same for both backends; micro-batches are not merged, and nothing is compiled."""
+    total, micro = BATCHES[device]
+    return parse_config(
+        {
+            "model": {"variant": "vit_small_patch16", "gelu": "tanh", "attention": "explicit"},
+            "data": {"source": "generated"},
+            "pipeline": {
+                "global_batch_size": total,
+                "micro_batch_size": micro,
+                "native_micro_batch_size": micro,
+                "layers_per_ipu": [3, 3, 3, 3],
+            },
+            "precision": {"compute": "float32", "torch_compile": "never"},
+            "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05},
+            "run": {"updates": 1},
+        }
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=list(BATCHES))
+    parser.add_argument("--runs", type=int, default=10, help="updates to time")
+    parser.add_argument("--burn-in", type=int, default=3, help="updates before, untimed")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

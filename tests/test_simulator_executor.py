@@ -1,0 +1,329 @@
+"""Executors: files, grouped parameters, buffers of replicas, hooks, and the user's own argument types."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+from simulated import TwoStages, data, options
+from torch import nn
+
+from vit_ipu import simulator as poptorch
+from vit_ipu.simulator import machine
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+
+class Scale(nn.Module):
+    """Multiplies by a parameter, adds a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor([2.0, 3.0]))
+        self.register_buffer("offset", torch.zeros(2))
+
+    def forward(self, x):
+        out = x * self.factor + self.offset
+        if not self.training:
+            return out
+        return out, poptorch.identity_loss(out**2, reduction="mean")
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def adamw(model):
+    return poptorch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def test_a_saved_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    straight, stopped = TwoStages(), TwoStages()
+    stopped.load_state_dict(straight.state_dict())
+    executors = [poptorch.trainingModel(model, options(), adamw(model)) for model in (straight, stopped)]
+    for executor in executors:
+        executor(*data(8))
+    path = str(tmp_path / "folder" / "model.poptorch")
+    executors[1].save(path)
+    executors[1].destroy()
+    loaded = poptorch.load(path)
+    for seed in (1, 2):
+        executors[0](*data(8, seed))
+        loaded(*data(8, seed))
+    for name, expected in straight.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], expected), name
+
+
+def test_what_is_compiled_offline_runs_once_loaded(tmp_path):
+    offline = options().useOfflineIpuTarget()
+    executor = poptorch.trainingModel(TwoStages(), offline)
+    path = str(tmp_path / "model.poptorch")
+    executor.compileAndExport(path, *data(8))
+    assert machine.machine.ipus_held == 0
+    loaded = poptorch.load(path, edit_opts_fn=lambda opts: opts.useIpuId(1))
+    assert loaded.options.ipu_id == 1
+    loaded(*data(8))
+    assert machine.machine.ipus_held == 2
+
+
+def test_an_executable_without_its_model(tmp_path):
+    path = str(tmp_path / "model.poptorch")
+    poptorch.trainingModel(TwoStages(), options()).compileAndExport(path, *data(8), export_model=False)
+    with pytest.raises(AssertionError, match="created with 'export_model=False'"):
+        poptorch.load(path)
+    executor = poptorch.trainingModel(TwoStages(), options())
+    executor.loadExecutable(path)
+    assert executor.isCompiled()
+    executor(*data(8))
+
+
+def test_saving_to_a_folder(tmp_path, caplog):
+    poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
+    assert os.listdir(str(tmp_path)) == ["model.poptorch"]
+
+
+def test_files_that_cannot_be_loaded(tmp_path):
+    other = tmp_path / "other.bin"
+    other.write_bytes(b"not an executable")
+    with pytest.raises(AssertionError, match="Invalid file .*not written by this simulator"):
+        poptorch.load(str(other))
+    with pytest.raises(poptorch.Error, match="Invalid file"):
+        poptorch.inferenceModel(Scale().eval()).loadExecutable(str(other))
+    with pytest.raises(FileNotFoundError):
+        poptorch.load(str(tmp_path / "missing"))
+    with pytest.raises(poptorch.Error, match="Model has not been compiled or has been destroyed"):
+        poptorch.inferenceModel(Scale().eval()).save(str(tmp_path / "model.poptorch"))
+
+
+def test_a_file_of_another_version(tmp_path, monkeypatch):
+    path = str(tmp_path / "model.poptorch")
+    poptorch.inferenceModel(Scale().eval()).compileAndExport(path, torch.ones(1, 2))
+    monkeypatch.setattr("vit_ipu.simulator.models.__version__", "9.9")
+    with pytest.raises(AssertionError, match="PopTorch version mismatch: File was created with version: 3.4.0"):
+        poptorch.load(path)
+
+
+def test_the_folder_to_save_in_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("")
+    executor = poptorch.inferenceModel(Scale().eval())
+    executor.compile(torch.ones(1, 2))
+    with pytest.raises(AssertionError, match="is not a directory"):
+        executor.save(str(tmp_path / "taken" / "model.poptorch"))
+
+
+def test_a_wrapped_model_is_pickled_plain_and_trained():
+    model = Scale()
+    executor = poptorch.trainingModel(model, options(G=1), torch.optim.SGD(model.parameters(), lr=0.1))
+    executor(torch.ones(1, 2))
+    for read in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), _through_torch_save(model)):
+        assert type(read) is Scale
+        assert torch.equal(read.factor, model.factor.detach())
+        assert not torch.equal(read.factor, torch.tensor([2.0, 3.0]))
+    assert type(copy.copy(model)) is type(model)
+
+
+def _through_torch_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False) if "2.0" not in torch.__version__ else torch.load(file)
+
+
+# ---------------------------------------------------------------------------------------- replicas
+
+
+class Grouped(nn.Module):
+    """A product with a weight that replicas hold parts of."""
+
+    def __init__(self, weight) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        out = x @ self.weight
+        return out, poptorch.identity_loss(out**2, reduction="mean")
+
+
+@pytest.mark.parametrize("orthogonal", [False, True], ids=["consecutive inputs", "orthogonal inputs"])
+def test_replicas_that_hold_parts_of_a_weight_train_the_whole(orthogonal):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(6, 4, generator=generator), torch.randn(4, 8, generator=generator)
+    whole = nn.Parameter(weight.clone())
+    for _ in range(3):
+        loss = ((x @ whole) ** 2).mean()
+        (gradient,) = torch.autograd.grad(loss, whole)
+        whole = nn.Parameter(whole.detach() - 0.5 * gradient)
+    kinds = [poptorch.CommGroupType.Consecutive, poptorch.CommGroupType.Orthogonal]
+    of_input, of_weight = reversed(kinds) if orthogonal else kinds
+    model = Grouped(torch.stack(weight.chunk(4, dim=1)))
+    opts = options(G=1, R=8).inputReplicaGrouping(4, of_input).outputMode(poptorch.OutputMode.All)
+    executor = poptorch.trainingModel(model, opts, torch.optim.SGD(model.parameters(), lr=0.5))
+    executor.weight.replicaGrouping(of_weight, 2, poptorch.VariableRetrievalMode.OnePerGroup)
+    for _ in range(3):
+        _, losses = executor(x)
+        assert losses.shape == (8,)
+    torch.testing.assert_close(torch.cat(list(model.weight.detach()), dim=1), whole.detach())
+
+
+def test_a_weight_for_every_replica():
+    model = Grouped(torch.ones(2, 3, 3))
+    executor = poptorch.trainingModel(model, options(G=1, R=2), torch.optim.SGD(model.parameters(), lr=1.0))
+    executor.weight.replicaGrouping(poptorch.CommGroupType.NoGrouping, 0, poptorch.VariableRetrievalMode.OnePerGroup)
+    executor(torch.cat([torch.zeros(1, 3), torch.ones(1, 3)]))
+    assert torch.equal(model.weight[0], torch.ones(3, 3))
+    assert (model.weight[1] < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind", "shards", "mode", "expected"),
+    [
+        (torch.ones(3, 2, 2), "Consecutive", 2, "OnePerGroup", "has 3 values along its first dimension, but 4 groups"),
+        (torch.tensor(1.0), "Consecutive", 2, "OnePerGroup", "Scalars cannot be passed as per-replica weight"),
+        (torch.ones(4, 2, 2), "Consecutive", 2, "AllReplicas", "VariableRetrievalMode.AllReplicas is not simulated"),
+    ],
+    ids=["wrong number of groups", "scalar", "all replicas"],
+)
+def test_groupings_that_are_refused(weight, kind, shards, mode, expected):
+    model = Grouped(weight)
+    executor = poptorch.trainingModel(model, options(G=1, R=8))
+
+    def train():
+        executor.weight.replicaGrouping(poptorch.CommGroupType[kind], shards, poptorch.VariableRetrievalMode[mode])
+        executor(torch.ones(8, 2))
+
+    with pytest.raises((poptorch.Error, NotImplementedError), match=expected):
+        train()
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 1))
+
+    def forward(self, x):
+        self.total.add_(x)
+        return self.total + 0
+
+
+def test_buffers_of_replicas_go_their_own_ways():
+    model = Counter()
+    executor = poptorch.inferenceModel(model, options(G=1, R=2).broadcastBuffers(False))
+    for _ in range(3):
+        out = executor(torch.tensor([[1.0], [10.0]]))
+    assert out.flatten().tolist() == [3.0, 30.0]
+    model.total.fill_(100.0)
+    executor.copyWeightsToDevice()
+    assert executor(torch.tensor([[1.0], [10.0]])).flatten().tolist() == [101.0, 110.0]
+
+
+def test_named_buffers_are_copied_alone():
+    model = Scale().eval()
+    executor = poptorch.inferenceModel(model, options(G=1).updatableNamedBuffers(["offset"]))
+    executor(torch.ones(1, 2))
+    with torch.no_grad():
+        model.offset.fill_(1.0)
+        model.factor.fill_(50.0)
+    assert executor(torch.ones(1, 2)).tolist() == [[2.0, 3.0]]
+    executor.copyNamedBuffersToDevice()
+    assert executor(torch.ones(1, 2)).tolist() == [[3.0, 4.0]]
+
+
+def test_no_buffer_is_named():
+    executor = poptorch.inferenceModel(Scale().eval())
+    with pytest.raises(poptorch.Error, match="Model has not been compiled"):
+        executor.copyNamedBuffersToDevice()
+    executor(torch.ones(1, 2))
+    with pytest.raises(poptorch.Error, match="No named buffers marked as updatable via updatableNamedBuffers option"):
+        executor.copyNamedBuffersToDevice()
+
+
+# --------------------------------------------------------------------------------------- the rest
+
+
+def test_hooks_run_around_compilation_in_their_order():
+    calls = []
+    handles = [poptorch.registerPreCompileHook(lambda number=number: calls.append(number)) for number in (1, 2)]
+    handles.append(poptorch.registerPostCompileHook(lambda: calls.append("after")))
+    executor = poptorch.inferenceModel(Scale().eval())
+    executor(torch.ones(1, 2))
+    executor(torch.ones(1, 2))
+    assert calls == [1, 2, "after"]
+    for handle in handles:
+        handle.remove()
+    poptorch.inferenceModel(Scale().eval())(torch.ones(1, 2))
+    assert calls == [1, 2, "after"]
+
+
+@pytest.mark.parametrize("register", [poptorch.registerPreCompileHook, poptorch.registerPostCompileHook])
+def test_a_hook_must_be_callable(register):
+    with pytest.raises(RuntimeError, match="hook must be callable"):
+        register(3)
+
+
+def test_backward_of_an_output_is_refused():
+    out = poptorch.inferenceModel(Scale().eval())(torch.ones(1, 2))
+    with pytest.raises(poptorch.Error, match="backward\\(\\) cannot be called explicitly on outputs"):
+        out.backward()
+
+
+def test_the_time_to_compile():
+    executor = poptorch.inferenceModel(Scale().eval())
+    with pytest.raises(poptorch.Error, match="Please compile the model before obtaining compilation time"):
+        executor.compilationTime()
+    executor(torch.ones(1, 2))
+    assert executor.compilationTime().total_seconds() > 0
+    quiet = poptorch.inferenceModel(Scale().eval(), poptorch.Options().showCompilationProgressBar(False))
+    quiet(torch.ones(1, 2))
+    with pytest.raises(poptorch.Error, match="Please set showCompilationProgressBar option"):
+        quiet.compilationTime()
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class Box:
+    def __init__(self, content) -> None:
+        self.content = content
+
+
+class SmallBox(Box):
+    pass
+
+
+class BoxParser(poptorch.ICustomArgParser):
+    def yieldTensors(self, struct):
+        yield struct.content
+
+    def reconstruct(self, original_structure, tensor_iterator):
+        return type(original_structure)(next(tensor_iterator))
+
+
+class Unpack(nn.Module):
+    def forward(self, box):
+        return {"sum": Pair(box.content + 1, box.content * 2)}
+
+
+@pytest.mark.parametrize("kind", [Box, SmallBox])
+def test_types_with_a_parser_of_their_own(kind):
+    poptorch.registerCustomArgParser(Box, BoxParser())
+    try:
+        executor = poptorch.inferenceModel(Unpack())
+        out = executor(kind(torch.ones(2)))
+        assert isinstance(out["sum"], Pair)
+        assert out["sum"].right.tolist() == [2.0, 2.0]
+        assert executor(kind(torch.zeros(2)))["sum"].left.tolist() == [1.0, 1.0]
+        with pytest.raises(poptorch.Error, match="Shape mismatch for box"):
+            executor(kind(torch.ones(3)))
+    finally:
+        poptorch.registerCustomArgParser(Box, None)
+
+
+def test_a_parser_must_be_one():
+    with pytest.raises(poptorch.Error, match="arg_parser must inherit from ICustomArgParser"):
+        poptorch.registerCustomArgParser(Box, object())

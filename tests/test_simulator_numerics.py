@@ -1,0 +1,511 @@
+"""The simulator's float16: rounding, partial sums, formats of accumulators, and recipes that fail as on an IPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vit_ipu import simulator as poptorch
+from vit_ipu.simulator.gradients import Gradients, Reduction
+from vit_ipu.simulator.half import Rounding
+from vit_ipu.simulator.half_ops import HalfArithmetic
+from vit_ipu.simulator.half_products import Partials, convolution, convolution_backward
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+SMALLEST = 2.0**-24
+
+
+def spacing(value):
+    return max(2.0 ** (math.floor(math.log2(abs(value))) - 10), SMALLEST)
+
+
+def spacings(values):
+    exponents = torch.frexp(values)[1] - 1
+    return torch.ldexp(torch.ones_like(values), exponents - 10).clamp(min=SMALLEST).double()
+
+
+# --------------------------------------------------------------------------------------- rounding
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.0003, -1.0003, 0.1, -3.14159, 60001.0, -2047.3, 3.3e-6, -3.3e-6, 4e-8, -1e-8, 2.0**-14 * 1.0001, 2.0**-41],
+    ids=str,
+)
+def test_stochastic_rounding_keeps_the_mean_of_a_million(value):
+    count = 1_000_000
+    values = torch.full((count,), value)
+    rounded = Rounding(stochastic=True, seed=3)(values).double()
+    step = spacing(value)
+    assert len(rounded.unique()) <= 2
+    assert (rounded - values.double()).abs().max() < step
+    fraction = (values[0].double() / step) % 1
+    sigma = step * math.sqrt(float(fraction * (1 - fraction)) / count)
+    assert abs(float((rounded - values.double()).mean())) < 4 * sigma + 1e-30
+
+
+def test_stochastic_rounding_of_mixed_values_has_no_bias():
+    values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    values *= 10.0 ** torch.randint(-8, 4, values.shape, generator=torch.Generator().manual_seed(1))
+    errors = (Rounding(stochastic=True, seed=0)(values).double() - values.double()) / spacings(values)
+    assert errors.abs().mean() > 0.1
+    # the values were drawn with the same seed: rounding that drew the same numbers is 8 sigma off
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / 1000
+
+
+def test_many_small_roundings_are_independent():
+    """Random numbers that were used again would spread the mean wider than independent ones do."""
+    value, step, calls = torch.full((4096,), 1.0003), 2.0**-10, 250
+    sigma = step * math.sqrt(0.3072 * 0.6928 / (calls * len(value)))  # 0.0003 is 0.3072 of a step
+    scores = []
+    for seed in range(6):
+        rounding = Rounding(stochastic=True, seed=seed)
+        errors = sum(float((rounding(value).double() - value.double()).mean()) for _ in range(calls)) / calls
+        scores.append(errors / sigma)
+    assert max(abs(score) for score in scores) < 4
+    assert torch.tensor(scores).std() < 2
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_what_float16_can_hold_stays_exact(stochastic):
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = patterns.view(torch.float16)
+    values = values[~values.isnan()]
+    assert torch.equal(Rounding(stochastic=stochastic, seed=0)(values.float()), values)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_overflow_is_clipped_but_infinities_stay(stochastic):
+    values = torch.tensor([65536.0, -1e30, math.inf, -math.inf, math.nan, 65519.0])
+    rounded = Rounding(stochastic=stochastic, seed=0)(values)
+    assert rounded[:4].tolist() == [65504.0, -65504.0, math.inf, -math.inf]
+    assert rounded[4].isnan()
+    assert rounded[5] == 65504.0
+
+
+def test_nearest_rounds_ties_to_even():
+    assert Rounding()(torch.tensor([2049.0, 2051.0])).tolist() == [2048.0, 2052.0]
+
+
+def test_roundings_with_the_same_seed_are_the_same():
+    values = torch.randn(1000)
+    first, second, other = (Rounding(stochastic=True, seed=seed)(values) for seed in (5, 5, 6))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+# --------------------------------------------------------------------------------------- partials
+
+
+def half(*shape, seed=0, scale=1.0):
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).half()
+
+
+def partials(chunk=16):
+    return Partials(half_products=True, half_convolutions=True, chunk=chunk, rounding=Rounding())
+
+
+def slow_product(left, right, chunk):
+    """Scalar by scalar: the products of a chunk are added to the running sum in float32, which is then rounded."""
+    result = torch.zeros(left.shape[0], right.shape[1])
+    for i in range(left.shape[0]):
+        for j in range(right.shape[1]):
+            total = 0.0
+            for start in range(0, left.shape[1], chunk):
+                ks = range(start, min(start + chunk, left.shape[1]))
+                total += math.fsum(float(left[i, k]) * float(right[k, j]) for k in ks)
+                total = float(torch.tensor(total, dtype=torch.float32).half())
+            result[i, j] = total
+    return result
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_float16_partials_equal_a_slow_reference(chunk):
+    left, right = half(5, 70), half(70, 4, seed=1)
+    got = partials(chunk).product(torch.mm, left, right)
+    expected = slow_product(left, right, chunk)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)  # at most a tie that float32 breaks otherwise
+    assert (got == expected).float().mean() > 0.9
+    assert not torch.equal(got, left.float() @ right.float())
+
+
+def test_a_long_sum_stalls_with_float16_partials_only():
+    ones = torch.ones(1, 65536).half()
+    full = Partials(half_products=False, half_convolutions=False, chunk=16, rounding=Rounding())
+    assert full.product(torch.mm, ones, ones.t()).item() == 65536
+    assert partials().product(torch.mm, ones, ones.t()).item() == 32768  # 16 is half of the spacing there
+
+
+def test_float16_partials_of_a_convolution_are_those_of_its_product():
+    image, weight, gradient = half(2, 3, 9, 8), half(4, 3, 3, 2, seed=1), half(2, 4, 5, 4, seed=2)
+    settings = ([2, 2], [1, 0], [1, 1], False, [0, 0], 1)
+    got = convolution(partials(), image, weight, *settings)
+    columns = F.unfold(image.float(), (3, 2), stride=2, padding=(1, 0))
+    first = slow_product(weight.flatten(1), columns[0].half(), 16).reshape(4, 5, 4)
+    torch.testing.assert_close(got[0], first, rtol=2e-3, atol=1e-3)
+    exact = F.conv2d(image.float(), weight.float(), stride=2, padding=(1, 0))
+    torch.testing.assert_close(got, exact, rtol=2e-2, atol=2e-2)
+    back = convolution_backward(partials(), gradient, image, weight, None, *settings, [True, True, True])
+    reference = torch.ops.aten.convolution_backward(
+        gradient.float(), image.float(), weight.float(), [4], *settings, [True, True, True]
+    )
+    for ours, theirs in zip(back, reference):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=4e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [([1], [0], [1], True, [0], 1), ([1], [0], [1], False, [0], 2)], ids=["transposed", "grouped"]
+)
+def test_float16_partials_of_other_convolutions_are_refused(settings):
+    with pytest.raises(NotImplementedError, match="transposed, grouped or 3-D"):
+        convolution(partials(), half(1, 4, 8), half(4, 4, 3), *settings)
+
+
+def in_mode(function, *, options=None, chunk=16):
+    with poptorch.numerics("ipu", partials_chunk=chunk):
+        from vit_ipu.simulator.arithmetic import chosen
+
+        mode = HalfArithmetic.of(options or poptorch.Options(), chosen(), torch.device("cpu"))
+    with mode:
+        return function()
+
+
+def test_partials_follow_the_options_for_products_and_convolutions_apart():
+    ones = torch.ones(1, 65536).half()
+    options = poptorch.Options()
+    options.Precision.setPartialsType(torch.half)
+    assert in_mode(lambda: ones @ ones.t(), options=options).item() == 32768
+    image, kernel = torch.ones(1, 4096, 1, 1).half(), torch.ones(1, 4096, 1, 1).half()
+    assert in_mode(lambda: F.conv2d(image, kernel), options=options, chunk=1).item() == 2048
+    options.Training.setConvolutionDithering(True)  # replaces the options of convolutions
+    assert in_mode(lambda: F.conv2d(image, kernel), options=options, chunk=1).item() == 4096
+
+
+# ------------------------------------------------------------------------------------- operations
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        (lambda h, f: h + h, torch.float16),
+        (lambda h, f: h + f, torch.float32),
+        (lambda h, f: h * torch.tensor(2.0), torch.float16),
+        (lambda h, f: h.sum() + torch.tensor(2.0), torch.float32),
+        (lambda h, f: h @ f.t(), torch.float16),
+        (lambda h, f: f @ h.t(), torch.float32),
+        (lambda h, f: F.softmax(h, 1), torch.float16),
+        (lambda h, f: F.softmax(h, 1, dtype=torch.float32), torch.float32),
+        (lambda h, f: F.layer_norm(h, (4,)), torch.float16),
+        (lambda h, f: f.half(), torch.float16),
+        (lambda h, f: h.double(), torch.float32),
+        (lambda h, f: torch.zeros(3, dtype=torch.float64), torch.float32),
+        (lambda h, f: torch.full((2,), 3.0, dtype=torch.float16), torch.float16),
+        (lambda h, f: torch.cat([h, h]), torch.float16),
+        (lambda h, f: h.argmax(), torch.int64),
+        (lambda h, f: h > 0, torch.bool),
+    ],
+)  # fmt: skip
+def test_formats_of_results(function, dtype):
+    assert in_mode(lambda: function(half(4, 4), half(4, 4).float())).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_gelu_is_the_tanh_form_whatever_is_asked(dtype):
+    x = (torch.linspace(-4, 4, 99) + 0.01).to(dtype).requires_grad_()
+    in_mode(lambda: F.gelu(x).sum().backward())
+    reference = x.detach().float().requires_grad_()
+    F.gelu(reference, approximate="tanh").sum().backward()
+    torch.testing.assert_close(x.grad, reference.grad.to(dtype), rtol=0, atol=0)
+
+
+def test_in_place_operations_write_rounded_values_and_keep_the_tensor():
+    x = torch.full((3,), 2048.0).half()
+    result = in_mode(lambda: x.add_(1.0))
+    assert result is x
+    assert x.tolist() == [2048.0] * 3
+    in_mode(lambda: x.fill_(1e6))
+    assert x.tolist() == [65504.0] * 3
+
+
+def test_dropout_is_that_of_exact_numerics():
+    x = torch.ones(1000)
+    torch.manual_seed(0)
+    expected = F.dropout(x, 0.3)
+    torch.manual_seed(0)
+    options = poptorch.Options()
+    options.Precision.enableStochasticRounding(True)
+    got = in_mode(lambda: F.dropout(x.half(), 0.3), options=options)
+    assert torch.equal(got == 0, expected == 0)
+
+
+def test_batch_norm_updates_its_float16_statistics():
+    norm = nn.BatchNorm1d(3).half()
+    x = 5 + half(64, 3)
+    in_mode(lambda: norm(x))
+    assert norm.running_mean.dtype == torch.float16
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.float().mean(0).half(), rtol=1e-2, atol=1e-2)
+
+
+# ---------------------------------------------------------------------------------------- choices
+
+
+def test_numerics_are_chosen_for_executors_compiled_afterwards_and_restored():
+    model = nn.Linear(1, 1, bias=False).half()
+    nn.init.constant_(model.weight, 1.0)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = model
+
+        def forward(self, x):
+            return (self.layer(x) + 2048) - 2048
+
+    x = torch.ones(1, 1).half()
+    exact = poptorch.inferenceModel(Twice())
+    assert exact(x).item() == 1
+    with poptorch.numerics("ipu"):
+        assert poptorch.inferenceModel(Twice())(x).item() == 0
+        assert exact(x).item() == 1
+    assert poptorch.inferenceModel(Twice())(x).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("fast", 16), "Unknown numerics 'fast': choose one of exact, ipu"), (("ipu", 0), "must be at least 1")],
+    ids=["mode", "chunk"],
+)
+def test_impossible_numerics_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        poptorch.numerics(arguments[0], partials_chunk=arguments[1])
+
+
+def test_an_ipu_has_no_float64():
+    model = nn.Linear(2, 2).double()
+    x = torch.full((1, 2), 1 / 3, dtype=torch.float64)
+    with poptorch.numerics("ipu"):
+        executor = poptorch.inferenceModel(model)
+        out = executor(x)
+    torch.testing.assert_close(out, model.float()(x.float()), rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+class Scaled(nn.Module):
+    """The loss is the mean of `factor` x weight x input: the gradient of the weight is factor x input."""
+
+    def __init__(self, weight=1.0, factor=1.0, dtype=torch.float16):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([weight], dtype=dtype))
+        self.factor = factor
+
+    def forward(self, x):
+        return poptorch.identity_loss(self.weight * x * self.factor, reduction="mean")
+
+
+def train(model, inputs, *, calls=1, accumulation=1, replicas=1, rounding=False, sum_=False, **arguments):
+    options = poptorch.Options().randomSeed(7).replicationFactor(replicas)
+    options.Training.gradientAccumulation(accumulation)
+    if sum_:
+        options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
+    options.Precision.enableStochasticRounding(rounding)
+    optimizer = poptorch.optim.SGD(model.parameters(), **dict({"lr": 1.0}, **arguments))
+    with poptorch.numerics("ipu"):
+        executor = poptorch.trainingModel(model, options, optimizer)
+        for _ in range(calls):
+            executor(inputs)
+    executor.copyWeightsToHost()
+    return executor
+
+
+def test_a_weight_too_large_for_its_update_stalls_and_moves_with_stochastic_rounding():
+    one = torch.ones(1).half()
+    stalled = Scaled(1.0)
+    train(stalled, one, calls=200, lr=1e-4)
+    assert stalled.weight.item() == 1.0
+    moved = Scaled(1.0)
+    train(moved, one, calls=200, lr=1e-4, rounding=True)
+    assert moved.weight.item() == pytest.approx(0.98, abs=0.01)
+
+
+def test_a_float32_weight_does_not_stall():
+    model = Scaled(1.0, dtype=torch.float32)
+    train(model, torch.ones(1), calls=200, lr=1e-4)
+    assert model.weight.item() == pytest.approx(0.98, abs=1e-4)
+
+
+def test_a_loss_scale_of_65536_clips_the_gradient():
+    model = Scaled(0.0, factor=4.0)
+    train(model, torch.ones(1).half(), loss_scaling=65536.0)
+    # 4 x 65504 is clipped to 65504: about a quarter of the update is left
+    assert model.weight.item() == pytest.approx(-1.0, abs=1e-2)
+    healthy = Scaled(0.0, factor=4.0)
+    train(healthy, torch.ones(1).half(), loss_scaling=128.0)
+    assert healthy.weight.item() == -4.0
+
+
+def test_a_small_gradient_underflows_without_a_loss_scale():
+    tiny = torch.tensor([2.0**-14]).half()
+    lost, kept = Scaled(0.0, factor=2.0**-12), Scaled(0.0, factor=2.0**-12)
+    train(lost, tiny, lr=2.0**20)
+    assert lost.weight.item() == 0.0
+    train(kept, tiny, lr=2.0**20, loss_scaling=2.0**12)
+    assert kept.weight.item() == pytest.approx(-(2.0**-6))
+
+
+def test_gradients_accumulate_in_float16_with_the_running_mean():
+    inputs = torch.tensor([40000.0, 50000.0, 60000.0, 30000.0]).half()
+    summed, running = Scaled(0.0), Scaled(0.0)
+    train(summed, inputs, accumulation=4, accum_type=torch.float32, lr=1e-4)
+    assert summed.weight.item() == pytest.approx(-4.5, abs=0.01)
+    executor = train(running, inputs, accumulation=4, accum_type=torch.float16, lr=1e-4)
+    strategy = executor.options.Training.meanAccumulationAndReplicationReductionStrategy
+    assert strategy == poptorch.MeanReductionStrategy.Running
+    assert running.weight.item() == pytest.approx(-4.5, abs=0.01)
+
+
+def accumulated(values, reduction, dtype):
+    weight = torch.zeros(1, dtype=torch.float16, requires_grad=True)
+    gradients = Gradients({"weight": weight}, reduction, dtype, Rounding())
+    for number, value in enumerate(values):
+        weight.grad = torch.tensor([value]).half()
+        gradients.take(number)
+        assert weight.grad is None
+    return gradients.reduced()["weight"]
+
+
+def test_a_float16_sum_is_clipped_where_its_running_mean_is_not():
+    values = [40000.0, 50000.0]
+    post, running = Reduction(2, 1, True, False), Reduction(2, 1, True, True)
+    assert accumulated(values, post, torch.float16).item() == 65504.0
+    assert accumulated(values, post, torch.float32).item() == 89984.0  # 50000 is 49984 in float16
+    assert accumulated(values, running, torch.float16).item() == 44992.0
+    assert accumulated([2048.0, 1.0], post, torch.float16).item() == 2048.0
+
+
+def test_replicas_accumulate_apart_and_are_then_reduced():
+    # replica 0 sees 2048 and 1, replica 1 sees 1 and 1: each rounds its own sum
+    reduction = Reduction(2, 2, False, False)
+    assert accumulated([2048.0, 1.0, 1.0, 1.0], reduction, torch.float16).item() == 2050.0
+
+
+def adam_state(**types):
+    model = Scaled(0.5)
+    with poptorch.numerics("ipu"):
+        optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1, **types)
+        poptorch.trainingModel(model, poptorch.Options(), optimizer)(torch.ones(1).half())
+        return optimizer.state_dict()["ipu_state"]
+
+
+def test_moments_are_kept_in_their_formats():
+    state = adam_state(first_order_momentum_accum_type=torch.float16)
+    assert state["Accl1___weight"].dtype == torch.float16
+    assert state["Accl2___weight"].dtype == torch.float32
+    assert state["Accl1___weight"].item() == float(torch.tensor(0.1).half())
+    state = adam_state(second_order_momentum_accum_type=torch.float16)
+    assert state["Accl2___weight"].dtype == torch.float16
+
+
+def test_training_with_stochastic_rounding_is_reproducible_and_resumes():
+    def run(calls, resume=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).half()
+
+        class WithLoss(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = model
+
+            def forward(self, x):
+                return poptorch.identity_loss(self.layers(x), reduction="mean")
+
+        wrapped = WithLoss()
+        options = poptorch.Options().randomSeed(1)
+        options.Precision.enableStochasticRounding(True)
+        if resume is not None:
+            wrapped.load_state_dict(resume[0])
+        with poptorch.numerics("ipu"):
+            executor = poptorch.trainingModel(wrapped, options, poptorch.optim.SGD(wrapped.parameters(), lr=0.3))
+            executor.compile(half(2, 4))
+            if resume is not None:
+                executor.rng_state = resume[1]
+            for _ in range(calls):
+                executor(half(2, 4))
+        return {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}, executor.rng_state
+
+    whole, again, part = run(4), run(4), run(2)
+    resumed = run(2, resume=part)
+    for name, tensor in whole[0].items():
+        assert torch.equal(tensor, again[0][name])
+        assert torch.equal(tensor, resumed[0][name])
+    assert not torch.equal(whole[0]["layers.0.weight"], part[0]["layers.0.weight"])
+
+
+# --------------------------------------------------------------------------- automatic loss scaling
+
+
+def scaled_automatically(model, inputs, calls):
+    options = poptorch.Options()
+    options.Training.setAutomaticLossScaling(True)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=1.0)
+    executor = poptorch.trainingModel(model, options, optimizer)
+    factors = []
+    for _ in range(calls):
+        executor(inputs)
+        factors.append(optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"].item())
+    return factors
+
+
+@pytest.mark.parametrize("mode", ["exact", "ipu"])
+def test_the_loss_scale_doubles_until_gradients_are_large_and_then_halves(mode):
+    with poptorch.numerics(mode):
+        # 8188 is exceeded by 1000 x 16
+        assert scaled_automatically(Scaled(1.0, factor=1000.0), torch.ones(1).half(), 7) == [2, 4, 8, 16, 8, 16, 8]
+
+
+def test_automatic_loss_scaling_does_not_change_the_update():
+    plain, scaled = (Scaled(0.0, factor=3.0) for _ in range(2))
+    x = torch.ones(1).half()
+    train(plain, x, calls=5, lr=0.25)
+    options = poptorch.Options()
+    options.Training.setAutomaticLossScaling(True)
+    with poptorch.numerics("ipu"):
+        executor = poptorch.trainingModel(scaled, options, poptorch.optim.SGD(scaled.parameters(), lr=0.25))
+        for _ in range(5):
+            executor(x)
+        executor.copyWeightsToHost()
+    assert scaled.weight.item() == plain.weight.item() == -3.75
+
+
+def test_automatic_loss_scaling_needs_float16_gradients():
+    with pytest.raises(poptorch.Error, match="No tracked gradient tensors of type fp16 were found"):
+        scaled_automatically(Scaled(1.0, dtype=torch.float32), torch.ones(1), 1)
+
+
+# -------------------------------------------------------------------------------------------- CUDA
+
+
+@pytest.mark.gpu
+def test_the_same_on_cuda():
+    values = torch.randn(100_000)
+    cuda = Rounding(stochastic=True, seed=0, device="cuda")(values.cuda()).cpu().double()
+    errors = (cuda - values.double()) / spacings(values)
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(len(values))
+    poptorch.machine.configure(16, device="cuda")
+    weights = []
+    for _ in range(2):
+        model = Scaled(1.0)
+        train(model, torch.ones(1).half(), calls=200, lr=1e-4, rounding=True)
+        weights.append(model.weight.item())
+    assert weights[0] == weights[1] == pytest.approx(0.98, abs=0.01)
+    left, right = half(5, 70), half(70, 4, seed=1)
+    on_cuda = Partials(half_products=True, half_convolutions=True, chunk=16, rounding=Rounding(device="cuda")).product(
+        torch.mm, left.cuda(), right.cuda()
+    )
+    torch.testing.assert_close(on_cuda.cpu(), slow_product(left, right, 16), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,351 @@
+"""The simulator's optimizers: against torch's, their attributes and messages, and their state on the IPU."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from simulated import TwoStages, data, options, train_plainly
+
+from vit_ipu import simulator as poptorch
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+optim = poptorch.optim
+
+
+def executor_of(model, optimizer, *, accumulation=4, replicas=1, change=None):
+    made = options(1, accumulation, replicas)
+    if change is not None:
+        change(made)
+    return poptorch.trainingModel(model, made, optimizer)
+
+
+def trained(make, *, updates=4, accumulation=4, replicas=2, dtype=torch.float64, change=None):
+    torch.manual_seed(0)
+    model = TwoStages().to(dtype)
+    executor = executor_of(model, make(model.parameters()), accumulation=accumulation, replicas=replicas, change=change)
+    for seed in range(updates):
+        executor(*data(2 * accumulation * replicas, seed, dtype))
+    executor.copyWeightsToHost()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def trained_plainly(make, *, updates=4, micro_batches=8, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = TwoStages().to(dtype)
+    batches = [data(2 * micro_batches, seed, dtype) for seed in range(updates)]
+    train_plainly(model, batches, make(model.parameters()), micro_batches=micro_batches)
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def assert_equal(ours, theirs, rtol=1e-9):
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-11)
+
+
+RMSPROP = [
+    {"lr": 0.01},
+    {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1},
+    {"lr": 0.01, "centered": True, "alpha": 0.9, "eps": 1e-3},
+    {"lr": 0.01, "centered": True, "momentum": 0.5},
+]
+
+
+@pytest.mark.parametrize("arguments", RMSPROP, ids=["plain", "momentum", "centered", "both"])
+@pytest.mark.parametrize("loss_scaling", [1.0, 64.0])
+def test_rmsprop_equals_torchs(arguments, loss_scaling):
+    ours = trained(lambda p: optim.RMSprop(p, loss_scaling=loss_scaling, **arguments))
+    assert_equal(ours, trained_plainly(lambda p: torch.optim.RMSprop(p, **arguments)))
+
+
+def test_the_tensorflow_variant_of_rmsprop():
+    ours = trained(lambda p: optim.RMSprop(p, lr=0.1, momentum=0.5, eps=0.01, use_tf_variant=True), updates=2)
+    torch.manual_seed(0)
+    model = TwoStages().double()
+    parameters = list(model.parameters())
+    squares, velocities = [torch.ones_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
+    for seed in range(2):
+        model.zero_grad()
+        x, labels = data(16, seed, torch.float64)
+        torch.stack([model(a, b)[1] for a, b in zip(x.chunk(8), labels.chunk(8))]).mean().backward()
+        with torch.no_grad():
+            for p, square, velocity in zip(parameters, squares, velocities):
+                square.mul_(0.99).addcmul_(p.grad, p.grad, value=0.01)
+                velocity.mul_(0.5).add_(0.1 * p.grad / (square + 0.01).sqrt())
+                p.sub_(velocity)
+    assert_equal(ours, [p.detach() for p in parameters])
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+@pytest.mark.parametrize("limit", [65500.0, 0.3])
+def test_lamb_on_the_ipu_equals_lamb_on_the_host(bias_correction, limit):
+    def make(parameters):
+        return optim.LAMB(parameters, lr=0.1, bias_correction=bias_correction, max_weight_norm=limit)
+
+    ours = trained(make)
+    assert_equal(ours, trained_plainly(make))
+    free = trained(lambda p: optim.LAMB(p, lr=0.1, bias_correction=bias_correction))
+    assert (limit == 0.3) == (not torch.allclose(ours[0], free[0]))
+
+
+def test_max_weight_norm_is_per_group():
+    def make(parameters):
+        first, *rest = list(parameters)
+        return optim.LAMB([{"params": [first], "max_weight_norm": 0.1}, {"params": rest}], lr=0.1)
+
+    assert_equal(trained(make), trained_plainly(make))
+
+
+@pytest.mark.parametrize("accumulation", [3, 4])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    "scaling",
+    [{}, {"loss_scaling": 8.0}, {"loss_scaling": 8.0, "velocity_scaling": 32.0}],
+    ids=["none", "loss", "both"],
+)
+def test_the_combined_variant_of_sgd_equals_the_separate_one(accumulation, replicas, scaling):
+    arguments = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    ours = trained(
+        lambda p: optim.SGD(p, use_combined_accum=True, **scaling, **arguments),
+        accumulation=accumulation,
+        replicas=replicas,
+    )
+    micro_batches = accumulation * replicas
+    assert_equal(ours, trained_plainly(lambda p: torch.optim.SGD(p, **arguments), micro_batches=micro_batches))
+
+
+def test_dampening_is_there_from_the_first_update():
+    ours = trained(lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5), updates=1)
+    assert_equal(ours, trained_plainly(lambda p: torch.optim.SGD(p, lr=0.05), updates=1))
+
+
+def test_maximize_has_no_effect_and_warns(caplog):
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        logging.getLogger("poptorch").propagate = True
+        ours = trained(lambda p: optim.SGD(p, lr=0.1, maximize=True))
+    assert "maximize has no effect" in caplog.text
+    assert_equal(ours, trained_plainly(lambda p: torch.optim.SGD(p, lr=0.1)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_running_mean_equals_the_mean_afterwards(momentum):
+    def running(made):
+        made.Training.setMeanAccumulationAndReplicationReductionStrategy(poptorch.MeanReductionStrategy.Running)
+
+    def make(parameters):
+        return optim.SGD(parameters, lr=0.1, momentum=momentum, loss_scaling=4.0)
+
+    assert_equal(trained(make, change=running), trained(make))
+
+
+def test_clipping_acts_on_the_scaled_velocity_but_does_not_change_it():
+    torch.manual_seed(0)
+    model = TwoStages().double()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = optim.SGD(model.parameters(), lr=1.0, momentum=0.5, loss_scaling=16.0, max_grad_norm=0.01)
+    executor = executor_of(model, optimizer)
+    executor(*data(8, dtype=torch.float64))
+    executor.copyWeightsToHost()
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before)]).norm()
+    assert moved == pytest.approx(0.01 / 16)  # the velocity of this variant is scaled as the loss is
+    state = optimizer.state_dict()["ipu_state"]
+    velocity = torch.cat([tensor.flatten() for name, tensor in state.items() if name.startswith("Accl1___")])
+    assert velocity.norm() > 1
+
+
+# -------------------------------------------------------------------------------------- attributes
+
+
+def with_group(**changes):
+    def make(parameters):
+        made = torch.optim.SGD(parameters, lr=0.1)
+        made.param_groups[0].update(changes)
+        return made
+
+    return make
+
+
+def centered_in_one_group(parameters):
+    first, *rest = list(parameters)
+    return torch.optim.RMSprop([{"params": [first], "centered": True}, {"params": rest}])
+
+
+def with_attribute(**attributes):
+    def make(parameters):
+        made = optim.SGD(parameters, lr=0.1)
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
+
+    return make
+
+
+def betas_of_three(parameters):
+    made = torch.optim.Adam(parameters)
+    made.param_groups[0]["betas"] = (0.9, 0.99, 0.999)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (with_group(lr=None), AssertionError, "Mandatory attribute lr not found in optimizer group"),
+        (with_group(momentum="0.9"), AssertionError, "Expected a number for momentum but got 0.9 instead"),
+        (betas_of_three, AssertionError, "Expected a pair for betas but got"),
+        (centered_in_one_group, AssertionError, "All parameter groups must have the same value for the 'centered'"),
+        (with_attribute(accum_type=torch.int8), ValueError, "accum_type must be set to either torch.float16 or"),
+        (with_attribute(loss_scaling="8"), AssertionError, "Expected a number for loss_scaling"),
+        (with_attribute(loss_scaling=0.0), poptorch.Error, "Loss scaling cannot be 0"),
+    ],
+    ids=["missing", "number", "betas", "centered", "type", "loss_scaling", "zero"],
+)
+def test_impossible_attributes_are_refused(make, kind, message):
+    model = TwoStages()
+    with pytest.raises(kind, match=message):
+        executor_of(model, make(model.parameters()))
+
+
+def test_unknown_attributes_cannot_be_marked():
+    with pytest.raises(AssertionError, match="Unknown attribute speed, allowed values"):
+        optim.SGD(TwoStages().parameters(), lr=0.1).variable_attrs.markAsVariable("speed")
+
+
+def test_a_clip_norm_cannot_change_after_compilation():
+    model = TwoStages()
+    optimizer = optim.AdamW(model.parameters(), lr=0.1, max_grad_norm=1.0)
+    executor = executor_of(model, optimizer)
+    executor(*data(8))
+    optimizer.max_grad_norm = 2.0
+    with pytest.raises(poptorch.Error, match="Clip norm settings at index 0 do not match"):
+        executor.setOptimizer(optimizer)
+
+
+@pytest.fixture
+def log(caplog):
+    logger = logging.getLogger("poptorch")
+    before = logger.propagate
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        yield caplog
+    logger.propagate = before
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_further_attributes_are_reported_once_unless_checks_are_relaxed(log, relaxed):
+    model = TwoStages()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optimizer.known = 1
+    executor = executor_of(model, optimizer, change=lambda o: o.relaxOptimizerAttributesChecks(relaxed))
+    assert "unexpected" not in log.text
+    optimizer.schedule = 2
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    for _ in range(2):
+        executor.setOptimizer(optimizer)
+    assert log.text.count("Ignoring unexpected optimizer attribute in SGD optimizer: ['schedule']") == (not relaxed)
+    assert log.text.count("Ignoring unexpected group 0 attribute in SGD optimizer: ['initial_lr']") == (not relaxed)
+
+
+@pytest.mark.parametrize("base", [torch.optim.AdamW, optim.AdamW])
+def test_a_subclass_of_an_optimizer_is_warned_about(log, base):
+    model = TwoStages()
+    executor_of(model, base(model.parameters(), lr=0.1))
+    assert "subclassed" not in log.text
+
+    class Mine(base):
+        pass
+
+    model = TwoStages()
+    executor_of(model, Mine(model.parameters(), lr=0.1))
+    assert "Optimizer `Mine` subclassed from classes" in log.text
+
+
+def test_velocity_scaling_of_the_separate_variant_warns(log):
+    optim.SGD(TwoStages().parameters(), lr=0.1, velocity_scaling=2.0)
+    assert "velocity_scaling value ignored when using the separate variant" in log.text
+
+
+def test_the_combined_variant_keeps_the_mean_afterwards():
+    model = TwoStages()
+    half = optim.SGD(model.parameters(), lr=0.1, use_combined_accum=True, accum_type=torch.float16)
+    strategy = executor_of(model, half).options.Training.meanAccumulationAndReplicationReductionStrategy
+    assert strategy == poptorch.MeanReductionStrategy.Post
+
+
+# ------------------------------------------------------------------------------------------- state
+
+
+@pytest.mark.parametrize(
+    ("make", "prefixes"),
+    [
+        (lambda p: optim.SGD(p, lr=0.1), set()),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=0.0), {"Accl1"}),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=0.9, use_combined_accum=True), {"Accl"}),
+        (lambda p: optim.AdamW(p, lr=0.1), {"Accl1", "Accl2", "Step"}),
+        (lambda p: optim.LAMB(p, lr=0.1, bias_correction=False), {"Accl1", "Accl2"}),
+        (lambda p: optim.RMSprop(p, lr=0.1), {"Accl1"}),
+        (lambda p: optim.RMSprop(p, lr=0.1, centered=True, momentum=0.9), {"Accl1", "Accl2", "Accl3"}),
+    ],
+    ids=["sgd", "variable momentum", "combined", "adamw", "lamb", "rmsprop", "centered"],
+)
+def test_names_of_state_are_poparts(make, prefixes):
+    model = TwoStages()
+    optimizer = make(model.parameters())
+    executor = executor_of(model, optimizer)
+    executor.compile(*data(8))
+    state = optimizer.state_dict()["ipu_state"]
+    assert set(state) == {"{}___{}".format(p, name) for p in prefixes for name, _ in TwoStages().named_parameters()}
+
+
+def test_scalars_are_poparts_and_only_the_variable_ones():
+    model = TwoStages()
+    optimizer = optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1, loss_scaling=4.0)
+    executor_of(model, optimizer).compile(*data(8))
+    scalars = optimizer.state_dict()["ipu_param"]
+    assert scalars["scaledLearningRate0___specific___first.bias"] == 0.5 / 4 / 4  # loss scale, accumulation
+    assert scalars["weightDecayScaleFactor0___specific___first.bias"] == pytest.approx(1 - 0.5 * 0.1)
+    assert scalars["lossScaling_FLOAT"] == 4
+    model = TwoStages()
+    optimizer = optim.AdamW(model.parameters(), lr=0.5)
+    executor_of(model, optimizer).compile(*data(8))
+    assert {name.split("___")[0] for name in optimizer.state_dict()["ipu_param"]} == {"learningRate"}
+
+
+def test_loaded_scalars_are_read_back_but_not_computed_with():
+    model = TwoStages()
+    optimizer = optim.AdamW(model.parameters(), lr=0.1)
+    executor = executor_of(model, optimizer)
+    executor.compile(*data(8))
+    name = "learningRate___specific___first.weight"
+    state = copy.deepcopy(optimizer.state_dict())
+    state["ipu_param"][name] = torch.tensor(0.0)
+    optimizer.load_state_dict(state)
+    before = model.first.weight.detach().clone()
+    executor(*data(8))
+    assert optimizer.state_dict()["ipu_param"][name] == 0
+    assert not torch.equal(model.first.weight, before)
+    optimizer.param_groups[0]["lr"] = 0.2
+    executor.setOptimizer(optimizer)
+    executor(*data(8))
+    assert optimizer.state_dict()["ipu_param"][name] == torch.tensor(0.2)
+
+
+def test_a_state_that_went_through_a_checkpoint_changes_nothing():
+    def run(interrupted):
+        torch.manual_seed(0)
+        model = TwoStages().double()
+        optimizer = optim.AdamW(model.parameters(), lr=0.1)
+        executor = executor_of(model, optimizer)
+        executor(*data(8, dtype=torch.float64))
+        if interrupted:
+            state = copy.deepcopy(optimizer.state_dict())
+            executor.destroy()
+            optimizer = optim.AdamW(model.parameters(), lr=0.1)
+            optimizer.load_state_dict(state)
+            executor = executor_of(model, optimizer)
+        executor(*data(8, dtype=torch.float64))
+        return model.first.weight.detach().clone()
+
+    assert torch.equal(run(False), run(True))

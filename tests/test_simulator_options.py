@@ -1,0 +1,494 @@
+"""poptorch.Options: what it takes, what it refuses, and how it is written down."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from simulated import TwoStages, data, options
+
+from vit_ipu import simulator as poptorch
+from vit_ipu.simulator import machine
+from vit_ipu.simulator.core import _validateOptions
+from vit_ipu.simulator.options import uses_ipu_model
+
+pytestmark = pytest.mark.usefixtures("sixteen_ipus")
+
+
+# ------------------------------------------------------------------------- what each setter sets
+
+SETTERS = [
+    ("autoRoundNumIPUs", (), "auto_round_num_ipus", True),
+    ("broadcastBuffers", (False,), "broadcast_buffers", False),
+    ("connectionType", (poptorch.ConnectionType.OnDemand,), "connection_type", 1),
+    ("deviceIterations", (3,), "device_iterations", 3),
+    ("logDir", ("logs",), "log_dir", "logs"),
+    ("maxRepeatLogs", (7,), "max_repeat_logs", 7),
+    ("maxRepeatLogs", (None,), "max_repeat_logs", 2**64 - 1),
+    ("modelName", ("vit",), "model_name", "vit"),
+    ("outputMode", (poptorch.OutputMode.EveryN, 2), "output_return_period", 2),
+    ("randomSeed", (5,), "random_seed", 5),
+    ("replicationFactor", (4,), "replication_factor", 4),
+    ("setAvailableMemoryProportion", ({"IPU1": 0.3},), "available_memory_proportion", {1: 0.3}),
+    ("syncPattern", (poptorch.SyncPattern.SinglePipeline,), "sync_pattern", 1),
+    ("useIpuId", (2,), "ipu_id", 2),
+    ("useIpuModel", (True,), "use_model", True),
+    ("useOfflineIpuTarget", (), "ipu_version", 2),
+    ("Training.gradientAccumulation", (4,), "gradient_accumulation", 4),
+    (
+        "Training.accumulationAndReplicationReductionType",
+        (poptorch.ReductionType.Sum,),
+        "accumulation_and_replication_reduction_type",
+        0,
+    ),
+    (
+        "Training.setMeanAccumulationAndReplicationReductionStrategy",
+        (poptorch.MeanReductionStrategy.Running,),
+        "meanAccumulationAndReplicationReductionStrategy",
+        0,
+    ),
+    ("Training.setAutomaticLossScaling", (True,), "automaticLossScalingSettings.enabled", True),
+    ("Training.setConvolutionDithering", (True,), "convolutionOptions", {"enableConvDithering": True}),
+    ("Precision.setPartialsType", (torch.half,), "partialsTypeMatMuls", "half"),
+    ("Precision.enableStochasticRounding", (True,), "enableStochasticRounding", True),
+    ("Precision.enableFloatingPointExceptions", (True,), "enableFloatingPointChecks", True),
+    ("Distributed.configureProcessId", (1, 4), "distributed_process_id", 1),
+    ("TensorLocations.numIOTiles", (64,), "numIOTiles", 64),
+    (
+        "TensorLocations.setWeightLocation",
+        (poptorch.TensorLocationSettings().useOnChipStorage(False).useReplicatedTensorSharding(),),
+        "location_weight",
+        {"onChip": 0, "useReplicatedTensorSharding": 1},
+    ),
+    ("updatableNamedBuffers", (["a"],), "updatableNamedBuffers", ["a"]),
+    ("enableSyntheticData", (True,), "syntheticDataMode", 2),
+    ("enableStableNorm", (True,), "enableStableNorm", True),
+    ("logCycleCount", (True,), "instrumentWithHardwareCycleCounter", True),
+    ("enableExecutableCaching", ("cache",), "cachePath", "cache"),
+    ("enableExecutableCaching", (None,), "enableEngineCaching", False),
+    ("setExecutionStrategy", (poptorch.ShardedExecution(),), "execution_mode", 1),
+    ("setExecutionStrategy", (poptorch.SerialPhasedExecution("a"),), "serial_phases_execution", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "option", "value"), SETTERS, ids=["{}-{}".format(i, s[0]) for i, s in enumerate(SETTERS)]
+)
+def test_setters_set_what_poptorchs_cpp_side_takes(name, arguments, option, value):
+    made = poptorch.Options()
+    setter = made
+    for part in name.split("."):
+        setter = getattr(setter, part)
+    assert setter(*arguments) is not None, "setters chain"
+    if made.defaultOutputMode():
+        made.outputMode(poptorch.OutputMode.All)
+    written = made.toDict()
+    assert written[option] == value
+    _validateOptions(written)
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+REFUSED = [
+    (lambda o: o.deviceIterations("3"), AssertionError, "Unexpected type <class 'str'> for option device_iterations"),
+    (lambda o: o.set(nonsense=1), AssertionError, "Invalid option nonsense, valid options are"),
+    (lambda o: setattr(o, "nonsense", 1), AssertionError, "Invalid option nonsense"),
+    (lambda o: setattr(o, "_nonsense", 1), AttributeError, "Invalid private attribute _nonsense"),
+    (lambda o: o.nonsense, AttributeError, "Invalid attribute nonsense"),
+    (
+        lambda o: o.outputMode(poptorch.OutputMode.EveryN),
+        AssertionError,
+        "EveryN anchor must have output_return_period",
+    ),
+    (lambda o: o.setAvailableMemoryProportion({"0": 0.1}), AssertionError, r'\{"IPU0": 0.5\} .* Invalid key: 0'),
+    (lambda o: o.setAvailableMemoryProportion({0: 0.1}), AttributeError, "startswith"),
+    (lambda o: o.inputReplicaGrouping(2, poptorch.CommGroupType.All), ValueError, "input_group_type cannot be All"),
+    (
+        lambda o: o.inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive),
+        ValueError,
+        "input_group_size cannot be larger than replication_factor",
+    ),
+    (
+        lambda o: o.replicationFactor(4).inputReplicaGrouping(3, poptorch.CommGroupType.Consecutive),
+        ValueError,
+        "input_group_size must be a factor of replication_factor",
+    ),
+    (lambda o: o.TensorLocations.numIOTiles(33), AssertionError, "even number between 32 and 192"),
+    (
+        lambda o: o.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.NoReduction),
+        ValueError,
+        "must be set to poptorch.ReductionType.Mean or poptorch.ReductionType.Sum",
+    ),
+    (
+        lambda o: o.Training.accumulationAndReplicationReductionType(1),
+        ValueError,
+        "must be set to poptorch.ReductionType.Mean",
+    ),
+    (lambda o: o.Precision.setPartialsType(torch.int8), ValueError, "setPartialsType should be either"),
+    (lambda o: o.Precision.runningStatisticsAlwaysFloat(1), ValueError, "needs to be set to a bool"),
+    (lambda o: o.Precision.enableFloatingPointExceptions(1), AssertionError, "needs to be set to a bool"),
+    (lambda o: o.Jit.traceModel(True), ValueError, r"options.Jit.traceModel\(True\) is no longer supported"),
+    (lambda o: o.toDict(), AssertionError, "An output mode must be picked before serialisation"),
+    (lambda o: o.Distributed.update({"ipuof_configs": 1}), AssertionError, "they have some keys in common"),
+    (lambda o: o.from_json('{"nonsense": 1}'), AttributeError, "Invalid attribute nonsense"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"), REFUSED, ids=[str(i) + "-" + r[2][:30] for i, r in enumerate(REFUSED)]
+)
+def test_refused_at_once(change, error, message):
+    with pytest.raises(error, match=message):
+        change(poptorch.Options())
+
+
+INVALID = [
+    ("nonsense", True, "Unknown bool option nonsense"),
+    ("nonsense", 1, "Unknown uint64 option nonsense"),
+    ("nonsense", 1.0, "Unknown floating point option nonsense"),
+    ("nonsense", "x", "Unknown string option nonsense"),
+    ("nonsense", ["x"], "Unknown set / vector option nonsense"),
+    ("nonsense", {"x": "y"}, "Unknown map option nonsense"),
+    ("autoRecomputation", True, "Unknown bool option autoRecomputation"),
+    ("autoRecomputation", 5, "Value for RecomputationType out of range"),
+    ("mergeVarUpdate", 4, "Value for MergeVarUpdateType out of range"),
+    ("accumulateOuterFragmentSettings.schedule", 4, "Value for popart::AccumulateOuterFragmentSchedule out of range"),
+    ("firstDotOp", -1, "Value of option firstDotOp is negative: -1"),
+    ("dotChecks", torch.empty(1), "Unknown value type <class 'torch.Tensor'> for option dotChecks"),
+    ("patterns", {"PadSum": True}, "should not be set without first setting 'patterns_level'"),
+    ("location_nowhere", {"onChip": 1}, "Unknown tensor location location_nowhere"),
+    ("location_weight", {"nonsense": 1}, "Unknown option 'nonsense' for tensor location location_weight"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"), INVALID, ids=["{}={}".format(n, type(v).__name__) for n, v, _ in INVALID]
+)
+def test_what_popart_would_not_take_is_found_at_compilation(name, value, message):
+    wrong = options()
+    wrong._Popart.set(name, value)
+    executor = poptorch.trainingModel(TwoStages(), wrong)
+    with pytest.raises(poptorch.Error, match=message):
+        executor.compile(*data(8))
+
+
+def test_patterns_need_a_level_that_popart_has():
+    wrong = poptorch.Options().outputMode(poptorch.OutputMode.All)
+    wrong._Popart.setPatterns({"PadSum": True}, 4)
+    with pytest.raises(poptorch.Error, match="Value for PatternsLevel out of range"):
+        _validateOptions(wrong.toDict())
+    wrong._Popart.setPatterns({"PadSum": True}, 0)
+    _validateOptions(wrong.toDict())
+
+
+# ------------------------------------------------------------------- JSON, files and environment
+
+
+def test_from_json_calls_setters_by_name():
+    read = poptorch.Options().from_json(
+        '{"deviceIterations": 2, "Training.gradientAccumulation": 8, "outputMode": "OutputMode.All",'
+        ' "_Popart.set": ["saveInitializersToFile", "a.b"], "logDir": "a.b"}'
+    )
+    assert (read.device_iterations, read.Training.gradient_accumulation) == (2, 8)
+    assert read.output_mode == poptorch.OutputMode.All
+    assert read._Popart.options["saveInitializersToFile"] == "a.b"
+    assert read.log_dir == "a.b"
+
+
+def test_options_from_a_file(tmp_path):
+    first, second = tmp_path / "first.conf", tmp_path / "second.conf"
+    first.write_text(
+        "# a comment\n deviceIterations(32)\n\nreplicationFactor(2) # two\n"
+        "setExecutionStrategy(poptorch.ShardedExecution())\nTraining.gradientAccumulation(3)\n"
+    )
+    second.write_text("deviceIterations(4)\n")
+    read = poptorch.Options().loadFromFile(str(first)).loadFromFile(str(second))
+    assert (read.device_iterations, read.replication_factor, read.Training.gradient_accumulation) == (4, 2, 3)
+    assert isinstance(read._execution_strategy, poptorch.ShardedExecution)
+
+
+def test_a_file_that_is_not_python(tmp_path):
+    path = tmp_path / "wrong.conf"
+    path.write_text("deviceIterations(1)\n\n# skipped\nlogDir('x'))\n")
+    with pytest.raises(
+        poptorch.ConfigFileError, match=r"SyntaxError at line 2 of wrong.conf: .*\n> options.logDir\('x'\)\)"
+    ):
+        poptorch.Options().loadFromFile(str(path))
+    assert poptorch.ConfigFileError is poptorch.options.ConfigFileError
+
+
+def test_the_environment_sets_defaults(monkeypatch):
+    monkeypatch.setenv("POPTORCH_DEFAULT_OPTIONS", '{"deviceIterations": 7}')
+    monkeypatch.setenv("POPTORCH_CACHE_DIR", "somewhere")
+    made = poptorch.Options()
+    assert made.device_iterations == 7
+    assert made._Popart.options["cachePath"] == "somewhere"
+    assert made._Popart.options["enableEngineCaching"] is True
+
+
+def test_distributed_reads_mpis_environment(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    monkeypatch.setenv("MY_RANK", "2")
+    made = poptorch.Options()
+    assert (made.Distributed.processId, made.Distributed.numProcesses) == (3, 4)
+    made.Distributed.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "MY_RANK")
+    assert (made.Distributed.processId, made.Distributed.numProcesses) == (2, 4)
+    made.Distributed.disable()
+    assert (made.Distributed.processId, made.Distributed.numProcesses) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "chosen", "uses"),
+    [
+        ({}, None, False),
+        ({"POPTORCH_IPU_MODEL": "1"}, None, True),
+        ({"POPTORCH_IPU_MODEL": "0"}, None, False),
+        ({"POPTORCH_IPU_MODEL": "0", "POPTORCH_SMALL_IPU_MODEL": "1"}, None, True),
+        ({"POPTORCH_IPU_MODEL": "1"}, False, False),
+        ({}, True, True),
+    ],
+    ids=str,
+)
+def test_who_asks_for_the_ipu_model(monkeypatch, environment, chosen, uses):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = poptorch.Options() if chosen is None else poptorch.Options().useIpuModel(chosen)
+    assert uses_ipu_model(made) is uses
+
+
+def test_the_ipu_model_needs_no_ipus_and_has_its_limits():
+    machine.configure(1, hardware=False)
+    executor = poptorch.trainingModel(TwoStages(), options().useIpuModel(True))
+    executor(*data(8))
+    assert executor.isAttachedToDevice()
+    assert machine.machine.ipus_held == 0
+    with pytest.raises(poptorch.Error, match="Replicated top level graphs are not supported on the IPU model"):
+        poptorch.trainingModel(TwoStages(), options(1, 4, 2).useIpuModel(True))(*data(8))
+    with pytest.raises(poptorch.Error, match="useOfflineIpuTarget not supported for the IPU model"):
+        poptorch.trainingModel(TwoStages(), options().useIpuModel(True).useOfflineIpuTarget()).compile(*data(8))
+
+
+def test_a_machine_without_hardware_has_no_ipu_to_acquire():
+    machine.configure(16, hardware=False)
+    with pytest.raises(poptorch.Error, match=r"Failed to acquire 2 IPU\(s\)\nNo IPU detected in the system"):
+        poptorch.trainingModel(TwoStages(), options())(*data(8))
+
+
+@pytest.mark.parametrize(
+    ("level", "seen"),
+    [("DEBUG", ["debug", "warning"]), ("WARN", ["warning"]), (4, []), ("OFF", [])],
+)
+def test_the_log_level(capsys, level, seen):
+    from vit_ipu.simulator.logs import logger, start
+
+    before = logger.level
+    try:
+        start()
+        poptorch.setLogLevel(level)
+        logger.debug("debug")
+        logger.warning("warning")
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split()[-1] for line in lines] == seen
+        assert all(" [poptorch] [" in line for line in lines)
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("LOUD", "Unknown log level: LOUD. Valid values are DEBUG, ERR, INFO, OFF, TRACE and WARN"),
+        (9, "Invalid log level integer"),
+    ],
+)
+def test_a_log_level_that_poptorch_has_not(level, message):
+    with pytest.raises(ValueError, match=message):
+        poptorch.setLogLevel(level)
+
+
+def test_set_options_are_logged_as_poptorch_does(caplog):
+    made = poptorch.Options().outputMode(poptorch.OutputMode.All)
+    made._Popart.set("dotChecks", ["FINAL"]).set("enableOutlining", True).set("engineOptions", {"a": "b"})
+    with caplog.at_level(logging.DEBUG, logger="poptorch"):
+        _validateOptions(made.toDict())
+    for line in (
+        "poptorch.Options set replication_factor to value 1",
+        "poptorch.Options set enableOutlining to value true",
+        "poptorch.Options added FINAL to dotChecks",
+        "poptorch.Options set engineOptions[a] to b",
+    ):
+        assert line in caplog.messages
+
+
+# --------------------------------------------------------------------------- copies and freezing
+
+
+def test_a_copy_is_deep_and_free():
+    made = poptorch.Options().anchorTensor("a", "b") or poptorch.Options()
+    made.Training.gradientAccumulation(4)
+    made._Popart.set("autoRecomputation", 3)
+    made._freeze()
+    free = copy.deepcopy(made)
+    free.deviceIterations(5).Training.gradientAccumulation(8)
+    free._Popart.set("autoRecomputation", 1)
+    free.anchorTensor("x", "y")
+    free.TensorLocations.setWeightLocation(poptorch.TensorLocationSettings().useIOTilesToStore(True))
+    assert (made.device_iterations, made.Training.gradient_accumulation) == (1, 4)
+    assert made._Popart.options["autoRecomputation"] == 3
+    assert made.anchored_tensors == {}
+    # Precision and Training of a copy write to the copy's PopART options.
+    free.Precision.enableStochasticRounding(True)
+    assert free._Popart.options["enableStochasticRounding"] is True
+    assert "enableStochasticRounding" not in made._Popart.options
+
+
+FROZEN = {
+    "Options": lambda o: o.deviceIterations(2),
+    "Training": lambda o: o.Training.gradientAccumulation(2),
+    "_Popart": lambda o: o._Popart.set("enableOutlining", True),
+    "Precision": lambda o: o.Precision.enableStochasticRounding(True),
+    "Distributed": lambda o: o.Distributed.configureProcessId(0, 1),
+    "TensorLocations": lambda o: o.TensorLocations.numIOTiles(32),
+    "strategy": lambda o: o.setExecutionStrategy(poptorch.ShardedExecution()),
+    "seed": lambda o: o.randomSeed(1),
+}
+
+
+@pytest.mark.parametrize("part", sorted(FROZEN))
+def test_frozen_options_in_every_part(part):
+    used = options()
+    executor = poptorch.trainingModel(TwoStages(), used)
+    for frozen in (used, executor.options):
+        with pytest.raises(AttributeError, match="Can't modify frozen Options"):
+            FROZEN[part](frozen)
+    used._unfreeze()
+    FROZEN[part](used)
+
+
+def test_options_are_pickled_and_printed():
+    made = poptorch.Options().replicationFactor(4)
+    made._Popart.set("autoRecomputation", 3)
+    again = pickle.loads(pickle.dumps(made))
+    assert repr(again) == repr(made)
+    assert repr(made).startswith("Options(replication_factor=4, ")
+    assert "'autoRecomputation': 3" in repr(made) or "autoRecomputation=3" in repr(made)
+    assert repr(made) != repr(poptorch.Options())
+
+
+def test_a_group_of_options_can_change_its_class():
+    class Mine(poptorch.options._DistributedOptions):
+        pass
+
+    made = poptorch.Options()
+    made.Distributed.__class__ = Mine
+    assert isinstance(made.clone().Distributed, Mine)
+
+
+def test_attributes_nest():
+    with poptorch.Attribute(__outline={"layer": "embedding"}):
+        with poptorch.Attribute(__outline={"layer": "head", "other": "x"}):
+            assert poptorch.Attribute._current_attrs == {"__outline": {"layer": "head", "other": "x"}}
+        assert poptorch.Attribute._current_attrs == {"__outline": {"layer": "embedding"}}
+    assert poptorch.Attribute._current_attrs == {}
+
+
+def test_profiling_options(monkeypatch, caplog):
+    made = poptorch.Options().enableProfiling("profiles")
+    assert made._Popart.options["engineOptions"]["autoReport.directory"] == "profiles"
+    monkeypatch.setenv("POPLAR_ENGINE_OPTIONS", '{"autoReport.all": "true"}')
+    poptorch.Options().enableProfiling()
+    assert "Profiling setting overridden by environment variable" in caplog.text
+
+
+# ---------------------------------------------------------------------------- execution strategies
+
+STRATEGIES = [
+    (lambda: poptorch.Stage(1), "Block IDs are supposed to be strings but got"),
+    (lambda: poptorch.PipelinedExecution("a", poptorch.Stage("b", "a")), "a associated with more than one stage"),
+    (lambda: poptorch.PipelinedExecution("a").stage("b"), "Unknown block b"),
+    (lambda: poptorch.SerialPhasedExecution(), "There is currently no AutoStage for PhasedExecution"),
+    (lambda: poptorch.ParallelPhasedExecution(["a"], ["a"]), "a associated with more than one stage"),
+    (lambda: poptorch.Phase("a", poptorch.Stage("b")), "must either be block IDs"),
+    (lambda: poptorch.Phase("a", "b").ipus(0, 1), "Phase contains 1 stages but you provided 2 ipus"),
+    (lambda: poptorch.SerialPhasedExecution("a").phase(-1), "Phases are identified by positive integers"),
+    (lambda: poptorch.Options().setExecutionStrategy("pipelined"), None),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), STRATEGIES, ids=[message or "not a strategy" for _, message in STRATEGIES]
+)
+def test_strategies_that_make_no_sense(make, message):
+    with pytest.raises(AssertionError, match=message):
+        make()
+
+
+def phased(kind, *ipus):
+    strategy = kind([poptorch.Stage("first")], [poptorch.Stage("second")])
+    for stage, ipu in zip(("first", "second"), ipus):
+        strategy.stage(stage).ipu(ipu)
+    return strategy
+
+
+@pytest.mark.parametrize("kind", [poptorch.SerialPhasedExecution, poptorch.ParallelPhasedExecution])
+def test_phased_execution_computes_what_sharded_execution_does(kind):
+    results = []
+    for strategy in (phased(kind, 0, 1), poptorch.ShardedExecution()):
+        torch.manual_seed(0)
+        model = TwoStages()
+        executor = poptorch.trainingModel(model, options(1, 1, 1).setExecutionStrategy(strategy))
+        results.append((executor(*data(2)), executor(*data(2, 1)), dict(model.state_dict())))
+        assert machine.machine.ipus_held == 2
+        executor.destroy()
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_a_phase_without_an_ipu_belongs_to_none():
+    class Unplaced(torch.nn.Module):
+        def forward(self, x):
+            with poptorch.Block("first"):
+                return x + 1
+
+    strategy = poptorch.SerialPhasedExecution("first")
+    with pytest.raises(poptorch.Error, match="No active Block, all the ops must belong to a Block"):
+        poptorch.inferenceModel(Unplaced(), poptorch.Options().setExecutionStrategy(strategy))(torch.ones(2))
+
+
+def test_phases_are_set_up_like_poptorchs():
+    strategy = poptorch.ParallelPhasedExecution(
+        [poptorch.Stage("0"), poptorch.Stage("1")], poptorch.Phase("2", "3"), "4"
+    )
+    strategy.phase(0).ipus(0, 2)
+    assert [strategy.phase(0).stage(i)._ipu for i in range(2)] == [0, 2]
+    assert strategy.stage("3").blocks == ("2", "3")
+    strategy.useSeparateBackwardPhase().sendTensorsOffChipAfterFwd()
+    assert strategy.backendOptions() == {
+        "execution_mode": 2,
+        "separate_backward_phase": True,
+        "tensors_liveness": 1,
+        "serial_phases_execution": False,
+    }
+    serial = poptorch.SerialPhasedExecution("a").setTensorsLiveness(poptorch.Liveness.OffChipAfterEachPhase)
+    assert serial.backendOptions()["tensors_liveness"] == 3
+
+
+def test_an_unlisted_block_is_refused():
+    strategy = poptorch.PipelinedExecution("first")
+    with pytest.raises(AssertionError, match=r"Unknown Block 'second' list of expected Blocks: \['first'\]"):
+        poptorch.trainingModel(TwoStages(), options().setExecutionStrategy(strategy))(*data(8))
+
+
+def test_automatic_stages_need_an_ipu_for_each_block():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            with poptorch.Block("only"):
+                return x + 1
+
+    with pytest.raises(
+        AssertionError, match="AutoStage.SameAsIpu was selected but no IPU was specified for block only"
+    ):
+        poptorch.inferenceModel(Model())(torch.ones(2))

@@ -1,0 +1,56 @@
+"""What programs use of `poptorch.poptorch_core`, PopTorch's native module, and of its private `_impl`."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from vit_ipu.simulator import context, machine
+from vit_ipu.simulator.errors import Error, RecoverableError, UnrecoverableError, error
+from vit_ipu.simulator.session_options import validate
+from vit_ipu.simulator.wrapping import restored as _restoreWrapperIfNecessary
+
+__all__ = [
+    "Error",
+    "RecoverableError",
+    "UnrecoverableError",
+    "_restoreWrapperIfNecessary",
+    "createPoptorchError",
+    "importPoptorchMetadataFromFile",
+    "ipuHardwareVersion",
+    "isCompilingWithDispatcher",
+    "isDispatchTracing",
+    "isRunningOnIpu",
+]
+
+
+def createPoptorchError(msg: str) -> Error:
+    """An Error as PopTorch's Python side makes it."""
+    return error(msg)
+
+
+def _validateOptions(options: Dict[str, Any]) -> None:
+    """Raises Error for the first option that PopTorch's C++ side would not take."""
+    validate(options)
+
+
+def ipuHardwareVersion(num_ipus: int = 1) -> int:
+    """2, Mk2, or 0 if the machine has not that many IPUs."""
+    return 2 if machine.machine.hardware and num_ipus <= machine.machine.num_ipus else 0
+
+
+def importPoptorchMetadataFromFile(filename: str) -> Any:
+    """Not simulated: PopTorch reads its own binary format."""
+    raise NotImplementedError("poptorch.importPoptorchMetadataFromFile is not simulated")
+
+
+def isCompilingWithDispatcher() -> bool:
+    """Whether a model is being traced."""
+    return context.trace is not None
+
+
+isDispatchTracing = isCompilingWithDispatcher
+
+
+def isRunningOnIpu() -> bool:
+    """Whether the simulator, rather than the host, is running the model."""
+    return context.on_ipu

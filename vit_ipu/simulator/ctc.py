@@ -1,0 +1,133 @@
+"""Beam search over the outputs of connectionist temporal classification (python/ops.py:14-46).
+
+The search keeps, for each of the likeliest label sequences up to a time, the log-probability of all alignments that
+end in a blank and of all that do not (Graves and Jaitly 2014, algorithm 1; Hannun et al. 2014). As in PopLibs
+(include/popnn/CTCInference.hpp of graphcore/poplibs) the probabilities that come back are *negative* logarithms.
+
+T: time steps, B: batch, C: classes with the blank, P: paths returned.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.errors import cpp_error, error
+
+Labels = Tuple[int, ...]
+
+
+class _Score(NamedTuple):
+    """Log-probabilities of the alignments of one label sequence, by how they end."""
+
+    blank: float = -math.inf
+    label: float = -math.inf
+
+    @property
+    def total(self) -> float:
+        return _log_add(self.blank, self.label)
+
+    def plus(self, blank: float = -math.inf, label: float = -math.inf) -> "_Score":
+        return _Score(_log_add(self.blank, blank), _log_add(self.label, label))
+
+
+def ctc_beam_search_decoder(
+    probs: Tensor, lengths: Tensor, blank: int = 0, beam_width: int = 100, top_paths: int = 1
+) -> List[Tensor]:
+    """The likeliest label sequences: negative log-probabilities (B, P), lengths (B, P) and labels (B, P, T).
+
+    `probs`: log-probabilities (T, B, C); `lengths`: valid time steps (B,). Labels after a sequence's end are `blank`.
+    On the host zeros of these shapes, as in PopTorch.
+    """
+    if not isinstance(probs, Tensor):
+        raise error(
+            "ctc_beam_search_decoder: probs must be a torch.tensor argument. {} is not supported.".format(type(probs))
+        )
+    if not isinstance(lengths, Tensor):
+        raise error(
+            "ctc_beam_search_decoder: lengths must be a torch.tensor argument. {} is not supported.".format(
+                type(lengths)
+            )
+        )
+    if probs.dim() != 3:
+        raise cpp_error("Incorrect shape for first input to CTC beam search decoder.")
+    time, batch, classes = probs.shape
+    if not context.on_ipu:
+        return [torch.zeros(batch, top_paths), torch.zeros(batch, top_paths), torch.zeros(batch, top_paths, time)]
+    if context.trace is not None:
+        if context.trace.is_training:
+            raise NotImplementedError("poptorch.ctc_beam_search_decoder in training is not simulated")
+        if not 0 < top_paths <= beam_width:
+            raise cpp_error("top_paths ({}) must be between 1 and beam_width ({})".format(top_paths, beam_width))
+        if not 0 <= blank < classes:
+            raise cpp_error("blank ({}) must be one of the {} classes".format(blank, classes))
+    score = probs.new_full((batch, top_paths), math.inf)
+    length = torch.zeros(batch, top_paths, dtype=torch.int32)
+    labels = torch.full((batch, top_paths, time), blank, dtype=torch.int32)
+    if context.trace is None:
+        paths = _best_paths(probs, lengths, blank, beam_width, top_paths)
+        for sample, path, (sequence, log_probability) in paths:
+            score[sample, path] = -log_probability
+            length[sample, path] = len(sequence)
+            labels[sample, path, : len(sequence)] = labels.new_tensor(sequence)
+    return [score, length, labels]
+
+
+def _best_paths(
+    probs: Tensor, lengths: Tensor, blank: int, beam_width: int, top_paths: int
+) -> Iterator[Tuple[int, int, Tuple[Labels, float]]]:
+    """Sample, number, and label sequence with its log-probability."""
+    with context.on_host():
+        probs, steps = probs.detach().cpu().double(), lengths.tolist()
+        found = [beam_search(probs[:count, sample], blank, beam_width) for sample, count in enumerate(steps)]
+    for sample, paths in enumerate(found):
+        for number, path in enumerate(paths[:top_paths]):
+            yield sample, number, path
+
+
+def beam_search(log_probs: Tensor, blank: int, beam_width: int) -> List[Tuple[Labels, float]]:
+    """The label sequences kept at the last of `log_probs` (T, C), likeliest first, with their log-probabilities."""
+    beams: Dict[Labels, _Score] = {(): _Score(blank=0.0)}
+    for step in log_probs:
+        beams = dict(_likeliest(_extended(beams, step, blank, beam_width))[:beam_width])
+    return [(labels, score.total) for labels, score in _likeliest(beams)]
+
+
+def _extended(beams: Dict[Labels, _Score], step: Tensor, blank: int, beam_width: int) -> Dict[Labels, _Score]:
+    """What the label sequences may become at the next time step: the same, and the likeliest that are longer."""
+    sequences, numbers = list(beams), {labels: number for number, labels in enumerate(beams)}
+    before = step.new_tensor([score.total for score in beams.values()])[:, None].repeat(1, len(step))
+    for labels, number in numbers.items():
+        if labels:
+            before[number, labels[-1]] = beams[labels].blank  # a label repeats only after a blank
+    longer = before + step  # (beams, C)
+    longer[:, blank] = -math.inf
+    extended = {}
+    for labels, score in beams.items():
+        stays = _Score(blank=score.total + float(step[blank]))
+        if labels:
+            stays = stays.plus(label=score.label + float(step[labels[-1]]))  # the same label again, merged
+            shorter = numbers.get(labels[:-1])
+            if shorter is not None:
+                stays = stays.plus(label=float(longer[shorter, labels[-1]]))
+                longer[shorter, labels[-1]] = -math.inf
+        extended[labels] = stays
+    best = longer.flatten().topk(min(beam_width, longer.numel()))
+    for log_prob, position in zip(best.values.tolist(), best.indices.tolist()):
+        if log_prob > -math.inf:
+            extended[sequences[position // len(step)] + (position % len(step),)] = _Score(label=log_prob)
+    return extended
+
+
+def _likeliest(beams: Dict[Labels, _Score]) -> List[Tuple[Labels, _Score]]:
+    return sorted(beams.items(), key=lambda beam: -beam[1].total)
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))"""
+    low, high = sorted((a, b))
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

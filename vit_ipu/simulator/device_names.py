@@ -1,0 +1,71 @@
+"""The device "ipu" in user code: what is made on it or moved to it is made where the IPUs' tensors live.
+
+PyTorch knows the name but cannot make tensors there. While a model is traced they are on "meta", while it runs on
+the machine's device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+IPU = torch.device("ipu", 0)
+
+# What a tensor on an IPU says of itself.
+_PROPERTIES: Dict[Any, Any] = {
+    Tensor.device: IPU,
+    Tensor.is_ipu: True,
+    Tensor.is_meta: False,
+    Tensor.is_cpu: False,
+    Tensor.is_cuda: False,
+}
+
+
+_TO_IPU = getattr(Tensor, "ipu")  # noqa: B009 (torch's own type stubs lack it)
+
+
+class DeviceNames(TorchFunctionMode):
+    """Inside it "ipu" means `real`, and a tensor on `real` says that it is on "ipu:0".
+
+    `used` tells whether anything has depended on that. A model whose trace did not use it runs without.
+    """
+
+    def __init__(self, real: torch.device) -> None:
+        super().__init__()
+        self._real = real
+        self.used = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return self._get(func, args)
+        if func is _TO_IPU:
+            self.used = True
+            return args[0].to(self._real)
+        if func is torch.device:
+            return func(*args, **kwargs)
+        if any(_is_ipu(value) for value in args) or any(_is_ipu(value) for value in kwargs.values()):
+            self.used = True
+            args = tuple(self._real if _is_ipu(value) else value for value in args)
+            kwargs = {key: self._real if _is_ipu(value) else value for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _get(self, func: Callable[..., Any], args: Tuple[Any, ...]) -> Any:
+        asked = getattr(func, "__self__", None)
+        if asked not in _PROPERTIES:
+            return func(*args)
+        self.used = True
+        is_ours = args[0].device.type == self._real.type  # modes are off in here
+        return _PROPERTIES[asked] if is_ours else func(*args)
+
+
+def _is_ipu(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "ipu"
+    return isinstance(value, str) and value.partition(":")[0] == "ipu"

@@ -1,0 +1,46 @@
+"""Functions that run before and after every compilation (python/_poplar_executor.py:1595-1625)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator
+
+from torch.utils.hooks import RemovableHandle
+
+Hook = Callable[[], Any]
+
+_before: Dict[int, Hook] = OrderedDict()
+_after: Dict[int, Hook] = OrderedDict()
+
+
+def registerPreCompileHook(hook: Hook) -> RemovableHandle:
+    """Runs `hook` before models compile, until the handle is removed. Raises RuntimeError if it is not callable."""
+    if not callable(hook):
+        raise RuntimeError("Pre-compile hook must be callable")
+    return _register(_before, hook)
+
+
+def registerPostCompileHook(hook: Hook) -> RemovableHandle:
+    """Runs `hook` after models have compiled, until the handle is removed. Raises RuntimeError if not callable."""
+    if not callable(hook):
+        raise RuntimeError("Post-compile hook must be callable")
+    return _register(_after, hook)
+
+
+@contextmanager
+def around_compilation() -> Iterator[None]:
+    """Runs the hooks around the body."""
+    for hook in list(_before.values()):
+        hook()
+    try:
+        yield
+    finally:
+        for hook in list(_after.values()):
+            hook()
+
+
+def _register(hooks: Dict[int, Hook], hook: Hook) -> RemovableHandle:
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle

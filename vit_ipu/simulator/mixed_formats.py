@@ -1,0 +1,54 @@
+"""Weights of another format than the activations, half or float: they are cast to that of the activations.
+
+So PopTorch does for linear layers, convolutions and normalisations (popart_canonicalization, castWeightAndBias).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_FORMATS = (torch.float16, torch.float32)
+_POSITIONS: Dict[Callable[..., Any], Tuple[int, int]] = {
+    F.linear: (1, 2),
+    F.layer_norm: (2, 3),
+    F.group_norm: (2, 3),
+    F.batch_norm: (3, 4),
+}
+_POSITIONS.update((getattr(F, "conv{}{}d".format(kind, n)), (1, 2)) for kind in ("", "_transpose") for n in (1, 2, 3))
+
+
+class MixedFormats(TorchFunctionMode):
+    """Casts weight and bias of the functions above to the format of their input."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        positions = _POSITIONS.get(func)
+        if positions is not None and args and args[0].dtype in _FORMATS:
+            dtype = args[0].dtype
+            args = tuple(_cast(arg, dtype) if n in positions else arg for n, arg in enumerate(args))
+            kwargs = {key: _cast(v, dtype) if key in ("weight", "bias") else v for key, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.dtype in _FORMATS else value
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """torch.distributions does not check arguments, which needs them on the host (_poplar_executor.py:80-110)."""
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
+    distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)  # type: ignore[no-untyped-call]

@@ -1,0 +1,183 @@
+"""Operations that PopTorch adds to PyTorch's (python/ops.py): slices, losses, and hints to the compiler.
+
+Hints change memory and speed and nothing of what is computed. Checks that PopTorch's compiler makes are made while a
+model is traced; on the host PopTorch makes none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.enums import MatMulSerializationMode
+from vit_ipu.simulator.errors import cpp_error, error
+
+
+def identity_loss(x: Tensor, reduction: str) -> Tensor:
+    """Marks `x`, reduced by "sum", "mean" or "none", as the loss to differentiate."""
+    assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
+    loss = x.sum() if reduction == "sum" else x.mean() if reduction == "mean" else x.clone()
+    context.mark_loss(loss)
+    return loss
+
+
+def nop(tensor: Tensor) -> Tensor:
+    """Returns the tensor."""
+    if not isinstance(tensor, Tensor):
+        raise error("nop must take a torch.tensor argument. {} is not supported.".format(type(tensor)))
+    return tensor.view_as(tensor)
+
+
+def recomputationCheckpoint(*tensors: Any) -> Any:
+    """Marks tensors that are kept for the backward pass rather than computed again; returns them."""
+    if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
+        return type(tensors[0])(recomputationCheckpoint(*tensors[0]))
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ValueError("All inputs must be tensors")
+    kept: List[Tensor] = [tensor.view_as(tensor) for tensor in tensors]
+    if context.trace is not None:
+        context.trace.checkpoint(kept)
+    return kept[0] if len(kept) == 1 else tuple(kept)
+
+
+def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
+    """Sets the proportion of memory, in (0, 1], that the operation before may use; returns the tensor."""
+    if not isinstance(tensor, Tensor):
+        raise error(
+            "You may only set available memory for torch.tensor values. {} is not supported.".format(type(tensor))
+        )
+    proportion = float(available_memory_proportion)
+    if context.trace is not None and not 0.0 < proportion <= 1.0:
+        raise error("availableMemoryProportion must be in (0,1]", "popart_exception")
+    return tensor.view_as(tensor)
+
+
+# ------------------------------------------------------------------------------------------ matmul
+
+
+def serializedMatMul(
+    lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
+) -> Tensor:
+    """The matrix product of `lhs` and `rhs`, which an IPU computes in `factor` parts.
+
+    Raises Error if `factor` does not divide the dimension that `mode` names (popart's serializematmuls.cpp).
+    """
+    assert isinstance(keep_precision, bool)
+    assert isinstance(factor, int)
+    assert isinstance(mode, MatMulSerializationMode)
+    product = torch.matmul(lhs, rhs)
+    if context.trace is not None and mode != MatMulSerializationMode.Disabled:
+        _check_factor(lhs, rhs, mode, factor)
+    return product
+
+
+def _check_factor(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int) -> None:
+    of_rhs = mode == MatMulSerializationMode.OutputChannels
+    name, matrix = ("RHS", rhs) if of_rhs else ("LHS", lhs)
+    if matrix.dim() < 2:
+        raise error(
+            "{} Input: must have rank 2 or 3 for matmul serialization. \nPlease squeeze or reshape for "
+            "serialization.".format(name),
+            "popart_exception",
+        )
+    dim = matrix.dim() - (2 if mode == MatMulSerializationMode.InputChannels else 1)
+    if factor < 1 or matrix.shape[dim] % factor:
+        raise error(
+            "{} input, shape {}, index {} must be divisible by factor {}".format(name, list(matrix.shape), dim, factor),
+            "popart_exception",
+        )
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int) -> Tensor:
+    """Every `step`-th of the `size` elements from `start` on, along `dim`; `start` may change from run to run.
+
+    Raises Error on the IPU if `size` is not positive, or does not divide the dimension's length.
+    """
+    if not isinstance(tensor, Tensor):
+        raise error("dynamic_slice must take a torch.tensor input. {} is not supported.".format(type(tensor)))
+    if not isinstance(dim, int):
+        raise error("Dimension must be an integer.")
+    if not isinstance(start, Tensor):
+        raise error(
+            "Slice start argument to dynamic_slice must be a torch.tensor. {} is not supported.".format(type(tensor))
+        )
+    if not isinstance(size, int):
+        raise error("Size must be an integer.")
+    if not isinstance(step, int):
+        raise error("Step must be an integer.")
+    if not context.on_ipu:
+        first = _start_on_host(start)
+        return tensor[(slice(None),) * (dim % tensor.dim()) + (slice(first, first + size, step),)]
+    _check_size(size)
+    if step < 1:
+        raise cpp_error("Slicing step must be at least 1")
+    if tensor.shape[dim] % size:
+        raise cpp_error(
+            "The size of the slice ({}) must be a factor of the slicing dimension ({}).".format(size, tensor.shape[dim])
+        )
+    return tensor.index_select(dim, _positions(start, size, step))
+
+
+def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: int) -> Tensor:
+    """`input` with the `size` elements from `start` on, along `dim`, replaced by `src`.
+
+    Raises Error if the tensors differ in rank or dtype, and on the IPU if `size` is not positive.
+    """
+    if not isinstance(input, Tensor):
+        raise error("dynamic_update must take a torch.tensor input. {} is not supported.".format(type(input)))
+    if not isinstance(dim, int):
+        raise error("Dimension must be an integer.")
+    if not isinstance(start, Tensor):
+        raise error(
+            "Slice start argument to dynamic_update must be a torch.tensor. {} is not supported.".format(type(start))
+        )
+    if not isinstance(src, Tensor):
+        raise error("Src argument to dynamic_update must be a torch.tensor. {} is not supported.".format(type(src)))
+    if not isinstance(size, int):
+        raise error("Size must be an integer.")
+    if input.dim() != src.dim():
+        raise error("input and src tensors must have same dimensionality. ({}) vs ({})".format(input.dim(), src.dim()))
+    dtype, src_dtype = context.device_dtype(input.dtype), context.device_dtype(src.dtype)
+    if dtype != src_dtype:
+        raise error("input and src tensor must have same dtype. ({} vs {})".format(dtype, src_dtype))
+    if not context.on_ipu:
+        first = _start_on_host(start)
+        return torch.slice_scatter(input, src, dim, first, first + size)
+    _check_size(size)
+    replaced = list(input.shape)
+    replaced[dim] = size
+    if list(src.shape) != replaced:
+        raise RuntimeError(
+            "Expected src to have a size equal to the slice of self. src size = {}, slice size = {}".format(
+                list(src.shape), replaced
+            )
+        )
+    along_dim = [1] * input.dim()
+    along_dim[dim] = size
+    index = _positions(start, size, 1).reshape(along_dim).expand(replaced)
+    return input.scatter(dim, index, src.to(input.dtype))
+
+
+def _start_on_host(start: Tensor) -> int:
+    if start.dtype not in (torch.int64, torch.int32, torch.int16):
+        raise cpp_error("Expected integer typed start tensor")
+    return int(start.flatten()[0])
+
+
+def _check_size(size: int) -> None:
+    """What poptorch/source/popart_canonicalization/SliceOps.cpp:410-460 says of a slice's size."""
+    if size == 0:
+        raise cpp_error("The start and end of a slice must be different.")
+    if size < 0:
+        raise cpp_error("Taking a slice of a tensor with the end less than the start is not supported.")
+
+
+def _positions(start: Tensor, size: int, step: int) -> Tensor:
+    """The indices that a slice of one dimension takes, without leaving the device to read `start`."""
+    return start.reshape(()).to(torch.int64) + torch.arange(0, size, step)

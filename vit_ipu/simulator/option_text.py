@@ -1,0 +1,52 @@
+"""Options from JSON and from a file (python/options.py:1200-1314, python/_options_config.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from vit_ipu.simulator import enums
+from vit_ipu.simulator.errors import ConfigFileError
+
+
+def call_setters(options: Any, string: str) -> None:
+    """Calls the setters that a JSON object names with their values, or with all of a list.
+
+    "OutputMode.All" names a member of an enum.
+    """
+    for name, value in json.loads(string).items():
+        setter = options
+        for part in name.split("."):
+            setter = getattr(setter, part)
+        if isinstance(value, list):
+            setter(*value)
+        else:
+            setter(_enum_value(value))
+
+
+def run_lines(options: Any, filepath: str) -> None:
+    """Runs each line of a file as Python code after `options.`; # begins a comment.
+
+    Raises ConfigFileError for what is not Python.
+    """
+    from vit_ipu import simulator
+
+    with open(filepath) as file:
+        lines = [line.strip() for line in file]
+    code = "\n".join("options." + line for line in lines if line and not line.startswith("#"))
+    try:
+        exec(code, {}, {"poptorch": simulator, "options": options})
+    except SyntaxError as error:
+        raise ConfigFileError(
+            "{} at line {} of {}: {}\n> {}".format(
+                type(error).__name__, error.lineno, os.path.basename(filepath), error.args[0], error.text
+            )
+        ) from error
+
+
+def _enum_value(value: Any) -> Any:
+    if isinstance(value, str) and value.count(".") == 1:
+        kind, name = value.split(".")
+        return getattr(getattr(enums, kind, None), name, value)
+    return value

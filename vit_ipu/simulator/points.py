@@ -1,0 +1,138 @@
+"""Operations on sets of points, after torch_cluster (python/ops.py:1047-1135; pyg_torch_cluster/*.cpp of PopTorch).
+
+N, M: points of two sets, D: features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, List, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.errors import cpp_error, error
+
+Batch = Union[List[int], Tensor]
+
+
+def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = False) -> Tensor:
+    """Indices of points of `src` (N, D), each in turn the farthest from those taken before it.
+
+    `ptr`: where each sample's points begin, and N; of each sample ceil(ratio * points) are taken, beginning with its
+    first point or a random one. Raises Error for arguments that PopTorch does not take.
+    """
+    if not isinstance(src, Tensor):
+        raise error("`fps` must take a torch.tensor input. {} is not supported.".format(type(src)))
+    if not isinstance(ptr, list):
+        raise error("`ptr` must be a list of integers.")
+    if len(ptr) < 2:
+        raise error("`ptr` must containt at least 2 elements.")
+    if not isinstance(ratio, float):
+        raise error("`ratio` must be of float type. {} is not supported.".format(type(ratio)))
+    if not isinstance(random_start, bool):
+        raise error("`random_start` must be of bool type. {} is not supported.".format(type(random_start)))
+    _check_on_ipu("fps")
+    _check_points(src, ptr, ratio)
+    counts = [math.ceil((end - begin) * ratio) for begin, end in zip(ptr, ptr[1:])]
+    if context.trace is not None:
+        return torch.empty(sum(counts), dtype=torch.int32)
+    taken: List[Tensor] = []
+    for begin, end, count in zip(ptr, ptr[1:], counts):
+        # PopTorch draws the first point from all but the last.
+        first = torch.randint(begin, max(end - 1, begin + 1), ()) if random_start else torch.tensor(begin)
+        taken += _farthest(src, begin, end, first, count)
+    return torch.stack(taken).to(torch.int32)
+
+
+def _check_points(src: Tensor, ptr: Sequence[int], ratio: float) -> None:
+    if not 0.0 < ratio <= 1.0:
+        raise cpp_error("`ratio` ({}) has to be in range (0.0, 1.0>".format(ratio))
+    if src.dim() != 2:
+        raise cpp_error("`src` is supposed to be 2d Tensor, while it has {} dims".format(src.dim()))
+    if len(ptr) > src.shape[0] + 1:
+        raise cpp_error("`ptr` length ({}) is supposed to be < src.size(0) ({})".format(len(ptr), src.shape[0]))
+
+
+def _farthest(src: Tensor, begin: int, end: int, first: Tensor, count: int) -> List[Tensor]:
+    """`count` of the points begin..end. Points of other samples have distance 0, as have points already taken."""
+    taken, nearest_taken = [first], torch.full_like(src[:, 0], math.inf)
+    while len(taken) < count:
+        distance = torch.zeros_like(nearest_taken)
+        distance[begin:end] = torch.linalg.vector_norm(src[begin:end] - src[taken[-1]], dim=1)
+        nearest_taken = torch.minimum(nearest_taken, distance)
+        taken.append(nearest_taken.argmax())
+    return taken[:count]
+
+
+def nearest(x: Tensor, y: Tensor, batch_x: Optional[Batch] = None, batch_y: Optional[Batch] = None) -> Tensor:
+    """For each point of `x` (N, D) the index of the nearest point of `y` (M, D), of the same sample if these are given.
+
+    `batch_x` (N,) and `batch_y` (M,) are sorted numbers of samples, both lists or both tensors, or one is left out.
+    Raises Error for other types, ValueError for shapes and samples that do not correspond.
+    """
+    for name, points in (("x", x), ("y", y)):
+        if not isinstance(points, Tensor):
+            raise error(
+                "`nearest` must take a torch.tensor `{}` input. {} is not supported.".format(name, type(points))
+            )
+    batch_x = [] if batch_x is None else batch_x
+    batch_y = [] if batch_y is None else batch_y
+    if not isinstance(batch_x, (list, Tensor)) or not isinstance(batch_y, (list, Tensor)):
+        raise error(
+            "`batch_x` and `batch_y` must be torch.Tensors or lists while `batch_x` is of type {} and `batch_y` is of "
+            "type {}.".format(type(batch_x), type(batch_y))
+        )
+    _check_on_ipu("nearest")
+    x, y = (points[:, None] if points.dim() == 1 else points for points in (x, y))
+    _check_pair(x, y)
+    if len(batch_x) or len(batch_y):
+        samples_x, samples_y = _samples("x", batch_x, x), _samples("y", batch_y, y)
+        if isinstance(batch_x, list) and isinstance(batch_y, list):
+            _check_samples(batch_x or [0] * len(x), batch_y or [0] * len(y))
+        x, y = _set_apart(x, y, samples_x, samples_y)
+    return torch.cdist(x.float(), y.float()).argmin(dim=1).to(torch.int32)
+
+
+def _check_pair(x: Tensor, y: Tensor) -> None:
+    if x.dim() > 2 or y.dim() > 2:
+        raise ValueError(
+            "Inputs `x` and `y` should be max 2D tensors, while `x` has {} dims and `y` has {} dims.".format(
+                x.dim(), y.dim()
+            )
+        )
+    if x.shape[1] != y.shape[1]:
+        raise ValueError("Inputs shapes inconsistent x.shape[1]={} vs. y.shape[1]={}".format(x.shape[1], y.shape[1]))
+
+
+def _samples(name: str, batch: Batch, points: Tensor) -> Tensor:
+    """The sample of each point (N, 1): sample 0 if none is given."""
+    if not len(batch):
+        return torch.zeros(len(points), 1)
+    samples = torch.tensor(batch) if isinstance(batch, list) else batch
+    if samples.shape != points.shape[:1]:
+        raise ValueError("{0}.size(0) == batch_{0}.size(0)".format(name))
+    return samples[:, None]
+
+
+def _check_samples(batch_x: List[int], batch_y: List[int]) -> None:
+    for name, batch in (("batch_x", batch_x), ("batch_y", batch_y)):
+        if sorted(batch) != batch:
+            raise ValueError("'{}' is not sorted".format(name))
+    if set(batch_x) != set(batch_y):
+        raise ValueError("Some batch indices occur in 'batch_x' that do not occur in 'batch_y'")
+
+
+def _set_apart(x: Tensor, y: Tensor, samples_x: Tensor, samples_y: Tensor) -> Any:
+    """The points scaled to 0..1, with a further feature that keeps samples farther apart than any points within one."""
+    low = torch.minimum(x.min(), y.min())
+    x, y = x - low, y - low
+    high = torch.maximum(x.max(), y.max())
+    apart = 2 * x.shape[1]
+    return torch.cat([x / high, apart * samples_x], dim=1), torch.cat([y / high, apart * samples_y], dim=1)
+
+
+def _check_on_ipu(name: str) -> None:
+    if not context.on_ipu:
+        raise NotImplementedError("Could not run 'poptorch::{}' with arguments from the 'CPU' backend.".format(name))

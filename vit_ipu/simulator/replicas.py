@@ -1,0 +1,109 @@
+"""What differs between replicas: grouped parameters, buffers out of step, and the part of an input that each reads.
+
+Parameters follow python/_poplar_executor.py:480-509 (`replicaGrouping`), inputs `Options.inputReplicaGrouping`:
+replica r belongs to group r // size if groups are consecutive, and to r % number of groups if they are orthogonal.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator.enums import CommGroupType, VariableRetrievalMode
+from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.weights import Weights
+
+
+class Grouping(NamedTuple):
+    """Groups of `size` replicas that share a value."""
+
+    kind: CommGroupType
+    size: int
+
+    def count(self, num_replicas: int) -> int:
+        """The number of groups."""
+        if self.kind == CommGroupType.All:
+            return 1
+        return num_replicas if self.kind == CommGroupType.NoGrouping else num_replicas // self.size
+
+    def group_of(self, replica: int, num_replicas: int) -> int:
+        """The group that a replica belongs to."""
+        count = self.count(num_replicas)
+        return replica % count if self.kind == CommGroupType.Orthogonal else replica * count // num_replicas
+
+
+Groupings = Dict[str, Grouping]
+
+
+def grouping(kind: CommGroupType, shards: int, mode: VariableRetrievalMode) -> Grouping:
+    """What `parameter.replicaGrouping(kind, shards, mode)` asks for."""
+    if mode != VariableRetrievalMode.OnePerGroup:
+        raise NotImplementedError("poptorch.VariableRetrievalMode.AllReplicas is not simulated")
+    return Grouping(CommGroupType(kind), shards)
+
+
+def of_one_replica(weights: Weights, groupings: Groupings, num_replicas: int) -> Weights:
+    """The weights with the first group's share of each grouped parameter, for tracing. Raises Error if one has none."""
+    parameters = dict(weights.parameters)
+    for name, group in groupings.items():
+        tensor = parameters[name]
+        if tensor.dim() == 0:
+            raise error("Scalars cannot be passed as per-replica weight tensor values")
+        if len(tensor) != group.count(num_replicas):
+            raise error(
+                "Parameter {} has {} values along its first dimension, but {} groups of replicas".format(
+                    name, len(tensor), group.count(num_replicas)
+                )
+            )
+        parameters[name] = tensor.detach()[0].requires_grad_(tensor.requires_grad)
+    return Weights(parameters, weights.buffers)
+
+
+class Replicas:
+    """The weights as each replica sees them; what it shares with others is the same tensor."""
+
+    def __init__(self, weights: Weights, groupings: Groupings, num_replicas: int, *, own_buffers: bool) -> None:
+        """`own_buffers`: every replica changes buffers of its own."""
+        self._weights, self._groupings, self._count = weights, groupings, num_replicas
+        self._shares: Dict[Tuple[str, int], Tensor] = {}
+        for name, by in groupings.items():
+            whole = weights.parameters[name]
+            for group in range(by.count(num_replicas)):
+                self._shares[name, group] = whole.detach()[group].requires_grad_(whole.requires_grad)
+        self._buffers: List[Dict[str, Tensor]] = [weights.buffers]
+        if own_buffers:
+            copies = range(1, num_replicas)
+            self._buffers += [{name: b.clone() for name, b in weights.buffers.items()} for _ in copies]
+
+    @property
+    def differ(self) -> bool:
+        """Whether two replicas see different tensors."""
+        return bool(self._groupings) or len(self._buffers) > 1
+
+    def weights_of(self, replica: int) -> Weights:
+        """The parameters and buffers of one replica."""
+        parameters = dict(self._weights.parameters)
+        for name, by in self._groupings.items():
+            parameters[name] = self._shares[name, by.group_of(replica, self._count)]
+        return Weights(parameters, self._buffers[replica if len(self._buffers) > 1 else 0])
+
+    def gather_gradients(self) -> None:
+        """Moves the gradients of the groups' shares to the parameters that hold all groups."""
+        for name in self._groupings:
+            of_name = [share for (owner, _), share in self._shares.items() if owner == name]
+            if all(share.grad is None for share in of_name):
+                continue
+            whole = torch.stack([torch.zeros_like(s) if s.grad is None else s.grad for s in of_name])
+            parameter = self._weights.parameters[name]
+            parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+            for share in of_name:
+                share.grad = None
+
+    @torch.no_grad()
+    def follow_first(self) -> None:
+        """Gives every replica the buffers of the first, after the host has written them."""
+        for buffers in self._buffers[1:]:
+            for name, tensor in buffers.items():
+                tensor.copy_(self._buffers[0][name])

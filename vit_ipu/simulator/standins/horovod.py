@@ -1,0 +1,3 @@
+"""The package of the stand-in for `horovod.torch`."""
+
+__simulated__ = True
