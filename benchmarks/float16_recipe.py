@@ -58,7 +58,8 @@ def main() -> None:
     device = resolve_device("ipu-sim")
     write_record(
         "float16-recipe",
-        "The float16 recipe against float32 on the quickstart, simulated",
+        "The float16 recipe against float32 on the quickstart, simulated"
+        + (", shortened to {} updates".format(arguments.updates) if arguments.updates else ""),
         device,
         load_config("quickstart"),
         [
@@ -77,7 +78,7 @@ def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, An
     """One run in a process of its own; its summary, with a top-1 of NaN if training failed. Goes on if interrupted."""
     name, seed = run
     folder = arguments.folder / "{}_seed_{}".format(name, seed)
-    done = folder.with_suffix(".json")
+    done = arguments.folder / "{}_seed_{}.json".format(name, seed)
     if not done.exists():
         settings = dict(_settings(name), **{"run.seed": str(seed), "run.checkpoint_every": "140"})
         if arguments.updates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import os
 import pickle
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from simulated import TwoStages, data, options
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator import machine
+from vit_ipu.simulator import machine, wrapping
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -82,7 +83,9 @@ def test_an_executable_without_its_model(tmp_path):
 
 
 def test_saving_to_a_folder(tmp_path, caplog):
-    poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
+    assert "is a directory, saving model to {}".format(tmp_path / "model.poptorch") in caplog.text
     assert os.listdir(str(tmp_path)) == ["model.poptorch"]
 
 
@@ -131,6 +134,48 @@ def _through_torch_save(model):
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False) if "2.0" not in torch.__version__ else torch.load(file)
+
+
+def test_a_model_is_unwrapped_and_wrapped_again():
+    model = Scale()
+    executor = poptorch.trainingModel(model, options(G=1), torch.optim.SGD(model.parameters(), lr=0.1))
+    wrapped = type(model), type(model.factor), type(model.offset)
+    wrapping.unwrapModelIfNecessary(model)
+    assert (type(model), type(model.factor), type(model.offset)) == (Scale, nn.Parameter, torch.Tensor)
+    wrapping.rewrapModelIfNecessary(model)
+    assert (type(model), type(model.factor), type(model.offset)) == wrapped
+    executor(torch.ones(1, 2))
+    assert not torch.equal(model.factor.detach(), torch.tensor([2.0, 3.0]))
+
+
+@pytest.mark.parametrize("name", ["unwrapModelIfNecessary", "rewrapModelIfNecessary"])
+def test_a_plain_model_is_left_as_it_is(name):
+    model = Scale()
+    getattr(wrapping, name)(model)
+    assert (type(model), type(model.factor)) == (Scale, nn.Parameter)
+
+
+class OnlyIfNecessary(poptorch.PoplarExecutor):
+    """Attaches and detaches as mmcv's executor does."""
+
+    def attachToDevice(self):
+        if self.isCompiled() and not self._is_attached:
+            super().attachToDevice()
+
+    def detachFromDevice(self):
+        if self.isCompiled() and self._is_attached:
+            super().detachFromDevice()
+
+
+def test_a_subclass_of_the_executor_knows_whether_it_is_attached():
+    executor = OnlyIfNecessary(Scale().eval(), poptorch.Options(), training=False, poptorch_version="")
+    executor.detachFromDevice()
+    executor(torch.ones(1, 2))
+    executor.attachToDevice()
+    assert machine.machine.ipus_held == 1
+    executor.detachFromDevice()
+    executor.detachFromDevice()
+    assert machine.machine.ipus_held == 0
 
 
 # ---------------------------------------------------------------------------------------- replicas
@@ -327,3 +372,14 @@ def test_types_with_a_parser_of_their_own(kind):
 def test_a_parser_must_be_one():
     with pytest.raises(poptorch.Error, match="arg_parser must inherit from ICustomArgParser"):
         poptorch.registerCustomArgParser(Box, object())
+
+
+def test_a_wrapped_model_can_destroy_its_executor():
+    model = Scale()
+    executor = poptorch.trainingModel(model, options(1, 1, 1))
+    executor(torch.ones(2, 2))
+    assert repr(executor) == poptorch.module_repr(model)
+    model.destroy()
+    assert not executor.isCompiled()
+    assert machine.machine.ipus_held == 0
+    assert (type(model), type(model.factor), type(model.offset)) == (Scale, nn.Parameter, torch.Tensor)

@@ -34,6 +34,9 @@ def test_executors_share_the_machines_ipus():
     assert training.isAttachedToDevice()
     with pytest.raises(poptorch.Error, match="already attached"):
         training.attachToDevice()
+    training.detachFromDevice()
+    with pytest.raises(poptorch.Error, match="Device is not attached"):
+        training.detachFromDevice()
     training.destroy()
     assert machine.machine.ipus_held == 0
     with pytest.raises(poptorch.Error, match="not been compiled"):
@@ -44,6 +47,13 @@ def test_a_machine_that_is_too_small():
     machine.configure(1)
     with pytest.raises(poptorch.Error, match="No device found on the system with 2 IPUs"):
         poptorch.trainingModel(TwoStages(), options())(*data(8))
+
+
+def test_a_machine_without_ipus_has_no_version():
+    assert poptorch.ipuHardwareVersion() == 2
+    machine.configure(16, hardware=False)
+    with pytest.raises(AssertionError, match="No IPU hardware available on this system"):
+        poptorch.ipuHardwareVersion()
 
 
 def test_at_most_64_ipus_a_process():
@@ -141,10 +151,53 @@ def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, 
 def test_samplers_of_older_programs_still_take_their_data(monkeypatch):
     monkeypatch.setattr(torch.utils.data.Sampler, "__init__", object.__init__)
     monkeypatch.delattr(torch.utils.data.Sampler, "__init__", raising=False)
-    restore_removed()
 
     class Own(torch.utils.data.Sampler):
         def __init__(self, data):
             super().__init__(data)
+            self.data = data
 
-    Own([1, 2])
+    with pytest.raises(TypeError):
+        Own([1, 2])
+    restore_removed()
+    assert Own([1, 2]).data == [1, 2]
+
+
+def test_what_poptorchs_native_module_tells():
+    core = poptorch.poptorch_core
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            seen.append((core.isCompilingWithDispatcher(), core.isRunningOnIpu()))
+            return x
+
+    seen: list = []
+    poptorch.inferenceModel(Model())(torch.ones(1))
+    Model()(torch.ones(1))
+    assert seen == [(True, True), (False, True), (False, False)]
+    assert [core.ipuHardwareVersion(count) for count in (1, 16, 17)] == [2, 2, 0]
+    assert str(poptorch.createPoptorchError("broken")) == "'poptorch_py_error': broken"
+    with pytest.raises(NotImplementedError, match="poptorch.importPoptorchMetadataFromFile is not simulated"):
+        poptorch.importPoptorchMetadataFromFile("model.poptorch")
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ((torch.ones(2), [torch.zeros(1)]), True),
+        ((torch.ones(2), [torch.ones(1)]), False),
+        ((torch.ones(2), (torch.zeros(1),)), False),
+        ((torch.ones(2),), False),
+    ],
+    ids=["close", "values", "type", "length"],
+)
+def test_nested_outputs_are_compared(other, same):
+    assert poptorch.testing.allclose((torch.ones(2), [torch.zeros(1)]), other) is same
+
+
+def test_a_profiling_channel_changes_nothing():
+    channel = poptorch.profiling.Channel("mine")
+    model = TwoStages()
+    assert channel.instrument(model, "forward") is model
+    with channel.tracepoint("load"):
+        assert model.training

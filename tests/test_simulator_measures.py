@@ -171,3 +171,8 @@ def test_a_named_buffer_that_is_not_there():
     executor = poptorch.inferenceModel(torch.nn.Linear(2, 2), poptorch.Options().updatableNamedBuffers(["mean"]))
     with pytest.raises(poptorch.Error, match="updatableNamedBuffers names mean, but the model has no such buffer"):
         executor(torch.ones(1, 2))
+
+
+def test_a_return_period_divides_the_micro_batches():
+    with pytest.raises(poptorch.Error, match="return period 3 does not divide the 4 micro-batches"):
+        trained(options(D=1, G=4, R=1, mode=(poptorch.OutputMode.EveryN, 3)), batch=data(8))

@@ -11,9 +11,9 @@ from torch import nn
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator.gradients import Gradients, Reduction
-from vit_ipu.simulator.half import Rounding
 from vit_ipu.simulator.half_ops import HalfArithmetic
 from vit_ipu.simulator.half_products import Partials, convolution, convolution_backward
+from vit_ipu.simulator.half_rounding import Rounding
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -168,7 +168,7 @@ def test_float16_partials_of_other_convolutions_are_refused(settings):
 
 def in_mode(function, *, options=None, chunk=16):
     with poptorch.numerics("ipu", partials_chunk=chunk):
-        from vit_ipu.simulator.arithmetic import chosen
+        from vit_ipu.simulator.numerics_mode import chosen
 
         mode = HalfArithmetic.of(options or poptorch.Options(), chosen(), torch.device("cpu"))
     with mode:
@@ -509,3 +509,53 @@ def test_the_same_on_cuda():
         torch.mm, left.cuda(), right.cuda()
     )
     torch.testing.assert_close(on_cuda.cpu(), slow_product(left, right, 16), rtol=1e-3, atol=1e-3)
+
+
+def test_exactly_half_precision_is_computed_in_float32():
+    class Model(nn.Module):
+        def forward(self, x):
+            return (x.half() + 2.0**-12) - x.half()
+
+    x = torch.ones(2)
+    for numerics, expected in (("exact", 2.0**-12), ("ipu", 0.0)):
+        with poptorch.numerics(numerics):
+            out = poptorch.inferenceModel(Model())(x)
+        assert (out.dtype, out.tolist()) == (torch.float16, [expected] * 2)
+
+
+class Convolution(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 3, 3).to(dtype)
+        self.head = nn.Linear(48, 2).to(dtype)
+
+    def forward(self, x):
+        return poptorch.identity_loss(self.head(self.layer(x).flatten(1)).float().square(), reduction="mean")
+
+
+def updated(dtype, numerics, *, running=False):
+    """The weights after an update of 4 micro-batches on 2 replicas, in float32."""
+    torch.manual_seed(0)
+    model = Convolution(torch.float32).to(dtype)
+    opts = poptorch.Options().replicationFactor(2)
+    opts.Training.gradientAccumulation(4)
+    if running:
+        strategy = poptorch.MeanReductionStrategy.Running
+        opts.Training.setMeanAccumulationAndReplicationReductionStrategy(strategy)
+    with poptorch.numerics(numerics):
+        executor = poptorch.trainingModel(model, opts, torch.optim.SGD(model.parameters(), lr=0.1))
+        executor(torch.randn(8, 2, 6, 6).to(dtype))
+    return [weight.detach().float().clone() for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["mean afterwards", "running mean"])
+def test_an_ipus_float32_is_the_exact_one(running):
+    for ours, exact in zip(updated(torch.float32, "ipu", running=running), updated(torch.float32, "exact")):
+        torch.testing.assert_close(ours, exact)
+
+
+def test_a_float16_convolution_with_a_bias_trains_as_the_exact_one_but_for_rounding():
+    pairs = list(zip(updated(torch.float16, "ipu"), updated(torch.float16, "exact")))
+    assert not all(torch.equal(ours, exact) for ours, exact in pairs)
+    for ours, exact in pairs:
+        torch.testing.assert_close(ours, exact, rtol=2e-3, atol=2e-4)

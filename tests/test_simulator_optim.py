@@ -233,6 +233,28 @@ def log(caplog):
     logger.propagate = before
 
 
+def test_state_that_is_not_there_starts_anew(log):
+    model = TwoStages()
+    optimizer = optim.AdamW(model.parameters(), lr=0.1)
+    executor = executor_of(model, optimizer)
+    executor(*data(8))
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["ipu_state"]["Step___first.bias"]
+    optimizer.load_state_dict(state)
+    executor(*data(8))
+    assert "The optimizer state has no Step___first.bias: it starts anew" in log.text
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [({}, "because it is empty"), ({"state": {}, "param_groups": []}, "Only IPU optimizer states can be loaded")],
+    ids=["empty", "torch's"],
+)
+def test_a_state_that_is_not_poptorchs(state, message):
+    with pytest.raises(RuntimeError, match=message):
+        optim.AdamW(TwoStages().parameters(), lr=0.1).set_state_dict(state)
+
+
 @pytest.mark.parametrize("relaxed", [False, True])
 def test_further_attributes_are_reported_once_unless_checks_are_relaxed(log, relaxed):
     model = TwoStages()
@@ -349,3 +371,34 @@ def test_a_state_that_went_through_a_checkpoint_changes_nothing():
         return model.first.weight.detach().clone()
 
     assert torch.equal(run(False), run(True))
+
+
+def test_an_optimizer_that_is_replaced_keeps_its_state():
+    model = TwoStages()
+    first = optim.AdamW(model.parameters(), lr=0.1)
+    executor = executor_of(model, first)
+    executor(*data(8))
+    second = optim.AdamW(model.parameters(), lr=0.1)
+    executor.setOptimizer(second)
+    executor(*data(8, 1))
+    assert first.state_dict()["ipu_state"]["Step___first.bias"] == 1
+    assert second.state_dict()["ipu_state"]["Step___first.bias"] == 2
+
+
+def test_a_float16_accumulator_needs_another_executable():
+    model = TwoStages()
+    executor = executor_of(model, optim.AdamW(model.parameters(), lr=0.1))
+    executor(*data(8))
+    with pytest.raises(ValueError, match="MeanReductionStrategy.Running but the executable is already compiled"):
+        executor.setOptimizer(optim.AdamW(model.parameters(), lr=0.1, accum_type=torch.float16))
+
+
+def test_an_attribute_that_is_marked_as_constant_is_compiled_in():
+    model = TwoStages()
+    optimizer = optim.AdamW(model.parameters(), lr=0.1)
+    optimizer.variable_attrs.markAsConstant("lr")
+    executor = executor_of(model, optimizer)
+    executor(*data(8))
+    optimizer.param_groups[0]["lr"] = 0.2
+    with pytest.raises(poptorch.Error, match="Attribute lr is constant .* cannot change from 0.1 to 0.2"):
+        executor.setOptimizer(optimizer)

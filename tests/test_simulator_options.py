@@ -12,8 +12,9 @@ from simulated import TwoStages, data, options
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
-from vit_ipu.simulator.core import _validateOptions
-from vit_ipu.simulator.options import uses_ipu_model
+from vit_ipu.simulator.checks import uses_ipu_model
+from vit_ipu.simulator.logs import setPopartLogLevel
+from vit_ipu.simulator.poptorch_core import _validateOptions
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -63,6 +64,25 @@ SETTERS = [
         "location_weight",
         {"onChip": 0, "useReplicatedTensorSharding": 1},
     ),
+    (
+        "TensorLocations.setActivationLocation",
+        (poptorch.TensorLocationSettings().useIOTilesToLoad().useIOTilesToStore().useOnChipStorage(None),),
+        "location_activation",
+        {"useIOTilesToLoad": 1, "useIOTilesToStore": 1},
+    ),
+    (
+        "TensorLocations.setOptimizerLocation",
+        (poptorch.TensorLocationSettings().minElementsForOffChip(8),),
+        "location_optimizer",
+        {"minElementsForOffChip": 8},
+    ),
+    (
+        "TensorLocations.setAccumulatorLocation",
+        (poptorch.TensorLocationSettings().minElementsForReplicatedTensorSharding(8),),
+        "location_accumulator",
+        {"minElementsForReplicatedTensorSharding": 8},
+    ),
+    ("inputReplicaGrouping", (4, poptorch.CommGroupType.NoGrouping), "input_group_size", 1),
     ("updatableNamedBuffers", (["a"],), "updatableNamedBuffers", ["a"]),
     ("enableSyntheticData", (True,), "syntheticDataMode", 2),
     ("enableStableNorm", (True,), "enableStableNorm", True),
@@ -308,6 +328,31 @@ def test_the_log_level(capsys, level, seen):
 def test_a_log_level_that_poptorch_has_not(level, message):
     with pytest.raises(ValueError, match=message):
         poptorch.setLogLevel(level)
+
+
+@pytest.mark.parametrize("level", ["LOUD", 3])
+def test_a_log_level_that_popart_has_not(level):
+    with pytest.raises(ValueError, match="Level must be one of TRACE, .*OFF"):
+        setPopartLogLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("setter", "message"),
+    [
+        (lambda o: o.Jit.traceModel(False), "Do not call options.Jit.traceModel"),
+        (lambda o: o.Precision.halfFloatCasting(poptorch.HalfFloatCastingBehavior.Default), "the only behaviour"),
+        (lambda o: o.Precision.runningStatisticsAlwaysFloat(False), "False is the only behaviour"),
+    ],
+    ids=["trace", "half", "statistics"],
+)
+def test_deprecated_options_change_nothing_and_warn(setter, message, caplog):
+    options = poptorch.Options().outputMode(poptorch.OutputMode.All)
+    before = options.toDict()
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        setter(options)
+    assert options.toDict() == before
+    assert "[Deprecated]" in caplog.text
+    assert message in caplog.text
 
 
 def test_set_options_are_logged_as_poptorch_does(caplog):

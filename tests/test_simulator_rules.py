@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -136,6 +137,29 @@ def test_later_calls_must_be_like_the_first(change, message):
         executor(*change(x, labels))
 
 
+class Collect(nn.Module):
+    def forward(self, *tensors, scale=1.0, pair=None, **more):
+        return torch.stack([*tensors, *(pair or []), *more.values()]).sum(0) * scale
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (2, {}, "Number of positional arguments mismatch: expected 1 arguments but got 2"),
+        (1, {"scale": 2.0}, "Value mismatch for scale: expected 1.0 but got 2.0"),
+        (1, {"pair": [torch.ones(2)]}, "Length mismatch for pair: expected 2 elements but got 1"),
+        (1, {"other": torch.ones(2)}, "Keys mismatch for named arguments: Unexpected arguments: other"),
+    ],
+    ids=["count", "value", "length", "keys"],
+)
+def test_later_calls_have_the_structure_of_the_first(args, kwargs, message):
+    executor = poptorch.inferenceModel(Collect())
+    pair = [torch.ones(2), torch.ones(2)]
+    assert executor(torch.ones(2), pair=pair).tolist() == [3, 3]
+    with pytest.raises(poptorch.Error, match=message):
+        executor(*[torch.ones(2)] * args, **dict({"pair": pair}, **kwargs))
+
+
 def test_a_batch_that_does_not_divide():
     with pytest.raises(AssertionError, match=r"batch dimension \(6\) must be a multiple of .* = 4"):
         poptorch.trainingModel(TwoStages(), options())(*data(6))
@@ -153,6 +177,15 @@ def test_a_batch_that_does_not_divide():
 def test_arguments_must_fit_the_forward(args, kwargs, error, message):
     with pytest.raises(error, match=message):
         poptorch.trainingModel(TwoStages(), options())(*args, **kwargs)
+
+
+def test_arguments_that_are_not_contiguous_are_converted_with_one_warning(caplog):
+    executor = poptorch.inferenceModel(nn.Identity())
+    x = torch.arange(6.0).reshape(2, 3).t()
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        assert torch.equal(executor(x), x)
+        assert torch.equal(executor(x), x)
+    assert caplog.text.count("At least one input tensor is not contiguous") == 1
 
 
 def test_named_and_default_arguments():
@@ -190,6 +223,26 @@ def test_wrapping_twice_and_annotating_twice():
     poptorch.BeginBlock(model.first, "again", ipu_id=0)
 
 
+def test_options_must_be_poptorchs():
+    with pytest.raises(poptorch.Error, match="'options' is of type <class 'dict'> .Expected poptorch.Options."):
+        poptorch.inferenceModel(TwoStages(), {"deviceIterations": 2})
+
+
+def test_inference_takes_no_optimizer():
+    executor = poptorch.inferenceModel(TwoStages(), poptorch.Options().deviceIterations(2))
+    with pytest.raises(AssertionError, match="Optimizer should be None for inference"):
+        executor.setOptimizer(torch.optim.SGD(TwoStages().parameters(), lr=0.1))
+
+
+def test_compiling_twice_warns(caplog):
+    executor = poptorch.inferenceModel(nn.Identity())
+    with caplog.at_level(logging.WARNING, logger="poptorch"):
+        executor.compile(torch.ones(2))
+        assert not caplog.text
+        executor.compile(torch.ones(2))
+    assert "Call to compile() ignored: the executable is already compiled" in caplog.text
+
+
 def test_inference_takes_no_accumulation():
     with pytest.raises(poptorch.Error, match=r"gradientAccumulation to 1.*deviceIterations"):
         poptorch.inferenceModel(TwoStages(), options())
@@ -207,6 +260,30 @@ def test_a_reassigned_buffer():
 
     with pytest.raises(poptorch.Error, match=r"Buffer count is reassigned.*self.count.copy_"):
         poptorch.inferenceModel(Model())(torch.ones(2))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("count", "Buffer"), ("weight", "Parameter")])
+def test_a_tensor_that_the_forward_takes_away(name, kind):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            out = x + self.count + self.weight
+            delattr(self, name)
+            return out
+
+    with pytest.raises(poptorch.Error, match="{} {} is removed from the model when calling".format(kind, name)):
+        poptorch.inferenceModel(Model())(torch.ones(2))
+
+
+def test_buffers_must_be_plain_tensors():
+    model = TwoStages()
+    model.register_buffer("mask", nn.Parameter(torch.ones(1)))
+    with pytest.raises(poptorch.Error, match="All buffers must be an instance of torch.Tensor .Got .*Parameter"):
+        poptorch.trainingModel(model, options())
 
 
 def test_buffers_changed_in_place_reach_the_host_but_not_with_broadcast_replicas():

@@ -176,3 +176,34 @@ def test_half_precision_models_train_and_keep_their_types():
     )
     for name, weight in executor.state_dict().items():
         assert torch.equal(weight, reference.state_dict()[name].half())
+
+
+def test_a_random_state_that_is_set_while_detached_holds_from_then_on():
+    executor = poptorch.inferenceModel(nn.Dropout(0.5), poptorch.Options().randomSeed(1))
+    x = torch.ones(64)
+    executor.compile(x)
+    state = executor.rng_state
+    first = executor(x)
+    assert not torch.equal(executor(x), first)
+    executor.detachFromDevice()
+    executor.rng_state = state
+    assert executor.rng_state == state
+    assert torch.equal(executor(x), first)
+
+
+def test_a_cross_entropy_over_images_trains():
+    """torch 2.0.1 cannot infer its shape, PopTorch can."""
+
+    class Segment(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(1, 3, 1)
+
+        def forward(self, x, target):
+            return torch.nn.functional.cross_entropy(self.layer(x), target)
+
+    model = Segment()
+    x, target = torch.randn(2, 1, 4, 4), torch.randint(3, (2, 4, 4))
+    with torch.no_grad():
+        expected = model(x, target)
+    assert torch.allclose(poptorch.trainingModel(model)(x, target), expected)

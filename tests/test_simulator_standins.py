@@ -90,8 +90,8 @@ def test_a_script_that_fails_exits_with_1_and_sees_no_hardware_that_is_not_there
 def test_pytest_runs_as_a_module(tmp_path):
     (tmp_path / "test_program.py").write_text(
         "import poptorch\n\n\ndef test_it():\n    assert poptorch.ipuHardwareIsAvailable(2)\n"
-        "    assert not poptorch.ipuHardwareIsAvailable(4)\n    from vit_ipu.simulator import arithmetic\n"
-        "    assert arithmetic.chosen().mode == 'ipu'\n"
+        "    assert not poptorch.ipuHardwareIsAvailable(4)\n    from vit_ipu.simulator import numerics_mode\n"
+        "    assert numerics_mode.chosen().mode == 'ipu'\n"
     )
     done = simulate("--ipus", "2", "--numerics", "ipu", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=tmp_path)
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
@@ -142,9 +142,9 @@ def test_a_popart_enum_must_become_a_number_first():
     options = poptorch.Options().outputMode(poptorch.OutputMode.All)
     options._Popart.set("autoRecomputation", popart.RecomputationType.Standard)
     with pytest.raises(poptorch.Error, match="Unknown value type .*RecomputationType.* for option autoRecomputation"):
-        poptorch.core._validateOptions(options.toDict())
+        poptorch.poptorch_core._validateOptions(options.toDict())
     options._Popart.set("autoRecomputation", int(popart.RecomputationType.Standard))
-    poptorch.core._validateOptions(options.toDict())
+    poptorch.poptorch_core._validateOptions(options.toDict())
 
 
 def test_the_rest_of_popart_is_not_simulated():
@@ -153,6 +153,13 @@ def test_the_rest_of_popart_is_not_simulated():
     with pytest.raises(AttributeError, match="module 'popart' has no attribute '_nonsense'"):
         popart._nonsense  # noqa: B018
     assert popart.versionString() == popart.__version__ == "3.4.0+simulated"
+
+
+def test_the_rest_of_horovod_is_not_simulated():
+    with pytest.raises(NotImplementedError, match="horovod.torch.DistributedOptimizer is not simulated"):
+        horovod_torch.DistributedOptimizer  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'horovod.torch' has no attribute '_nonsense'"):
+        horovod_torch._nonsense  # noqa: B018
 
 
 def test_install_brings_the_stand_ins():
@@ -236,7 +243,7 @@ def test_an_instance_knows_its_share(instance):
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
     written = options.clone().toDict()
     assert (written["globalReplicationFactor"], written["globalReplicaOffset"]) == (8, 4)
-    poptorch.core._validateOptions(written)
+    poptorch.poptorch_core._validateOptions(written)
     with pytest.raises(ValueError, match="4 IPUs per replica but popdist.poptorch.Options was given 2"):
         popdist_poptorch.Options(ipus_per_replica=2)
 

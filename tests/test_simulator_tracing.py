@@ -250,3 +250,16 @@ def test_dropout_between_recurrent_layers():
     lstm.dropout = 0.0
     out, _ = poptorch.inferenceModel(Layer(lstm))(torch.rand(4, 3, 6))
     assert out.shape == (4, 3, 2)
+
+
+def test_a_tensor_of_the_ipu_can_be_copied_into():
+    x = torch.rand(2, 2)
+    assert torch.equal(infer(lambda m, x: torch.empty(2, 2).copy_(x), x), x)
+
+
+def test_an_operation_of_the_users_without_a_shape_rule():
+    library = torch.library.Library("simulator_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CPU")
+    with pytest.raises(poptorch.Error, match="Type inference failed for simulator_test::twice"):
+        infer(lambda m, x: torch.ops.simulator_test.twice(x))

@@ -1,20 +1,26 @@
 """A PopTorch simulator: the module `poptorch` on plain PyTorch, by PopTorch's rules, without an IPU.
 
 `install()` makes `import poptorch` give this module. What it computes, what it checks and what it leaves out is
-in docs/simulator.md. `__simulated__` tells it from the real one.
+in docs/simulator.md. `__simulated__` tells it from the real one. Its modules by subject:
+
+    the module           installation, compatibility, __main__, poprun, shims/, standins/, poptorch_core, machine,
+                         logs, errors, enums, testing, profiling
+    options              options, option_groups, option_values, option_text, session_options, strategies
+    executors            models, executor, optimizer_link, measures, executable_file, hooks, wrapping, printing
+    compiling            tracing, recorder, recording, op_table, function_rules, checks
+    running              program, context, arguments, structures, outputs, anchors, weights, replicas, device_names,
+                         host_state, batch_norm
+    weight updates       optim, optimizer_attributes, optimizer_scalars, gradients, loss_scaling, updates, update_rules
+    operations           ops, blocks, hints, slices, control_flow, overlap, host_ops, multi_conv, points, ctc,
+                         print_tensor
+    number formats       numerics_mode, half_rounding, half_ops, half_products, mixed_formats
+    loading data         loader, loader_partition, data_accessor, data_worker, data_ring
+    what it would cost   accounting, flops, liveness, timeline, counters, report
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from vit_ipu.simulator import enums, machine, ops, optim, options, profiling, testing
-from vit_ipu.simulator.arithmetic import numerics
-from vit_ipu.simulator.core import (
-    createPoptorchError,
-    importPoptorchMetadataFromFile,
-    isRunningOnIpu,
-)
 from vit_ipu.simulator.data_accessor import AsynchronousDataAccessor
 from vit_ipu.simulator.enums import (
     AutoStage,
@@ -43,6 +49,7 @@ from vit_ipu.simulator.installation import (
 from vit_ipu.simulator.loader import DataLoader
 from vit_ipu.simulator.logs import setLogLevel
 from vit_ipu.simulator.models import __version__, inferenceModel, load, trainingModel
+from vit_ipu.simulator.numerics_mode import numerics
 from vit_ipu.simulator.ops import (
     CPU,
     BeginBlock,
@@ -73,6 +80,11 @@ from vit_ipu.simulator.options import (
     Attribute,
     Options,
     TensorLocationSettings,
+)
+from vit_ipu.simulator.poptorch_core import (
+    createPoptorchError,
+    importPoptorchMetadataFromFile,
+    isRunningOnIpu,
 )
 from vit_ipu.simulator.printing import (
     module_repr,
@@ -195,12 +207,3 @@ def poptorchAtExit() -> None:
 
 def registerGeometricCustomArgParsers() -> None:
     """Nothing: poptorch_geometric is not simulated."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NOT_SIMULATED:
-        raise NotImplementedError("poptorch.{} is not simulated".format(name))
-    raise AttributeError("module 'poptorch' has no attribute {!r}".format(name))
-
-
-_NOT_SIMULATED = frozenset("".split())

@@ -15,6 +15,7 @@ import torch
 
 from vit_ipu.simulator.compatibility import restore_removed
 from vit_ipu.simulator.installation import install, install_in_children
+from vit_ipu.simulator.numerics_mode import MODES
 from vit_ipu.simulator.poprun import environment_of, run_instances
 
 
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--numerics",
         default="exact",
-        choices=["exact", "ipu"],
+        choices=MODES,
         help="exact: half precision is computed in float32 (default); ipu: with an IPU's roundings",
     )
     parser.add_argument("--no-hardware", action="store_true", help="ipuHardwareIsAvailable() is False")

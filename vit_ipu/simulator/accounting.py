@@ -19,10 +19,11 @@ from vit_ipu.simulator.liveness import Life, working_memory
 from vit_ipu.simulator.options import Options
 from vit_ipu.simulator.recording import Kind, Operation, Recording, Value
 from vit_ipu.simulator.report import IpuAccount, SimulationReport, StageAccount, account_of_ipu
+from vit_ipu.simulator.standins import popart
 from vit_ipu.simulator.timeline import Schedule
 from vit_ipu.simulator.tracing import Trace
 
-_RECOMPUTING = (3, 4)  # popart::RecomputationType Pipeline and RecomputeAll
+_RECOMPUTING = (int(popart.RecomputationType.Pipeline), int(popart.RecomputationType.RecomputeAll))
 
 
 def simulation_report(

@@ -7,18 +7,16 @@ weight after an update; the optimizer's state has the names of its state dict, a
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.outputs import joined
 
 GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
-
-Gather = Callable[[List[Tensor], OutputMode, int], Tensor]
-"""Selects of the values of all micro-batches what an output mode returns, and joins them."""
 
 
 class Anchors:
@@ -29,8 +27,10 @@ class Anchors:
         anchored: Mapping[str, List[Any]],
         weights: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
+        replicas: int,
     ) -> None:
         """`anchored`: long name, -, output mode and return period by short name, as options keep them."""
+        self._replicas = replicas
         self._modes: Dict[str, Tuple[str, OutputMode, int]] = {
             short: (long, OutputMode(mode), int(period)) for short, (long, _, mode, period) in anchored.items()
         }
@@ -62,18 +62,18 @@ class Anchors:
         """Forgets the values of the call before."""
         self._values = {long: [] for long in self._sources}
 
-    def before_update(self, loss_scale: float, replicas: int) -> None:
+    def before_update(self, loss_scale: float) -> None:
         """Notes the loss scale of the gradients."""
         if LOSS_SCALE in self._values:
-            self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * replicas
+            self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * self._replicas
 
-    def after_update(self, replicas: int) -> None:
+    def after_update(self) -> None:
         """Notes what the update made; every replica has the same."""
         for long, source in self._sources.items():
             if source is not None:
-                self._values[long] += [source.detach().clone()] * replicas
+                self._values[long] += [source.detach().clone()] * self._replicas
 
-    def end_call(self, gather: Gather) -> None:
+    def end_call(self) -> None:
         """Selects the values by each anchor's output mode."""
         for short, (long, mode, period) in self._modes.items():
-            self.results[short] = gather(self._values[long], mode, period).cpu()
+            self.results[short] = joined(self._values[long], self._replicas, mode, period).cpu()

@@ -6,16 +6,15 @@ Rules and messages are those of python/_args_parser.py and python/_utils.py.
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.options import Options
 from vit_ipu.simulator.structures import flatten, rebuild
-
-logger = logging.getLogger("poptorch")
 
 _MISMATCH = (
     "\nThis error occurred because the inputs passed at runtime don't match the inputs used to compile the model.\n"
@@ -165,6 +164,16 @@ class ArgumentParser:
             logger.warning("At least one input tensor is not contiguous: non-contiguous tensors will be converted.")
             self._warned = True
         return arguments.with_tensors([tensor.contiguous() for tensor in tensors])
+
+
+ArgsParser = ArgumentParser
+"""PopTorch's name, which programs import from poptorch._args_parser (mmcv/device/ipu/model_wrapper.py)."""
+
+
+def micro_batches_of_input(options: Options) -> int:
+    """The micro-batches that an input of a call holds: D x G x the groups of replicas that read the same."""
+    groups = options.replication_factor // options.input_group_size
+    return int(options.device_iterations * options.Training.gradient_accumulation * groups)
 
 
 def micro_batch_of(tensor: Tensor, index: int, count: int) -> Tensor:

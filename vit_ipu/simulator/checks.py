@@ -1,14 +1,17 @@
-"""What PopTorch checks of options when a model is wrapped, and of a trace when it is compiled."""
+"""What PopTorch checks of options when a model is wrapped, and of arguments and trace when it is compiled."""
 
 from __future__ import annotations
 
+import os
 from typing import Iterable, Optional
 
+from vit_ipu.simulator.arguments import Arguments, micro_batch_of, micro_batches_of_input
 from vit_ipu.simulator.enums import ConnectionType, OutputMode
 from vit_ipu.simulator.errors import cpp_error, error
 from vit_ipu.simulator.machine import round_up_num_ipus
-from vit_ipu.simulator.options import Options, uses_ipu_model
+from vit_ipu.simulator.options import Options
 from vit_ipu.simulator.session_options import validate
+from vit_ipu.simulator.standins import popart
 from vit_ipu.simulator.strategies import PipelinedExecution, ShardedExecution
 from vit_ipu.simulator.tracing import Trace
 
@@ -47,7 +50,27 @@ def prepared(options: Optional[Options], training: bool) -> Options:
     return options
 
 
-_RECOMPUTE_PIPELINE = 3  # popart::RecomputationType::Pipeline
+def first_micro_batch(arguments: Arguments, options: Options) -> Arguments:
+    """The part of a call's arguments that is traced. Raises AssertionError if an input is not whole micro-batches."""
+    count = micro_batches_of_input(options)
+    for tensor in arguments.tensors():
+        size = tensor.shape[0] if tensor.dim() else 1
+        assert size % count == 0, (
+            "Invalid batch dimension: In the input {}, the batch dimension ({}) must be a multiple of "
+            "Options.deviceIterations({}) * (Options.replicationFactor({}) / "
+            "Options.inputReplicaGrouping.input_group_size({})) * Options.Training.gradientAccumulation({}) = {} "
+            "because it is used to calculate the batch size which will be executed on the device in any given "
+            "iteration. For a full explanation see the batching semantics page of the documentation.".format(
+                tensor.shape,
+                size,
+                options.device_iterations,
+                options.replication_factor,
+                options.input_group_size,
+                options.Training.gradient_accumulation,
+                count,
+            )
+        )
+    return arguments.with_tensors([micro_batch_of(tensor, 0, count) for tensor in arguments.tensors()])
 
 
 def ipus_to_reserve(trace: Trace, options: Options) -> int:
@@ -62,7 +85,7 @@ def ipus_to_reserve(trace: Trace, options: Options) -> int:
     has_pipeline = is_pipelined(options) and len(trace.ipus) > 1
     if has_pipeline:
         _check_placement(trace)
-    if not has_pipeline and options._Popart.options.get("autoRecomputation") == _RECOMPUTE_PIPELINE:
+    if not has_pipeline and options._Popart.options.get("autoRecomputation") == int(popart.RecomputationType.Pipeline):
         raise cpp_error("Invalid RecomputationType::Pipeline in autoAnnotate when using implicit pipelining")
     if trace.mutates_buffers and options.replication_factor > 1 and options.broadcast_buffers:
         raise cpp_error(_BROADCAST_BUFFERS)
@@ -87,6 +110,13 @@ def _check_ipu_model(options: Options) -> None:
         raise cpp_error("ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model")
     if options.replication_factor > 1:
         raise cpp_error("Replicated top level graphs are not supported on the IPU model")
+
+
+def uses_ipu_model(options: Options) -> bool:
+    """Whether Graphcore's IPU Model is asked for, by the options, else by the environment (Utils.cpp:30-55)."""
+    if options.exists("use_model"):
+        return bool(options.use_model)
+    return any(int(os.environ.get(name, "0")) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))
 
 
 def is_pipelined(options: Options) -> bool:

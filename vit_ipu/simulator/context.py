@@ -1,4 +1,4 @@
-"""What the annotations of a model act upon while the simulator traces it or runs it."""
+"""What holds while the simulator traces a model or runs it, and what the model's annotations act upon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def mark_loss(loss: Tensor) -> None:
 
 def device_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that the IPU has in place of `dtype`: 32 bits for 64 (popart_compiler/source/Utils.cpp:141-151)."""
-    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype) if on_ipu else dtype
+    return in_32_bits(dtype) if on_ipu else dtype
+
+
+def in_32_bits(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or the type of half its bits for one of 64."""
+    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype)
 
 
 @contextmanager
@@ -66,3 +71,15 @@ def on_host() -> Iterator[None]:
             yield
     finally:
         on_ipu, stage_manager, trace, _losses = saved
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """torch.distributions does not check arguments, which needs them on the host (_poplar_executor.py:80-110)."""
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
+    distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)  # type: ignore[no-untyped-call]

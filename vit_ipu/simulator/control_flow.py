@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vit_ipu.simulator import context
 from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.structures import as_list
 
 _LARGEST_COUNT = 2**31 - 1
 _NOT_A_LIST_OF_TENSORS = "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. "
@@ -33,11 +34,11 @@ def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List
     _check_count(count)
     carried = [tensor.clone() for tensor in inputs]  # the body may change its inputs in place
     if not context.on_ipu:
-        return _as_list(body(*carried))
+        return as_list(body(*carried))
     if context.trace is not None:
         return _traced_loop(body, carried)
     for _ in range(count):
-        carried = [tensor.clone() for tensor in _as_list(body(*carried))]
+        carried = [tensor.clone() for tensor in as_list(body(*carried))]
     return carried
 
 
@@ -53,7 +54,7 @@ def _check_count(count: int) -> None:
 
 def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
     expected = [(tensor.shape, tensor.dtype) for tensor in inputs]
-    outputs = _as_list(body(*inputs))
+    outputs = as_list(body(*inputs))
     if context.trace is not None and context.trace.is_training:
         raise cpp_error("poptorch.for_loop() is only supported in inference.")
     if len(outputs) != len(inputs):
@@ -88,11 +89,11 @@ def cond(
             "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
         )
     if not context.on_ipu:
-        return _as_list(then_body(*then_inps) if condition else else_body(*else_inps))
+        return as_list(then_body(*then_inps) if condition else else_body(*else_inps))
     if context.trace is None:
-        return _as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
-    outputs = _as_list(then_body(*_clones(then_inps)))
-    other_outputs = _as_list(else_body(*_clones(else_inps)))
+        return as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
+    outputs = as_list(then_body(*_clones(then_inps)))
+    other_outputs = as_list(else_body(*_clones(else_inps)))
     if context.trace.is_training:
         raise cpp_error("poptorch.cond() is only supported in inference.")
     _check_branches(outputs, other_outputs)
@@ -127,7 +128,3 @@ def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) 
 
 def _clones(values: Sequence[Any]) -> List[Any]:
     return [value.clone() if isinstance(value, Tensor) else value for value in values]
-
-
-def _as_list(outputs: Any) -> List[Tensor]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from vit_ipu.simulator.enums import OutputMode
+from vit_ipu.simulator.outputs import returned_rounds
 from vit_ipu.simulator.timeline import Schedule
 
 Counters = Dict[str, List[List[float]]]
@@ -33,12 +34,7 @@ class Call(NamedTuple):
 
     def returned(self) -> Sequence[int]:
         """The rounds whose outputs the host gets."""
-        if not self.rounds:
-            return range(0)
-        if self.mode == OutputMode.All:
-            return range(self.rounds)
-        period = self.return_period if self.mode == OutputMode.EveryN else self.rounds
-        return range(period - 1, self.rounds, period)
+        return returned_rounds(self.rounds, self.mode, self.return_period)
 
 
 def perf_counters(schedule: Schedule, call: Call) -> Counters:

@@ -97,7 +97,6 @@ class _WorkerProcess:
     """The worker process as the host sees it."""
 
     def __init__(self, dataset: Any, settings: WorkerSettings, strategy: SharingStrategy) -> None:
-        self._load_indefinitely = settings.load_indefinitely
         self._restarts = 0
         self._started = self._used = self._ended = False
         with _sendable(dataset, strategy) as sendable:

@@ -7,7 +7,6 @@ detaches or when the wrapped model's weights are read after a training call.
 
 from __future__ import annotations
 
-import logging
 import time
 from datetime import timedelta
 from typing import Any, Dict, List, Optional
@@ -16,32 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator import machine
-from vit_ipu.simulator.accounting import schedule_of, simulation_report
 from vit_ipu.simulator.arguments import ArgumentParser, Arguments
-from vit_ipu.simulator.checks import check_named_buffers, ipus_to_reserve, prepared
-from vit_ipu.simulator.counters import NOTHING, Counters, Latency, latency, perf_counters, total_cycles
-from vit_ipu.simulator.enums import CommGroupType, ConnectionType, VariableRetrievalMode
+from vit_ipu.simulator.checks import check_named_buffers, first_micro_batch, ipus_to_reserve, prepared
+from vit_ipu.simulator.enums import ConnectionType
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.executable_file import Executable, destination
 from vit_ipu.simulator.hooks import around_compilation
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.measures import Measures
 from vit_ipu.simulator.optimizer_link import OptimizerLink
 from vit_ipu.simulator.options import Options
 from vit_ipu.simulator.printing import module_repr
 from vit_ipu.simulator.program import Program
-from vit_ipu.simulator.replicas import Grouping, grouping, of_one_replica
-from vit_ipu.simulator.report import SimulationReport
-from vit_ipu.simulator.storage import Executable, destination
+from vit_ipu.simulator.replicas import GroupableParameter, Groupings, of_one_replica
 from vit_ipu.simulator.structures import flatten
-from vit_ipu.simulator.timeline import Schedule
 from vit_ipu.simulator.tracing import Trace, trace_model
 from vit_ipu.simulator.weights import Weights
 from vit_ipu.simulator.wrapping import unwrap, wrap
 
-logger = logging.getLogger("poptorch")
 
-_NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
-
-
-class PoplarExecutor:
+class PoplarExecutor(Measures):
     """Made by `trainingModel` and `inferenceModel`; called like the model it wraps."""
 
     def __init__(
@@ -62,7 +55,7 @@ class PoplarExecutor:
         self._num_ipus = 0
         self._has_run = False
         self._seconds_to_compile = 0.0
-        self._groupings: Dict[str, Grouping] = {}
+        self._groupings: Groupings = {}
         self._pending_rng_state: Optional[List[int]] = None
         self._host_weights_are_old = False
         self._host_weights_version = 0
@@ -89,7 +82,7 @@ class PoplarExecutor:
         if attr.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(attr)
         value = getattr(self._user_model, attr)
-        return _Groupable(self, attr, value) if isinstance(value, nn.Parameter) else value
+        return GroupableParameter(self._groupings, attr, value) if isinstance(value, nn.Parameter) else value
 
     def __repr__(self) -> str:
         return module_repr(self._user_model)
@@ -131,7 +124,7 @@ class PoplarExecutor:
 
     def _compile(self, arguments: Arguments) -> None:
         start = time.perf_counter()
-        first = arguments.with_tensors([self._first_micro_batch(tensor) for tensor in arguments.tensors()])
+        first = first_micro_batch(arguments, self._options)
         replicas = int(self._options.replication_factor)
         weights = of_one_replica(Weights.of(self._model), self._groupings, replicas)
         with around_compilation():
@@ -155,27 +148,6 @@ class PoplarExecutor:
             optimizer = self._optimizer.attributes, self._optimizer.names_of_groups(self._model)
         device = self._machine.device
         return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
-
-    def _first_micro_batch(self, tensor: Tensor) -> Tensor:
-        options, size = self._options, tensor.shape[0] if tensor.dim() else 1
-        groups = options.replication_factor // options.input_group_size
-        count = options.device_iterations * groups * options.Training.gradient_accumulation
-        assert size % count == 0, (
-            "Invalid batch dimension: In the input {}, the batch dimension ({}) must be a multiple of "
-            "Options.deviceIterations({}) * (Options.replicationFactor({}) / "
-            "Options.inputReplicaGrouping.input_group_size({})) * Options.Training.gradientAccumulation({}) = {} "
-            "because it is used to calculate the batch size which will be executed on the device in any given "
-            "iteration. For a full explanation see the batching semantics page of the documentation.".format(
-                tensor.shape,
-                size,
-                options.device_iterations,
-                options.replication_factor,
-                options.input_group_size,
-                options.Training.gradient_accumulation,
-                count,
-            )
-        )
-        return tensor[: size // count] if tensor.dim() else tensor
 
     def isCompiled(self) -> bool:
         """Whether there is an executable."""
@@ -233,6 +205,11 @@ class PoplarExecutor:
     def isAttachedToDevice(self) -> bool:
         """Whether the executor holds IPUs."""
         return self.isCompiled() and self._machine.is_attached(self)
+
+    @property
+    def _is_attached(self) -> bool:
+        """PopTorch's private name, which subclasses read (mmcv/device/ipu/model_wrapper.py)."""
+        return self.isAttachedToDevice()
 
     def attachToDevice(self) -> None:
         """Reserves the IPUs again and copies weights, optimizer state and random state to them."""
@@ -320,62 +297,6 @@ class PoplarExecutor:
         if self.isAttachedToDevice():
             self._optimizer.write_state()
 
-    def _group(self, name: str, by: Grouping) -> None:
-        """Replicas of one group share the parameter, whose first dimension counts the groups."""
-        self._groupings[name] = by
-
-    # ------------------------------------------------------------------------------- what it would cost
-
-    def simulation_report(self) -> SimulationReport:
-        """Per IPU: memory, FLOPs, bytes that cross to others, and the timetable. Not a method of PopTorch's."""
-        program = self._compiled()
-        state = program.updater.state if program.updater is not None else None
-        return simulation_report(program.trace, self._options, state)
-
-    def getTensorNames(self) -> List[str]:
-        """The names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
-        assert self._program is not None, "Model must be compiled before calling getTensorNames"
-        return self._program.tensor_names()
-
-    def getAnchoredTensor(self, short_name: str) -> Tensor:
-        """An anchored tensor of the last call. Raises AssertionError if none has this name."""
-        anchored = self._program.anchored if self._program is not None else {}
-        assert short_name in anchored, "No tensor with name {} found.".format(short_name)
-        return anchored[short_name]
-
-    def cycleCount(self) -> int:
-        """Cycles of the pipeline in the last call, where an IPU counts those of its clock."""
-        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
-            raise error("Cycle count logging is disabled. Please set option logCycleCount to True to enable.")
-        if not self._has_run:
-            raise error("Please run the model at least once before obtaining cycle count.")
-        return total_cycles(self._schedule(), self._compiled().rounds)
-
-    def getPerfCounters(self) -> Counters:
-        """When inputs entered and outputs left in the last call, in cycles of the pipeline (see counters.py)."""
-        if not (self.isCompiled() and self._has_run):
-            return NOTHING
-        return perf_counters(self._schedule(), self._compiled().transfers())
-
-    def getHostIpuLatency(self) -> Latency:
-        """Zero: transfers take no cycle here."""
-        return latency(self.getPerfCounters(), "input", "input_complete")
-
-    def getComputeLatency(self) -> Latency:
-        """Minimum, maximum and mean cycles from a complete input to its output."""
-        return latency(self.getPerfCounters(), "input_complete", "output")
-
-    def getIpuHostLatency(self) -> Latency:
-        """Zero: transfers take no cycle here."""
-        return latency(self.getPerfCounters(), "output", "output_complete")
-
-    def getLatency(self) -> Latency:
-        """Minimum, maximum and mean cycles from an input to its complete output."""
-        return latency(self.getPerfCounters(), "input", "output_complete")
-
-    def _schedule(self) -> Schedule:
-        return schedule_of(self._compiled().trace, self._options)
-
     # -------------------------------------------------------------------------------- random state
 
     @property
@@ -394,26 +315,6 @@ class PoplarExecutor:
             program.rng_state = _state_of(state)
         else:
             self._pending_rng_state = state.copy()
-
-    def _compiled(self) -> Program:
-        if self._program is None:
-            raise error(_NO_EXECUTABLE)
-        return self._program
-
-
-class _Groupable:
-    """A parameter of the model as the executor gives it: it also has `replicaGrouping`."""
-
-    def __init__(self, executor: PoplarExecutor, name: str, parameter: nn.Parameter) -> None:
-        self._executor, self._name, self._parameter = executor, name, parameter
-
-    def replicaGrouping(
-        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
-    ) -> None:
-        self._executor._group(self._name, grouping(comm_group_type, shards, variable_retrieval_mode))
-
-    def __getattr__(self, attr: str) -> Any:
-        return getattr(self._parameter, attr)
 
 
 def _no_backward(*args: Any, **kwargs: Any) -> None:

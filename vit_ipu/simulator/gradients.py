@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vit_ipu.simulator.enums import MeanReductionStrategy, ReductionType
-from vit_ipu.simulator.half import Rounding, rounded
+from vit_ipu.simulator.half_rounding import Rounding, rounded, widened
 from vit_ipu.simulator.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.options import Options
 
@@ -84,7 +84,7 @@ class Gradients:
         if before is None:
             accumulators[name] = rounded(gradient, dtype or gradient.dtype, self._rounding)
             return
-        kept, new = _wide(before), _wide(gradient)
+        kept, new = widened(before), widened(gradient)
         running = self._reduction.is_running
         total = kept * (step / (step + 1)) + new / (step + 1) if running else kept + new
         accumulators[name] = rounded(total, before.dtype, self._rounding)
@@ -92,7 +92,7 @@ class Gradients:
     def _over_replicas(self, of_replicas: List[Tensor]) -> Tensor:
         if len(of_replicas) == 1:
             return of_replicas[0]
-        total = torch.stack([_wide(tensor) for tensor in of_replicas]).sum(0)
+        total = torch.stack([widened(tensor) for tensor in of_replicas]).sum(0)
         if self._reduction.is_running:
             total /= self._reduction.replicas
         return rounded(total, of_replicas[0].dtype, self._rounding)
@@ -105,7 +105,3 @@ class Gradients:
                 if self._reduction.is_running:
                     gradients[name].div_(self._reduction.mean_divisor)
         return gradients
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor

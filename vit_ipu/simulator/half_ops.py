@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from vit_ipu.simulator.arithmetic import Numerics
-from vit_ipu.simulator.half import Rounding, to_nearest
 from vit_ipu.simulator.half_products import Partials, convolution, convolution_backward
+from vit_ipu.simulator.half_rounding import Rounding, to_nearest
+from vit_ipu.simulator.numerics_mode import Numerics
 from vit_ipu.simulator.options import Options
+from vit_ipu.simulator.structures import map_tensors
 
 undispatched = _disable_current_modes
 """A context manager: operations inside are torch's own."""
@@ -75,11 +76,7 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def round(self, result: Any) -> Any:
         """The float32 tensors in a result, rounded."""
-        if isinstance(result, Tensor):
-            return self.rounding(result) if result.dtype in _FLOATS else result
-        if isinstance(result, (tuple, list)):
-            return type(result)(self.round(part) for part in result)
-        return result
+        return map_tensors(result, lambda tensor: self.rounding(tensor) if tensor.dtype in _FLOATS else tensor)
 
 
 _PLANS: Dict[Any, Plan] = {}

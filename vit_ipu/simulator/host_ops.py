@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator import context
+from vit_ipu.simulator.structures import as_list
 
 Attributes = Dict[str, Union[float, int, str, List[Any], Tuple[Any, ...]]]
 
@@ -32,7 +33,7 @@ class CPU:
 
     def execute(self) -> None:
         """Calls the function on the buffers."""
-        for buffer, output in zip(self.outputs or (), _as_list(self._layer_to_call(*self.inputs or ()))):
+        for buffer, output in zip(self.outputs or (), as_list(self._layer_to_call(*self.inputs or ()))):
             buffer.copy_(output)
 
     def __call__(self, *input: Tensor, **kwargs: Any) -> Any:
@@ -43,7 +44,7 @@ class CPU:
                 "only".format(self._ID)
             )
         result = self._on_host(input) if context.on_ipu else self._layer_to_call(*input)
-        outputs = _as_list(result)
+        outputs = as_list(result)
         self.in_shapes = [tensor.shape for tensor in input]
         self.out_shapes = [tensor.shape for tensor in outputs]
         return outputs if isinstance(result, (list, tuple)) else outputs[0]
@@ -55,12 +56,8 @@ class CPU:
             device = inputs[0].device if inputs else torch.device("meta" if is_traced else "cpu")
             copies = [torch.zeros(t.shape, dtype=t.dtype) if is_traced else t.detach().cpu().clone() for t in inputs]
             result = self._layer_to_call(*copies)
-            moved = [tensor.to(device) for tensor in _as_list(result)]
+            moved = [tensor.to(device) for tensor in as_list(result)]
         return moved if isinstance(result, (list, tuple)) else moved[0]
-
-
-def _as_list(outputs: Any) -> List[Tensor]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def custom_op(

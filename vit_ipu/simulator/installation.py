@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, Dict, List, Optional
 
 from vit_ipu.simulator import logs, machine
-from vit_ipu.simulator.arithmetic import numerics as set_numerics
 from vit_ipu.simulator.compatibility import restore_removed
+from vit_ipu.simulator.numerics_mode import numerics as set_numerics
 
 SHIMS = Path(__file__).parent / "shims"
 """A folder with modules `poptorch`, `popart` and `popdist` that install the simulator when they are imported."""
@@ -31,10 +31,11 @@ _NAMES = {
     "poptorch.ops": ".ops",
     "poptorch.optim": ".optim",
     "poptorch.options": ".options",
-    "poptorch.poptorch_core": ".core",
+    "poptorch.poptorch_core": ".poptorch_core",
     "poptorch.profiling": ".profiling",
     "poptorch.testing": ".testing",
-    "poptorch._impl": ".core",
+    "poptorch._args_parser": ".arguments",
+    "poptorch._impl": ".poptorch_core .wrapping",
     "poptorch._logging": ".logs",
     "poptorch._options_impl": ".option_values",
     "poptorch._poplar_executor": ".executor .hooks",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from vit_ipu.simulator.arguments import micro_batches_of_input
 from vit_ipu.simulator.data_accessor import AsynchronousDataAccessor
 from vit_ipu.simulator.enums import DataLoaderMode
 from vit_ipu.simulator.errors import error
@@ -51,7 +52,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
             batch_size = getattr(batch_sampler, "batch_size", batch_size)
         options._freeze()
         self._options = options
-        self._num_batches_to_combine = _micro_batches(options)
+        self._num_batches_to_combine = micro_batches_of_input(options)
         self._combined = None if batch_size is None else batch_size * self._num_batches_to_combine
         self._shuffles_globally = False
         if isinstance(dataset, IterableDataset):
@@ -229,8 +230,3 @@ def _length(batch_sampler: Any) -> Optional[int]:
     except (TypeError, NotImplementedError):
         return None
     return None if length is NotImplemented else length
-
-
-def _micro_batches(options: Options) -> int:
-    groups = options.replication_factor // options.input_group_size
-    return int(options.device_iterations * options.Training.gradient_accumulation * groups)

@@ -5,8 +5,7 @@ So PopTorch does for linear layers, convolutions and normalisations (popart_cano
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -40,15 +39,3 @@ class MixedFormats(TorchFunctionMode):
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.dtype in _FORMATS else value
-
-
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """torch.distributions does not check arguments, which needs them on the host (_poplar_executor.py:80-110)."""
-    distribution = torch.distributions.Distribution
-    before = distribution._validate_args
-    distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        distribution.set_default_validate_args(before)  # type: ignore[no-untyped-call]

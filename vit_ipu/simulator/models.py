@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Callable, Optional
 
 import torch
 
+from vit_ipu.simulator.executable_file import Executable
 from vit_ipu.simulator.executor import PoplarExecutor
 from vit_ipu.simulator.options import Options
-from vit_ipu.simulator.storage import Executable
-from vit_ipu.simulator.wrapping import is_wrapped, shallow_copy
+from vit_ipu.simulator.wrapping import is_wrapped
 
 __version__ = "3.4.0+simulated"
 
@@ -24,13 +25,13 @@ def trainingModel(
             "Model has already been wrapped in 'poptorch.trainingModel'. Call model.destroy() on the model to unwrap "
             "before wrapping again."
         )
-    return PoplarExecutor(shallow_copy(model), options, True, __version__, optimizer=optimizer, user_model=model)
+    return PoplarExecutor(copy.copy(model), options, True, __version__, optimizer=optimizer, user_model=model)
 
 
 def inferenceModel(model: Any, options: Optional[Options] = None) -> PoplarExecutor:
     """Wraps a shallow copy of a model for calls that do not train it: the original's later eval() does not reach it."""
     model = model.model if isinstance(model, PoplarExecutor) else model
-    return PoplarExecutor(shallow_copy(model), options, False, __version__)
+    return PoplarExecutor(copy.copy(model), options, False, __version__)
 
 
 def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None) -> PoplarExecutor:

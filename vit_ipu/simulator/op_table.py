@@ -6,13 +6,12 @@ under their old names, and what the table does not know is taken, with one warni
 
 from __future__ import annotations
 
-import logging
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Set
 
-logger = logging.getLogger("poptorch")
+from vit_ipu.simulator.logs import logger
 
 
 class Verdict(Enum):

@@ -5,20 +5,19 @@ from __future__ import annotations
 from vit_ipu.simulator.blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, NameScope, removeBlocks
 from vit_ipu.simulator.control_flow import cond, for_loop
 from vit_ipu.simulator.ctc import ctc_beam_search_decoder
-from vit_ipu.simulator.host_ops import CPU, custom_op
-from vit_ipu.simulator.multi_conv import MultiConv
-from vit_ipu.simulator.operations import (
-    dynamic_slice,
-    dynamic_update,
+from vit_ipu.simulator.hints import (
     identity_loss,
     nop,
     recomputationCheckpoint,
     serializedMatMul,
     set_available_memory,
 )
+from vit_ipu.simulator.host_ops import CPU, custom_op
+from vit_ipu.simulator.multi_conv import MultiConv
 from vit_ipu.simulator.overlap import set_overlap_for_input, set_overlap_for_output
 from vit_ipu.simulator.points import fps, nearest
 from vit_ipu.simulator.print_tensor import ipu_print_tensor
+from vit_ipu.simulator.slices import dynamic_slice, dynamic_update
 
 __all__ = [
     "CPU",

@@ -6,12 +6,11 @@ An attribute that is passed to the constructor is variable and may change betwee
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 
-logger = logging.getLogger("poptorch")
+from vit_ipu.simulator.logs import logger
 
 _STATE_TYPES = (torch.float16, torch.float32)
 

@@ -5,17 +5,15 @@ Rules and messages are those of python/_optimizer_attributes.py.
 
 from __future__ import annotations
 
-import logging
 import numbers
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
 
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.optim import LAMB, SGD, Adam, AdamW, Optimizer, RMSprop
 from vit_ipu.simulator.options import Options
-
-logger = logging.getLogger("poptorch")
 
 _GROUP_ATTRIBUTES = {
     "sgd": ("lr", "momentum", "dampening", "weight_decay", "nesterov"),

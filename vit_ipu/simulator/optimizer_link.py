@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from vit_ipu.simulator.enums import MeanReductionStrategy
+from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.optim import Optimizer
 from vit_ipu.simulator.optimizer_attributes import Attributes, AttributeTracker
 from vit_ipu.simulator.options import Options
@@ -17,8 +17,6 @@ from vit_ipu.simulator.program import Program
 
 if TYPE_CHECKING:
     from vit_ipu.simulator.executor import PoplarExecutor
-
-logger = logging.getLogger("poptorch")
 
 
 class OptimizerLink:

@@ -103,12 +103,12 @@ class OptionsDict:
 
 
 class IStageManager(abc.ABC):
-    """Gives each block that begins its stage and its IPU; `on_begin` learns of them while a model is traced."""
+    """Gives each block that begins its stage and its IPU; `on_begin` learns of both while a model is traced."""
 
     def __init__(self) -> None:
         self._next_auto_id = 0
         self._current_ipu: Optional[int] = None
-        self.on_begin: Optional[Callable[[str, int, int], None]] = None  # options must be picklable
+        self.on_begin: Optional[Callable[[int, int], None]] = None  # options must be picklable
 
     @abc.abstractmethod
     def getStage(self, block_id: str) -> Any:
@@ -124,7 +124,7 @@ class IStageManager(abc.ABC):
             ipu = stage._stage_id
         logger.debug("Starting block id=%s stage=%d phase=%d ipu=%d", block, stage._stage_id, stage._phase_id, ipu)
         if self.on_begin is not None:
-            self.on_begin(block, stage._stage_id, ipu)
+            self.on_begin(stage._stage_id, ipu)
 
     def nextAutoId(self) -> str:
         """The ID of the next block that has none."""

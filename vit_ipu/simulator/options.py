@@ -1,7 +1,7 @@
 """poptorch.Options (python/options.py:1146-1913), and what else `poptorch.options` has.
 
 Environment: POPTORCH_CACHE_DIR and POPTORCH_DEFAULT_OPTIONS are read here, POPTORCH_IPU_MODEL and
-POPTORCH_SMALL_IPU_MODEL by `uses_ipu_model`, POPTORCH_LOG_LEVEL by logs.py. Nothing is compiled and nothing is
+POPTORCH_SMALL_IPU_MODEL by checks.py, POPTORCH_LOG_LEVEL by logs.py. Nothing is compiled and nothing is
 shared with other processes, so POPTORCH_WAIT_FOR_IPU, POPTORCH_IPU_MODEL_VERSION, POPTORCH_EXPORT_PROTO_FILE,
 POPLAR_ENGINE_OPTIONS and PVTI_OPTIONS have no effect.
 """
@@ -28,6 +28,7 @@ from vit_ipu.simulator.option_groups import (
 )
 from vit_ipu.simulator.option_text import call_setters, run_lines
 from vit_ipu.simulator.option_values import OptionsDict
+from vit_ipu.simulator.standins import popart
 from vit_ipu.simulator.strategies import (
     BlockId,
     ParallelPhasedExecution,
@@ -54,7 +55,6 @@ __all__ = [
     "TensorLocationSettings",
     "_IExecutionStrategy",
     "_IPhasedExecution",
-    "uses_ipu_model",
 ]
 
 
@@ -80,11 +80,10 @@ class Options(OptionsDict):
     """The options of a training or inference model. Every setter returns the object, so that calls chain."""
 
     def __init__(self) -> None:
-        popart = _PopartOptions()
         self._jit = _JitOptions()
-        self._popart = popart
-        self._precision = _PrecisionOptions(popart)
-        self._training = _TrainingOptions(popart)
+        self._popart = _PopartOptions()
+        self._precision = _PrecisionOptions(self._popart)
+        self._training = _TrainingOptions(self._popart)
         self._distributed = _DistributedOptions()
         self._tensor_locations = _TensorLocationOptions()
         self._execution_strategy: _IExecutionStrategy = PipelinedExecution()
@@ -256,7 +255,8 @@ class Options(OptionsDict):
         return self
 
     def enableSyntheticData(self, enabled: bool) -> "Options":
-        self._Popart.set("syntheticDataMode", 2 if enabled else 0)  # RandomNormal or Off
+        modes = popart.SyntheticDataMode
+        self._Popart.set("syntheticDataMode", int(modes.RandomNormal if enabled else modes.Off))
         return self
 
     def enableStableNorm(self, enabled: bool) -> "Options":
@@ -347,10 +347,3 @@ class Options(OptionsDict):
         groups = sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         shown = list(self._values.items()) + [(name, getattr(self, name)) for name in groups]
         return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in shown))
-
-
-def uses_ipu_model(options: Options) -> bool:
-    """Whether Graphcore's IPU Model is asked for, by the options, else by the environment (Utils.cpp:30-55)."""
-    if options.exists("use_model"):
-        return bool(options.use_model)
-    return any(int(os.environ.get(name, "0")) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))

@@ -19,26 +19,28 @@ from torch.overrides import TorchFunctionMode
 
 from vit_ipu.simulator import context
 from vit_ipu.simulator.anchors import GRADIENT, UPDATED, Anchors
-from vit_ipu.simulator.arguments import Arguments, micro_batch_of
-from vit_ipu.simulator.arithmetic import chosen
+from vit_ipu.simulator.arguments import Arguments, micro_batch_of, micro_batches_of_input
+from vit_ipu.simulator.batch_norm import FixedStatistics, updates_statistics
 from vit_ipu.simulator.counters import Call
 from vit_ipu.simulator.device_names import DeviceNames
 from vit_ipu.simulator.enums import OutputMode
-from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.gradients import Gradients, Reduction
 from vit_ipu.simulator.half_ops import HalfArithmetic, undispatched
+from vit_ipu.simulator.host_state import as_before
 from vit_ipu.simulator.loss_scaling import AutomaticLossScale
-from vit_ipu.simulator.mixed_formats import MixedFormats, unvalidated_distributions
+from vit_ipu.simulator.mixed_formats import MixedFormats
+from vit_ipu.simulator.numerics_mode import chosen
 from vit_ipu.simulator.optimizer_attributes import Attributes
 from vit_ipu.simulator.options import Options
+from vit_ipu.simulator.outputs import joined
 from vit_ipu.simulator.replicas import Grouping, Groupings, Replicas
-from vit_ipu.simulator.standins import popdist
+from vit_ipu.simulator.standins import popart, popdist
 from vit_ipu.simulator.structures import flatten, rebuild
 from vit_ipu.simulator.tracing import LossCatcher, LossId, Trace
 from vit_ipu.simulator.updates import Updater
 from vit_ipu.simulator.weights import Weights, borrowed, in_modes
 
-_OFF, _RANDOM_NORMAL = 0, 2  # popart::SyntheticDataMode
+_OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
 
 
 class Program:
@@ -74,7 +76,7 @@ class Program:
         if optimizer is not None:
             self._prepare_updates(*optimizer)
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
-        self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state)
+        self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state, self._replicas)
         self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
         self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
 
@@ -87,11 +89,6 @@ class Program:
         weights = self.weights.parameters
         self._gradients = Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale)
         self.updater = Updater(attributes, weights, names, reduction, rounding, loss_scale)
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches that a call consumes."""
-        return self._iterations * self._accumulation * self._replicas
 
     @property
     def rounds(self) -> int:
@@ -180,10 +177,10 @@ class Program:
                 else:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
-        self._anchors.end_call(self._gather)
+        self._anchors.end_call()
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
-        outputs = [self._gather(list(micro_outputs), mode, period) for micro_outputs in zip(*collected)]
-        dtypes = [_on_host(dtype) for dtype in self._output_dtypes]
+        outputs = [joined(values, self._replicas, mode, period) for values in zip(*collected)]
+        dtypes = [context.in_32_bits(dtype) for dtype in self._output_dtypes]  # _poplar_executor.py:865-874
         return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
 
     def _synthetic(self, tensor: Tensor) -> Tensor:
@@ -210,10 +207,10 @@ class Program:
             collected.append(outputs)
         with undispatched():
             gradients = self._gradients.reduced()
-            self._anchors.before_update(self.updater.loss_scale, self._replicas)
+            self._anchors.before_update(self.updater.loss_scale)
             processes, mean = int(self._options.Distributed.numProcesses), Reduction.of(self._options).is_mean
             self.updater.step(popdist.reduce_gradients(gradients, processes=processes, mean=mean))
-            self._anchors.after_update(self._replicas)
+            self._anchors.after_update()
         return collected
 
     def _forward(
@@ -228,6 +225,8 @@ class Program:
             if self._by_replica.differ:
                 stack.enter_context(borrowed(self._model, self._by_replica.weights_of(replica)))
             stack.enter_context(context.running(losses))
+            if self._trace.host_changes:
+                stack.enter_context(as_before(self._trace.host_changes))
             if self._trace.names_devices:
                 stack.enter_context(DeviceNames(self._device))
             if self._final_loss is not None and self._final_loss.of_function:
@@ -244,21 +243,8 @@ class Program:
         """Which part of an input a micro-batch reads, and the number of parts: a group of replicas reads the same."""
         groups = self._input_groups.count(self._replicas)
         step, replica = divmod(index, self._replicas)
-        parts = self._iterations * self._accumulation * groups
-        return step * groups + self._input_groups.group_of(replica, self._replicas), parts
-
-    def _gather(self, micro_outputs: Sequence[Tensor], mode: OutputMode, period: int) -> Tensor:
-        """One output of all micro-batches, in the output mode's selection, joined along dim 0."""
-        replicas = self._replicas
-        if mode == OutputMode.Final:
-            kept = list(micro_outputs[-replicas:])
-        elif mode == OutputMode.Sum:
-            kept = [torch.stack(list(micro_outputs[r::replicas])).sum(0) for r in range(replicas)]
-        else:
-            kept = list(_every(micro_outputs, period if mode == OutputMode.EveryN else 1, replicas))
-        if kept[0].dim() == 0:
-            return kept[0] if len(kept) == 1 else torch.stack(kept)
-        return torch.cat(kept)
+        part = step * groups + self._input_groups.group_of(replica, self._replicas)
+        return part, micro_batches_of_input(self._options)
 
     # ----------------------------------------------------------------------------------- precision
 
@@ -271,7 +257,9 @@ class Program:
     def _arithmetic(self) -> Iterator[None]:
         """New tensors are made on the device, and in float32 where the model asks for float16."""
         with ExitStack() as stack:
-            stack.enter_context(unvalidated_distributions())
+            stack.enter_context(context.unvalidated_distributions())
+            if not self._trace.is_training and updates_statistics(self._modes):
+                stack.enter_context(FixedStatistics())
             if self._device.type != "cpu":
                 stack.enter_context(self._device)
             if self._half is not None:
@@ -284,13 +272,12 @@ class Program:
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
         """The device's random state is torch's while the program runs; the host's comes back afterwards."""
-        cuda = self._device.type == "cuda"
-        host = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
+        host = _rng_state(self._device)
         _set_rng_state(self._random_state, self._device)
         try:
             yield
         finally:
-            self._random_state = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
+            self._random_state = _rng_state(self._device)
             _set_rng_state(host, self._device)
 
 
@@ -305,6 +292,10 @@ class _FloatForHalf(TorchFunctionMode):
         args = tuple(torch.float32 if arg is torch.float16 else arg for arg in args)
         kwargs = {key: torch.float32 if value is torch.float16 else value for key, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _set_rng_state(state: Tensor, device: torch.device) -> None:
@@ -322,17 +313,3 @@ def _seeded(seed: Optional[int], device: torch.device) -> Tensor:
     else:
         generator.manual_seed(seed)
     return generator.get_state()
-
-
-def _every(micro_outputs: Sequence[Tensor], period: int, replicas: int) -> Iterator[Tensor]:
-    """The outputs of all replicas at every `period`-th micro-batch."""
-    rounds = len(micro_outputs) // replicas
-    if rounds % period:
-        raise cpp_error("The output return period {} does not divide the {} micro-batches".format(period, rounds))
-    for last in range(period - 1, rounds, period):
-        yield from micro_outputs[last * replicas : (last + 1) * replicas]
-
-
-def _on_host(dtype: torch.dtype) -> torch.dtype:
-    """64-bit types come back in 32 bits (_poplar_executor.py:865-874)."""
-    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype)

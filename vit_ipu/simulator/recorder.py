@@ -197,7 +197,18 @@ def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
     except NotImplementedError:
         if not on_ipu:
             raise
-        raise_not_inferred(name)
+        if name not in _WITHOUT_META_KERNEL:
+            raise_not_inferred(name)
+        return _WITHOUT_META_KERNEL[name](*args, **kwargs)
+
+
+def _nll_loss2d(scores: Tensor, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> Tuple[Tensor, ...]:
+    """Loss and total weight; `reduction` is 0 for none."""
+    return scores.new_empty(target.shape if reduction == 0 else ()), scores.new_empty(())
+
+
+# What torch 2.0.1 does not infer and PopTorch does (RegisterMetaOps.cpp.inc:433-457).
+_WITHOUT_META_KERNEL: Dict[str, Callable[..., Any]] = {"aten::nll_loss2d_forward": _nll_loss2d}
 
 
 def _is_random(func: Any) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-import torch
 from torch import Tensor
 
+from vit_ipu.simulator.context import in_32_bits
 from vit_ipu.simulator.flops import Flops
 
 
@@ -124,4 +124,4 @@ class Recording:
 
 
 def _bytes_on_ipu(tensor: Tensor, num_bytes: int) -> int:
-    return num_bytes // 2 if tensor.dtype in (torch.int64, torch.float64) else num_bytes
+    return num_bytes if in_32_bits(tensor.dtype) == tensor.dtype else num_bytes // 2

@@ -6,10 +6,10 @@ replica r belongs to group r // size if groups are consecutive, and to r % numbe
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_ipu.simulator.enums import CommGroupType, VariableRetrievalMode
 from vit_ipu.simulator.errors import error
@@ -37,11 +37,23 @@ class Grouping(NamedTuple):
 Groupings = Dict[str, Grouping]
 
 
-def grouping(kind: CommGroupType, shards: int, mode: VariableRetrievalMode) -> Grouping:
-    """What `parameter.replicaGrouping(kind, shards, mode)` asks for."""
-    if mode != VariableRetrievalMode.OnePerGroup:
-        raise NotImplementedError("poptorch.VariableRetrievalMode.AllReplicas is not simulated")
-    return Grouping(CommGroupType(kind), shards)
+class GroupableParameter:
+    """A parameter as an executor gives it: the model's, and what groups of replicas may each have their own of."""
+
+    def __init__(self, groupings: Groupings, name: str, parameter: nn.Parameter) -> None:
+        """`groupings`: where the parameter's grouping is noted, under `name`."""
+        self._groupings, self._name, self._parameter = groupings, name, parameter
+
+    def replicaGrouping(
+        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
+    ) -> None:
+        """Replicas of one group share the parameter, whose first dimension counts the groups."""
+        if variable_retrieval_mode != VariableRetrievalMode.OnePerGroup:
+            raise NotImplementedError("poptorch.VariableRetrievalMode.AllReplicas is not simulated")
+        self._groupings[self._name] = Grouping(CommGroupType(comm_group_type), shards)
+
+    def __getattr__(self, attr: str) -> Any:
+        return getattr(self._parameter, attr)
 
 
 def of_one_replica(weights: Weights, groupings: Groupings, num_replicas: int) -> Weights:

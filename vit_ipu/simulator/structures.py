@@ -61,6 +61,11 @@ def rebuild(structure: Any, tensors: Iterable[Tensor]) -> Any:
     return copy(structure)
 
 
+def as_list(outputs: Any) -> List[Any]:
+    """What a function returned, one value or a list or tuple of them, as a list."""
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
 def map_tensors(structure: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The structure with `function` applied to each tensor."""
     return rebuild(structure, [function(tensor) for tensor in flatten(structure)])

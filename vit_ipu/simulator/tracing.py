@@ -6,7 +6,6 @@ that a forward pass can break are checked here and in `recorder`, those that opt
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -21,15 +20,15 @@ from vit_ipu.simulator.arguments import Arguments
 from vit_ipu.simulator.device_names import DeviceNames
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.function_rules import check_function, stand_in_for
-from vit_ipu.simulator.mixed_formats import MixedFormats, unvalidated_distributions
+from vit_ipu.simulator.host_state import Change, HostState
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.mixed_formats import MixedFormats
 from vit_ipu.simulator.overlap import Overlaps
 from vit_ipu.simulator.recorder import Recorder, check_type
 from vit_ipu.simulator.recording import Kind, Recording
 from vit_ipu.simulator.strategies import StageManager
 from vit_ipu.simulator.structures import flatten
 from vit_ipu.simulator.weights import Weights, borrowed
-
-logger = logging.getLogger("poptorch")
 
 LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
     getattr(F, name)
@@ -64,6 +63,8 @@ class Trace:
         self.names_devices = False
         """Whether the forward must run in `DeviceNames`."""
         self.mutates_buffers = False
+        self.host_changes: List[Change] = []
+        """The plain attributes of modules that the forward changes."""
         self.outputs: Any = None
         self.overlaps = Overlaps()
         self.ipus: Set[int] = set()
@@ -81,7 +82,7 @@ class Trace:
         self.parameters = set(weights.parameters)
         _add_arguments(self.recording, weights, inputs)
 
-    def begin_block(self, block: str, stage: int, ipu: int) -> None:
+    def begin_block(self, stage: int, ipu: int) -> None:
         if ipu != self.stage_ipus[-1]:
             self.stage_ipus.append(ipu)
         self._ipu, self._strategy_stage = (ipu if ipu >= 0 else None), stage  # phases have no stage to fall back on
@@ -171,7 +172,9 @@ def trace_model(
         trace.begin(meta, inputs)
         stack.enter_context(borrowed(model, meta))
         stack.enter_context(context.tracing(trace, manager))
+        state = HostState(model)
         _run_model(model, inputs, trace, meta)
+        trace.host_changes = state.changes()
     trace.mutates_buffers = any(t._version for t in meta.tensors() if t.is_floating_point())
     return trace
 
@@ -181,7 +184,7 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
     recorder, names = Recorder(trace.recording, trace.place), DeviceNames(torch.device("meta"))
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
-        stack.enter_context(unvalidated_distributions())
+        stack.enter_context(context.unvalidated_distributions())
         stack.enter_context(saved_tensors_hooks(_saver(trace), lambda tensor: tensor))
         stack.enter_context(recorder)
         stack.enter_context(_Functions(trace, recorder, weights))

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from vit_ipu.simulator.half import Rounding, rounded
+from vit_ipu.simulator.half_rounding import Rounding, rounded, widened
 from vit_ipu.simulator.optimizer_attributes import Attributes
 from vit_ipu.simulator.optimizer_scalars import Scalars
 
@@ -33,21 +33,17 @@ class Variable(NamedTuple):
 
     def change(self, tensor: Tensor, formula: Callable[[Tensor], Any]) -> Tensor:
         """Applies `formula`, which works in place, to a weight or state; returns its new value to compute with."""
-        wide = _wide(tensor)
+        wide = widened(tensor)
         formula(wide)
         if wide is tensor:
             return tensor
         assert self.rounding is not None
         tensor.copy_(self.rounding(wide))
-        return _wide(tensor)
+        return widened(tensor)
 
     def as_if_in(self, dtype: torch.dtype, values: Tensor) -> Tensor:
         """The values, rounded as storing them in `dtype` would."""
-        return _wide(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
+        return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
 
 
 def _power(base: float, exponent: float) -> float:
@@ -68,14 +64,14 @@ class _SGD:
 
     @classmethod
     def enter(cls, variable: Variable, gradient: Tensor, factor: float) -> Tensor:
-        gradient, scalars = _wide(gradient), variable.scalars.values
+        gradient, scalars = widened(gradient), variable.scalars.values
         if "scaledLearningRate0" in scalars:
             return gradient if factor == 1 else gradient.div_(factor)
         velocity = cls._velocity(variable, gradient, scalars["dampeningScaleFactor" + cls.suffix] / factor)
         if "sgdMomentum" not in scalars:
             return velocity
         inverse = scalars["dampeningScaleFactor" + cls.suffix] * scalars["nesterovDampeningScaleFactor" + cls.suffix]
-        gradient.mul_(inverse / factor).add_(_wide(variable.weight), alpha=scalars["sgdWeightDecay"])
+        gradient.mul_(inverse / factor).add_(widened(variable.weight), alpha=scalars["sgdWeightDecay"])
         return gradient.mul_(scalars["nesterovGradScaleFactor" + cls.suffix]).add_(
             velocity, alpha=scalars["sgdMomentum"]
         )
@@ -83,7 +79,7 @@ class _SGD:
     @classmethod
     def _velocity(cls, variable: Variable, gradient: Tensor, scale: float) -> Tensor:
         scalars, velocity = variable.scalars.values, variable.state[cls.prefix]
-        decay, weight = scalars["scaledWeightDecay1"], _wide(variable.weight)
+        decay, weight = scalars["scaledWeightDecay1"], widened(variable.weight)
         variable.change(velocity, lambda v: v.mul_(scalars["scaledMomentum2"]).add_(weight, alpha=decay))
         return variable.change(velocity, lambda v: v.add_(gradient, alpha=scale))
 
@@ -112,7 +108,7 @@ class _CombinedSGD(_SGD):
             return {}
         decay = variable.scalars.values["scaledWeightDecay1"]
         velocity = variable.new(variable.weight.dtype)
-        variable.change(velocity, lambda v: v.add_(_wide(variable.weight.detach()), alpha=decay))
+        variable.change(velocity, lambda v: v.add_(widened(variable.weight.detach()), alpha=decay))
         return {cls.prefix: velocity}
 
     @classmethod
@@ -125,7 +121,8 @@ class _CombinedSGD(_SGD):
         super().update(variable, entered)
         scalars = variable.scalars.values
         if cls.prefix in variable.state:
-            momentum, decay, weight = scalars["scaledMomentum1"], scalars["scaledWeightDecay1"], _wide(variable.weight)
+            momentum, decay = scalars["scaledMomentum1"], scalars["scaledWeightDecay1"]
+            weight = widened(variable.weight)
             variable.change(variable.state[cls.prefix], lambda v: v.mul_(momentum).add_(weight, alpha=decay))
 
 
@@ -134,9 +131,9 @@ def _unscaled(variable: Variable, gradient: Tensor, scale: float, *, decay: floa
     both_wide = all(dtype == torch.float32 for dtype in variable.attributes.moment_types)
     is_cast = variable.attributes.accum_type == torch.float16 and both_wide
     dtype = torch.float32 if is_cast else gradient.dtype
-    gradient = variable.as_if_in(dtype, _wide(gradient).mul_(scale))
+    gradient = variable.as_if_in(dtype, widened(gradient).mul_(scale))
     if decay:
-        gradient = variable.as_if_in(dtype, gradient.add_(_wide(variable.weight), alpha=decay))
+        gradient = variable.as_if_in(dtype, gradient.add_(widened(variable.weight), alpha=decay))
     return gradient
 
 
@@ -183,7 +180,7 @@ class _AdamW:
         decay = scalars["weightDecay"] if cls.decays else 0.0
         if not decay and "weightDecay" not in variable.scalars.variable:
             return variable.as_if_in(first_type, step)
-        step.add_(_wide(variable.weight), alpha=decay)
+        step.add_(widened(variable.weight), alpha=decay)
         return variable.as_if_in(variable.weight.dtype if cls.decays else first_type, step)
 
 
@@ -199,7 +196,7 @@ class _LAMB(_AdamW):
     @classmethod
     def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
         step, limit = super()._step(variable, gradient), variable.scalars.values["maxWeightNorm"]
-        weight_norm, step_norm = _wide(variable.weight).norm(), step.norm()
+        weight_norm, step_norm = widened(variable.weight).norm(), step.norm()
         defined = (weight_norm > 0) & (step_norm > 0) & (limit != 0)
         return step.mul_(torch.where(defined, weight_norm.clamp(max=limit) / step_norm, torch.ones_like(step_norm)))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vit_ipu.simulator.gradients import Reduction
-from vit_ipu.simulator.half import Rounding
+from vit_ipu.simulator.half_rounding import Rounding
 from vit_ipu.simulator.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.optimizer_attributes import Attributes
 from vit_ipu.simulator.optimizer_scalars import Scalars, scalars_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from typing import Any, Dict
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,20 @@ def wrap(model: nn.Module, executor: Any) -> None:
         parent = owner()
         return parent.copyWeightsToHostIfNeeded() if parent is not None else False
 
-    class PoptorchModel(type(model), _Wrapped):  # type: ignore[misc]
+    _check_buffers(model)
+    parameter_class = _tensor_class("PoptorchParameter", nn.Parameter, _plain_parameter, copy_if_needed)
+    for parameter in model.parameters():
+        parameter.__class__ = parameter_class
+    buffer_class = _tensor_class("PoptorchBuffer", Tensor, _unwrapped, copy_if_needed)
+    for buffer in model.buffers():
+        buffer.__class__ = buffer_class
+    model.__class__ = _model_class(type(model), owner, copy_if_needed)
+
+
+def _model_class(base: Any, owner: Callable[[], Any], copy_if_needed: Callable[[], bool]) -> Any:
+    """The class of a wrapped model; `owner` gives the executor while it lives."""
+
+    class PoptorchModel(base, _Wrapped):  # type: ignore[misc]
         def copyWeightsToHostIfNeeded(self) -> bool:
             return copy_if_needed()
 
@@ -61,44 +74,32 @@ def wrap(model: nn.Module, executor: Any) -> None:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             copy_if_needed()
-            plain = _with_class(self, type(self).__mro__[1])
+            plain = _with_class(self, base)
             return plain.__reduce_ex__(1)  # later protocols refuse to name another class than the object's
 
-    class PoptorchParameter(nn.Parameter):
-        def __getattribute__(self, name: str) -> Any:
+    PoptorchModel.__name__ = "Poptorch" + base.__name__
+    return PoptorchModel
+
+
+def _tensor_class(name: str, base: Any, plain: Callable[[Any], Any], copy_if_needed: Callable[[], bool]) -> Any:
+    """The class of a wrapped model's parameters or buffers; `plain` gives a copy of one as it was before."""
+
+    class PoptorchTensor(base):  # type: ignore[misc]
+        def __getattribute__(self, attribute: str) -> Any:
             copy_if_needed()
-            return object.__getattribute__(self, name)
+            return object.__getattribute__(self, attribute)
 
         def __deepcopy__(self, memo: Dict[int, Any]) -> Any:
-            memo[id(self)] = copy.deepcopy(_plain_parameter(self), memo)
+            memo[id(self)] = copy.deepcopy(plain(self), memo)
             return memo[id(self)]
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return _plain_parameter(self).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+            return plain(self).__reduce_ex__(protocol)
 
-        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+        __torch_function__ = torch._C._disabled_torch_function_impl
 
-    class PoptorchBuffer(Tensor):
-        def __getattribute__(self, name: str) -> Any:
-            copy_if_needed()
-            return object.__getattribute__(self, name)
-
-        def __deepcopy__(self, memo: Dict[int, Any]) -> Any:
-            memo[id(self)] = copy.deepcopy(_unwrapped(self), memo)
-            return memo[id(self)]
-
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            return _unwrapped(self).__reduce_ex__(protocol)
-
-        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    _check_buffers(model)
-    for parameter in model.parameters():
-        parameter.__class__ = PoptorchParameter
-    for buffer in model.buffers():
-        buffer.__class__ = PoptorchBuffer
-    PoptorchModel.__name__ = "Poptorch" + type(model).__name__
-    model.__class__ = PoptorchModel
+    PoptorchTensor.__name__ = name
+    return PoptorchTensor
 
 
 def unwrap(model: nn.Module) -> None:
@@ -110,14 +111,30 @@ def unwrap(model: nn.Module) -> None:
         buffer.__class__ = Tensor
 
 
+_SetAside = Tuple[type, List[Tuple[Tensor, type]]]
+_set_aside: "weakref.WeakKeyDictionary[nn.Module, _SetAside]" = weakref.WeakKeyDictionary()
+
+
+def unwrapModelIfNecessary(model: nn.Module) -> None:
+    """Takes a wrapped model's classes away until `rewrapModelIfNecessary` (python/_impl.py:378-394)."""
+    if is_wrapped(model):
+        tensors = [*model.parameters(), *model.buffers()]
+        _set_aside[model] = type(model), [(tensor, type(tensor)) for tensor in tensors]
+        unwrap(model)
+
+
+def rewrapModelIfNecessary(model: nn.Module) -> None:
+    """Gives the model and its tensors the classes back that `unwrapModelIfNecessary` took."""
+    if model in _set_aside:
+        kind, tensors = _set_aside.pop(model)
+        for tensor, kind_of_tensor in tensors:
+            tensor.__class__ = kind_of_tensor
+        model.__class__ = kind
+
+
 def restored(model: Any) -> Any:
     """What a model that PopTorch pickled names as `poptorch._impl._restoreWrapperIfNecessary`: the model as it is."""
     return model
-
-
-def shallow_copy(model: nn.Module) -> nn.Module:
-    """What the executor calls: later changes of plain attributes of the model do not reach it."""
-    return copy.copy(model)
 
 
 def _check_buffers(model: nn.Module) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Callable, Dict, Iterable, Optional, Set
 
 import torch
@@ -96,6 +98,8 @@ def finalizeBackend() -> None:
     """Leaves the instances, at the latest when the program ends."""
     global _group
     if _group is not None and dist.is_initialized():
+        with suppress(RuntimeError):  # nobody leaves while others still talk to it, unless they have failed
+            dist.monitored_barrier(timeout=timedelta(seconds=5))
         dist.destroy_process_group()
     _group = None
 

@@ -152,3 +152,8 @@ def _clipped(values: Tensor) -> Tensor:
     if _is_in_range(values, _LARGEST_THAT_ROUNDS_DOWN):
         return values
     return torch.where(torch.isinf(values), values, values.clamp(-MAX, MAX))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Float16 as float32, anything else as it is."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -1,7 +1,7 @@
 """How the simulated IPUs compute: exactly, or with an IPU's float16.
 
-"exact" computes float16 in float32 and rounds what leaves the IPU; "ipu" rounds every float16 tensor (half.py,
-half_ops.py). The choice holds for executors that are compiled afterwards.
+"exact" computes float16 in float32 and rounds what leaves the IPU; "ipu" rounds every float16 tensor (half_ops.py).
+The choice holds for executors that are compiled afterwards.
 """
 
 from __future__ import annotations

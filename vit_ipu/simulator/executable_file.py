@@ -6,7 +6,6 @@ As PopTorch's it is a pickle, with the user's model and optimizer in it: load on
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from typing import Any, Dict, List, Optional
 
 from vit_ipu.simulator.arguments import Arguments
 from vit_ipu.simulator.enums import ConnectionType
+from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.options import Options
-
-logger = logging.getLogger("poptorch")
 
 _MAGIC = b"vit_ipu.simulator executable\n"
 

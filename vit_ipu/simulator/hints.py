@@ -1,0 +1,87 @@
+"""What a model tells PopTorch's compiler: its loss, what to keep, how much memory, how to split (python/ops.py).
+
+Nothing of it changes what is computed. Checks that the compiler makes are made while a model is traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.enums import MatMulSerializationMode
+from vit_ipu.simulator.errors import error
+
+
+def identity_loss(x: Tensor, reduction: str) -> Tensor:
+    """Marks `x`, reduced by "sum", "mean" or "none", as the loss to differentiate."""
+    assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
+    loss = x.sum() if reduction == "sum" else x.mean() if reduction == "mean" else x.clone()
+    context.mark_loss(loss)
+    return loss
+
+
+def nop(tensor: Tensor) -> Tensor:
+    """Returns the tensor."""
+    if not isinstance(tensor, Tensor):
+        raise error("nop must take a torch.tensor argument. {} is not supported.".format(type(tensor)))
+    return tensor.view_as(tensor)
+
+
+def recomputationCheckpoint(*tensors: Any) -> Any:
+    """Marks tensors that are kept for the backward pass rather than computed again; returns them."""
+    if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
+        return type(tensors[0])(recomputationCheckpoint(*tensors[0]))
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ValueError("All inputs must be tensors")
+    kept: List[Tensor] = [tensor.view_as(tensor) for tensor in tensors]
+    if context.trace is not None:
+        context.trace.checkpoint(kept)
+    return kept[0] if len(kept) == 1 else tuple(kept)
+
+
+def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
+    """Sets the proportion of memory, in (0, 1], that the operation before may use; returns the tensor."""
+    if not isinstance(tensor, Tensor):
+        raise error(
+            "You may only set available memory for torch.tensor values. {} is not supported.".format(type(tensor))
+        )
+    proportion = float(available_memory_proportion)
+    if context.trace is not None and not 0.0 < proportion <= 1.0:
+        raise error("availableMemoryProportion must be in (0,1]", "popart_exception")
+    return tensor.view_as(tensor)
+
+
+def serializedMatMul(
+    lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
+) -> Tensor:
+    """The matrix product of `lhs` and `rhs`, which an IPU computes in `factor` parts.
+
+    Raises Error if `factor` does not divide the dimension that `mode` names (popart's serializematmuls.cpp).
+    """
+    assert isinstance(keep_precision, bool)
+    assert isinstance(factor, int)
+    assert isinstance(mode, MatMulSerializationMode)
+    product = torch.matmul(lhs, rhs)
+    if context.trace is not None and mode != MatMulSerializationMode.Disabled:
+        _check_factor(lhs, rhs, mode, factor)
+    return product
+
+
+def _check_factor(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int) -> None:
+    of_rhs = mode == MatMulSerializationMode.OutputChannels
+    name, matrix = ("RHS", rhs) if of_rhs else ("LHS", lhs)
+    if matrix.dim() < 2:
+        raise error(
+            "{} Input: must have rank 2 or 3 for matmul serialization. \nPlease squeeze or reshape for "
+            "serialization.".format(name),
+            "popart_exception",
+        )
+    dim = matrix.dim() - (2 if mode == MatMulSerializationMode.InputChannels else 1)
+    if factor < 1 or matrix.shape[dim] % factor:
+        raise error(
+            "{} input, shape {}, index {} must be divisible by factor {}".format(name, list(matrix.shape), dim, factor),
+            "popart_exception",
+        )
