@@ -11,11 +11,9 @@ import statistics
 
 import torch
 from record import write_record
-from training_step import backend_step, take_turns
+from training_step import backend_step, step_config, take_turns
 
 from vit_ipu.backends import resolve_device
-from vit_ipu.config import Config
-from vit_ipu.config_file import parse_config
 
 BATCHES = {"cpu": (32, 4), "cuda": (512, 64)}
 """Global batch and micro-batch by device."""
@@ -23,7 +21,9 @@ BATCHES = {"cpu": (32, 4), "cuda": (512, 64)}
 
 def main() -> None:
     arguments = _arguments()
-    config, simulated = config_for(arguments.device), {"cpu": "ipu-sim", "cuda": "ipu-sim:cuda"}[arguments.device]
+    simulated = {"cpu": "ipu-sim", "cuda": "ipu-sim:cuda"}[arguments.device]
+    eager = {"compute": "float32", "torch_compile": "never"}
+    config = step_config("vit_small_patch16", *BATCHES[arguments.device], attention="explicit", precision=eager)
     steps = {"native": backend_step(config, arguments.device), "simulated": backend_step(config, simulated)}
     times = take_turns(steps, config, runs=arguments.runs, burn_in=arguments.burn_in)
     medians = {name: statistics.median(found) for name, found in times.items()}
@@ -40,26 +40,6 @@ def main() -> None:
         ["{} updates timed of each, taking turns, after {} untimed.".format(arguments.runs, arguments.burn_in)],
         (("backend", "seconds an update (median)", "spread"), rows),
         {"ratio": ratio, "seconds": times},
-    )
-
-
-def config_for(device: str) -> Config:
-    """The same for both backends; micro-batches are not merged, and nothing is compiled."""
-    total, micro = BATCHES[device]
-    return parse_config(
-        {
-            "model": {"variant": "vit_small_patch16", "gelu": "tanh", "attention": "explicit"},
-            "data": {"source": "generated"},
-            "pipeline": {
-                "global_batch_size": total,
-                "micro_batch_size": micro,
-                "native_micro_batch_size": micro,
-                "layers_per_ipu": [3, 3, 3, 3],
-            },
-            "precision": {"compute": "float32", "torch_compile": "never"},
-            "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05},
-            "run": {"updates": 1},
-        }
     )
 
 

@@ -102,9 +102,10 @@ def test_another_pipeline_than_popruns_is_refused(poprun):
 
 
 def test_popdist_is_initialised_once_in_a_process(poprun):
-    poprun(0, 2, 2)
-    for _ in range(2):
-        build_backend(replicated(), resolve_device("ipu-sim"))
+    module = poprun(0, 2, 2)  # its init() asserts that it was not called before
+    instances = [build_backend(replicated(), resolve_device("ipu-sim")).instances for _ in range(2)]
+    assert module.initialised
+    assert [(found.index, found.count) for found in instances] == [(0, 2), (0, 2)]
 
 
 def test_only_the_first_instance_takes_over_the_saved_random_state(poprun):

@@ -37,7 +37,7 @@ class Partials:
         total: Optional[Tensor] = None
         for start in range(0, left.shape[-1], self._chunk):
             part = left[..., start : start + self._chunk] @ right[..., start : start + self._chunk, :]
-            total = self._rounding.in_float32_(part if total is None else total.add_(part))
+            total = self._rounding.in_float32(part if total is None else total.add_(part))
         return left @ right if total is None else total
 
 

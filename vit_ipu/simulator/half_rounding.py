@@ -37,12 +37,12 @@ class Rounding:
         values = values.float()
         if not (self.is_stochastic and values.numel()):
             return to_nearest(values)
-        return self._to_a_neighbour_(values.clone(memory_format=torch.contiguous_format)).to(torch.float16)
+        return self._to_a_neighbour(values.contiguous()).to(torch.float16)
 
-    def in_float32_(self, values: Tensor) -> Tensor:
-        """The same of contiguous float32 values, as float32; they are overwritten."""
+    def in_float32(self, values: Tensor) -> Tensor:
+        """The same of contiguous float32 values, as float32."""
         if self.is_stochastic and values.numel():
-            return self._to_a_neighbour_(values)
+            return self._to_a_neighbour(values)
         return to_nearest(values).float()
 
     @property
@@ -54,20 +54,19 @@ class Rounding:
     def state(self, state: Tensor) -> None:
         self._bits.state = state
 
-    def _to_a_neighbour_(self, values: Tensor) -> Tensor:
-        """Replaces values by those on the grid of float16: towards zero, or away with the probability of the rest.
+    def _to_a_neighbour(self, values: Tensor) -> Tensor:
+        """Float32 values on the grid of float16: towards zero, or away with the probability of the rest.
 
         13 random bits are added below the 10 bits of the mantissa that float16 has, and cut off. Where float16 is
         subnormal, its smallest normal is added meanwhile, so that its spacing is that of the subnormals; what then
-        falls off float32 is less than 2^-13 of a spacing. Finite values beyond the largest are clipped; -0 becomes 0.
+        falls off float32 is less than 2^-13 of a spacing. Finite values beyond the largest are clipped.
         """
         near_zero = values.clamp(-1.0, 1.0)
         small = near_zero.sub_(F.hardshrink(near_zero, _SMALLEST_NORMAL)).sign_()  # the sign, or 0 above it
-        values.add_(small, alpha=_SMALLEST_NORMAL)
-        pattern = values.view(torch.int32)
-        pattern.add_(self._bits.draw(values)).bitwise_and_(~_DROPPED)
-        values.sub_(small, alpha=_SMALLEST_NORMAL)
-        return values if _is_in_range(values, MAX) else _clipped(values)
+        near = values.add(small, alpha=_SMALLEST_NORMAL)
+        near.view(torch.int32).add_(self._bits.draw(values)).bitwise_and_(~_DROPPED)
+        near.sub_(small, alpha=_SMALLEST_NORMAL).copysign_(values)  # -0 stays -0
+        return near if _is_in_range(near, MAX) else _clipped(near)
 
 
 class RandomBits:
