@@ -50,3 +50,8 @@ def train_plainly(model, batches, optimizer, *, micro_batches, reduction="mean")
         total = torch.stack(losses).sum() if reduction == "sum" else torch.stack(losses).mean()
         total.backward()
         optimizer.step()
+
+
+def half(*shape, seed=0, scale=1.0):
+    """Normal numbers in float16."""
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).half()

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from simulated import half
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.gradients import Gradients, Reduction
 from vit_ipu.simulator.half_ops import HalfArithmetic
 from vit_ipu.simulator.half_products import Partials, convolution, convolution_backward
 from vit_ipu.simulator.half_rounding import Rounding
@@ -102,10 +102,6 @@ def test_roundings_with_the_same_seed_are_the_same():
 
 
 # --------------------------------------------------------------------------------------- partials
-
-
-def half(*shape, seed=0, scale=1.0):
-    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).half()
 
 
 def partials(chunk=16):
@@ -296,268 +292,14 @@ def test_an_ipu_has_no_float64():
     torch.testing.assert_close(out, model.float()(x.float()), rtol=0, atol=0)
 
 
-# ---------------------------------------------------------------------------------------- training
-
-
-class Scaled(nn.Module):
-    """The loss is the mean of `factor` x weight x input: the gradient of the weight is factor x input."""
-
-    def __init__(self, weight=1.0, factor=1.0, dtype=torch.float16):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([weight], dtype=dtype))
-        self.factor = factor
-
-    def forward(self, x):
-        return poptorch.identity_loss(self.weight * x * self.factor, reduction="mean")
-
-
-def train(model, inputs, *, calls=1, accumulation=1, replicas=1, rounding=False, sum_=False, **arguments):
-    options = poptorch.Options().randomSeed(7).replicationFactor(replicas)
-    options.Training.gradientAccumulation(accumulation)
-    if sum_:
-        options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
-    options.Precision.enableStochasticRounding(rounding)
-    optimizer = poptorch.optim.SGD(model.parameters(), **dict({"lr": 1.0}, **arguments))
-    with poptorch.numerics("ipu"):
-        executor = poptorch.trainingModel(model, options, optimizer)
-        for _ in range(calls):
-            executor(inputs)
-    executor.copyWeightsToHost()
-    return executor
-
-
-def test_a_weight_too_large_for_its_update_stalls_and_moves_with_stochastic_rounding():
-    one = torch.ones(1).half()
-    stalled = Scaled(1.0)
-    train(stalled, one, calls=200, lr=1e-4)
-    assert stalled.weight.item() == 1.0
-    moved = Scaled(1.0)
-    train(moved, one, calls=200, lr=1e-4, rounding=True)
-    assert moved.weight.item() == pytest.approx(0.98, abs=0.01)
-
-
-def test_a_float32_weight_does_not_stall():
-    model = Scaled(1.0, dtype=torch.float32)
-    train(model, torch.ones(1), calls=200, lr=1e-4)
-    assert model.weight.item() == pytest.approx(0.98, abs=1e-4)
-
-
-def test_a_loss_scale_of_65536_clips_the_gradient():
-    model = Scaled(0.0, factor=4.0)
-    train(model, torch.ones(1).half(), loss_scaling=65536.0)
-    # 4 x 65504 is clipped to 65504: about a quarter of the update is left
-    assert model.weight.item() == pytest.approx(-1.0, abs=1e-2)
-    healthy = Scaled(0.0, factor=4.0)
-    train(healthy, torch.ones(1).half(), loss_scaling=128.0)
-    assert healthy.weight.item() == -4.0
-
-
-def test_a_small_gradient_underflows_without_a_loss_scale():
-    tiny = torch.tensor([2.0**-14]).half()
-    lost, kept = Scaled(0.0, factor=2.0**-12), Scaled(0.0, factor=2.0**-12)
-    train(lost, tiny, lr=2.0**20)
-    assert lost.weight.item() == 0.0
-    train(kept, tiny, lr=2.0**20, loss_scaling=2.0**12)
-    assert kept.weight.item() == pytest.approx(-(2.0**-6))
-
-
-def test_gradients_accumulate_in_float16_with_the_running_mean():
-    inputs = torch.tensor([40000.0, 50000.0, 60000.0, 30000.0]).half()
-    summed, running = Scaled(0.0), Scaled(0.0)
-    train(summed, inputs, accumulation=4, accum_type=torch.float32, lr=1e-4)
-    assert summed.weight.item() == pytest.approx(-4.5, abs=0.01)
-    executor = train(running, inputs, accumulation=4, accum_type=torch.float16, lr=1e-4)
-    strategy = executor.options.Training.meanAccumulationAndReplicationReductionStrategy
-    assert strategy == poptorch.MeanReductionStrategy.Running
-    assert running.weight.item() == pytest.approx(-4.5, abs=0.01)
-
-
-def accumulated(values, reduction, dtype):
-    weight = torch.zeros(1, dtype=torch.float16, requires_grad=True)
-    gradients = Gradients({"weight": weight}, reduction, dtype, Rounding())
-    for number, value in enumerate(values):
-        weight.grad = torch.tensor([value]).half()
-        gradients.take(number)
-        assert weight.grad is None
-    return gradients.reduced()["weight"]
-
-
-def test_a_float16_sum_is_clipped_where_its_running_mean_is_not():
-    values = [40000.0, 50000.0]
-    post, running = Reduction(2, 1, True, False), Reduction(2, 1, True, True)
-    assert accumulated(values, post, torch.float16).item() == 65504.0
-    assert accumulated(values, post, torch.float32).item() == 89984.0  # 50000 is 49984 in float16
-    assert accumulated(values, running, torch.float16).item() == 44992.0
-    assert accumulated([2048.0, 1.0], post, torch.float16).item() == 2048.0
-
-
-def test_replicas_accumulate_apart_and_are_then_reduced():
-    # replica 0 sees 2048 and 1, replica 1 sees 1 and 1: each rounds its own sum
-    reduction = Reduction(2, 2, False, False)
-    assert accumulated([2048.0, 1.0, 1.0, 1.0], reduction, torch.float16).item() == 2050.0
-
-
-def adam_state(**types):
-    model = Scaled(0.5)
-    with poptorch.numerics("ipu"):
-        optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1, **types)
-        poptorch.trainingModel(model, poptorch.Options(), optimizer)(torch.ones(1).half())
-        return optimizer.state_dict()["ipu_state"]
-
-
-def test_moments_are_kept_in_their_formats():
-    state = adam_state(first_order_momentum_accum_type=torch.float16)
-    assert state["Accl1___weight"].dtype == torch.float16
-    assert state["Accl2___weight"].dtype == torch.float32
-    assert state["Accl1___weight"].item() == float(torch.tensor(0.1).half())
-    state = adam_state(second_order_momentum_accum_type=torch.float16)
-    assert state["Accl2___weight"].dtype == torch.float16
-
-
-def test_training_with_stochastic_rounding_is_reproducible_and_resumes():
-    def run(calls, resume=None):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).half()
-
-        class WithLoss(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layers = model
-
-            def forward(self, x):
-                return poptorch.identity_loss(self.layers(x), reduction="mean")
-
-        wrapped = WithLoss()
-        options = poptorch.Options().randomSeed(1)
-        options.Precision.enableStochasticRounding(True)
-        if resume is not None:
-            wrapped.load_state_dict(resume[0])
-        with poptorch.numerics("ipu"):
-            executor = poptorch.trainingModel(wrapped, options, poptorch.optim.SGD(wrapped.parameters(), lr=0.3))
-            executor.compile(half(2, 4))
-            if resume is not None:
-                executor.rng_state = resume[1]
-            for _ in range(calls):
-                executor(half(2, 4))
-        return {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}, executor.rng_state
-
-    whole, again, part = run(4), run(4), run(2)
-    resumed = run(2, resume=part)
-    for name, tensor in whole[0].items():
-        assert torch.equal(tensor, again[0][name])
-        assert torch.equal(tensor, resumed[0][name])
-    assert not torch.equal(whole[0]["layers.0.weight"], part[0]["layers.0.weight"])
-
-
-# --------------------------------------------------------------------------- automatic loss scaling
-
-
-def scaled_automatically(model, inputs, calls):
-    options = poptorch.Options()
-    options.Training.setAutomaticLossScaling(True)
-    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.0, loss_scaling=1.0)
-    executor = poptorch.trainingModel(model, options, optimizer)
-    factors = []
-    for _ in range(calls):
-        executor(inputs)
-        factors.append(optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"].item())
-    return factors
-
-
-@pytest.mark.parametrize("mode", ["exact", "ipu"])
-def test_the_loss_scale_doubles_until_gradients_are_large_and_then_halves(mode):
-    with poptorch.numerics(mode):
-        # 8188 is exceeded by 1000 x 16
-        assert scaled_automatically(Scaled(1.0, factor=1000.0), torch.ones(1).half(), 7) == [2, 4, 8, 16, 8, 16, 8]
-
-
-def test_automatic_loss_scaling_does_not_change_the_update():
-    plain, scaled = (Scaled(0.0, factor=3.0) for _ in range(2))
-    x = torch.ones(1).half()
-    train(plain, x, calls=5, lr=0.25)
-    options = poptorch.Options()
-    options.Training.setAutomaticLossScaling(True)
-    with poptorch.numerics("ipu"):
-        executor = poptorch.trainingModel(scaled, options, poptorch.optim.SGD(scaled.parameters(), lr=0.25))
-        for _ in range(5):
-            executor(x)
-        executor.copyWeightsToHost()
-    assert scaled.weight.item() == plain.weight.item() == -3.75
-
-
-def test_automatic_loss_scaling_needs_float16_gradients():
-    with pytest.raises(poptorch.Error, match="No tracked gradient tensors of type fp16 were found"):
-        scaled_automatically(Scaled(1.0, dtype=torch.float32), torch.ones(1), 1)
-
-
-# -------------------------------------------------------------------------------------------- CUDA
-
-
 @pytest.mark.gpu
-def test_the_same_on_cuda():
+def test_rounding_and_partials_are_the_same_on_cuda():
     values = torch.randn(100_000)
     cuda = Rounding(stochastic=True, seed=0, device="cuda")(values.cuda()).cpu().double()
     errors = (cuda - values.double()) / spacings(values)
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(len(values))
-    poptorch.machine.configure(16, device="cuda")
-    weights = []
-    for _ in range(2):
-        model = Scaled(1.0)
-        train(model, torch.ones(1).half(), calls=200, lr=1e-4, rounding=True)
-        weights.append(model.weight.item())
-    assert weights[0] == weights[1] == pytest.approx(0.98, abs=0.01)
     left, right = half(5, 70), half(70, 4, seed=1)
     on_cuda = Partials(half_products=True, half_convolutions=True, chunk=16, rounding=Rounding(device="cuda")).product(
         torch.mm, left.cuda(), right.cuda()
     )
     torch.testing.assert_close(on_cuda.cpu(), slow_product(left, right, 16), rtol=1e-3, atol=1e-3)
-
-
-def test_exactly_half_precision_is_computed_in_float32():
-    class Model(nn.Module):
-        def forward(self, x):
-            return (x.half() + 2.0**-12) - x.half()
-
-    x = torch.ones(2)
-    for numerics, expected in (("exact", 2.0**-12), ("ipu", 0.0)):
-        with poptorch.numerics(numerics):
-            out = poptorch.inferenceModel(Model())(x)
-        assert (out.dtype, out.tolist()) == (torch.float16, [expected] * 2)
-
-
-class Convolution(nn.Module):
-    def __init__(self, dtype):
-        super().__init__()
-        self.layer = nn.Conv2d(2, 3, 3).to(dtype)
-        self.head = nn.Linear(48, 2).to(dtype)
-
-    def forward(self, x):
-        return poptorch.identity_loss(self.head(self.layer(x).flatten(1)).float().square(), reduction="mean")
-
-
-def updated(dtype, numerics, *, running=False):
-    """The weights after an update of 4 micro-batches on 2 replicas, in float32."""
-    torch.manual_seed(0)
-    model = Convolution(torch.float32).to(dtype)
-    opts = poptorch.Options().replicationFactor(2)
-    opts.Training.gradientAccumulation(4)
-    if running:
-        strategy = poptorch.MeanReductionStrategy.Running
-        opts.Training.setMeanAccumulationAndReplicationReductionStrategy(strategy)
-    with poptorch.numerics(numerics):
-        executor = poptorch.trainingModel(model, opts, torch.optim.SGD(model.parameters(), lr=0.1))
-        executor(torch.randn(8, 2, 6, 6).to(dtype))
-    return [weight.detach().float().clone() for weight in model.parameters()]
-
-
-@pytest.mark.parametrize("running", [False, True], ids=["mean afterwards", "running mean"])
-def test_an_ipus_float32_is_the_exact_one(running):
-    for ours, exact in zip(updated(torch.float32, "ipu", running=running), updated(torch.float32, "exact")):
-        torch.testing.assert_close(ours, exact)
-
-
-def test_a_float16_convolution_with_a_bias_trains_as_the_exact_one_but_for_rounding():
-    pairs = list(zip(updated(torch.float16, "ipu"), updated(torch.float16, "exact")))
-    assert not all(torch.equal(ours, exact) for ours, exact in pairs)
-    for ours, exact in pairs:
-        torch.testing.assert_close(ours, exact, rtol=2e-3, atol=2e-4)
