@@ -41,9 +41,9 @@ Run = Tuple[str, int]
 
 def main() -> None:
     arguments = _arguments()
-    runs: List[Run] = [("float32", seed) for seed in arguments.seeds]
-    runs += [(str(LOSS_SCALE), seed) for seed in arguments.seeds]
+    runs: List[Run] = [(str(LOSS_SCALE), seed) for seed in arguments.seeds]
     runs += [(str(scale), arguments.seeds[0]) for scale in BAD_LOSS_SCALES]
+    runs += [("float32", seed) for seed in arguments.seeds]  # the short runs last, beside the long ones
     arguments.folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     with ThreadPoolExecutor(arguments.jobs) as pool:
