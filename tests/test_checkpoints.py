@@ -1,10 +1,9 @@
-"""Checkpoints: whole or not at all, damaged ones refused, and weights to start from."""
+"""Checkpoints of a run: whole or not at all, and damaged ones refused."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from helpers import backend_for, equal_states, random_batch, tiny_config
 from safetensors.torch import load_file, save_file
 
 from vit_ipu.checkpoints import run_state
-from vit_ipu.checkpoints.formats import load_init, resize_pos_embed
 from vit_ipu.checkpoints.run_state import (
     CheckpointError,
     Description,
@@ -20,15 +18,15 @@ from vit_ipu.checkpoints.run_state import (
     find_checkpoint,
     load_checkpoint,
     load_description,
-    load_matching_weights,
     load_resumable,
     load_weights,
     newest_checkpoint,
     remove_old_checkpoints,
+    require_same_model,
     save_checkpoint,
 )
 from vit_ipu.config import ModelConfig, RunFailed
-from vit_ipu.model import ViT, image_size_of
+from vit_ipu.model import ViT
 
 CLASSES = tuple("class {}".format(n) for n in range(10))
 CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1})
@@ -199,106 +197,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     path = save(tmp_path, 1)
     other = ViT(ModelConfig(variant="vit_test", image_size=28, num_classes=11)).state_dict()
     with pytest.raises(CheckpointError, match=r"head.weight has shape \(10, 32\) there and \(11, 32\) in the config"):
-        load_matching_weights(path, other)
+        require_same_model(load_weights(path), other, "x")
     deeper = ViT(ModelConfig(variant="vit_test", depth=5, image_size=28, num_classes=10)).state_dict()
     with pytest.raises(CheckpointError, match="of another model: blocks.4"):
-        load_matching_weights(path, deeper)
-
-
-# ------------------------------------------------------------------------------------- model.init
-
-
-def fresh(**changes):
-    torch.manual_seed(1)
-    return ViT(ModelConfig(**{"variant": "vit_test", "image_size": 28, "num_classes": 10, **changes})).state_dict()
-
-
-def write_init(tmp_path, state):
-    path = tmp_path / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, str(path))
-    return str(path)
-
-
-def test_init_takes_every_weight_that_fits(tmp_path):
-    source = fresh()
-    own = {name: torch.zeros_like(tensor) for name, tensor in source.items()}
-    assert equal_states(load_init(write_init(tmp_path, source), own), dict(source))
-
-
-def test_init_from_a_checkpoint_and_from_a_run_folder(tmp_path):
-    state = state_after()
-    path = save(tmp_path / "checkpoints", 1, state)
-    for source in (path, tmp_path):
-        assert equal_states(load_init(str(source), fresh()), dict(state["model"]))
-
-
-def test_init_gives_another_number_of_classes_a_zero_head(tmp_path):
-    source = {name: tensor + 1 for name, tensor in fresh(num_classes=21843).items()}
-    loaded = load_init(write_init(tmp_path, source), fresh())
-    assert not loaded["head.weight"].any()
-    assert not loaded["head.bias"].any()
-    assert torch.equal(loaded["norm.weight"], source["norm.weight"])
-
-
-def test_init_resizes_position_embeddings_as_timm_does(tmp_path):
-    from timm.layers import resample_abs_pos_embed
-
-    source = fresh(image_size=42)
-    loaded = load_init(write_init(tmp_path, source), fresh(image_size=70))
-    expected = resample_abs_pos_embed(source["pos_embed"], [10, 10], num_prefix_tokens=1)
-    torch.testing.assert_close(loaded["pos_embed"], expected, rtol=0, atol=1e-7)
-    assert image_size_of(loaded) == (70, 7)
-
-
-@pytest.mark.parametrize(("old", "new"), [(16, 16), (16, 49), (196, 576), (49, 16)])
-def test_resize_equals_timms(old, new):
-    from timm.layers import resample_abs_pos_embed
-
-    torch.manual_seed(0)
-    embedding = torch.randn(1, 1 + old, 8)
-    expected = resample_abs_pos_embed(embedding, [int(new**0.5)] * 2, num_prefix_tokens=1)
-    torch.testing.assert_close(resize_pos_embed(embedding, new), expected, rtol=0, atol=1e-6)
-
-
-def test_init_drops_or_makes_a_representation_layer_as_the_config_says(tmp_path):
-    with_layer, without = fresh(representation_size=32), fresh()
-    assert set(load_init(write_init(tmp_path, with_layer), without)) == set(without)
-    loaded = load_init(write_init(tmp_path, without), with_layer)
-    assert torch.equal(loaded["pre_logits.fc.weight"], with_layer["pre_logits.fc.weight"])
-
-
-INIT_MISTAKES = [
-    (lambda state: {"vit." + name: tensor for name, tensor in state.items()}, "not this model's weights.*no cls_token"),
-    (lambda state: dict(state, extra=torch.zeros(1)), "extra is unknown"),
-    (lambda state: dict(state, pos_embed=torch.zeros(1, 16, 32)), "not that of a class token and a square grid"),
-    (lambda state: dict(state, pos_embed=torch.zeros(17, 32)), "not that of a class token and a square grid"),
-    (lambda state: dict(state, pos_embed=torch.zeros(1, 1, 32)), "not that of a class token and a square grid"),
-    (lambda state: fresh(width=64, num_heads=2), r"shape \(1, 1, 64\) but the model needs \(1, 1, 32\)"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), INIT_MISTAKES)
-def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
-    with pytest.raises(CheckpointError, match=message):
-        load_init(write_init(tmp_path, change(fresh())), fresh())
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("weights.pth", "expected a checkpoint folder, a run folder or a .safetensors file"),
-        ("https://example.org/weights.pth", "expected a checkpoint folder"),
-        ("nowhere.safetensors", "cannot read it"),
-    ],
-)
-def test_sources_that_cannot_be_read(tmp_path, monkeypatch, name, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        load_init(name, fresh())
-
-
-def test_a_folder_without_checkpoints_is_no_init(tmp_path):
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        load_init(str(tmp_path), fresh())
+        require_same_model(load_weights(path), deeper, "x")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_ipu.data import loader as loading
-from vit_ipu.data.loader import TrainingLoader, TrainingStream, evaluation_loader
+from vit_ipu.data import workers as processes
+from vit_ipu.data.loader import EvaluationLoader, HostBatch, TrainingLoader, TrainingStream
 from vit_ipu.data.sources import DataError, open_source
 from vit_ipu.pipeline import BatchPlan
 
@@ -18,7 +23,12 @@ from vit_ipu.pipeline import BatchPlan
 def steps_of(config, start=0, total=3, share=None):
     source = open_source(config.data, config.model, "train")
     positions = BatchPlan.of(config).share(*(share or (0, 1)))
-    return list(TrainingLoader(source, config, positions, start_step=start, total_steps=total))
+    return copies(TrainingLoader(source, config, positions, start_step=start, total_steps=total))
+
+
+def copies(loader):
+    """The batches, each for itself: with workers, the next one takes the memory of the one before."""
+    return [HostBatch(batch.images.clone(), batch.labels.clone()) for batch in loader]
 
 
 def loader_config(**data):
@@ -41,7 +51,7 @@ def test_host_steps_have_the_right_form():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
-    monkeypatch.setattr(loading, "CHUNK", 10)  # several chunks a step
+    monkeypatch.setattr(processes, "JOB_SIZE", 10)  # several jobs a step, and a smaller one at the end
     assert same(steps_of(loader_config(num_workers=workers)), steps_of(loader_config()))
 
 
@@ -54,7 +64,7 @@ def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, worker
     )
     source = open_source(config.data, config.model, "eval")
     with pytest.raises(DataError, match=r"^cannot read the image .*val/dog/1.png: [^\n]*$"):
-        list(evaluation_loader(source, config))
+        list(EvaluationLoader(source, config))
 
 
 def test_the_stream_can_be_entered_in_the_middle_of_an_epoch():
@@ -66,7 +76,7 @@ def test_a_loader_can_be_iterated_again():
     config = loader_config()
     source = open_source(config.data, config.model, "train")
     loader = TrainingLoader(source, config, BatchPlan.of(config).share(0, 1), start_step=0, total_steps=2)
-    assert same(list(loader), list(loader))
+    assert same(copies(loader), copies(loader))
 
 
 def test_the_seed_changes_the_order():
@@ -109,10 +119,39 @@ def test_evaluation_sees_every_image_once(num_images, chunk):
     source = open_source(config.data, config.model, "eval")
     original, loading.CHUNK = loading.CHUNK, chunk
     try:
-        batches = list(evaluation_loader(source, config))
+        batches = list(EvaluationLoader(source, config))
     finally:
         loading.CHUNK = original
     assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels.tolist()
     images = torch.cat([batch.images for batch in batches])
     expected = np.stack([np.asarray(source.image(i)).transpose(2, 0, 1) for i in range(num_images)])
     assert torch.equal(images, torch.from_numpy(expected))
+
+
+PEAK = """
+import resource, sys, torch
+from helpers import tiny_config
+from vit_ipu.data.loader import EvaluationLoader
+from vit_ipu.data.sources import open_source
+from vit_ipu.evaluate import evaluate
+
+class Zeros:
+    def predict(self, images):
+        return torch.zeros(len(images), 10)
+
+model = {"image_size": 224, "patch_size": 14}
+config = tiny_config(model=model, data={"source": "generated", "num_eval": int(sys.argv[1])})
+found = evaluate(Zeros(), EvaluationLoader(open_source(config.data, config.model, "eval"), config))
+print(found.num_images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_evaluation_needs_no_more_memory_for_more_images(tmp_path):
+    peaks = {}
+    for count in (512, 2048):
+        command = [sys.executable, "-c", PEAK, str(count)]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+        out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+        assert int(out[0]) == count
+        peaks[count] = int(out[1])
+    assert peaks[2048] - peaks[512] < 77, peaks  # MiB: two chunks of 256, where all images would take 220 more

@@ -76,8 +76,8 @@ MISTAKES = {
     "weights that are not there": (None, with_set("model.init=nowhere.safetensors"), ["nowhere.safetensors"]),
     "weights that are a pickle": (
         lambda p: torch.save({}, str(p / "w.pth")),
-        with_set("model.init=w.pth"),
-        ["w.pth", ".safetensors"],
+        [*with_set("model.init=w.pth"), "--trust-pickle"],
+        ["w.pth", "it holds no tensors"],
     ),
     "resume without a run": (None, [*TRAIN, "--resume", "--output", "nowhere"], ["nowhere", "without --resume"]),
     "output that cannot be written": (

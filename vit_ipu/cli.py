@@ -30,6 +30,9 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in pipeline_configs/.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, ipu, ipu-sim, ipu-sim:cuda, cuda or cpu.")]
 Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Read a .pth or .bin also with a torch that has known holes.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -77,6 +80,7 @@ def train(
     output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG when not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overrides: Overrides = None,
+    trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune; evaluates as it goes, and writes a run folder."""
@@ -93,12 +97,12 @@ def train(
     require_tracking(loaded)
     path = output or _default_output(config, resume=resume)
     if find_instances(loaded, resolved).index > 0:
-        run(loaded, resolved, RunFolder(path), console, resume=resume)
+        run(loaded, resolved, RunFolder(path), console, resume=resume, trust_pickle=trust_pickle)
         return None
     folder = (RunFolder.reopen if resume else RunFolder.create)(path, loaded)
     try:
         introduce(console, loaded, resolved, folder)
-        summary = run(loaded, resolved, folder, console, resume=resume)
+        summary = run(loaded, resolved, folder, console, resume=resume, trust_pickle=trust_pickle)
     except KeyboardInterrupt:
         print("vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint()), file=sys.stderr)
         return 130
@@ -115,17 +119,19 @@ def train(
 @app.command()
 def evaluate(
     config: ConfigPath,
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, or a run folder for its newest.")],
+    checkpoint: Annotated[str, typer.Option(help="A run, a checkpoint, or weights of any known naming.")],
     device: DeviceName = "auto",
     overrides: Overrides = None,
+    trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> None:
     """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
     from dataclasses import asdict
 
     from vit_ipu.backends import open_backend
-    from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_matching_weights
-    from vit_ipu.data.loader import evaluation_loader
+    from vit_ipu.checkpoints.run_state import require_same_model
+    from vit_ipu.checkpoints.weights import describe, read_weights
+    from vit_ipu.data.loader import EvaluationLoader
     from vit_ipu.data.sources import open_source
     from vit_ipu.evaluate import differences_from
     from vit_ipu.evaluate import evaluate as run
@@ -133,32 +139,41 @@ def evaluate(
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, training=False)
     _refuse_synthetic_data(loaded)
-    path = find_checkpoint(checkpoint)
+    weights = read_weights(checkpoint, trust_pickle=trust_pickle, say=console.print)
     source = open_source(loaded.data, loaded.model, "eval")
-    for note in differences_from(load_description(path), loaded, source.classes):
+    for note in differences_from(describe(weights, num_heads=loaded.model.num_heads), loaded, source.classes):
         console.print("note: {}".format(note))
     with open_backend(loaded, resolved) as backend:
-        backend.load_state_dict({"model": load_matching_weights(path, backend.state_dict()["model"])})
-        found = run(backend, evaluation_loader(source, loaded))
+        own = backend.state_dict()["model"]
+        backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
+        loader = EvaluationLoader(source, loaded)
+        found = run(backend, loader)
+    for skipped in loader.skipped:
+        console.print("skipped: {}".format(skipped))
     if as_json:
-        print_json(dict(asdict(found), checkpoint=str(path), device=str(resolved), simulated=resolved.simulated))
+        print_json(
+            dict(asdict(found), checkpoint=str(weights.path), device=str(resolved), simulated=resolved.simulated)
+        )
     else:
         console.print("top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(found.top1, found.top5, found.loss))
-        console.print("{:,} images, {}".format(found.num_images, path))
+        console.print("{:,} images, {}".format(found.num_images, weights.path))
 
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or a run folder.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, or weights of any known naming.")
+    ],
     images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
     device: DeviceName = "auto",
+    trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> None:
     """The five most probable classes of each image."""
     from vit_ipu.backends import resolve_device
     from vit_ipu.predict import predict as run
 
-    predictions = run(checkpoint, images, resolve_device(device))
+    predictions = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle)
     if as_json:
         rows = [
             {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
@@ -255,6 +270,47 @@ def benchmark(
         ),
         highlight=False,
     )
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A run, a file, a folder, hf-hub:owner/name or an https address.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A file or folder that is not there yet.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="timm, huggingface, torchvision, mmpretrain, google, graphcore, onnx or native.",
+        ),
+    ],
+    sha256: Annotated[Optional[str], typer.Option(help="Of the file that SOURCE means; https needs it.")] = None,
+    num_heads: Annotated[
+        Optional[int], typer.Option(min=1, help="Attention heads, where nothing tells: a width that is not usual.")
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Without the head and the representation layer: to start from.")
+    ] = False,
+    trust_pickle: TrustPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Checkpoints from and to other tools, every tensor equal to the last bit."""
+    from vit_ipu.checkpoints.export import convert as run
+
+    console = make_console(as_json)
+    weights = run(source, target, to, sha256=sha256, trust_pickle=trust_pickle, num_heads=num_heads, say=console.print)
+    num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
+    if as_json:
+        values = {"source": source, "origin": weights.origin, "target": str(target), "to": to}
+        print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes))
+    else:
+        console.print(
+            "{} ({}, {:,} parameters, {} classes) written as {} to {}".format(
+                source, weights.origin, num_parameters, weights.num_classes, to, target
+            )
+        )
 
 
 @app.command()

@@ -103,7 +103,10 @@ class ModelConfig(Section):
     attention: Literal["auto", "explicit", "fused"] = "auto"
     """Attention kernel: softmax(QK)V written out, or scaled_dot_product_attention; auto: by device."""
     init: Optional[Name] = None
-    """Weights to start from: a checkpoint folder, a run folder or a safetensors file in timm's naming."""
+    """Weights to start from: a run, a checkpoint, a file or folder of any known naming, `hf-hub:owner/name`, or an
+    https address with `init_sha256`."""
+    init_sha256: Optional[Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]] = None
+    """SHA-256 of the file that `init` means: another file is refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +130,8 @@ class ModelConfig(Section):
                     (self.image_size // self.patch_size + 1) * self.patch_size,
                 )
             )
+        if (self.init or "").startswith("https://") and self.init_sha256 is None:
+            raise ValueError("init is an https address: pin the file with init_sha256")
         if self.width % self.num_heads:
             raise ValueError(
                 "width {} is not a multiple of num_heads {}: change one of them".format(self.width, self.num_heads)
@@ -182,6 +187,8 @@ class DataConfig(Section):
     """How images travel: bytes that the device normalises, or floats that the host has normalised."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that load images; 0: the main process. The order of the images does not depend on it."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that cannot be read ends the run, or is named and another takes its place (in evaluation: none)."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "DataConfig":

@@ -49,7 +49,7 @@ def differences_from(trained: Description, config: Config, classes: Sequence[str
                 trained.config.model.num_heads, config.model.num_heads
             )
         )
-    for ours, theirs in zip(classes, trained.classes):
+    for ours, theirs in zip(classes, trained.classes) if trained.num_train else ():  # ours; others name them otherwise
         if ours != theirs:
             raise UserError("the checkpoint knows the class {}, where the images have {}".format(theirs, ours))
     before_and_now = (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import List, Sequence, Tuple
 
 from vit_ipu.backends import Device, open_backend
-from vit_ipu.checkpoints.run_state import find_checkpoint, load_description, load_matching_weights
+from vit_ipu.checkpoints.run_state import require_same_model
+from vit_ipu.checkpoints.weights import describe, read_weights
 from vit_ipu.config import Config, RunFailed
 from vit_ipu.data.loader import stack_images
 from vit_ipu.data.sources import open_image
@@ -24,19 +24,22 @@ class Prediction:
     """Names with probabilities in [0, 1]."""
 
 
-def predict(checkpoint: Path, images: Sequence[str], device: Device, *, top: int = 5) -> List[Prediction]:
-    """Classifies image files of any size. Raises UserError for a missing checkpoint or image.
+def predict(
+    checkpoint: str, images: Sequence[str], device: Device, *, top: int = 5, trust_pickle: bool = False
+) -> List[Prediction]:
+    """Classifies image files of any size by a checkpoint of ours or of others. Raises UserError if one is missing.
 
     On IPUs GELU is computed in its tanh form, also for a model that was trained with the other.
     """
-    checkpoint = find_checkpoint(checkpoint)
-    description = load_description(checkpoint)
+    weights = read_weights(checkpoint, trust_pickle=trust_pickle)
+    description = describe(weights)
     config = _for_device(description.config, device)
     require_runnable(config, device.kind, training=False)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = [transform(open_image(path)) for path in images]
     with open_backend(config, device) as backend:
-        backend.load_state_dict({"model": load_matching_weights(checkpoint, backend.state_dict()["model"])})
+        own = backend.state_dict()["model"]
+        backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
         probabilities = backend.predict(stack_images(pixels, config.data)).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise RunFailed(
@@ -54,4 +57,7 @@ def _for_device(config: Config, device: Device) -> Config:
     """The config with the number format and the form of GELU that the device has, whatever it was trained with."""
     if device.kind in ("cpu", "cuda"):
         return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "auto"})})
-    return config.model_copy(update={"model": config.model.model_copy(update={"gelu": "tanh"})})
+    epsilon = max(config.model.layer_norm_eps, 1e-6)  # what float16 can hold; Hugging Face's 1e-12 is 0 there
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"gelu": "tanh", "layer_norm_eps": epsilon})}
+    )

@@ -6,12 +6,12 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterable, Optional, Set
 
 from rich.console import Console
 
 from vit_ipu.backends import Backend, Device, StepResult, open_backend
-from vit_ipu.checkpoints.formats import load_init
+from vit_ipu.checkpoints.initial import load_init
 from vit_ipu.checkpoints.run_state import (
     CheckpointError,
     Description,
@@ -21,7 +21,7 @@ from vit_ipu.checkpoints.run_state import (
     save_checkpoint,
 )
 from vit_ipu.config import Config, RunFailed
-from vit_ipu.data.loader import TrainingLoader, evaluation_loader
+from vit_ipu.data.loader import EvaluationLoader, TrainingLoader
 from vit_ipu.data.sources import Source, open_source
 from vit_ipu.display import Interrupted, StopSignal, TrainingDisplay
 from vit_ipu.environment import environment
@@ -53,14 +53,26 @@ class Summary:
         return self.progress.update < self.total_updates or self.evaluation is None
 
 
-def train(config: Config, device: Device, folder: RunFolder, console: Console, *, resume: bool = False) -> Summary:
+def train(
+    config: Config,
+    device: Device,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    trust_pickle: bool = False,
+) -> Summary:
     """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
     train_source, eval_source = (open_source(config.data, config.model, split) for split in ("train", "eval"))
     total_updates = config.total_updates(len(train_source))
     description = Description(config, eval_source.classes, len(train_source))
     started = time.monotonic()
     with open_backend(config, device) as backend:
-        progress = restore(backend, description, folder, device, resume=resume)
+        newest = folder.newest_checkpoint() if resume else None
+        if newest is not None:
+            progress = restore(backend, description, newest, device)
+        else:
+            progress = start(backend, config, console, trust_pickle=trust_pickle)
         if progress.update < total_updates:
             backend.compile()
         if backend.instances.index == 0:
@@ -69,7 +81,9 @@ def train(config: Config, device: Device, folder: RunFolder, console: Console, *
         with recorder, StopSignal(recorder.say) as stop:
             if resume:
                 recorder.say("going on at update {:,}".format(progress.update))
-            for batch in stop.until_asked(training_loader(train_source, config, backend, progress, total_updates)):
+            loader = training_loader(train_source, config, backend, progress, total_updates)
+            for batch in stop.until_asked(loader):
+                recorder.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
                 progress = advance(progress, config)
@@ -88,21 +102,25 @@ def train(config: Config, device: Device, folder: RunFolder, console: Console, *
     return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint())
 
 
-def restore(backend: Backend, description: Description, folder: RunFolder, device: Device, *, resume: bool) -> Progress:
-    """Loads the newest checkpoint of a resumed run, or model.init, or leaves the fresh weights."""
-    newest = folder.newest_checkpoint() if resume else None
-    if newest is not None:
-        state, progress = load_resumable(newest, description, device_kind=device.kind)
-        try:
-            backend.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError):
-            raise CheckpointError(
-                "{} does not fit this run: remove it to go on from the one before".format(newest)
-            ) from None
-        return progress
-    init = description.config.model.init
-    if init is not None:
-        backend.load_state_dict({"model": load_init(init, backend.state_dict()["model"])})
+def restore(backend: Backend, description: Description, newest: Path, device: Device) -> Progress:
+    """Loads the newest checkpoint of a resumed run."""
+    state, progress = load_resumable(newest, description, device_kind=device.kind)
+    try:
+        backend.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError):
+        raise CheckpointError(
+            "{} does not fit this run: remove it to go on from the one before".format(newest)
+        ) from None
+    return progress
+
+
+def start(backend: Backend, config: Config, console: Console, *, trust_pickle: bool) -> Progress:
+    """Loads model.init, or leaves the fresh weights."""
+    if config.model.init is not None:
+        quiet = backend.instances.index > 0
+        own = backend.state_dict()["model"]
+        say = console.print if not quiet else lambda text: None
+        backend.load_state_dict({"model": load_init(config, own, trust_pickle=trust_pickle, say=say)})
     return Progress()
 
 
@@ -159,6 +177,7 @@ class Recorder:
         self._lines = self._metrics.lines if self._metrics is not None else read_metrics(folder.metrics)
         self._display = TrainingDisplay(console, total_updates, done=progress.update, quiet=not self.writes)
         self._saved_update = progress.update
+        self._skipped: Set[str] = set()
         self._last_time = time.monotonic()
 
     def __enter__(self) -> "Recorder":
@@ -186,14 +205,23 @@ class Recorder:
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
 
+    def skipped(self, images: Iterable[str]) -> None:
+        """Names images that could not be read, each once."""
+        for image in images:
+            if image not in self._skipped:
+                self._skipped.add(image)
+                self.say("skipped, {:,} so far: {}".format(len(self._skipped), image))
+
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
         """Evaluates on all images of the source, unless it was done at this update; nothing is noted if interrupted."""
         if self.evaluation_at(progress.update, len(source)) is not None:
             return
+        loader = EvaluationLoader(source, self._config)
         try:
-            found = evaluate(self._backend, stop.unless_asked(evaluation_loader(source, self._config)))
+            found = evaluate(self._backend, stop.unless_asked(loader))
         except Interrupted:
             return
+        self.skipped(loader.skipped)
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss)
         self.say(
             "update {}: top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f} on {:,} held-out images".format(
@@ -228,4 +256,6 @@ class Recorder:
     def _write(self, progress: Progress, **values: float) -> None:
         if self._metrics is not None:
             counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
+            if self._skipped:
+                counts["skipped"] = len(self._skipped)
             self._metrics.write(dict(counts, **values))

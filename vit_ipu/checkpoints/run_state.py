@@ -82,16 +82,22 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     tensors: Dict[str, Tensor] = {}
     rest = _take_tensors({"optimizer": state["optimizer"], "rng": state["rng"]}, "", tensors)
-    save_file({name: tensor.contiguous() for name, tensor in state["model"].items()}, str(temporary / _MODEL))
-    save_file(tensors, str(temporary / _OPTIMIZER))
+    save_tensors(state["model"], temporary / _MODEL)
+    save_tensors(tensors, temporary / _OPTIMIZER)
     _write_json(temporary / _STATE, {"progress": asdict(progress), "device": device_kind, "state": rest})
-    _write_json(temporary / _CONFIG, _describe(description))
-    for path in temporary.iterdir():
-        _sync(path)
-    _sync(temporary)
+    write_description(temporary, description)
+    sync_folder(temporary)
     os.rename(temporary, final)
     _sync(folder)
     return final
+
+
+def save_tensors(tensors: Dict[str, Tensor], path: Path) -> None:
+    """A safetensors file that whoever may read the folder may read: newer versions of the library write it 0600."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), {"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
@@ -102,14 +108,23 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _describe(description: Description) -> Dict[str, Any]:
+def write_description(checkpoint: Path, description: Description) -> None:
+    """Writes what makes a folder with model.safetensors a checkpoint of ours: its config and class names."""
     names = {str(label): name for label, name in enumerate(description.classes)}
     config = description.config.model_dump(mode="json")
-    return {"id2label": names, "num_train": description.num_train, "config": config}
+    _write_json(checkpoint / _CONFIG, {"id2label": names, "num_train": description.num_train, "config": config})
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def sync_folder(path: Path) -> None:
+    """Makes sure that a folder and its files, or a file, are on the disk."""
+    if path.is_dir():
+        for part in path.iterdir():
+            _sync(part)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -127,6 +142,16 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     """The newest whole checkpoint in `folder`, if there is one."""
     found = _checkpoints(folder)
     return found[-1] if found else None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder is a run or a checkpoint of ours, also a damaged one, rather than somebody else's weights."""
+    if (folder / _STATE).is_file() or (folder / "checkpoints").is_dir() or newest_checkpoint(folder) is not None:
+        return True
+    try:
+        return "config" in json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -147,17 +172,16 @@ def load_weights(checkpoint: Path) -> Dict[str, Tensor]:
     return _read_tensors(checkpoint / _MODEL)
 
 
-def load_matching_weights(checkpoint: Path, own: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The model's tensors, with the names and shapes of `own`. Raises CheckpointError if it is another model's."""
-    weights = load_weights(checkpoint)
+def require_same_model(weights: Dict[str, Tensor], own: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
+    """The weights, if they have the names and shapes of `own`. Raises CheckpointError if they are another model's."""
     missing, extra = unmatched(list(own), list(weights))
     for name in missing + extra:
-        raise CheckpointError("{} is of another model: {} is in only one of them".format(checkpoint, name))
+        raise CheckpointError("{} is of another model: {} is in only one of them".format(source, name))
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:
             raise CheckpointError(
                 "{} is of another model: {} has shape {} there and {} in the config".format(
-                    checkpoint, name, tuple(weights[name].shape), tuple(tensor.shape)
+                    source, name, tuple(weights[name].shape), tuple(tensor.shape)
                 )
             )
     return weights

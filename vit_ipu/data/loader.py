@@ -7,31 +7,33 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.sources import DataError, Source
 from vit_ipu.data.transforms import EvalTransform, TrainTransform, normalize_on_host
+from vit_ipu.data.workers import Buffer, Entry, Filled, Skipped, filled_by_workers, filled_here
 
 CHUNK = 256
-"""Images that a worker loads at a time."""
-
-Sample = Union[Tuple["np.ndarray", int], DataError]
-"""Pixels and label, or why there are none: torch would bury an exception of a worker in its traceback."""
+"""Images of an evaluation that are predicted at a time."""
+AHEAD_BYTES = 1 << 30
+"""Of host steps that workers may fill ahead of the one that is consumed; one step always."""
+_MAX_AHEAD = 3
+_TRIES = 100
+"""Images that are tried in place of one that cannot be read."""
 
 
 @dataclass(frozen=True)
 class HostBatch:
     """What one host step consumes, ordered [D][G][R][m] along dim 0.
 
-    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64.
+    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64. With workers, it is valid until the next one is asked
+    for: its memory is then used again.
     """
 
     images: Tensor
@@ -67,102 +69,121 @@ class TrainingLoader:
         self, source: Source, config: Config, positions: "np.ndarray", *, start_step: int, total_steps: int
     ) -> None:
         """`positions`: those of a host step that this process feeds (BatchPlan.share)."""
+        self._source, self._config = source, config
         self._stream = TrainingStream(len(source), config.run.seed)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
         self._steps = range(start_step, total_steps)
-        self._samples, self._config = _TrainingSamples(source, config), config.data
+        self.skipped: Dict[str, None] = {}
+        """Which images could not be read so far, and why, in order: data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
-        chunks: List[HostBatch] = []
-        chunks_per_step = -(-len(self._positions) // CHUNK)
-        for chunk in _chunks(self._samples, self._config, batch_sampler=self._indices()):
-            chunks.append(chunk)
-            if len(chunks) == chunks_per_step:
-                yield _join(chunks)
-                chunks = []
+        fill = _TrainingFill(self._source, self._config)
+        for filled in _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps)):
+            self.skipped.update(dict.fromkeys(filled.skipped))
+            yield HostBatch(filled.images, filled.labels)
 
-    def _indices(self) -> "Iterator[List[Tuple[int, int]]]":
+    def _entries(self) -> Iterator[List[Entry]]:
         for step in self._steps:
-            entries = self._stream.at(step * self._samples_per_step + self._positions)
-            for start in range(0, len(entries), CHUNK):
-                yield entries[start : start + CHUNK]
+            yield self._stream.at(step * self._samples_per_step + self._positions)
 
 
-def evaluation_loader(source: Source, config: Config) -> Iterator[HostBatch]:
+class EvaluationLoader:
     """Yields every image of the source once, in order, in chunks of at most CHUNK."""
-    return _chunks(_EvaluationSamples(source, config), config.data, batch_size=CHUNK)
 
-
-def _chunks(samples: "Dataset[Any]", config: DataConfig, **batching: Any) -> Iterator[HostBatch]:
-    """The chunks of torch's DataLoader, in order. Raises the DataError of a sample, also where a worker met it."""
-    loader = DataLoader(
-        samples,
-        num_workers=config.num_workers,
-        collate_fn=_Collate(config),
-        worker_init_fn=_ignore_signals,
-        **batching,
-    )
-    for chunk in loader:
-        if isinstance(chunk, DataError):
-            raise chunk
-        yield chunk
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM are the main process's business; a worker ends when it does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _TrainingSamples(Dataset):  # type: ignore[type-arg]
     def __init__(self, source: Source, config: Config) -> None:
-        self._source, self._seed = source, config.run.seed
+        self._source, self._config = source, config
+        self.skipped: Dict[str, None] = {}
+        """Which images could not be read, and why, in order: data.on_error is skip. They are in no chunk."""
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        count = len(self._source)
+        steps = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        entries = ([(0, index) for index in step] for step in steps)
+        fill = _EvaluationFill(self._source, self._config)
+        for filled in _filled(entries, fill, self._config, min(CHUNK, count), len(steps)):
+            self.skipped.update(dict.fromkeys(filled.skipped))
+            read = filled.labels >= 0
+            images, labels = filled.images, filled.labels
+            yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
+
+
+def _filled(
+    entries: Iterable[List[Entry]], fill: "_Fill", config: Config, samples: int, steps: int
+) -> Iterator[Filled]:
+    """The steps, by the workers of the config or by this process."""
+    dtype = getattr(torch, config.data.transfer)
+
+    def buffer(count: int, *, shared: bool = False) -> Buffer:
+        return Buffer.of(count, config.model.image_size, dtype, shared=shared)
+
+    if config.data.num_workers == 0:
+        return filled_here(entries, fill, buffer)
+    size = samples * 3 * config.model.image_size**2 * torch.empty(0, dtype=dtype).element_size()
+    ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), steps))
+    buffers = [buffer(samples, shared=True) for _ in range(ahead + 1)]
+    return filled_by_workers(entries, fill, buffers, config.data.num_workers)
+
+
+class _Fill:
+    """Loads images into their places of a buffer; one that cannot be read is an error or is skipped."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source, self._data, self._seed = source, config.data, config.run.seed
+
+    def __call__(self, buffer: Buffer, start: int, entries: Sequence[Entry]) -> List[Skipped]:
+        skipped: List[Skipped] = []
+        images = buffer.images.numpy()
+        for place, (epoch, index) in enumerate(entries, start):
+            pixels, label = self._sample(epoch, index, skipped)
+            if label >= 0:
+                images[place] = normalize_on_host(pixels, self._data) if self._data.transfer == "float32" else pixels
+            buffer.labels[place] = label
+        return skipped
+
+    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
+        """Pixels and label."""
+        raise NotImplementedError
+
+    def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
+        if self._data.on_error == "raise":
+            raise error
+        skipped.append(str(error))
+
+
+class _TrainingFill(_Fill):
+    def __init__(self, source: Source, config: Config) -> None:
+        super().__init__(source, config)
         self._transform = TrainTransform(config.data, config.model.image_size)
 
-    def __getitem__(self, entry: Tuple[int, int]) -> Sample:
-        epoch, index = entry
+    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
+        """Those of the image, or of one drawn from (seed, epoch, index) in its place."""
         rng = np.random.default_rng([self._seed, epoch, index])
-        try:
-            return self._transform(self._source.image(index), rng), int(self._source.labels[index])
-        except DataError as error:
-            return error
+        for _ in range(_TRIES):
+            try:
+                return self._transform(self._source.image(index), rng), int(self._source.labels[index])
+            except DataError as error:
+                self._skip(error, skipped)
+                last = error
+            index = int(rng.integers(len(self._source)))
+        raise DataError("{} images one after the other could not be read, the last: {}".format(_TRIES, last))
 
 
-class _EvaluationSamples(Dataset):  # type: ignore[type-arg]
+class _EvaluationFill(_Fill):
     def __init__(self, source: Source, config: Config) -> None:
-        self._source = source
+        super().__init__(source, config)
         self._transform = EvalTransform(config.data, config.model.image_size)
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Sample:
+    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
+        """Those of the image, or the label -1 if it is left out."""
         try:
             return self._transform(self._source.image(index)), int(self._source.labels[index])
         except DataError as error:
-            return error
-
-
-class _Collate:
-    def __init__(self, config: DataConfig) -> None:
-        self._config = config
-
-    def __call__(self, samples: List[Sample]) -> Union[HostBatch, DataError]:
-        failed = [sample for sample in samples if isinstance(sample, DataError)]
-        if failed:
-            return failed[0]
-        pixels, labels = zip(*samples)  # type: ignore[misc]
-        return HostBatch(stack_images(pixels, self._config), torch.tensor(labels))
+            self._skip(error, skipped)
+            return np.empty(0, np.uint8), -1
 
 
 def stack_images(pixels: Sequence["np.ndarray"], config: DataConfig) -> Tensor:
     """Pixels (3, S, S) of uint8 as one tensor (n, 3, S, S), in the form in which images travel."""
     stacked = np.stack(pixels)
     return torch.from_numpy(normalize_on_host(stacked, config) if config.transfer == "float32" else stacked)
-
-
-def _join(chunks: List[HostBatch]) -> HostBatch:
-    if len(chunks) == 1:
-        return chunks[0]
-    return HostBatch(torch.cat([c.images for c in chunks]), torch.cat([c.labels for c in chunks]))

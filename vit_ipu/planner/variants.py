@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, Dict, List
 
 from vit_ipu.config import VARIANTS, ModelConfig
@@ -13,6 +14,14 @@ PRINTED = {
     "vit_base_patch32": (88.30, 8.56),
     "vit_large_patch16": (304.72, 116.68),
 }
+
+
+PRINTED_FORMULA = (
+    "printed Flops = n*3*P^2*D + n*D + 2*L*T*D*M + D*K + 2*(2L+1)*T*D at 384 px with K = 1000 classes, where P is the "
+    "patch size, n = (384/P)^2, T = n + 1, D the width, L the depth and M = 4D: attention and its projections are "
+    "left out; printed Params are those at 384 px with the head"
+)
+"""What `printed_flops` computes."""
 
 
 def describe_variants(image_size: int, num_classes: int) -> List[Dict[str, Any]]:
@@ -41,6 +50,7 @@ def describe_variants(image_size: int, num_classes: int) -> List[Dict[str, Any]]
                 "printed_flops_g": PRINTED[variant][1],
                 "reproduced_parameters": num_parameters(at_384),
                 "reproduced_flops": printed_flops(at_384),
+                "formula": PRINTED_FORMULA,
             }
         rows.append(row)
     return rows
@@ -58,7 +68,5 @@ def variant_lines(rows: List[Dict[str, Any]]) -> List[str]:
         shape = "{variant:20} {width:5} {depth:5} {num_heads:5} {image_size:6} {parameters:12,}".format(**row)
         lines.append("{} {:8.2f}   {}".format(shape, row["flops"] / 1e9, note).rstrip())
     lines.append("")
-    lines.append(
-        "What mmclassification prints is at 384 px with 1000 classes, whatever the row, and leaves attention out."
-    )
+    lines += textwrap.wrap("What mmclassification prints, whatever the row: " + PRINTED_FORMULA + ".", 100)
     return lines

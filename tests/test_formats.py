@@ -1,0 +1,430 @@
+"""Namings: what timm, transformers and torchvision made loads here and computes the same, and the reverse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from foreign import (
+    SIZES,
+    assert_same_logits,
+    google_arrays,
+    huggingface_model,
+    mmpretrain_state,
+    native_model,
+    randomise,
+    stacked,
+    timm_model,
+    torchvision_model,
+)
+from safetensors.torch import load_file, save_file
+
+from vit_ipu.checkpoints.export import FORMATS, convert, lost
+from vit_ipu.checkpoints.formats import NAMINGS, from_ours, recognise, to_ours
+from vit_ipu.checkpoints.position_embeddings import resize_pos_embed
+from vit_ipu.checkpoints.run_state import CheckpointError, load_description
+from vit_ipu.checkpoints.weights import describe, model_config, read_weights
+from vit_ipu.config import ModelConfig, UserError
+from vit_ipu.model import ViT
+
+SMALL = [("tiny", 16, 64), ("small", 16, 64)]
+LARGE = [(size, patch, pixels) for size, patch in SIZES for pixels in (224, 384)]
+MAKERS = {"timm": timm_model, "huggingface": huggingface_model, "torchvision": torchvision_model}
+
+
+def quiet(text):
+    """Where a test does not read what is said."""
+
+
+# ---------------------------------------------------------- their models here, and ours in their libraries
+
+
+@pytest.mark.parametrize("library", MAKERS)
+@pytest.mark.parametrize(("size", "patch", "pixels"), SMALL)
+def test_their_random_models_give_their_logits_here(tmp_path, library, size, patch, pixels):
+    theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
+    assert_same_logits(theirs, native_model(str(source)), pixels)
+
+
+@pytest.mark.parametrize("library", MAKERS)
+@pytest.mark.parametrize(("size", "patch", "pixels"), SMALL)
+def test_ours_give_our_logits_there(tmp_path, library, size, patch, pixels):
+    _, source = timm_model(size, patch, pixels, tmp_path)
+    target = tmp_path / ("out" if library == "huggingface" else "out.pth")
+    convert(str(source), target, library, say=quiet)
+    theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
+    assert_same_logits(theirs, native_model(str(source)), pixels, compare_epsilon=library == "huggingface")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", MAKERS)
+@pytest.mark.parametrize(("size", "patch", "pixels"), LARGE)
+def test_large_models_both_ways(tmp_path, library, size, patch, pixels):
+    theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
+    ours = native_model(str(source))
+    assert_same_logits(theirs, ours, pixels, bound=2e-6 if (size, patch) == ("base", 16) else 1e-5)
+    del theirs
+    target = tmp_path / ("out" if library == "huggingface" else "out.pth")
+    convert(str(source), target, library, say=quiet)
+    theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
+    assert_same_logits(theirs, ours, pixels)
+
+
+# ------------------------------------------------------------------------------------ every format
+
+
+def state_of(config: ModelConfig):
+    torch.manual_seed(0)
+    return randomise(ViT(config)).state_dict()
+
+
+TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
+WITH_LAYER = ModelConfig(variant="vit_test", image_size=28, num_classes=5, representation_size=48)
+
+
+@pytest.mark.parametrize("name", NAMINGS)
+@pytest.mark.parametrize("config", [TINY, WITH_LAYER], ids=["plain", "pre_logits"])
+def test_a_round_trip_through_names_is_bit_equal(name, config):
+    naming, state = NAMINGS[name], state_of(config)
+    if config.representation_size and not naming.has_pre_logits:
+        with pytest.raises(CheckpointError, match="{} has no place for pre_logits".format(name)):
+            from_ours(state, naming, num_heads=2)
+        return
+    theirs = from_ours(state, naming, num_heads=2)
+    assert recognise(theirs, "x") is naming
+    back = to_ours(theirs, naming, "x")
+    assert set(back) == set(state)
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("to", [name for name in FORMATS if name != "onnx"])
+def test_a_round_trip_through_files_is_bit_equal(tmp_path, to):
+    state = state_of(TINY)
+    save_file(state, str(tmp_path / "start.safetensors"))
+    convert(str(tmp_path / "start.safetensors"), tmp_path / "native", "native", num_heads=2, say=quiet)
+    suffix = {"torchvision": ".pth", "mmpretrain": ".pth", "google": ".npz", "graphcore": ".bin"}.get(to, "")
+    if to == "timm":
+        suffix = ".safetensors"  # timm has no model of this width, so no folder
+    convert(str(tmp_path / "native"), tmp_path / ("there" + suffix), to, say=quiet)
+    convert(str(tmp_path / ("there" + suffix)), tmp_path / "back", "native", num_heads=2, trust_pickle=True, say=quiet)
+    back = load_file(str(tmp_path / "back" / "model.safetensors"))
+    assert set(back) == set(state)
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("to", ["huggingface", "mmpretrain", "native"])
+def test_class_names_travel(tmp_path, to):
+    _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["cat", "dog", "newt"])
+    target = tmp_path / ("out.pth" if to == "mmpretrain" else "out")
+    convert(str(source), target, to, say=quiet)
+    assert describe(read_weights(str(target), trust_pickle=True)).classes == ("cat", "dog", "newt")
+
+
+def test_a_native_folder_says_all_of_its_origin(tmp_path):
+    _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["a", "b"])
+    convert(str(source), tmp_path / "native", "native", say=quiet)
+    config = load_description(tmp_path / "native").config
+    assert (config.model.num_heads, config.model.layer_norm_eps, config.model.gelu) == (3, 1e-12, "erf")
+    assert (config.model.image_size, config.model.num_classes, config.data.mean) == (32, 2, (0.5, 0.5, 0.5))
+
+
+def test_what_a_format_cannot_say_is_noted():
+    tanh = TINY.model_copy(update={"gelu": "tanh", "layer_norm_eps": 1e-12})
+    assert lost(TINY, "timm") == lost(tanh, "huggingface") == lost(tanh, "native") == lost(tanh, "onnx") == []
+    first, second = lost(tanh, "torchvision")
+    assert first == "torchvision computes GELU as erf, but the model was trained with tanh"
+    assert second == "torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12"
+
+
+# ------------------------------------------------------------------ layouts from the published names
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
+@pytest.mark.parametrize("style", ["vit_jax", "big_vision", "stacked"])
+def test_google_files_of_every_kind(tmp_path, prefix, style):
+    state = state_of(WITH_LAYER)
+    arrays = google_arrays(state, num_heads=2, big_vision=style != "vit_jax")
+    arrays = stacked(arrays) if style == "stacked" else arrays
+    np.savez(tmp_path / "w.npz", **{prefix + key: value for key, value in arrays.items()})
+    weights = read_weights(str(tmp_path / "w.npz"))
+    assert weights.origin == "google"
+    assert weights.facts.gelu == "tanh"
+    assert set(weights.tensors) == set(state)
+    assert all(torch.equal(weights.tensors[key], state[key]) for key in state)
+
+
+def test_what_an_optimizer_left_in_a_google_file_is_passed_over(tmp_path):
+    arrays = {"opt/target/" + key: value for key, value in google_arrays(state_of(TINY), num_heads=2).items()}
+    np.savez(tmp_path / "w.npz", **arrays, **{"opt/state/step": np.array(7), "opt/state/param_states/cls": np.zeros(3)})
+    assert read_weights(str(tmp_path / "w.npz")).num_classes == 5
+
+
+def test_positions_without_one_for_the_class_token(tmp_path):
+    """As big_vision adds them: to patches only."""
+    state = state_of(TINY)
+    state["pos_embed"][:, 0] = 0
+    arrays = google_arrays(state, num_heads=2, big_vision=True)
+    arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+    np.savez(tmp_path / "w.npz", **arrays)
+    assert torch.equal(read_weights(str(tmp_path / "w.npz")).tensors["pos_embed"], state["pos_embed"])
+
+
+@pytest.mark.parametrize("version", ["1.x", "0.23", "0.16", "backbone"])
+def test_mmpretrain_files_of_every_age(tmp_path, version):
+    state = state_of(WITH_LAYER)
+    classes = ["one", "two", "three", "four", "five"]
+    torch.save(mmpretrain_state(state, version, classes), str(tmp_path / "w.pth"))
+    weights = read_weights(str(tmp_path / "w.pth"), trust_pickle=True)
+    expected = {
+        key: value for key, value in state.items() if version != "backbone" or not key.startswith(("head", "pre"))
+    }
+    assert weights.origin == "mmpretrain"
+    assert set(weights.tensors) == set(expected)
+    assert all(torch.equal(weights.tensors[key], expected[key]) for key in expected)
+    assert weights.facts.classes == (() if version == "backbone" else tuple(classes))
+
+
+def test_other_spellings(tmp_path):
+    """torchvision's published files, transformers 5 in memory, DeiT-3's and DINOv2's LayerScale, DataParallel."""
+    state = state_of(TINY)
+    torchvision = from_ours(state, NAMINGS["torchvision"], num_heads=2)
+    old = {
+        key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): torchvision[key] for key in torchvision
+    }
+    assert_reads_as(state, old)
+    new = {}
+    renamed = {
+        "encoder.layer": "layers",
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    for key, tensor in from_ours(state, NAMINGS["huggingface"], num_heads=2).items():
+        for before, after in renamed.items():
+            key = key.replace(before, after)
+        new[key] = tensor
+    assert "vit.layers.3.attention.q_proj.weight" in new
+    assert_reads_as(state, new)
+    assert_reads_as(
+        state, dict(new, **{"vit.pooler.dense.weight": torch.ones(32, 32), "vit.pooler.dense.bias": torch.ones(32)})
+    )
+
+
+def assert_reads_as(state, theirs):
+    naming = recognise(theirs, "x")
+    read = to_ours(theirs, naming, "x")
+    assert set(read) == set(state)
+    assert all(torch.equal(read[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("spelling", ["ls{}.gamma", "gamma_{}"])
+def test_layer_scale_is_folded_in(tmp_path, spelling):
+    """Against timm's model that has it."""
+    import timm
+
+    torch.manual_seed(0)
+    theirs = randomise(
+        timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, init_values=0.1).eval(), std=0.1
+    )
+    state = {
+        key.replace("ls1.gamma", spelling.format(1)).replace("ls2.gamma", spelling.format(2)): tensor
+        for key, tensor in theirs.state_dict().items()
+    }
+    assert any("gamma" in key for key in state)
+    save_file(dict(state, mask_token=torch.zeros(1, 192)), str(tmp_path / "w.safetensors"))
+    assert_same_logits(theirs, native_model(str(tmp_path / "w.safetensors")), 32)
+
+
+# ------------------------------------------------------------------------------ resizing positions
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 7), (14, 24), (7, 3), (5, 5)])
+def test_positions_are_resized_as_their_library_does(old, new):
+    torch.manual_seed(0)
+    positions = torch.randn(1, 1 + old * old, 8)
+    expected = {
+        "timm": by_timm(positions, new),
+        "huggingface": by_interpolation(positions, new, align_corners=False),
+        "mmpretrain": by_interpolation(positions, new, align_corners=False),
+        "torchvision": by_torchvision(positions, new),
+        "google": by_zoom(positions, new),
+    }
+    for rule, wanted in expected.items():
+        bound = 1e-5 if rule == "google" else 1e-6  # zoom's reference is in float64, its coordinates too
+        torch.testing.assert_close(resize_pos_embed(positions, new * new, rule), wanted, rtol=0, atol=bound)
+
+
+def by_timm(positions, new):
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(positions, [new, new])
+
+
+def by_torchvision(positions, new):
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    state = interpolate_embeddings(new * 16, 16, {"encoder.pos_embedding": positions})
+    return state["encoder.pos_embedding"]
+
+
+def by_interpolation(positions, new, *, align_corners):
+    """mmclassification's resize_pos_embed and transformers' interpolate_pos_encoding, written out."""
+    old = math.isqrt(positions.shape[1] - 1)
+    if old == new:
+        return positions
+    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=align_corners)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def by_zoom(positions, new):
+    """scipy.ndimage.zoom(order=1), as google's checkpoint.py calls it: corners stay, straight lines between."""
+    old = math.isqrt(positions.shape[1] - 1)
+    grid = positions[0, 1:].reshape(old, old, -1).numpy().astype(np.float64)
+    at = np.linspace(0, old - 1, new)
+    for axis in (0, 1):
+        low = np.minimum(np.floor(at).astype(int), old - 2)
+        weight = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        grid = np.take(grid, low, axis) * (1 - weight) + np.take(grid, low + 1, axis) * weight
+    return torch.cat([positions[:, :1], torch.tensor(grid, dtype=torch.float32).reshape(1, new * new, -1)], dim=1)
+
+
+# ----------------------------------------------------------------------------------- what is refused
+
+
+def timm_state():
+    return from_ours(state_of(TINY), NAMINGS["timm"], num_heads=2)
+
+
+FOREIGN = [
+    (lambda s: {"conv1.weight": torch.zeros(1)}, "no ViT by any naming that is known .*conv1.weight"),
+    (lambda s: {}, "it holds no tensors"),
+    (lambda s: dict(s, dist_token=s["cls_token"].clone()), "not a plain ViT: 1 of its keys .* timm: dist_token"),
+    (lambda s: {"cls_token": s["cls_token"], "pos_embed": s["pos_embed"]}, "fit the namings timm and mmpretrain"),
+    (lambda s: without(s, "blocks.2.mlp.fc1.bias"), "blocks.2.mlp.fc1.bias is missing"),
+    (lambda s: without(s, "norm.weight"), "norm.weight is missing"),
+    (lambda s: without(s, "patch_embed.proj.weight"), "patch_embed.proj.weight is missing"),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith("blocks.1.")}, "blocks.1.norm1.weight is missing"),
+    (lambda s: dict(s, **{"norm.weight": torch.zeros(31)}), "norm.weight has shape .31,. where the other tensors"),
+    (lambda s: dict(s, pos_embed=torch.zeros(1, 12, 32)), "position embeddings have shape .1, 12, 32."),
+    (lambda s: dict(s, **{"blocks.0.ls1.gamma": torch.zeros(3)}), "ls1.gamma has shape .3,. but"),
+    (lambda s: dict(s, **{"patch_embed.proj.weight": torch.zeros(32, 1, 7, 7)}), "asks? for .32, 3, 7, 7."),
+    (lambda s: dict(s, cls_token=torch.zeros(())), "cls_token"),
+]
+
+
+def without(state, key):
+    return {name: tensor for name, tensor in state.items() if name != key}
+
+
+@pytest.mark.parametrize(("change", "message"), FOREIGN)
+def test_what_is_no_plain_vit_is_refused(tmp_path, change, message):
+    save_file(change(timm_state()), str(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path / "w.safetensors"))
+
+
+def test_a_missing_third_is_refused_by_their_name():
+    theirs = from_ours(state_of(TINY), NAMINGS["huggingface"], num_heads=2)
+    del theirs["vit.encoder.layer.1.attention.attention.key.weight"]
+    with pytest.raises(CheckpointError, match="query, key and value of blocks.1.attn.qkv.weight have shapes .*missing"):
+        to_ours(theirs, NAMINGS["huggingface"], "x")
+
+
+def test_a_tensor_in_two_spellings_is_refused():
+    theirs = from_ours(state_of(TINY), NAMINGS["torchvision"], num_heads=2)
+    theirs["encoder.layers.encoder_layer_0.mlp.linear_1.bias"] = torch.zeros(128)
+    with pytest.raises(CheckpointError, match="mlp.linear_1.bias is there twice"):
+        to_ours(theirs, NAMINGS["torchvision"], "x")
+
+
+def test_a_flax_kernel_of_another_rank_is_refused():
+    theirs = from_ours(state_of(TINY), NAMINGS["google"], num_heads=2)
+    theirs["embedding/kernel"] = torch.zeros(3, 3)
+    with pytest.raises(CheckpointError, match="embedding/kernel has shape .3, 3. where 4 dimensions"):
+        to_ours(theirs, NAMINGS["google"], "x")
+    theirs["Transformer/encoderblock/LayerNorm_0/scale"] = torch.tensor(1.0)
+    with pytest.raises(CheckpointError, match="is a scalar, not one tensor for each block"):
+        to_ours(theirs, NAMINGS["google"], "x")
+
+
+TARGETS = [
+    ("out", "tim", "--to tim: unknown; did you mean 'timm'"),
+    ("there", "native", "there is already there: give another name"),
+    ("out.txt", "torchvision", "a torchvision file ends in .pth or .pt or .safetensors"),
+    ("out", "google", "a google file ends in .npz"),
+    ("out.pth", "huggingface", "huggingface is written as a folder, without a suffix"),
+    ("out.npz", "timm", "timm is written as a folder or as a file that ends in .safetensors or"),
+    ("out", "timm", "timm has no model of width 32, depth 4 and patch size 7"),
+]
+
+
+@pytest.mark.parametrize(("target", "to", "message"), TARGETS)
+def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, message):
+    (tmp_path / "there").mkdir()
+    save_file(timm_state(), str(tmp_path / "w.safetensors"))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=message):
+        convert(str(tmp_path / "w.safetensors"), tmp_path / target, to, num_heads=2, say=quiet)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
+    save_file(timm_state(), str(tmp_path / "w.safetensors"))
+    weights = read_weights(str(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match="heads cannot be told from width 32: give --num-heads"):
+        model_config(weights)
+    with pytest.raises(CheckpointError, match="width 32 is not a multiple of num_heads 3"):
+        model_config(weights, num_heads=3)
+    assert model_config(weights, num_heads=2) == TINY.model_copy(update={"variant": None})
+
+
+def test_weights_without_a_head_are_only_to_start_from(tmp_path):
+    state = {key: tensor for key, tensor in timm_state().items() if not key.startswith("head.")}
+    save_file(state, str(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match="no classification head: fine-tune it first"):
+        convert(str(tmp_path / "w.safetensors"), tmp_path / "x", "native", num_heads=2, say=quiet)
+
+
+def test_features_are_weights_to_start_from(tmp_path):
+    save_file(state_of(WITH_LAYER), str(tmp_path / "w.safetensors"))
+    for to, name in (("timm", "f.safetensors"), ("google", "f.npz")):
+        convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, say=quiet)
+        state = read_weights(str(tmp_path / name)).tensors
+        assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
+    for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
+        with pytest.raises(UserError, match="{} without its head classifies nothing".format(to)):
+            convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, say=quiet)
+
+
+def test_an_odd_mlp_width_is_exact(tmp_path):
+    config = TINY.model_copy(update={"width": 14, "mlp_ratio": 61.5 / 14})
+    assert config.mlp_width == 61
+    save_file(state_of(config), str(tmp_path / "w.safetensors"))
+    assert model_config(read_weights(str(tmp_path / "w.safetensors")), num_heads=2).mlp_width == 61
+
+
+HUGGINGFACE_CONFIGS = [
+    ({"model_type": "deit"}, "its model_type is deit, not vit"),
+    ({"model_type": "vit", "hidden_act": "relu"}, "its hidden_act relu is none of gelu"),
+    ({"model_type": "vit", "num_attention_heads": "many"}, "config.json: damaged"),
+    ([1], "it is not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), HUGGINGFACE_CONFIGS)
+def test_a_wrong_config_beside_the_weights_is_refused(tmp_path, config, message):
+    import json
+
+    save_file(from_ours(state_of(TINY), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read .*config.json"):
+        read_weights(str(tmp_path))

@@ -1,0 +1,238 @@
+"""Processes that load images: in order, into few buffers, and never a hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import tiny_config, write_image_folder
+from loading import ends
+
+from vit_ipu.config import RunFailed
+from vit_ipu.data import workers
+from vit_ipu.data.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.sources import DataError, open_source
+from vit_ipu.data.workers import Buffer, filled_by_workers, filled_here
+from vit_ipu.pipeline import BatchPlan
+
+
+def buffers(count, size=40):
+    return [Buffer.of(size, 2, torch.uint8, shared=True) for _ in range(count)]
+
+
+def write_numbers(buffer, start, entries):
+    """Each image is its index, each label the process."""
+    for place, (_, index) in enumerate(entries, start):
+        buffer.images[place] = index % 251
+        buffer.labels[place] = os.getpid()
+    return ["{} is odd".format(index) for _, index in entries if index == 7]
+
+
+def steps(count, size=40):
+    return [[(0, step * size + i) for i in range(size)] for step in range(count)]
+
+
+@pytest.mark.parametrize("num_buffers", [2, 3, 5])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_steps_come_in_order_through_few_buffers(num_buffers, num_workers):
+    found = []
+    for filled in filled_by_workers(steps(9), write_numbers, buffers(num_buffers), num_workers):
+        found.append(filled.images[:, 0, 0, 0].tolist())
+        assert filled.skipped == (["7 is odd"] if len(found) == 1 else [])
+    assert found == [[(step * 40 + i) % 251 for i in range(40)] for step in range(9)]
+
+
+def test_a_last_step_may_be_smaller_and_there_may_be_none():
+    found = [len(f.labels) for f in filled_by_workers([*steps(1), steps(1)[0][:3]], write_numbers, buffers(2), 2)]
+    assert found == [40, 3]
+    assert list(filled_by_workers([], write_numbers, buffers(2), 2)) == []
+    assert [len(f.labels) for f in filled_here(steps(2, 5), write_numbers, lambda n: buffers(1, n)[0])] == [5, 5]
+
+
+def test_all_workers_work():
+    def slowly(buffer, start, entries):
+        time.sleep(0.05)
+        return write_numbers(buffer, start, entries)
+
+    pids = set()
+    for filled in filled_by_workers(steps(3, 160), slowly, buffers(2, 160), 3):
+        pids |= set(filled.labels.tolist())
+    assert len(pids) == 3
+    assert os.getpid() not in pids
+
+
+def test_steps_are_filled_while_one_is_consumed():
+    filled = filled_by_workers(steps(4), write_numbers, buffers(3), 1)
+    next(filled)
+    time.sleep(0.5)
+    started = time.monotonic()
+    next(filled)
+    assert time.monotonic() - started < 0.1
+    filled.close()
+
+
+def test_an_error_comes_when_its_step_does():
+    def fail_at_100(buffer, start, entries):
+        if any(index == 100 for _, index in entries):
+            raise DataError("cannot read the image 100")
+        return write_numbers(buffer, start, entries)
+
+    filled = filled_by_workers(steps(5), fail_at_100, buffers(4), 2)
+    assert [next(filled).images[0, 0, 0, 0].item() for _ in range(2)] == [0, 40]
+    with pytest.raises(DataError, match="^cannot read the image 100$"):
+        next(filled)
+
+
+def test_a_bug_is_named_with_its_place():
+    def fail(buffer, start, entries):
+        return {}["nothing"]
+
+    with pytest.raises(
+        RunFailed, match=r"a process that loads images failed: KeyError: 'nothing' \(.*test_workers.py, line"
+    ):
+        list(filled_by_workers(steps(1), fail, buffers(2), 2))
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_worker_that_dies_is_an_error_at_once(idle):
+    def die(buffer, start, entries):
+        if not idle and entries[0][1] == 80:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_numbers(buffer, start, entries)
+
+    def consume():
+        for filled in filled_by_workers(steps(50), die, buffers(2), 2):
+            if idle:
+                os.kill(int(filled.labels[0]), signal.SIGKILL)
+                time.sleep(0.3)
+
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=r"a process that loads images died \(exit code -9\): out of memory\?"):
+        consume()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("way", ["whole", "break", "error"])
+def test_no_process_is_left_behind(way):
+    pids = set()
+
+    def consume():
+        for filled in filled_by_workers(steps(6), write_numbers, buffers(2), 2):
+            pids.update(filled.labels.tolist())
+            if way == "error":
+                raise KeyError
+            if way == "break":
+                return
+
+    if way == "error":
+        with pytest.raises(KeyError):
+            consume()
+    else:
+        consume()
+    assert pids
+    assert all(ends(pid) for pid in pids)
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr(workers, "_GRACE", 0.2)
+
+    def hang(buffer, start, entries):
+        if entries[0][1] > 0:
+            time.sleep(60)
+        return write_numbers(buffer, start, entries)
+
+    monkeypatch.setattr(workers, "JOB_SIZE", 40)
+    filled = filled_by_workers(steps(4), hang, buffers(3), 2)
+    pids = set(next(filled).labels.tolist())
+    started = time.monotonic()
+    filled.close()
+    assert time.monotonic() - started < 10
+    assert all(ends(pid) for pid in pids)
+
+
+ORPHANS = """
+import os, signal, sys, time
+from test_workers import buffers, steps, write_numbers
+from vit_ipu.data.workers import filled_by_workers
+filled = filled_by_workers(steps(4), write_numbers, buffers(2), 2)
+print(int(next(filled).labels[0]), flush=True)
+if sys.argv[1] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["kill", "interrupt"])
+def test_workers_end_with_the_main_process(way):
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, "-c", ORPHANS, way]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        pid = int(process.stdout.readline())
+        if way == "interrupt":
+            process.send_signal(signal.SIGINT)
+        process.wait(20)
+        assert ends(pid, 15)
+        assert process.stderr.read().count("KeyboardInterrupt") == (way == "interrupt")
+
+
+# --------------------------------------------------------------------------------- images that are bad
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image_folder(tmp_path)
+    (tmp_path / "train" / "dog" / "1.png").write_text("no image")
+    (tmp_path / "val" / "dog" / "1.png").write_bytes(b"")
+    return tmp_path
+
+
+def folder_config(folder, num_workers, **data):
+    data = {"source": "imagefolder", "path": str(folder), "num_workers": num_workers, "num_train": None, **data}
+    return tiny_config(data=dict(data, num_eval=None), model={"num_classes": 2}, pipeline={"global_batch_size": 8})
+
+
+def train_batches(config, total=4):
+    source = open_source(config.data, config.model, "train")
+    loader = TrainingLoader(source, config, BatchPlan.of(config).share(0, 1), start_step=0, total_steps=total)
+    return [(batch.images.clone(), batch.labels.clone()) for batch in loader], loader
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_image_ends_the_run_or_gives_its_place_to_another(folder, num_workers):
+    with pytest.raises(DataError, match=r"^cannot read the image .*dog/1.png: [^\n]*$"):
+        train_batches(folder_config(folder, num_workers))
+    batches, loader = train_batches(folder_config(folder, num_workers, on_error="skip"))
+    assert [len(labels) for _, labels in batches] == [8] * 4
+    assert len(loader.skipped) == 1
+    assert "train/dog/1.png" in next(iter(loader.skipped))
+
+
+def test_what_takes_its_place_does_not_depend_on_workers(folder):
+    expected, _ = train_batches(folder_config(folder, 0, on_error="skip"))
+    found, _ = train_batches(folder_config(folder, 3, on_error="skip"))
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(expected, found))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_evaluation_leaves_a_bad_image_out(folder, num_workers):
+    config = folder_config(folder, num_workers, on_error="skip")
+    source = open_source(config.data, config.model, "eval")
+    loader = EvaluationLoader(source, config)
+    labels = torch.cat([batch.labels.clone() for batch in loader]).tolist()
+    bad = next(i for i in range(len(source)) if "1.png" in source._paths[i] and "dog" in source._paths[i])
+    assert labels == [int(label) for i, label in enumerate(source.labels) if i != bad]
+    assert len(loader.skipped) == 1
+
+
+def test_a_folder_without_a_readable_image_fails_rather_than_trying_for_ever(folder):
+    for path in (folder / "train").rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match="100 images one after the other could not be read, the last: cannot read"):
+        train_batches(folder_config(folder, 0, on_error="skip"))
