@@ -20,11 +20,11 @@ from typing import Any, Callable, Dict, Iterator, List
 import torch
 from photographs import write_folder
 from record import write_record
+from vit_ipu.data.decode import EncodedImage
 
 from vit_ipu.backends import resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data.decode import EncodedImage
 from vit_ipu.data.loader import TrainingLoader
 from vit_ipu.data.sources import open_source
 from vit_ipu.pipeline import BatchPlan

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Sequence, Tuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from vit_ipu import cli
 from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.config_file import parse_config
+from vit_ipu.mixing import mixing_of_step
 
 TINY: Dict[str, Dict[str, Any]] = {
     "model": {"variant": "vit_test", "image_size": 28, "num_classes": 10, "gelu": "tanh"},
@@ -46,11 +48,12 @@ def random_images(count: int, side: int = 28, seed: int = 0) -> Tensor:
 
 
 def random_batch(config: Config, seed: int = 0) -> HostBatch:
-    """A host step of random images and labels."""
+    """A host step of random images and labels, with the draws of host step `seed` where the config mixes."""
     count = config.pipeline.global_batch_size * config.pipeline.device_iterations
     generator = torch.Generator().manual_seed(seed + 1000)
     labels = torch.randint(config.model.num_classes, (count,), generator=generator)
-    return HostBatch(random_images(count, config.model.image_size, seed), labels)
+    mixing = mixing_of_step(config, seed, np.arange(count))
+    return HostBatch(random_images(count, config.model.image_size, seed), labels, mixing)
 
 
 def with_random_head(weights: Dict[str, Tensor], seed: int = 0) -> Dict[str, Tensor]:

@@ -173,6 +173,31 @@ def test_unused_options_are_reported():
     assert unused_options(tiny_config()) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {"mixup_alpha": 0.2, "cutmix_share": 0.3},
+            ["data.cutmix_share has no effect unless mixup_alpha and cutmix_alpha are both above 0"],
+        ),
+        (
+            {"mixing_draw": "update", "mixing_probability": 0.5},
+            [
+                "data.mixing_draw has no effect without mixup_alpha or cutmix_alpha",
+                "data.mixing_probability has no effect without mixup_alpha or cutmix_alpha",
+            ],
+        ),
+        (
+            {"cutmix_alpha": 1.0, "mixing_probability": 0.0},
+            ["data.cutmix_alpha has no effect with mixing_probability 0"],
+        ),
+        ({"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "cutmix_share": 0.3, "mixing_draw": "update"}, []),
+    ],
+)
+def test_unused_options_of_mixing_are_reported(data, expected):
+    assert unused_options(tiny_config(data=data)) == expected
+
+
 # Each mistake with everything that its message must say.
 MISTAKES = [
     ({"model": {"variant": "vit_bse_patch16"}}, ["model", "vit_bse_patch16", "vit_base_patch16"]),
@@ -188,6 +213,19 @@ MISTAKES = [
     ({"data": {"std": [0.5, 0.0, 0.5]}}, ["std", "0.0", "above 0"]),
     ({"data": {"download": True}}, ["download", "sample", "remove"]),
     ({"data": {"eval_resize": 20}}, ["eval_resize 20", "image_size 28"]),
+    (
+        {"data": {"auto_augment": "imagenet", "rand_augment": [2, 9]}},
+        ["auto_augment imagenet", "rand_augment [2, 9]", "remove one"],
+    ),
+    ({"data": {"auto_augment": "cifar10"}}, ["data.auto_augment", "imagenet", "cifar10"]),
+    ({"data": {"rand_augment": [2, 31]}}, ["data.rand_augment", "30", "31"]),
+    ({"data": {"rand_augment": [2]}}, ["data.rand_augment"]),
+    ({"data": {"random_erasing": 1.5}}, ["data.random_erasing", "1.5"]),
+    ({"data": {"mixup_alpha": -0.1}}, ["data.mixup_alpha", "-0.1"]),
+    (
+        {"data": {"mixup_alpha": 0.2}, "pipeline": {"micro_batch_size": 1}},
+        ["micro_batch_size 1", "mixup_alpha 0.2", "cutmix_alpha 0.0", "2 or more"],
+    ),
     ({"pipeline": {"global_batch_size": 30}}, ["global_batch_size 30", "micro_batch_size 4", "28 or 32"]),
     ({"pipeline": {"replication_factor": 3}}, ["global_batch_size 32", "replication_factor 3 = 12", "24 or 36"]),
     ({"pipeline": {"micro_batch_size": 0}}, ["pipeline.micro_batch_size", "greater than 0"]),

@@ -21,7 +21,14 @@ from vit_ipu.metrics import read_metrics
 
 AUGMENTED = {
     "model": {"dropout": 0.1, "drop_path": 0.1, "attention_dropout": 0.1},
-    "data": {"crop": "random_resized", "horizontal_flip": 0.5},
+    "data": {
+        "crop": "random_resized",
+        "horizontal_flip": 0.5,
+        "auto_augment": "imagenet",
+        "random_erasing": 0.3,
+        "mixup_alpha": 0.4,
+        "cutmix_alpha": 1.0,
+    },
     "optim": {"optimizer": "adamw", "learning_rate": 1e-3, "warmup_updates": 2},
 }
 

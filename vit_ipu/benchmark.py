@@ -14,6 +14,7 @@ from vit_ipu.backends import Backend, Device, HostBatch, Instances, open_backend
 from vit_ipu.config import Config
 from vit_ipu.data.loader import TrainingLoader
 from vit_ipu.data.sources import open_source
+from vit_ipu.mixing import mixing_of_step
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 
@@ -51,17 +52,14 @@ def benchmark(config: Config, device: Device, *, steps: int, burn_in: int, real_
 
 def random_batch(config: Config, instances: Instances) -> HostBatch:
     """A host step of random pixels and labels, as far as this process feeds it."""
-    count = len(BatchPlan.of(config).share(instances.index, instances.count))
+    positions = BatchPlan.of(config).share(instances.index, instances.count)
+    count, side = len(positions), config.model.image_size
     generator = torch.Generator().manual_seed(config.run.seed)
-    side = config.model.image_size
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     if config.data.transfer == "float32":
-        return HostBatch(images.float() / 127.5 - 1, _labels(config, count, generator))
-    return HostBatch(images, _labels(config, count, generator))
-
-
-def _labels(config: Config, count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(config.model.num_classes, (count,), generator=generator)
+        images = images.float() / 127.5 - 1
+    labels = torch.randint(config.model.num_classes, (count,), generator=generator)
+    return HostBatch(images, labels, mixing_of_step(config, 0, positions))
 
 
 def _real_batches(config: Config, backend: Backend) -> Iterator[HostBatch]:

@@ -53,6 +53,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Ints = Annotated[Tuple[StrictInt, ...], Field(strict=False)]
 Pair = Annotated[Tuple[StrictFloat, StrictFloat], Field(strict=False)]
+Operations = Annotated[
+    Tuple[Annotated[StrictInt, Field(ge=1, le=14)], Annotated[StrictInt, Field(ge=0, le=30)]], Field(strict=False)
+]
 Triple = Annotated[Tuple[StrictFloat, StrictFloat, StrictFloat], Field(strict=False)]
 FloatType = Literal["float16", "float32"]
 
@@ -175,6 +178,22 @@ class DataConfig(Section):
     """Pixels of black around the image for a `padded` crop."""
     horizontal_flip: Probability = 0.5
     """Probability of a mirror image in training."""
+    auto_augment: Optional[Literal["imagenet"]] = None
+    """AutoAugment (arXiv:1805.09501) after crop and flip, by the policy found on ImageNet."""
+    rand_augment: Optional[Operations] = None
+    """RandAugment (arXiv:1909.13719) after crop and flip: how many operations, and their magnitude from 0 to 30."""
+    random_erasing: Probability = 0.0
+    """Probability that a rectangle of the image is filled with the mean (arXiv:1708.04896), after all else."""
+    mixup_alpha: Rate = 0.0
+    """Mixup of images and labels: shares are drawn from Beta(alpha, alpha); off when 0."""
+    cutmix_alpha: Rate = 0.0
+    """Cutmix of images and labels: shares of the area are drawn from Beta(alpha, alpha); off when 0."""
+    cutmix_share: Probability = 0.5
+    """Share of draws that are cutmix, where both are on."""
+    mixing_draw: Literal["micro_batch", "update"] = "micro_batch"
+    """What shares one draw of mixup or cutmix: the samples of a micro-batch, or those of a weight update."""
+    mixing_probability: Probability = 1.0
+    """Probability that a draw mixes at all."""
     eval_resize: Optional[Positive] = None
     """Short side in pixels before the evaluation's centre crop; the image size when null."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -202,7 +221,18 @@ class DataConfig(Section):
             raise ValueError("std: {} must be above 0".format(min(self.std)))
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
             raise ValueError("download: source {} cannot be downloaded: remove the key".format(self.source))
+        if self.auto_augment is not None and self.rand_augment is not None:
+            raise ValueError(
+                "auto_augment {} and rand_augment {} exclude each other: remove one".format(
+                    self.auto_augment, list(self.rand_augment)
+                )
+            )
         return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes samples."""
+        return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mixing_probability > 0
 
 
 class PipelineConfig(Section):
@@ -429,6 +459,11 @@ class Config(Section):
                 )
             )
         self._check_counts_of_updates()
+        if self.data.mixes and self.pipeline.micro_batch_size == 1:
+            raise ValueError(
+                "pipeline.micro_batch_size 1 leaves data.mixup_alpha {} and data.cutmix_alpha {} nothing to mix with: "
+                "use 2 or more, or set both to 0".format(self.data.mixup_alpha, self.data.cutmix_alpha)
+            )
         if self.data.eval_resize is not None and self.data.eval_resize < self.model.image_size:
             raise ValueError(
                 "data.eval_resize {} is below model.image_size {}: the centre crop would not fit".format(
@@ -516,4 +551,17 @@ def unused_options(config: Config) -> List[str]:
     for name, crop in read_by_crop.items():
         if name in config.data.model_fields_set and config.data.crop != crop:
             notes.append("data.{} has no effect with crop {}".format(name, config.data.crop))
+    return notes + _unused_mixing(config.data)
+
+
+def _unused_mixing(data: DataConfig) -> List[str]:
+    alphas = {"mixup_alpha": data.mixup_alpha, "cutmix_alpha": data.cutmix_alpha}
+    notes = []
+    if "cutmix_share" in data.model_fields_set and not all(alphas.values()):
+        notes.append("data.cutmix_share has no effect unless mixup_alpha and cutmix_alpha are both above 0")
+    for name in ("mixing_draw", "mixing_probability"):
+        if name in data.model_fields_set and not any(alphas.values()):
+            notes.append("data.{} has no effect without mixup_alpha or cutmix_alpha".format(name))
+    if data.mixing_probability == 0:
+        notes += ["data.{} has no effect with mixing_probability 0".format(name) for name in alphas if alphas[name]]
     return notes

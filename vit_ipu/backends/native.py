@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from vit_ipu.backends import HostBatch, Instances, StepResult
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.data.transforms import Normalize
 from vit_ipu.losses import classification_loss
+from vit_ipu.mixing import Mixer
 from vit_ipu.model import ViT
 from vit_ipu.optim import LAMB, optimizer_groups, parameter_groups
 from vit_ipu.pipeline import resolve_compute
@@ -34,9 +35,9 @@ class NativeBackend:
         torch.manual_seed(config.run.seed)
         attention = "fused" if config.model.attention == "auto" else config.model.attention
         self._model = ViT(config.model, attention=attention)
-        self._normalize = Normalize(config.data)
+        self._normalize, self._mixer = Normalize(config.data), Mixer(config.model.image_size)
         dtype = torch.float64 if compute == "float64" else torch.float32
-        for module in (self._model, self._normalize):
+        for module in (self._model, self._normalize, self._mixer):
             module.to(device, dtype)
         self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
         self._smoothing = config.optim.label_smoothing
@@ -54,16 +55,16 @@ class NativeBackend:
             group["lr"] = learning_rate
         size = self._config.pipeline.global_batch_size
         with self._own_random_numbers():
-            losses = [self._update(images, labels) for images, labels in _chunks(batch, size)]
+            losses = [self._update(part) for part in batch.split(size)]
         values = torch.stack(losses).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
-    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _update(self, batch: HostBatch) -> Tensor:
         """One weight update on a global batch; its mean loss. Smaller micro-batches are tried if memory runs out."""
         rng = _rng_state(self._device)
         while True:
             try:
-                loss = self._accumulate(images, labels)
+                loss = self._accumulate(batch)
                 break
             except torch.cuda.OutOfMemoryError:
                 smaller = [size for size in self._micro_batch_sizes() if size < self.micro_batch_size]
@@ -79,22 +80,23 @@ class NativeBackend:
         self._optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _accumulate(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _accumulate(self, batch: HostBatch) -> Tensor:
         """Adds the reduced gradient of a global batch; its mean loss."""
         total = torch.zeros((), device=self._device)
-        for chunk, targets in _chunks(HostBatch(images, labels), self.micro_batch_size):
-            share = len(targets) / len(labels)
-            loss = self._loss_of(self._to_device(chunk), self._to_device(targets))
+        for part in batch.split(self.micro_batch_size):
+            share = len(part) / len(batch)
+            loss = self._loss_of(*map(self._to_device, part.inputs))
             (loss * (share * self._config.reduction_factor)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
         return total
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return classification_loss(self._logits(images), labels, self._smoothing)
+    def _loss(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
+        return classification_loss(self._logits(images, mixing), labels, self._smoothing, mixing)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self._model(self._normalize(images))
+            images = self._normalize(images)
+            return self._model(images if mixing is None else self._mixer(images, mixing))
 
     # ---------------------------------------------------------------------------------- inference
 
@@ -202,10 +204,6 @@ def activation_bytes(model: ModelConfig) -> int:
 def fitting_micro_batch_size(sizes: List[int], bytes_per_sample: int, budget: float) -> int:
     """The largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
     return max((size for size in sizes if size * bytes_per_sample <= budget), default=sizes[0])
-
-
-def _chunks(batch: HostBatch, size: int) -> Iterator[Tuple[Tensor, Tensor]]:
-    return zip(torch.split(batch.images, size), torch.split(batch.labels, size))
 
 
 def _compiles(config: Config, device: torch.device) -> bool:

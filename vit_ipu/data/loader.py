@@ -8,7 +8,7 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.sources import DataError, Source
 from vit_ipu.data.transforms import EvalTransform, TrainTransform, normalize_on_host
 from vit_ipu.data.workers import Buffer, Entry, Filled, Skipped, filled_by_workers, filled_here
+from vit_ipu.mixing import mixing_of_step
 
 CHUNK = 256
 """Images of an evaluation that are predicted at a time."""
@@ -32,15 +33,26 @@ _TRIES = 100
 class HostBatch:
     """What one host step consumes, ordered [D][G][R][m] along dim 0.
 
-    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64. With workers, it is valid until the next one is asked
-    for: its memory is then used again.
+    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64; mixing: (n / m, 6) float32, if the config mixes. With
+    workers, it is valid until the next one is asked for: its memory is then used again.
     """
 
     images: Tensor
     labels: Tensor
+    mixing: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def inputs(self) -> Tuple[Tensor, ...]:
+        """The tensors that a training step takes."""
+        return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
+
+    def split(self, size: int) -> "Iterator[HostBatch]":
+        """Its parts of `size` samples each, which must be whole micro-batches."""
+        num_parts = len(self) // size
+        return (HostBatch(*tensors) for tensors in zip(*(tensor.chunk(num_parts) for tensor in self.inputs)))
 
 
 class TrainingStream:
@@ -79,9 +91,10 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[HostBatch]:
         fill = _TrainingFill(self._source, self._config)
-        for filled in _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps)):
-            self.skipped.update(dict.fromkeys(filled.skipped))
-            yield HostBatch(filled.images, filled.labels)
+        filled = _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps))
+        for step, whole in zip(self._steps, filled):
+            self.skipped.update(dict.fromkeys(whole.skipped))
+            yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
 
     def _entries(self) -> Iterator[List[Entry]]:
         for step in self._steps:

@@ -14,22 +14,24 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from vit_ipu.config import DataConfig
+from vit_ipu.data.augment import Augment
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Box = Tuple[int, int, int, int]
 
 
 class TrainTransform:
-    """A random crop and flip."""
+    """A random crop and flip, then the config's augmentation."""
 
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
+        self._augment = Augment(config)
 
     def __call__(self, image: Image.Image, rng: "np.random.Generator") -> "np.ndarray":
         cropped = self._crop(image, rng)
         if rng.random() < self._config.horizontal_flip:
             cropped = ImageOps.mirror(cropped)
-        return to_pixels(cropped)
+        return channels_first(self._augment(np.asarray(cropped), rng))
 
     def _crop(self, image: Image.Image, rng: "np.random.Generator") -> Image.Image:
         config, size = self._config, self._size
@@ -117,4 +119,9 @@ def resize_and_center(image: Image.Image, short_side: int, size: int, interpolat
 
 def to_pixels(image: Image.Image) -> "np.ndarray":
     """An RGB image as (3, H, W) uint8."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return channels_first(np.asarray(image))
+
+
+def channels_first(pixels: "np.ndarray") -> "np.ndarray":
+    """(H, W, 3) as (3, H, W)."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

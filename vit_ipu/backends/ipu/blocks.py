@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import poptorch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vit_ipu.config import Config
 from vit_ipu.data.transforms import Normalize
 from vit_ipu.losses import classification_loss
+from vit_ipu.mixing import Mixer
 from vit_ipu.model import ViT
 from vit_ipu.pipeline import first_module, place_units
 
@@ -32,17 +33,19 @@ def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 
 class TrainingStep(nn.Module):
-    """Images (m, 3, S, S) and labels (m,) of a micro-batch to its mean loss, all on the device."""
+    """Images (m, 3, S, S), labels (m,) and, if the config mixes, mixing (1, 6) of a micro-batch to its mean loss."""
 
     def __init__(self, model: ViT, config: Config) -> None:
         super().__init__()
         self.normalize = Normalize(config.data)
+        self.mixer = Mixer(config.model.image_size) if config.data.mixes else None
         self.model = model
         self.label_smoothing = config.optim.label_smoothing
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model(self.normalize(images))
-        loss = classification_loss(logits, labels, self.label_smoothing)
+    def forward(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
+        images = self.normalize(images)
+        logits = self.model(images if self.mixer is None else self.mixer(images, mixing))
+        loss = classification_loss(logits, labels, self.label_smoothing, mixing)
         return poptorch.identity_loss(loss, reduction="none")
 
 

@@ -19,6 +19,7 @@ from vit_ipu.backends.ipu.distributed import instances
 from vit_ipu.backends.ipu.optimizer import build_optimizer
 from vit_ipu.backends.ipu.options import DTYPES, inference_options, training_options
 from vit_ipu.config import Config
+from vit_ipu.mixing import mixing_of_step
 from vit_ipu.model import ViT
 from vit_ipu.pipeline import BatchPlan, resolve_compute
 
@@ -53,7 +54,8 @@ class IpuBackend:
             self.compile()
         assert self._training is not None
         self._set_learning_rate(learning_rate)
-        losses = self._training(self._on_wire(batch.images), batch.labels)  # (D * G * R,)
+        images, *others = batch.inputs
+        losses = self._training(self._on_wire(images), *others)  # (D * G * R,)
         self._inference_is_current = False
         by_update = losses.float().reshape(self._config.pipeline.device_iterations, -1).mean(dim=1)
         values = by_update.tolist()
@@ -64,8 +66,10 @@ class IpuBackend:
         if self._training is None:
             self._training = self._wrap_for_training()
         if not self._training.isCompiled():
-            count = len(BatchPlan.of(self._config).share(self.instances.index, self.instances.count))
-            self._training.compile(self._blank_images(count), torch.zeros(count, dtype=torch.int64))
+            positions = BatchPlan.of(self._config).share(self.instances.index, self.instances.count)
+            count, mixing = len(positions), mixing_of_step(self._config, 0, positions)
+            blank = HostBatch(self._blank_images(count), torch.zeros(count, dtype=torch.int64), mixing)
+            self._training.compile(*blank.inputs)
             if self._saved_rng is not None and not self._offline:
                 self._restore_random_state()
 
