@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from vit_ipu.data.augment import Augment
+from vit_ipu.data.decode import DecodedImage
 from vit_ipu.data.transforms import Normalize, TrainTransform
 
 POLICIES = {"auto": {"auto_augment": "imagenet"}, "rand": {"rand_augment": [2, 9]}, "erasing": {"random_erasing": 1.0}}
@@ -125,7 +126,7 @@ def test_erasing_comes_after_the_policy():
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_augmentation_comes_after_crop_and_flip(name):
-    image = Image.fromarray(picture(side=48))
+    image = DecodedImage(Image.fromarray(picture(side=48)))
     for seed in range(10):
         found = TrainTransform(data_config(**POLICIES[name]), 32)(image, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)

@@ -102,7 +102,7 @@ def test_predictions_are_the_models(run, trained, workplace):
     source = open_source(config.data, config.model, "eval")
     backend = backend_for(config, "cpu")
     backend.load_state_dict(load_checkpoint(newest_checkpoint(workplace / "run" / "checkpoints"), device_kind="cpu")[0])
-    pixels = EvalTransform(config.data, 28)(source.image(0))
+    pixels = EvalTransform(config.data, 28)(source.picture(0))
     expected = backend.predict(stack_images([pixels], config.data)).softmax(1)[0]
     image = sorted((workplace / "run" / "examples").glob("*.png"))[0]
     best = json.loads(run("predict", "run", image, "--device", "cpu", "--json"))["predictions"][0]["classes"][0]

@@ -162,12 +162,13 @@ def test_epochs_become_whole_host_steps():
 def test_unused_options_are_reported():
     config = tiny_config(
         optim={"optimizer": "adamw", "momentum": 0.5, "schedule": "constant", "min_learning_rate": 0.0},
-        data={"crop_scale": [0.1, 1.0], "path": "images"},
+        data={"crop_scale": [0.1, 1.0], "path": "images", "eval_path": "others"},
     )
     assert unused_options(config) == [
         "optim.momentum has no effect with adamw",
         "optim.min_learning_rate has no effect with schedule constant",
         "data.path has no effect with source sample",
+        "data.eval_path has no effect with source sample",
         "data.crop_scale has no effect with crop center",
     ]
     assert unused_options(tiny_config()) == []
@@ -207,7 +208,7 @@ MISTAKES = [
     ({"model": {"dropout": 1.0}}, ["model.dropout", "less than 1", "1.0"]),
     ({"model": {"num_classes": 11}}, ["num_classes is 11", "sample", "10 classes", "model.num_classes: 10"]),
     ({"model": {"depth": 5}}, ["layers_per_ipu [1, 1, 1, 1]", "sums to 4", "model.depth is 5"]),
-    ({"data": {"source": "imagenet"}}, ["data.source", "imagefolder", "imagenet"]),
+    ({"data": {"source": "image_net"}}, ["data.source", "imagefolder", "image_net"]),
     ({"data": {"crop_scale": [1.0, 0.5]}}, ["crop_scale", "1.0 to 0.5", "smaller first"]),
     ({"data": {"crop_scale": [0.5, 1.5]}}, ["crop_scale", "1.5", "at most 1"]),
     ({"data": {"std": [0.5, 0.0, 0.5]}}, ["std", "0.0", "above 0"]),

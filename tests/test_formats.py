@@ -132,8 +132,11 @@ def test_a_native_folder_says_all_of_its_origin(tmp_path):
 
 def test_what_a_format_cannot_say_is_noted():
     tanh = TINY.model_copy(update={"gelu": "tanh", "layer_norm_eps": 1e-12})
-    assert lost(TINY, "timm") == lost(tanh, "huggingface") == lost(tanh, "native") == lost(tanh, "onnx") == []
-    first, second = lost(tanh, "torchvision")
+    for config, to in ((TINY, "timm"), (tanh, "huggingface"), (tanh, "native"), (tanh, "onnx")):
+        assert lost(config, to, as_file=True) == []
+    assert len(lost(tanh, "timm", as_file=True)) == 2
+    assert len(lost(tanh, "timm", as_file=False)) == 1  # its config.json names the activation
+    first, second = lost(tanh, "torchvision", as_file=True)
     assert first == "torchvision computes GELU as erf, but the model was trained with tanh"
     assert second == "torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12"
 
@@ -349,8 +352,10 @@ def test_a_flax_kernel_of_another_rank_is_refused():
     with pytest.raises(CheckpointError, match="embedding/kernel has shape .3, 3. where 4 dimensions"):
         to_ours(theirs, NAMINGS["google"], "x")
     theirs["Transformer/encoderblock/LayerNorm_0/scale"] = torch.tensor(1.0)
-    with pytest.raises(CheckpointError, match="is a scalar, not one tensor for each block"):
-        to_ours(theirs, NAMINGS["google"], "x")
+    for shape in ((), (0, 3), (1001, 3)):
+        theirs["Transformer/encoderblock/LayerNorm_0/scale"] = torch.ones(shape)
+        with pytest.raises(CheckpointError, match="which is not one tensor for each block"):
+            to_ours(theirs, NAMINGS["google"], "x")
 
 
 TARGETS = [
@@ -377,7 +382,9 @@ def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, 
 def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
     save_file(timm_state(), str(tmp_path / "w.safetensors"))
     weights = read_weights(str(tmp_path / "w.safetensors"))
-    with pytest.raises(CheckpointError, match="heads cannot be told from width 32: give --num-heads"):
+    with pytest.raises(
+        CheckpointError, match="heads cannot be told from width 32: give it by vit-ipu convert --num-heads"
+    ):
         model_config(weights)
     with pytest.raises(CheckpointError, match="width 32 is not a multiple of num_heads 3"):
         model_config(weights, num_heads=3)

@@ -265,6 +265,7 @@ def test_hugging_faces_processor_makes_our_pixels(tmp_path):
     from transformers import AutoImageProcessor
 
     from vit_ipu.checkpoints.weights import describe, read_weights
+    from vit_ipu.data.decode import DecodedImage
     from vit_ipu.data.transforms import EvalTransform, normalize_on_host
 
     _, source = timm_model("tiny", 16, 64, tmp_path)
@@ -273,7 +274,7 @@ def test_hugging_faces_processor_makes_our_pixels(tmp_path):
     gradient = torch.linspace(0, 255, 300).expand(200, 300).to(torch.uint8).numpy()
     image = Image.fromarray(gradient).convert("RGB")
     theirs = AutoImageProcessor.from_pretrained(str(tmp_path / "out"))(image, return_tensors="np")["pixel_values"][0]
-    ours = normalize_on_host(EvalTransform(data, 64)(image), data)
+    ours = normalize_on_host(EvalTransform(data, 64)(DecodedImage(image)), data)
     assert theirs.shape == ours.shape
     assert abs(theirs - ours).max() < 0.05  # a rounding of the resized width, and of the pixels
     assert abs(theirs - ours).mean() < 0.01

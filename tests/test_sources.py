@@ -11,7 +11,7 @@ from helpers import data_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.sources import SAMPLE, DataError, open_image, open_source
+from vit_ipu.data.sources import SAMPLE, DataError, open_picture, open_source
 
 MODEL = ModelConfig(variant="vit_test", image_size=28, num_classes=10)
 
@@ -129,7 +129,7 @@ def test_image_folder_has_sorted_classes_and_only_images(tmp_path):
 def test_images_of_any_mode_become_rgb(tmp_path, mode):
     path = str(tmp_path / ("image.tif" if mode in ("CMYK", "I;16") else "image.png"))
     Image.new(mode, (5, 6)).save(path)
-    image = open_image(path)
+    image = open_picture(path).rgb()
     assert (image.mode, image.size) == ("RGB", (5, 6))
 
 
@@ -138,13 +138,13 @@ def test_sixteen_bits_are_scaled_and_wider_numbers_refused(tmp_path):
     Image.fromarray(ramp.astype(np.uint16)).save(str(tmp_path / "sixteen.png"))
     Image.fromarray(ramp.astype(np.int32)).save(str(tmp_path / "sixteen.tif"))
     for name in ("sixteen.png", "sixteen.tif"):
-        pixels = np.asarray(open_image(str(tmp_path / name)))[..., 0]
+        pixels = np.asarray(open_picture(str(tmp_path / name)).rgb())[..., 0]
         assert np.abs(pixels - ramp / 257).max() <= 1
     Image.fromarray((ramp * 100).astype(np.int32)).save(str(tmp_path / "wide.tif"))
     Image.fromarray((ramp / 65535).astype(np.float32)).save(str(tmp_path / "float.tif"))
     for name, message in (("wide.tif", "more than 16 bits"), ("float.tif", "pixels are floats")):
         with pytest.raises(DataError, match=message):
-            open_image(str(tmp_path / name))
+            open_picture(str(tmp_path / name)).rgb()
 
 
 def test_odd_palettes_and_large_images_give_no_warning(tmp_path, recwarn):
@@ -152,7 +152,7 @@ def test_odd_palettes_and_large_images_give_no_warning(tmp_path, recwarn):
     image.save(str(tmp_path / "palette.png"), transparency=bytes([0, 128]))
     Image.new("1", (10000, 10000)).save(str(tmp_path / "large.png"))
     for name in ("palette.png", "large.png"):
-        assert open_image(str(tmp_path / name)).mode == "RGB"
+        assert open_picture(str(tmp_path / name)).rgb().mode == "RGB"
     assert list(recwarn) == []
 
 
@@ -161,9 +161,9 @@ def test_a_file_that_is_no_image(tmp_path, content):
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match="cannot read the image .*image.png"):
-        open_image(str(path))
+        open_picture(str(path)).rgb()
     with pytest.raises(DataError, match="no image at"):
-        open_image(str(tmp_path / "nowhere.png"))
+        open_picture(str(tmp_path / "nowhere.png")).rgb()
 
 
 FOLDER_MISTAKES = [

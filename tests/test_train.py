@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import vit_ipu, write_config
+from helpers import vit_ipu, write_config, write_image_folder
 
 from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
 from vit_ipu.metrics import read_metrics
@@ -166,3 +166,27 @@ def test_wandb_runs_offline(run, workplace, monkeypatch):
     logs = list((workplace / "runs" / "tiny" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(logs) == 1
     assert b"evaluation_loss" in logs[0].read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_cannot_be_read_are_named_counted_and_left_out(run, workplace, workers):
+    write_image_folder(workplace / "images", count=8)
+    for split in ("train", "val"):
+        (workplace / "images" / split / "dog" / "1.png").write_text("no image")
+    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
+    config = write_config(workplace, data=dict(data, on_error="skip"), model={"num_classes": 2})
+    found = json.loads(run("train", config, "--device", "cpu", "--json"))
+    assert found["num_images"] == 15
+    last = read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl")[-1]
+    assert (last["skipped"], last["evaluation_images"]) == (2, 15)
+    evaluated = json.loads(run("evaluate", config, "--checkpoint", "runs/tiny", "--device", "cpu", "--json"))
+    assert evaluated["num_images"] == 15
+    assert "val/dog/1.png" in evaluated["skipped"][0]
+
+
+def test_an_evaluation_without_an_image_fails():
+    from vit_ipu.config import RunFailed
+    from vit_ipu.evaluate import evaluate
+
+    with pytest.raises(RunFailed, match="there is no held-out image that can be read"):
+        evaluate(None, [])

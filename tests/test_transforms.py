@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vit_ipu.data.decode import DecodedImage
 from vit_ipu.data.loader import stack_images
-from vit_ipu.data.transforms import EvalTransform, Normalize, TrainTransform, random_resized_box, resize_and_center
+from vit_ipu.data.transforms import EvalTransform, Normalize, TrainTransform, center_box, random_resized_box
 
 
 def test_random_resized_crops_are_distributed_as_torchvisions():
@@ -24,15 +25,18 @@ def test_random_resized_crops_are_distributed_as_torchvisions():
     ours = np.array([random_resized_box(image.size, scale, ratio, rng) for _ in range(count)])
     theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
     top, left, height, width = theirs.T
-    for a, b in (
-        (ours[:, 0], left),
-        (ours[:, 1], top),
-        (ours[:, 2] - ours[:, 0], width),
-        (ours[:, 3] - ours[:, 1], height),
-    ):
-        grid = np.arange(121)
+    theirs = np.stack([left, top, left + width, top + height], 1)
+    for a, b in zip(measures(ours), measures(theirs)):
+        grid = np.union1d(a, b)
         cumulative = [np.searchsorted(np.sort(x), grid, side="right") / count for x in (a, b)]
         assert np.abs(cumulative[0] - cumulative[1]).max() < 1.95 * np.sqrt(2 / count)  # Kolmogorov-Smirnov, p = 0.001
+
+
+def measures(boxes):
+    """Left, top, width, height, area and aspect of boxes (n, 4)."""
+    left, top, right, bottom = boxes.T
+    width, height = right - left, bottom - top
+    return left, top, width, height, width * height, width / height
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,7 +57,7 @@ def test_an_extreme_aspect_falls_back_to_the_middle():
 @pytest.mark.parametrize("size", [(28, 28), (50, 28), (28, 61), (1, 1), (300, 200)])
 def test_evaluation_crop_has_the_models_size(size):
     transform = EvalTransform(data_config(eval_resize=32), 28)
-    assert transform(Image.new("RGB", size)).shape == (3, 28, 28)
+    assert transform(DecodedImage(Image.new("RGB", size))).shape == (3, 28, 28)
 
 
 def test_evaluation_crop_is_torchvisions_resize_and_center_crop():
@@ -62,18 +66,18 @@ def test_evaluation_crop_is_torchvisions_resize_and_center_crop():
     x, y = np.meshgrid(np.arange(64), np.arange(96))
     image = Image.fromarray(np.stack([x * 3, y * 2, x + y], -1).astype(np.uint8))
     expected = np.asarray(TF.center_crop(TF.resize(image, 48), [32, 32])).astype(int)
-    found = np.asarray(resize_and_center(image, 48, 32, "bilinear")).astype(int)
+    found = DecodedImage(image).crop(center_box(image.size, 48, 32), 32, "bilinear").astype(int)
     assert np.abs(found - expected).max() <= 2  # two passes, each rounded to a byte
     assert np.abs(found - expected).mean() < 0.3
 
 
 def test_an_image_of_the_right_size_is_not_touched():
     pixels = np.random.default_rng(0).integers(256, size=(28, 28, 3), dtype=np.uint8)
-    assert (EvalTransform(data_config(), 28)(Image.fromarray(pixels)) == pixels.transpose(2, 0, 1)).all()
+    assert (EvalTransform(data_config(), 28)(DecodedImage(Image.fromarray(pixels))) == pixels.transpose(2, 0, 1)).all()
 
 
 def test_flips_happen_at_their_rate():
-    ramp = Image.fromarray(np.arange(28, dtype=np.uint8)[None].repeat(28, 0)).convert("RGB")
+    ramp = DecodedImage(Image.fromarray(np.arange(28, dtype=np.uint8)[None].repeat(28, 0)))
     transform = TrainTransform(data_config(crop="center", horizontal_flip=0.3), 28)
     flipped = [transform(ramp, np.random.default_rng(seed))[0, 0, 0] > 0 for seed in range(1000)]
     assert abs(np.mean(flipped) - 0.3) < 0.05
@@ -83,9 +87,8 @@ def test_padded_crops_shift_by_up_to_the_padding():
     dot = np.zeros((28, 28, 3), np.uint8)
     dot[14, 14] = 255
     transform = TrainTransform(data_config(crop="padded", crop_padding=2, horizontal_flip=0.0), 28)
-    places = {
-        tuple(np.argwhere(transform(Image.fromarray(dot), np.random.default_rng(seed))[0])[0]) for seed in range(500)
-    }
+    picture = DecodedImage(Image.fromarray(dot))
+    places = {tuple(np.argwhere(transform(picture, np.random.default_rng(seed))[0])[0]) for seed in range(500)}
     assert places == {(y, x) for y in range(12, 17) for x in range(12, 17)}
 
 

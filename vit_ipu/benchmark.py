@@ -6,12 +6,13 @@ import statistics
 import time
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import torch
 
 from vit_ipu.backends import Backend, Device, HostBatch, Instances, open_backend
 from vit_ipu.config import Config
+from vit_ipu.data.listing import ListingCache
 from vit_ipu.data.loader import TrainingLoader
 from vit_ipu.data.sources import open_source
 from vit_ipu.mixing import mixing_of_step
@@ -34,14 +35,24 @@ class Throughput:
     """Of the first host step, compilation included, over the median."""
 
 
-def benchmark(config: Config, device: Device, *, steps: int, burn_in: int, real_data: bool = False) -> Throughput:
+def benchmark(
+    config: Config,
+    device: Device,
+    *,
+    steps: int,
+    burn_in: int,
+    real_data: bool = False,
+    cache: Optional[ListingCache] = None,
+) -> Throughput:
     """Times `steps` host steps after `burn_in` untimed ones.
 
     The batch is the same random pixels and labels at every step, made beforehand; with `real_data` every step
     takes the next one from the config's source, and loading it is timed too.
     """
     with open_backend(config, device) as backend:
-        batches = _real_batches(config, backend) if real_data else cycle([random_batch(config, backend.instances)])
+        batches = (
+            _real_batches(config, backend, cache) if real_data else cycle([random_batch(config, backend.instances)])
+        )
         times = _step_times(backend, batches, 1 + burn_in + steps, learning_rate(0, 1, config.optim))
     timed = times[1 + burn_in :]
     samples = BatchPlan.of(config).samples_per_step
@@ -62,8 +73,8 @@ def random_batch(config: Config, instances: Instances) -> HostBatch:
     return HostBatch(images, labels, mixing_of_step(config, 0, positions))
 
 
-def _real_batches(config: Config, backend: Backend) -> Iterator[HostBatch]:
-    source = open_source(config.data, config.model, "train")
+def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache]) -> Iterator[HostBatch]:
+    source = open_source(config.data, config.model, "train", cache=cache)
     positions = BatchPlan.of(config).share(backend.instances.index, backend.instances.count)
     return iter(TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40))
 

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, List, Optional
 import typer
 from typing_extensions import Annotated
 
-from vit_ipu.cli_output import exit_code, introduce, make_console, one_line, print_json, print_summary, summary_values
+from vit_ipu.cli_output import (
+    exit_code,
+    interrupted_pack,
+    introduce,
+    make_console,
+    one_line,
+    print_json,
+    print_packed,
+    print_summary,
+    print_verified,
+    printable,
+    summary_values,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +44,9 @@ DeviceName = Annotated[str, typer.Option("--device", help="auto, ipu, ipu-sim, i
 Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Read a .pth or .bin also with a torch that has known holes.")
+]
+Rescan = Annotated[
+    bool, typer.Option("--rescan", help="List the images anew, after an edit that left folders' times as they were.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -81,10 +96,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
+    rescan: Rescan = False,
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune; evaluates as it goes, and writes a run folder."""
     from vit_ipu.backends import find_instances
+    from vit_ipu.data.listing import ListingCache
     from vit_ipu.metrics import require_tracking
     from vit_ipu.report import write_report
     from vit_ipu.run_folder import RunFolder
@@ -96,13 +113,14 @@ def train(
     _refuse_synthetic_data(loaded)
     require_tracking(loaded)
     path = output or _default_output(config, resume=resume)
+    cache = ListingCache(rescan=rescan, say=console.print)
     if find_instances(loaded, resolved).index > 0:
-        run(loaded, resolved, RunFolder(path), console, resume=resume, trust_pickle=trust_pickle)
+        run(loaded, resolved, RunFolder(path), console, resume=resume, trust_pickle=trust_pickle, cache=cache)
         return None
     folder = (RunFolder.reopen if resume else RunFolder.create)(path, loaded)
     try:
         introduce(console, loaded, resolved, folder)
-        summary = run(loaded, resolved, folder, console, resume=resume, trust_pickle=trust_pickle)
+        summary = run(loaded, resolved, folder, console, resume=resume, trust_pickle=trust_pickle, cache=cache)
     except KeyboardInterrupt:
         print("vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint()), file=sys.stderr)
         return 130
@@ -123,14 +141,17 @@ def evaluate(
     device: DeviceName = "auto",
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
+    rescan: Rescan = False,
     as_json: Json = False,
 ) -> None:
     """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
     from dataclasses import asdict
 
     from vit_ipu.backends import open_backend
+    from vit_ipu.checkpoints.initial import differing_facts, require_heads
     from vit_ipu.checkpoints.run_state import require_same_model
-    from vit_ipu.checkpoints.weights import describe, read_weights
+    from vit_ipu.checkpoints.weights import read_weights
+    from vit_ipu.data.listing import ListingCache
     from vit_ipu.data.loader import EvaluationLoader
     from vit_ipu.data.sources import open_source
     from vit_ipu.evaluate import differences_from
@@ -140,8 +161,14 @@ def evaluate(
     loaded, resolved = _prepare(config, device, overrides, console, training=False)
     _refuse_synthetic_data(loaded)
     weights = read_weights(checkpoint, trust_pickle=trust_pickle, say=console.print)
-    source = open_source(loaded.data, loaded.model, "eval")
-    for note in differences_from(describe(weights, num_heads=loaded.model.num_heads), loaded, source.classes):
+    cache = ListingCache(rescan=rescan, say=console.print)
+    source = open_source(loaded.data, loaded.model, "eval", cache=cache)
+    if weights.description is not None:
+        notes = differences_from(weights.description, loaded, source.classes)
+    else:
+        require_heads(weights, loaded)
+        notes = differing_facts(weights, loaded)
+    for note in notes:
         console.print("note: {}".format(note))
     with open_backend(loaded, resolved) as backend:
         own = backend.state_dict()["model"]
@@ -151,9 +178,8 @@ def evaluate(
     for skipped in loader.skipped:
         console.print("skipped: {}".format(skipped))
     if as_json:
-        print_json(
-            dict(asdict(found), checkpoint=str(weights.path), device=str(resolved), simulated=resolved.simulated)
-        )
+        facts = {"checkpoint": str(weights.path), "device": str(resolved), "simulated": resolved.simulated}
+        print_json(dict(asdict(found), skipped=list(loader.skipped), **facts))
     else:
         console.print("top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(found.top1, found.top5, found.loss))
         console.print("{:,} images, {}".format(found.num_images, weights.path))
@@ -183,7 +209,7 @@ def predict(
     for prediction in predictions:
         print(prediction.path)
         for name, probability in prediction.classes:
-            print("  {:6.2f} %  {}".format(100 * probability, name))
+            print("  {:6.2f} %  {}".format(100 * probability, printable(name)))
 
 
 @app.command()
@@ -248,17 +274,20 @@ def benchmark(
         bool, typer.Option("--real-data", help="Load the config's images, and time that too.")
     ] = False,
     overrides: Overrides = None,
+    rescan: Rescan = False,
     as_json: Json = False,
 ) -> None:
     """Throughput of the training step."""
     from dataclasses import asdict
 
     from vit_ipu.benchmark import benchmark as run
+    from vit_ipu.data.listing import ListingCache
     from vit_ipu.environment import environment
 
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
-    found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data)
+    cache = ListingCache(rescan=rescan, say=console.print)
+    found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
     if as_json:
         measured = dict(asdict(found), config=loaded.model_dump(mode="json"), **environment(loaded, resolved))
         print_json(measured)
@@ -299,8 +328,18 @@ def convert(
     """Checkpoints from and to other tools, every tensor equal to the last bit."""
     from vit_ipu.checkpoints.export import convert as run
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nothing half written stays
     console = make_console(as_json)
-    weights = run(source, target, to, sha256=sha256, trust_pickle=trust_pickle, num_heads=num_heads, say=console.print)
+    weights = run(
+        source,
+        target,
+        to,
+        sha256=sha256,
+        trust_pickle=trust_pickle,
+        num_heads=num_heads,
+        features=features,
+        say=console.print,
+    )
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
         values = {"source": source, "origin": weights.origin, "target": str(target), "to": to}
@@ -328,6 +367,56 @@ def models(
     else:
         for line in variant_lines(rows):
             print(line)
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Images in train/CLASS and val/CLASS, or ImageNet.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder for the shards.")],
+    short_side: Annotated[
+        Optional[int], typer.Option(min=1, help="Resize larger images, and encode them as JPEG; none when not given.")
+    ] = None,
+    quality: Annotated[
+        Optional[int], typer.Option(min=1, max=100, help="Of JPEG, for images that are resized; 90 when not given.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="About, of one shard: 256MB, 1GB.")] = "256MB",
+    workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; as many as cores when not given.")] = None,
+    on_error: Annotated[
+        str, typer.Option(metavar="raise|skip", help="What becomes of an image that cannot be read.")
+    ] = "raise",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Write nothing: check TARGET's shards against their checksums.")
+    ] = False,
+    rescan: Rescan = False,
+    as_json: Json = False,
+) -> Optional[int]:
+    """An image folder as tar shards, resized if asked, that every host reads quickly and in any order."""
+    import os
+
+    from vit_ipu.data import pack as packing
+    from vit_ipu.data.listing import ListingCache
+    from vit_ipu.data.pack_jobs import PackOptions
+    from vit_ipu.display import CountDisplay
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    console = make_console(as_json)
+    options = PackOptions.of(short_side, quality, shard_size, on_error)
+    count = workers or os.cpu_count() or 1
+    cache = ListingCache(rescan=rescan, say=console.print)
+    try:
+        with CountDisplay(console, "images", quiet=as_json) as display:
+            if verify:
+                counts = packing.verify(target, workers=count, progress=display.show)
+            else:
+                packed = packing.pack(source, target, options, workers=count, cache=cache, progress=display.show)
+    except (KeyboardInterrupt, packing.PackInterrupted) as error:
+        print("vit-ipu: {}".format(interrupted_pack(error)), file=sys.stderr)
+        return 130
+    if verify:
+        print_verified(console, target, counts, as_json=as_json)
+    else:
+        print_packed(console, target, packed, as_json=as_json)
+    return None
 
 
 @app.command()

@@ -6,6 +6,7 @@ import shlex
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from vit_ipu.backends import Device
     from vit_ipu.config import Config
+    from vit_ipu.data.pack import PackedSplit
     from vit_ipu.run_folder import RunFolder
     from vit_ipu.train import Summary
 
@@ -45,6 +47,11 @@ def one_line(error: Exception) -> str:
     text = " ".join(text.split())
     shortened = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
     return "{}: {} (--debug shows where)".format(type(error).__name__, shortened or "no message")
+
+
+def printable(text: str) -> str:
+    """Text of strangers, such as a class name, without what would move the cursor or end the line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def make_console(as_json: bool) -> "Console":
@@ -131,6 +138,40 @@ def print_summary(console: "Console", summary: "Summary", folder: "RunFolder") -
         )
     )
     console.print("report {}".format(folder.report))
+
+
+def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSplit]", *, as_json: bool) -> None:
+    """What was packed, and what was left out."""
+    if as_json:
+        print_json({"target": str(target), "splits": {name: asdict(split) for name, split in packed.items()}})
+        return
+    for name, split in packed.items():
+        console.print(
+            "{}: {:,} images in {} shards ({} kept), {:.1f} MB, {} skipped{}".format(
+                target / name,
+                split.samples,
+                split.shards,
+                split.kept,
+                split.bytes / 1e6,
+                len(split.skipped),
+                " (their paths are in index.json)" if split.skipped else "",
+            )
+        )
+
+
+def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, as_json: bool) -> None:
+    """What is right."""
+    if as_json:
+        print_json({"target": str(target), "verified": counts})
+        return
+    for name, count in counts.items():
+        console.print("{}: {:,} images in shards as they were written".format(target / name, count))
+
+
+def interrupted_pack(error: BaseException) -> str:
+    """How far it came, and how to go on."""
+    done = str(error) or "and what is done is kept"
+    return "interrupted, {}; go on with: {}".format(done, shlex.join(["vit-ipu", *sys.argv[1:]]))
 
 
 def _command_to_resume(folder: "RunFolder") -> str:

@@ -158,10 +158,24 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where images come from, how they are cropped, and how they travel to the device."""
 
-    source: Literal["sample", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "generated"]
-    """`sample` is shipped in the package; `generated` is random pixels and labels."""
+    source: Literal[
+        "sample",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "imagefolder",
+        "imagenet",
+        "shards",
+        "huggingface",
+        "generated",
+    ]
+    """`sample` is shipped in the package; `generated` is random pixels and labels; `shards` are tar files as
+    `vit-ipu pack` or webdataset make them; `huggingface` is what DatasetDict.save_to_disk wrote."""
     path: Optional[Name] = None
-    """Folder of the images: required by `imagefolder`, and by the torchvision sets."""
+    """Folder of the images; for `shards` the folder with train/ and val/, or, with `eval_path`, the training shards."""
+    eval_path: Optional[Name] = None
+    """`shards`: the held-out ones, where `path` has the training ones alone: a folder of tar files, or a pattern such
+    as imagenet-val-{00..63}.tar."""
     download: bool = False
     """Fetch a torchvision set into `path` if it is not there."""
     num_train: Optional[Positive] = None
@@ -547,6 +561,8 @@ def unused_options(config: Config) -> List[str]:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
     if config.data.path is not None and config.data.source in ("sample", "generated"):
         notes.append("data.path has no effect with source {}".format(config.data.source))
+    if config.data.eval_path is not None and config.data.source != "shards":
+        notes.append("data.eval_path has no effect with source {}".format(config.data.source))
     read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
     for name, crop in read_by_crop.items():
         if name in config.data.model_fields_set and config.data.crop != crop:

@@ -61,6 +61,44 @@ class TrainingDisplay:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class CountDisplay:
+    """How many things of each kind are done, and how long it will take."""
+
+    def __init__(self, console: Console, unit: str, *, quiet: bool = False) -> None:
+        self._console, self._unit, self._quiet = console, unit, quiet
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._tasks: Dict[str, Any] = {}
+
+    def __enter__(self) -> "CountDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bar.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` are done of `what`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done)
+        now = time.monotonic()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES and not (self._quiet or self._console.is_terminal):
+            self._last_line = now
+            text = "{}: {:,} of {:,} {}".format(what, done, total, self._unit)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 Item = TypeVar("Item")
 
 

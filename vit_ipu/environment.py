@@ -15,7 +15,7 @@ from vit_ipu.backends import Device, describe_hardware
 from vit_ipu.config import Config
 from vit_ipu.pipeline import resolve_compute
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 
 def environment(config: Config, device: Device) -> Dict[str, Any]:

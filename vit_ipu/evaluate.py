@@ -66,7 +66,7 @@ def differences_from(trained: Description, config: Config, classes: Sequence[str
 def evaluate(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
     """Predicts each batch and counts. Backends pad as their devices need; no padding is counted.
 
-    Raises RunFailed if the model's outputs are not finite.
+    Raises RunFailed if the model's outputs are not finite, or there is no image.
     """
     top1 = top5 = count = 0
     loss = 0.0
@@ -77,6 +77,8 @@ def evaluate(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
         top5 += int(hits.any(dim=1).sum())
         loss += float(F.cross_entropy(logits.to(torch.float64), batch.labels, reduction="sum"))
         count += len(batch)
+    if count == 0:
+        raise RunFailed("there is no held-out image that can be read")
     if not math.isfinite(loss):
         raise RunFailed("the model's outputs are not finite: its weights are damaged, or have diverged")
     return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, count)

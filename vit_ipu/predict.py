@@ -10,7 +10,7 @@ from vit_ipu.checkpoints.run_state import require_same_model
 from vit_ipu.checkpoints.weights import describe, read_weights
 from vit_ipu.config import Config, RunFailed
 from vit_ipu.data.loader import stack_images
-from vit_ipu.data.sources import open_image
+from vit_ipu.data.sources import open_picture
 from vit_ipu.data.transforms import EvalTransform
 from vit_ipu.pipeline import require_runnable
 
@@ -36,7 +36,7 @@ def predict(
     config = _for_device(description.config, device)
     require_runnable(config, device.kind, training=False)
     transform = EvalTransform(config.data, config.model.image_size)
-    pixels = [transform(open_image(path)) for path in images]
+    pixels = [transform(open_picture(path)) for path in images]
     with open_backend(config, device) as backend:
         own = backend.state_dict()["model"]
         backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})

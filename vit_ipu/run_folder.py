@@ -123,6 +123,7 @@ _MAY_CHANGE = {
     "run.checkpoint_every",
     "data.num_workers",
     "data.path",
+    "data.eval_path",
     "pipeline.executable_cache",
     "pipeline.profile",
 }

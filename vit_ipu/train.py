@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Optional, Set
@@ -21,8 +22,9 @@ from vit_ipu.checkpoints.run_state import (
     save_checkpoint,
 )
 from vit_ipu.config import Config, RunFailed
+from vit_ipu.data.listing import ListingCache
 from vit_ipu.data.loader import EvaluationLoader, TrainingLoader
-from vit_ipu.data.sources import Source, open_source
+from vit_ipu.data.sources import DataError, Source, open_source
 from vit_ipu.display import Interrupted, StopSignal, TrainingDisplay
 from vit_ipu.environment import environment
 from vit_ipu.evaluate import Evaluation, evaluate
@@ -61,9 +63,12 @@ def train(
     *,
     resume: bool = False,
     trust_pickle: bool = False,
+    cache: Optional[ListingCache] = None,
 ) -> Summary:
     """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
-    train_source, eval_source = (open_source(config.data, config.model, split) for split in ("train", "eval"))
+    train_source, eval_source = (
+        open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval")
+    )
     total_updates = config.total_updates(len(train_source))
     description = Description(config, eval_source.classes, len(train_source))
     started = time.monotonic()
@@ -150,12 +155,13 @@ def due(every: Optional[int], progress: Progress) -> bool:
 
 
 def save_examples(source: Source, folder: Path) -> None:
-    """Writes the first held-out images as PNG files named after their classes."""
+    """Writes the first held-out images that can be read as PNG files named after their classes."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(min(NUM_EXAMPLES, len(source))):
         name = source.classes[int(source.labels[index])].lower()
         file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
-        source.image(index).save(str(folder / "{:02d}_{}.png".format(index, file_name)))
+        with suppress(DataError):  # the evaluation has named it
+            source.image(index).save(str(folder / "{:02d}_{}.png".format(index, file_name)))
 
 
 class Recorder:
@@ -222,7 +228,8 @@ class Recorder:
         except Interrupted:
             return
         self.skipped(loader.skipped)
-        self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss)
+        fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
+        self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
         self.say(
             "update {}: top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f} on {:,} held-out images".format(
                 progress.update, found.top1, found.top5, found.loss, found.num_images
@@ -234,7 +241,8 @@ class Recorder:
         """What was found at an update, in this process or before."""
         for line in self._lines:
             if line["update"] == update and "top1" in line:
-                return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], num_images)
+                counted = line.get("evaluation_images", num_images)
+                return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], counted)
         return None
 
     def checkpoint(self, progress: Progress, description: Description, device: Device) -> None:

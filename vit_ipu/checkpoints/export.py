@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from vit_ipu.checkpoints.facts import HIDDEN_ACT, RESAMPLE
+from vit_ipu.checkpoints.facts import HIDDEN_ACT, RESAMPLE, metadata_of
 from vit_ipu.checkpoints.formats import NAMINGS, from_ours
 from vit_ipu.checkpoints.run_state import (
     CheckpointError,
@@ -74,25 +75,33 @@ def convert(
     if features:
         weights = without_head(weights)
     export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
-    for note in lost(export.model, to):
+    as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
+    for note in lost(export.model, to, as_file=as_file):
         say("note: {}".format(note))
-    temporary = target.with_name("{}{}{}".format(_TEMPORARY, os.getpid(), target.name))
+    temporary = target.with_name("{}{}{}".format(_TEMPORARY, os.getpid(), target.suffix))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[to](export, temporary, bool(target.suffix in _FILE_SUFFIXES[to] and target.suffix))
+        _WRITERS[to](export, temporary, as_file)
         _check_written(export, temporary, to)
         sync_folder(temporary)
         os.rename(str(temporary), str(target))
+    except (UserError, RunFailed):
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' ways to say that they cannot
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError("cannot write {}: {}".format(target, reason)) from None
     finally:
         _remove(temporary)
     return weights
 
 
-def lost(model: ModelConfig, to: str) -> List[str]:
+def lost(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
     """Notes on what a format cannot say of the model, and its reader must be told."""
     naming = NAMINGS.get(to)
     if naming is None or to == "huggingface":  # their files say it
         return []
+    if to == "timm" and not as_file:  # its config.json has the activation
+        naming = replace(naming, gelu=model.gelu)
     notes = []
     if model.gelu != naming.gelu:
         notes.append("{} computes GELU as {}, but the model was trained with {}".format(to, naming.gelu, model.gelu))
@@ -110,7 +119,7 @@ def _check_target(target: Path, to: str, features: bool) -> None:
         raise UserError("--to {}: unknown{}".format(to, suggest(to, FORMATS)))
     if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
         raise UserError("{}: a {} without its head classifies nothing: write a file --to timm".format(target, to))
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError("{} is already there: give another name".format(target))
     suffixes = _FILE_SUFFIXES[to]
     if to not in _FOLDERS and target.suffix not in suffixes:
@@ -155,30 +164,30 @@ def _write_native(export: Export, path: Path, as_file: bool) -> None:
 
 
 def _write_timm(export: Export, path: Path, as_file: bool) -> None:
-    tensors = _named(export, "timm")
     if as_file:
-        _save(tensors, path)
+        _save(export, "timm", path)
         return
     path.mkdir()
-    _save(tensors, path / "model.safetensors")
+    _save(export, "timm", path / "model.safetensors")
     _write_json(path / "config.json", timm_config(export))
 
 
 def _write_huggingface(export: Export, path: Path, as_file: bool) -> None:
     path.mkdir()
-    _save(_named(export, "huggingface"), path / "model.safetensors")
+    _save(export, "huggingface", path / "model.safetensors")
     _write_json(path / "config.json", huggingface_config(export))
     _write_json(path / "preprocessor_config.json", huggingface_pixels(export))
 
 
 def _write_torchvision(export: Export, path: Path, as_file: bool) -> None:
-    _save(_named(export, "torchvision"), path)
+    _save(export, "torchvision", path)
 
 
 def _write_mmpretrain(export: Export, path: Path, as_file: bool) -> None:
     classes = list(export.description.classes)
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # of mmclassification 0.x, and of mmpretrain
-    torch.save({"meta": meta, "state_dict": _named(export, "mmpretrain")}, str(path))
+    state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
+    torch.save(dict(state, **metadata_of(export.model)), str(path))
 
 
 def _write_google(export: Export, path: Path, as_file: bool) -> None:
@@ -222,11 +231,12 @@ def _named(export: Export, to: str) -> Dict[str, Tensor]:
     return from_ours(export.tensors, NAMINGS[to], num_heads=export.model.num_heads)
 
 
-def _save(tensors: Dict[str, Tensor], path: Path) -> None:
+def _save(export: Export, to: str, path: Path) -> None:
+    tensors = _named(export, to)
     if path.suffix in (".pth", ".pt", ".bin"):
         torch.save(tensors, str(path))
     else:
-        save_tensors(tensors, path)
+        save_tensors(tensors, path, metadata_of(export.model))
 
 
 def _write_json(path: Path, values: Dict[str, Any]) -> None:
@@ -307,10 +317,14 @@ def timm_config(export: Export) -> Dict[str, Any]:
     }
 
 
+_TIMM_VARIANTS = ["vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16", "vit_base_patch32"]
+_TIMM_VARIANTS += ["vit_large_patch14", "vit_large_patch16", "vit_large_patch32", "vit_huge_patch14"]
+
+
 def timm_name(model: ModelConfig) -> str:
     """timm's model of this shape. Raises CheckpointError if it has none, so that only a file can be written."""
-    for variant, shape in VARIANTS.items():
-        if variant != "vit_test" and all(getattr(model, key) == value for key, value in shape.items()):
+    for variant in _TIMM_VARIANTS:
+        if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
             return "{}_224".format(variant)
     raise CheckpointError(
         "timm has no model of width {}, depth {} and patch size {}: write a file, such as model.safetensors".format(

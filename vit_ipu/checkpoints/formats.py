@@ -21,6 +21,8 @@ from torch import Tensor
 from vit_ipu.checkpoints.layouts import fold_layer_scale, from_flax, split_stacked_blocks, to_flax
 from vit_ipu.checkpoints.run_state import CheckpointError
 
+_NUMBER = r"(0|[1-9][0-9]{0,3})"
+"""Of a block: written one way only, and no more than a hostile file may make us count."""
 Tensors = Dict[str, Tensor]
 Theirs = Union[str, Tuple[str, str, str]]
 
@@ -56,7 +58,7 @@ class Naming:
         for ours, theirs in self.rows.items():
             for third, name in enumerate(theirs if isinstance(theirs, tuple) else (theirs,)):
                 for our_leaf, leaf in _leaves(name):
-                    pattern = re.compile("^{}$".format(re.escape(leaf).replace(r"\{\}", r"(\d+)")))
+                    pattern = re.compile("^{}$".format(re.escape(leaf).replace(r"\{\}", _NUMBER)))
                     self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
 
     def ours(self, key: str) -> "Optional[tuple[str, Optional[int]]]":
@@ -111,7 +113,10 @@ _UNITS = (
 TIMM = Naming(
     name="timm",
     rows={name: name for name in (*_UNITS, "blocks.{}.ls1.gamma", "blocks.{}.ls2.gamma")},
-    aliases=((r"\.gamma_([12])$", r".ls\1.gamma"),),  # deit3
+    aliases=(
+        (r"^model\.", ""),  # a LightningModule's
+        (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
+    ),
     ignored=r"mask_token$",
     has_pre_logits=False,  # since timm 0.6
 )

@@ -25,7 +25,7 @@ def load_init(config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = Fa
     assert source is not None
     try:
         weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, say=say)
-        _require_heads(weights, config)
+        require_heads(weights, config)
         say("starting from {}, {} naming".format(source, weights.origin))
         for note in differing_facts(weights, config):
             say("note: {}".format(note))
@@ -80,7 +80,8 @@ def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, s
     return tensors
 
 
-def _require_heads(weights: Weights, config: Config) -> None:
+def require_heads(weights: Weights, config: Config) -> None:
+    """Raises CheckpointError if the weights are known to have another number of attention heads than the config."""
     if weights.facts.num_heads not in (None, config.model.num_heads):
         raise CheckpointError(
             "{} has {} attention heads but model.num_heads is {}: is it another variant?".format(

@@ -5,7 +5,7 @@ D width, H heads, P patch side.
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Optional
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from vit_ipu.checkpoints.run_state import CheckpointError
 
 Tensors = Dict[str, Tensor]
 
+_MAX_DEPTH = 1000
 _STACKED, _BLOCK = "/encoderblock/", "/encoderblock_{}/"
 _FLAX_RANKS = {"patch_embed.proj.weight": 4, "cls_token": 3, "pos_embed": 3}
 
@@ -23,12 +24,22 @@ def split_stacked_blocks(tensors: Tensors, source: str) -> Tensors:
     for key, tensor in tensors.items():
         if _STACKED not in key:
             result[key] = tensor
-        elif tensor.ndim == 0:
-            raise CheckpointError("{}: {} is a scalar, not one tensor for each block".format(source, key))
+        elif tensor.numel() == 0 or tensor.ndim == 0 or len(tensor) > _MAX_DEPTH:
+            raise CheckpointError(
+                "{}: {} has shape {}, which is not one tensor for each block".format(source, key, tuple(tensor.shape))
+            )
         else:
             for index, part in enumerate(tensor):
                 result[key.replace(_STACKED, _BLOCK.format(index))] = part
     return result
+
+
+def flax_heads(tensors: Tensors, source: str) -> Optional[int]:
+    """The attention heads that the kernels (D, H, D/H) show. Raises CheckpointError if they differ."""
+    heads = {part.shape[-2] for key, part in tensors.items() if key.endswith("/query/kernel") and part.ndim >= 3}
+    if len(heads) > 1:
+        raise CheckpointError("{}: its blocks have {} attention heads".format(source, " and ".join(map(str, heads))))
+    return heads.pop() if heads else None
 
 
 def from_flax(name: str, tensor: Tensor, key: str, source: str) -> Tensor:

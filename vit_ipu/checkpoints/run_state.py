@@ -23,6 +23,7 @@ from vit_ipu.config_file import parse_config
 
 _MODEL, _OPTIMIZER, _STATE, _CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.json"
 _PREFIX, _TEMPORARY = "update-", ".writing-"
+_MAX_CONFIG = 16 << 20
 _TENSOR = "__tensor__"
 _NATIVE = {"cpu", "cuda"}
 """Kinds of device whose optimizer states are alike."""
@@ -92,9 +93,11 @@ def save_checkpoint(
     return final
 
 
-def save_tensors(tensors: Dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict[str, str]] = None) -> None:
     """A safetensors file that whoever may read the folder may read: newer versions of the library write it 0600."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), {"format": "pt", **(metadata or {})}
+    )
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -148,9 +151,11 @@ def is_own(folder: Path) -> bool:
     """Whether a folder is a run or a checkpoint of ours, also a damaged one, rather than somebody else's weights."""
     if (folder / _STATE).is_file() or (folder / "checkpoints").is_dir() or newest_checkpoint(folder) is not None:
         return True
+    path = folder / _CONFIG
     try:
-        return "config" in json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        is_small = path.is_file() and path.stat().st_size < _MAX_CONFIG  # no pipe, nor a device without an end
+        return is_small and "config" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

@@ -27,7 +27,8 @@ from vit_ipu.checkpoints.run_state import CheckpointError
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _COUNTERS = ("num_batches_tracked", "n_averaged", "step", "count")
 """Integer scalars that training leaves among weights and no model needs."""
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
+"""Averaged weights first, as timm has it."""
 _PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 _HOLES = (("CVE-2025-32434", (2, 6)), ("CVE-2026-24747", (2, 10)))

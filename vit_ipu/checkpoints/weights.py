@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vit_ipu.checkpoints.facts import Facts, facts_beside, facts_of
 from vit_ipu.checkpoints.formats import NAMINGS, TIMM, Naming, recognise, to_ours
+from vit_ipu.checkpoints.layouts import flax_heads
 from vit_ipu.checkpoints.locations import locate, weight_file
 from vit_ipu.checkpoints.position_embeddings import with_class_position
 from vit_ipu.checkpoints.run_state import (
@@ -75,14 +76,27 @@ def read_weights(
     file = weight_file(path) if path.is_dir() else path
     stored = read_tensors(file, trust_pickle=trust_pickle or located.verified)
     naming = recognise(stored.tensors, source)
-    tensors = to_ours(stored.tensors, naming, source)
+    tensors = with_zero_biases(to_ours(stored.tensors, naming, source))
     if "pos_embed" in tensors:
         tensors["pos_embed"] = with_class_position(tensors["pos_embed"], source)
     require_whole(tensors, naming, source)
-    return Weights(source, file, naming.name, tensors, facts_beside(file, naming, stored.metadata))
+    facts = facts_beside(file, naming, stored.metadata)
+    if naming.flax:
+        facts = replace(facts, num_heads=flax_heads(stored.tensors, source))
+    return Weights(source, file, naming.name, tensors, facts)
 
 
 # ------------------------------------------------------------------------------------- completeness
+
+
+def with_zero_biases(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The same; attention that adds no bias to query, key and value (qkv_bias=False) adds zero."""
+    if any(name.endswith(".attn.qkv.bias") for name in tensors):
+        return tensors
+    kernels = {name: part for name, part in tensors.items() if name.endswith(".attn.qkv.weight")}
+    return dict(
+        tensors, **{name[: -len("weight")] + "bias": part.new_zeros(len(part)) for name, part in kernels.items()}
+    )
 
 
 _MEASURED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
@@ -167,12 +181,15 @@ def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless:
 
     Raises CheckpointError if the heads of attention cannot be told, or there is no head where one is needed.
     """
+    stated = weights.facts.num_heads
+    if num_heads is not None and stated is not None and num_heads != stated:
+        raise CheckpointError("{} has {} attention heads, not {}".format(weights.source, stated, num_heads))
     if weights.description is not None:
         return weights.description.config.model
     tensors = weights.tensors
     width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
     mlp = len(tensors["blocks.0.mlp.fc1.bias"])
-    heads = num_heads or weights.facts.num_heads or _usual_heads(width, weights.source)
+    heads = num_heads or stated or _usual_heads(width, weights.source)
     values: Dict[str, Any] = {
         "width": width,
         "depth": sum(name.endswith(".norm1.weight") for name in tensors),
@@ -203,9 +220,9 @@ def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: boo
 
     The sections that say how to train are then placeholders, and the number of training images is 0.
     """
+    model, facts = model_config(weights, num_heads=num_heads, headless=headless), weights.facts
     if weights.description is not None:
         return weights.description
-    model, facts = model_config(weights, num_heads=num_heads, headless=headless), weights.facts
     data: Dict[str, Any] = {"source": "imagefolder", "mean": list(facts.mean), "std": list(facts.std)}
     data.update({"eval_resize": facts.eval_resize, "interpolation": facts.interpolation})
     values: Dict[str, Any] = {
@@ -231,11 +248,14 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
     return tuple("class {}".format(label) for label in range(weights.num_classes))
 
 
+_USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Attention heads by width, of the variants from Ti to G that are published."""
+
+
 def _usual_heads(width: int, source: str) -> int:
-    """Heads of width 64, as in every published variant but ViT-H, which has 80."""
-    size = 80 if width == 1280 else 64
-    if width % size:
+    if width not in _USUAL_HEADS:
         raise CheckpointError(
-            "{}: the number of attention heads cannot be told from width {}: give --num-heads".format(source, width)
+            "{}: the number of attention heads cannot be told from width {}: give it by vit-ipu convert "
+            "--num-heads".format(source, width)
         )
-    return width // size
+    return _USUAL_HEADS[width]

@@ -174,7 +174,7 @@ class _TrainingFill(_Fill):
         rng = np.random.default_rng([self._seed, epoch, index])
         for _ in range(_TRIES):
             try:
-                return self._transform(self._source.image(index), rng), int(self._source.labels[index])
+                return self._transform(self._source.picture(index), rng), int(self._source.labels[index])
             except DataError as error:
                 self._skip(error, skipped)
                 last = error
@@ -190,7 +190,7 @@ class _EvaluationFill(_Fill):
     def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
         """Those of the image, or the label -1 if it is left out."""
         try:
-            return self._transform(self._source.image(index)), int(self._source.labels[index])
+            return self._transform(self._source.picture(index)), int(self._source.labels[index])
         except DataError as error:
             self._skip(error, skipped)
             return np.empty(0, np.uint8), -1

@@ -1,22 +1,29 @@
 """Where images come from: indexed sets of RGB images with a label each.
 
 A source is opened for one split, "train" or "eval", and may be read in any order by many processes.
+What a source is, is in base.py; folders of files are in folders.py, tar shards in shards.py.
 """
 
 from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import pickle
-import warnings
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
-from vit_ipu.config import DataConfig, ModelConfig, UserError
+from vit_ipu.config import DataConfig, ModelConfig
+from vit_ipu.data.base import Source, open_picture
+from vit_ipu.data.decode import DataError, Picture
+from vit_ipu.data.folders import open_folders, open_imagenet
+from vit_ipu.data.hugging_face import open_saved
+from vit_ipu.data.listing import ListingCache
+from vit_ipu.data.shards import open_shards
+
+__all__ = ["DataError", "Source", "open_picture", "open_source"]
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -30,30 +37,7 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "validation", "test")}
 SAMPLE = Path(__file__).parent / "sample"
-
-
-class DataError(UserError):
-    """Images that are missing or cannot be read: one line with the path and the remedy."""
-
-
-class Source:
-    """Images with labels, by index."""
-
-    def __init__(self, classes: Sequence[str], labels: "np.ndarray") -> None:
-        self.classes = tuple(classes)
-        """The name of each label."""
-        self.labels = labels
-        """(n,) int64."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        """The RGB image at `index`, of any size."""
-        raise NotImplementedError
 
 
 class ArraySource(Source):
@@ -65,24 +49,6 @@ class ArraySource(Source):
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index]).convert("RGB")
-
-
-class FolderSource(Source):
-    """Image files below one folder a class; classes and files in alphabetical order."""
-
-    def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        self._paths: List[str] = []
-        labels: List[int] = []
-        for label, name in enumerate(classes):
-            paths = sorted(_image_files(root / name))
-            self._paths += paths
-            labels += [label] * len(paths)
-        if not labels:
-            raise DataError("no images below {}: expected {}/CLASS/*.jpg".format(root, root))
-        super().__init__(classes, np.array(labels, np.int64))
-
-    def image(self, index: int) -> Image.Image:
-        return open_image(self._paths[index])
 
 
 class GeneratedSource(Source):
@@ -109,10 +75,13 @@ class LimitedSource(Source):
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._kept[index]))
 
+    def picture(self, index: int) -> Picture:
+        return self._source.picture(int(self._kept[index]))
 
-def open_source(config: DataConfig, model: ModelConfig, split: str) -> Source:
+
+def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Optional[ListingCache] = None) -> Source:
     """The images of `split` ("train" or "eval"). Raises DataError if they are missing or cannot be read."""
-    source = _OPEN[config.source](config, model, split)
+    source = _OPEN[config.source](config, model, split, cache or ListingCache())
     limit = config.num_train if split == "train" else config.num_eval
     if limit is not None and limit < len(source):
         source = LimitedSource(source, limit)
@@ -125,41 +94,14 @@ def open_source(config: DataConfig, model: ModelConfig, split: str) -> Source:
     return source
 
 
-def open_image(path: str) -> Image.Image:
-    """The file at `path` as an RGB image. Raises DataError if it is not one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's, on sizes and odd palettes
-            with Image.open(path) as image:
-                return _to_rgb(image)
-    except FileNotFoundError:
-        raise DataError("no image at {}".format(path)) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError("cannot read the image {}: {}".format(path, str(error).splitlines()[0])) from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode; 16 bits are scaled, transparency is dropped. Raises ValueError for wider numbers."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 # ------------------------------------------------------------------------------------- the sources
 
 
-def _open_sample(config: DataConfig, model: ModelConfig, split: str) -> Source:
+def _open_sample(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
     return _fashion_mnist(SAMPLE, split)
 
 
-def _open_fashion_mnist(config: DataConfig, model: ModelConfig, split: str) -> Source:
+def _open_fashion_mnist(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
     root = _path(config)
     if config.download:
         _download("FashionMNIST", root)
@@ -173,7 +115,7 @@ def _open_fashion_mnist(config: DataConfig, model: ModelConfig, split: str) -> S
     )
 
 
-def _open_cifar(config: DataConfig, model: ModelConfig, split: str) -> Source:
+def _open_cifar(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.source]
@@ -191,43 +133,48 @@ def _open_cifar(config: DataConfig, model: ModelConfig, split: str) -> Source:
     return ArraySource(images.data, np.array(images.targets, np.int64), images.classes)
 
 
-def _open_imagefolder(config: DataConfig, model: ModelConfig, split: str) -> Source:
-    root = _path(config)
-    folder = _split_folder(root, split)
-    classes = _class_folders(folder)
-    if not classes:
-        raise DataError("no class folders in {}: expected {}/CLASS/*.jpg".format(folder, folder))
-    if split == "eval":
-        trained = _class_folders(_split_folder(root, "train"))
-        if trained != classes:
-            differing = sorted(set(trained) ^ set(classes))
-            raise DataError(
-                "{} and its train folder have different classes: {} and {} more".format(
-                    folder, differing[0], len(differing) - 1
-                )
-            )
-    return FolderSource(folder, classes)
+def _open_imagefolder(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+    return open_folders(_path(config), split, cache)
 
 
-def _open_generated(config: DataConfig, model: ModelConfig, split: str) -> Source:
+def _open_imagenet(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+    return open_imagenet(_path(config), split, cache)
+
+
+def _open_shards(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+    return open_shards(_named_path(config), config.eval_path, model.num_classes, split, cache)
+
+
+def _open_huggingface(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+    return open_saved(_path(config), split)
+
+
+def _open_generated(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
     count = (config.num_train if split == "train" else config.num_eval) or 1024
     return GeneratedSource(count, model.image_size, model.num_classes, seed=0 if split == "train" else 1)
 
 
-_OPEN: Dict[str, Callable[[DataConfig, ModelConfig, str], Source]] = {
+_OPEN: Dict[str, Callable[[DataConfig, ModelConfig, str, ListingCache], Source]] = {
     "sample": _open_sample,
     "fashion_mnist": _open_fashion_mnist,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
     "imagefolder": _open_imagefolder,
+    "imagenet": _open_imagenet,
+    "shards": _open_shards,
+    "huggingface": _open_huggingface,
     "generated": _open_generated,
 }
 
 
-def _path(config: DataConfig) -> Path:
+def _named_path(config: DataConfig) -> str:
     if config.path is None:
         raise DataError("data.source {} needs data.path, the folder of the images".format(config.source))
-    path = Path(config.path).expanduser()
+    return config.path
+
+
+def _path(config: DataConfig) -> Path:
+    path = Path(_named_path(config)).expanduser()
     if not config.download and not path.is_dir():
         raise DataError("data.path {} is not a folder".format(path))
     return path
@@ -242,7 +189,7 @@ def _download(name: str, root: Path) -> None:
         raise DataError("cannot download {} into {}: {}".format(name, root, str(error).splitlines()[0])) from None
 
 
-# ------------------------------------------------------------------------------- files and folders
+# -------------------------------------------------------------------------------------- idx files
 
 _IDX: Dict[str, Tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -277,26 +224,3 @@ def _read_idx(folder: Path, name: str) -> "np.ndarray":
         except (OSError, EOFError, ValueError, IndexError, lzma.LZMAError) as error:
             raise DataError("{} is not an idx file: {}".format(path, error)) from None
     raise DataError("no {}.gz in {}".format(name, folder))
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    for name in SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            return root / name
-    raise DataError("no folder {} in {}".format(" or ".join(SPLIT_FOLDERS[split]), root))
-
-
-def _class_folders(folder: Path) -> List[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
-
-
-def _image_files(folder: Path) -> List[str]:
-    return [entry.path for entry in _entries(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-
-
-def _entries(folder: Path) -> "List[os.DirEntry[str]]":
-    """What is in a folder, without hidden files."""
-    try:
-        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError("cannot list {}: {}".format(folder, error.strerror)) from None

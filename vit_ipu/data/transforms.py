@@ -1,4 +1,4 @@
-"""From an image of any size to the square uint8 pixels that travel to the device, and their normalisation there.
+"""From a picture of any size to the square uint8 pixels that travel to the device, and their normalisation there.
 
 Pixels are arrays (3, S, S) of uint8. Random choices come from a generator that the caller seeds.
 """
@@ -10,14 +10,11 @@ from typing import Tuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from vit_ipu.config import DataConfig
 from vit_ipu.data.augment import Augment
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-Box = Tuple[int, int, int, int]
+from vit_ipu.data.decode import Box, Picture
 
 
 class TrainTransform:
@@ -27,23 +24,19 @@ class TrainTransform:
         self._config, self._size = config, image_size
         self._augment = Augment(config)
 
-    def __call__(self, image: Image.Image, rng: "np.random.Generator") -> "np.ndarray":
-        cropped = self._crop(image, rng)
+    def __call__(self, picture: Picture, rng: "np.random.Generator") -> "np.ndarray":
+        image = self._crop(picture, rng)
         if rng.random() < self._config.horizontal_flip:
-            cropped = ImageOps.mirror(cropped)
-        return channels_first(self._augment(np.asarray(cropped), rng))
+            image = torch.from_numpy(image).flip(1).numpy()  # numpy's copy of a reversed view takes six times as long
+        return to_pixels(self._augment(image, rng))
 
-    def _crop(self, image: Image.Image, rng: "np.random.Generator") -> Image.Image:
+    def _crop(self, picture: Picture, rng: "np.random.Generator") -> "np.ndarray":
         config, size = self._config, self._size
         if config.crop == "random_resized":
-            box = random_resized_box(image.size, config.crop_scale, config.crop_ratio, rng)
-            return image.resize((size, size), _FILTERS[config.interpolation], box=box)
-        fitted = resize_and_center(image, size, size, config.interpolation)
-        if config.crop == "center":
-            return fitted
-        padding = config.crop_padding
-        left, top = rng.integers(2 * padding + 1, size=2).tolist()
-        return ImageOps.expand(fitted, padding).crop((left, top, left + size, top + size))
+            box = random_resized_box(picture.size, config.crop_scale, config.crop_ratio, rng)
+            return picture.crop(box, size, config.interpolation)
+        fitted = picture.crop(center_box(picture.size, size, size), size, config.interpolation)
+        return fitted if config.crop == "center" else _shift(fitted, config.crop_padding, rng)
 
 
 class EvalTransform:
@@ -52,9 +45,9 @@ class EvalTransform:
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
 
-    def __call__(self, image: Image.Image) -> "np.ndarray":
-        short_side = self._config.eval_resize or self._size
-        return to_pixels(resize_and_center(image, short_side, self._size, self._config.interpolation))
+    def __call__(self, picture: Picture) -> "np.ndarray":
+        box = center_box(picture.size, self._config.eval_resize or self._size, self._size)
+        return to_pixels(picture.crop(box, self._size, self._config.interpolation))
 
 
 class Normalize(nn.Module):
@@ -86,7 +79,7 @@ def normalize_on_host(pixels: "np.ndarray", config: DataConfig) -> "np.ndarray":
 
 def random_resized_box(
     size: Tuple[int, int], scale: Tuple[float, float], ratio: Tuple[float, float], rng: "np.random.Generator"
-) -> Box:
+) -> Tuple[int, int, int, int]:
     """A box (left, top, right, bottom) of random area and log-uniform aspect, as in arXiv:1409.4842.
 
     The distribution is that of torchvision's RandomResizedCrop: ten tries, then the largest middle crop.
@@ -105,23 +98,23 @@ def random_resized_box(
     return left, top, left + w, top + h
 
 
-def resize_and_center(image: Image.Image, short_side: int, size: int, interpolation: str) -> Image.Image:
-    """The middle (size, size) of the image after its short side was made `short_side`."""
-    width, height = image.size
-    factor = short_side / min(width, height)
-    side = size / factor  # of the crop, in pixels of the original
+def center_box(size: Tuple[int, int], short_side: int, crop_side: int) -> Box:
+    """The box that becomes the middle (crop_side, crop_side) of the image when its short side becomes `short_side`."""
+    width, height = size
+    side = min(width, height) * crop_side / short_side
     left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    if box == (0, 0, size, size) and image.size == (size, size):
-        return image
-    return image.resize((size, size), _FILTERS[interpolation], box=box)
+    return left, top, left + side, top + side
 
 
-def to_pixels(image: Image.Image) -> "np.ndarray":
-    """An RGB image as (3, H, W) uint8."""
-    return channels_first(np.asarray(image))
+def to_pixels(image: "np.ndarray") -> "np.ndarray":
+    """An image (H, W, 3) as (3, H, W)."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def channels_first(pixels: "np.ndarray") -> "np.ndarray":
-    """(H, W, 3) as (3, H, W)."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def _shift(image: "np.ndarray", padding: int, rng: "np.random.Generator") -> "np.ndarray":
+    """The image (S, S, 3), moved by up to `padding` pixels over black."""
+    size = len(image)
+    left, top = rng.integers(2 * padding + 1, size=2).tolist()
+    padded = np.zeros((size + 2 * padding, size + 2 * padding, 3), np.uint8)
+    padded[padding : padding + size, padding : padding + size] = image
+    return padded[top : top + size, left : left + size]

@@ -158,8 +158,10 @@ class _Pool:
 
     def close(self) -> None:
         """Ends the workers; those that do not end by themselves are killed."""
-        self._at_exit.cancel()
+        if self._closing:
+            return
         self._closing = True
+        self._at_exit.cancel()
         self._wake()
         self._thread.join()
         for worker in self._workers:

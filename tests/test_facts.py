@@ -1,0 +1,185 @@
+"""What tensors do not show (heads, GELU, pooling, pixels) is read where it is stated, and never guessed wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import timm
+import torch
+from foreign import assert_same_logits, google_arrays, native_model, randomise
+from safetensors.torch import save_file
+
+from vit_ipu.checkpoints import export
+from vit_ipu.checkpoints.export import _TIMM_VARIANTS, convert, timm_name
+from vit_ipu.checkpoints.formats import NAMINGS, from_ours, recognise, to_ours
+from vit_ipu.checkpoints.run_state import CheckpointError
+from vit_ipu.checkpoints.weights import model_config, read_weights
+from vit_ipu.config import ModelConfig, UserError
+from vit_ipu.model import ViT
+
+TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
+
+
+def quiet(text):
+    """Where a test does not read what is said."""
+
+
+def tiny_state():
+    torch.manual_seed(0)
+    return randomise(ViT(TINY)).state_dict()
+
+
+def test_heads_of_flax_kernels_are_believed(tmp_path):
+    np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
+    weights = read_weights(str(tmp_path / "w.npz"))
+    assert model_config(weights).num_heads == 4
+    with pytest.raises(CheckpointError, match="w.npz has 4 attention heads, not 2"):
+        model_config(weights, num_heads=2)
+    arrays = google_arrays(tiny_state(), num_heads=2)
+    name = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"
+    np.savez(tmp_path / "mixed.npz", **dict(arrays, **{name: arrays[name].reshape(32, 4, 8)}))
+    with pytest.raises(CheckpointError, match="its blocks have . and . attention heads"):
+        read_weights(str(tmp_path / "mixed.npz"))
+
+
+@pytest.mark.parametrize(("to", "name"), [("timm", "t.safetensors"), ("mmpretrain", "m.pth")])
+def test_files_of_ours_say_what_tensors_do_not(tmp_path, to, name):
+    np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
+    convert(str(tmp_path / "w.npz"), tmp_path / name, to, say=quiet)
+    found = model_config(read_weights(str(tmp_path / name), trust_pickle=True))
+    assert (found.num_heads, found.gelu, found.layer_norm_eps) == (4, "tanh", 1e-6)
+    with pytest.raises(CheckpointError, match="has 4 attention heads, not 2"):
+        convert(str(tmp_path / name), tmp_path / "x", "native", num_heads=2, trust_pickle=True, say=quiet)
+
+
+@pytest.mark.parametrize("number", ["00", "\u0663", "2000000000", "5" * 5000])
+def test_a_block_has_one_number(tmp_path, number):
+    """Not two spellings of it, nor one that would make us count for ever."""
+    state = dict(tiny_state(), **{"blocks.{}.norm1.weight".format(number): torch.ones(32)})
+    save_file(state, str(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match="not a plain ViT: 1 of its keys"):
+        read_weights(str(tmp_path / "w.safetensors"))
+
+
+def test_attention_without_biases_has_zero_ones(tmp_path):
+    torch.manual_seed(0)
+    theirs = randomise(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, qkv_bias=False).eval())
+    save_file(theirs.state_dict(), str(tmp_path / "w.safetensors"))
+    assert_same_logits(theirs, native_model(str(tmp_path / "w.safetensors")), 32)
+
+
+def test_averaged_weights_come_first_as_in_timm(tmp_path):
+    state, averaged = tiny_state(), {key: tensor + 1 for key, tensor in tiny_state().items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, str(tmp_path / "w.pth"))
+    read = read_weights(str(tmp_path / "w.pth"), trust_pickle=True).tensors
+    assert torch.equal(read["norm.weight"], averaged["norm.weight"])
+
+
+def test_a_lightning_modules_prefix():
+    theirs = {"model." + key: tensor for key, tensor in tiny_state().items()}
+    assert set(to_ours(theirs, recognise(theirs, "x"), "x")) == set(tiny_state())
+
+
+TIMM_FOLDERS = [
+    ({"model_args": {"global_pool": "avg"}}, "its global_pool is avg, not the class token"),
+    ({"global_pool": "map"}, "its global_pool is map, not the class token"),
+    ({"model_args": {"norm_layer": "rmsnorm"}}, "its norm_layer rmsnorm is not known"),
+    ({"model_args": {"act_layer": "relu"}}, "its act_layer relu is none of gelu"),
+    ({"model_args": {"img_size": [64, 144]}}, "its images are 64 x 144 pixels, and ours are square"),
+    ({"model_args": {"num_heads": 0}}, "0 attention heads"),
+    ({"pretrained_cfg": {"crop_pct": 0, "input_size": [3, 28, 28]}}, "config.json: damaged: .*zero"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), TIMM_FOLDERS)
+def test_what_a_folder_of_timms_says_is_heeded(tmp_path, config, message):
+    save_file(tiny_state(), str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps(dict({"architecture": "vit"}, **config)))
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path))
+
+
+def test_a_folder_of_timms_states_heads_and_activation(tmp_path):
+    save_file(tiny_state(), str(tmp_path / "model.safetensors"))
+    stated = {"architecture": "vit", "model_args": {"num_heads": 4, "act_layer": "gelu_tanh"}, "label_names": "abcde"}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    weights = read_weights(str(tmp_path))
+    assert (model_config(weights).num_heads, weights.facts.gelu, weights.facts.classes) == (4, "tanh", ())
+
+
+@pytest.mark.parametrize("pixels", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_normalize": False}, {}])
+def test_pixels_are_those_of_the_processor(tmp_path, pixels):
+    """(pixel * factor - mean) / std, for a pixel of 200."""
+    save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
+    stated = dict({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, **pixels)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    facts = read_weights(str(tmp_path)).facts
+    value = 200 * (stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1)
+    value = (value - 0.4) / 0.2 if stated.get("do_normalize", True) else value
+    assert (200 / 255 - facts.mean[0]) / facts.std[0] == pytest.approx(value)
+
+
+HUGGINGFACE_FOLDERS = [
+    ({"image_size": [64, 144]}, "its images are 64 x 144 pixels, and ours are square"),
+    ({"id2label": {"0": "a", "2": "b"}}, "its id2label has no label 1"),
+    ({"num_attention_heads": 0}, "damaged: 0 attention heads"),
+    ({"hidden_act": "quick_gelu"}, r"^[^:]*config.json: its hidden_act quick_gelu is none of"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), HUGGINGFACE_FOLDERS)
+def test_what_a_folder_of_hugging_faces_says_is_heeded(tmp_path, config, message):
+    save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
+    stated = dict({"model_type": "vit", "num_attention_heads": 2}, **config)
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path))
+
+
+def test_a_description_that_is_no_small_file_is_refused(tmp_path):
+    save_file(tiny_state(), str(tmp_path / "model.safetensors"))
+    os.mkfifo(str(tmp_path / "config.json"))
+    with pytest.raises(CheckpointError, match="expected a file of at most 16 MiB in that folder"):
+        read_weights(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="expected a file of at most 16 MiB in that folder"):
+        read_weights(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text("[" * 200000)
+    with pytest.raises(CheckpointError, match="cannot read .*config.json"):
+        read_weights(str(tmp_path))
+
+
+def test_a_target_that_cannot_be_written_is_the_users(tmp_path, monkeypatch):
+    save_file(tiny_state(), str(tmp_path / "w.safetensors"))
+
+    def fail(*arguments):
+        raise RuntimeError("[enforce fail at inline_container.cc:746] . open file failed\nmore")
+
+    monkeypatch.setitem(export._WRITERS, "torchvision", fail)
+    with pytest.raises(UserError, match="cannot write .*x.pth: .enforce fail .* open file failed$"):
+        convert(str(tmp_path / "w.safetensors"), tmp_path / "x.pth", "torchvision", num_heads=2, say=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_timms_folder_needs_a_model_of_timms():
+    assert timm_name(ModelConfig(variant="vit_large_patch14")) == "vit_large_patch14_224"
+    for config in (ModelConfig(variant="vit_tiny_patch14"), ModelConfig(variant="vit_tiny_patch16", mlp_ratio=3.0)):
+        with pytest.raises(CheckpointError, match="timm has no model of width 192"):
+            timm_name(config)
+    assert all(timm.is_model("{}_224".format(name)) for name in _TIMM_VARIANTS)
+
+
+def test_convert_leaves_the_head_out_on_the_command_line(tmp_path, monkeypatch, capsys):
+    from helpers import vit_ipu
+
+    save_file(tiny_state(), str(tmp_path / "w.safetensors"))
+    source, target = str(tmp_path / "w.safetensors"), str(tmp_path / "f.safetensors")
+    command = ["convert", source, target, "--to", "timm", "--features", "--num-heads", "2"]
+    assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+    assert read_weights(target).num_classes == 0

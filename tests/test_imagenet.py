@@ -1,0 +1,205 @@
+"""ImageNet as it is distributed, and as Kaggle has it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+from helpers import data_config
+from PIL import Image
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.data import folders
+from vit_ipu.data.decode import DataError
+from vit_ipu.data.folders import is_imagenet
+from vit_ipu.data.sources import open_source
+
+WNIDS = ["n01440764", "n02119789", "n15075141"]
+NAMES = ["tench, Tinca tinca", "kit fox, Vulpes macrotis", "toilet tissue"]
+VAL = [2, 0, 1, 1]
+"""The label of each held-out image."""
+
+
+def image(path, shade):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(str(path), "JPEG", quality=100)
+
+
+def write_train(root):
+    for label, wnid in enumerate(WNIDS):
+        for number in range(2):
+            image(root / "train" / wnid / "{}_{}.JPEG".format(wnid, number), 80 * label)
+
+
+def write_flat(root):
+    write_train(root)
+    for number, label in enumerate(VAL, start=1):
+        image(root / "val" / "ILSVRC2012_val_{:08d}.JPEG".format(number), 80 * label)
+
+
+def write_solution(root, wnids=tuple(WNIDS)):
+    rows = ["ILSVRC2012_val_{:08d},{} 1 2 3 4 {} 5 6 7 8 ".format(n, *[wnids[v]] * 2) for n, v in enumerate(VAL, 1)]
+    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(rows[::-1]) + "\n")
+
+
+ORDER = [1, 2, 0]
+"""The label of ILSVRC ids 1, 2 and 3: not alphabetical."""
+
+
+def write_truth(root, ids=None):
+    devkit = root / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    ids = ids or [ORDER.index(label) + 1 for label in VAL]
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join("{}\n".format(number) for number in ids))
+    return devkit
+
+
+def write_mapping(devkit):
+    lines = ["{} {} a_name\n".format(WNIDS[label], number) for number, label in enumerate(ORDER, start=1)]
+    (devkit / "map_clsloc.txt").write_text("".join(lines))
+
+
+def open_split(root, split):
+    model = ModelConfig(variant="vit_test", image_size=28, num_classes=3)
+    return open_source(data_config(source="imagenet", path=str(root)), model, split)
+
+
+def check(root):
+    """Both splits have the right labels, and the images are those of the labels."""
+    for split, labels in (("train", [0, 0, 1, 1, 2, 2]), ("eval", VAL)):
+        source = open_split(root, split)
+        assert source.labels.tolist() == labels
+        for index, label in enumerate(labels):
+            assert abs(source.image(index).getpixel((0, 0))[0] - 80 * label) < 5
+
+
+def test_class_folders(tmp_path):
+    write_train(tmp_path)
+    for number, label in enumerate(VAL):
+        image(tmp_path / "val" / WNIDS[label] / "{}.JPEG".format(number), 80 * label)
+    assert open_split(tmp_path, "train").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert open_split(tmp_path, "eval").labels.tolist() == sorted(VAL)
+    assert open_split(tmp_path, "eval").classes == tuple(WNIDS)
+    assert is_imagenet(tmp_path)
+
+
+def test_kaggles_layout(tmp_path):
+    write_flat(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
+    write_solution(tmp_path)
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "".join("{} {}\n".format(wnid, name) for wnid, name in zip(WNIDS, NAMES))
+    )
+    for root in (tmp_path, tmp_path / "ILSVRC" / "Data" / "CLS-LOC"):
+        check(root)
+        assert open_split(root, "train").classes == tuple(NAMES)
+        assert is_imagenet(root)
+
+
+def test_flat_with_the_devkits_ground_truth(tmp_path):
+    write_flat(tmp_path)
+    write_mapping(write_truth(tmp_path))
+    check(tmp_path)
+
+
+def test_flat_with_the_devkits_meta(tmp_path):
+    from scipy import io as scipy_io
+
+    write_flat(tmp_path)
+    devkit = write_truth(tmp_path)
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = [(number, WNIDS[label], "a name", "", 0) for number, label in enumerate(ORDER, start=1)]
+    scipy_io.savemat(
+        str(devkit / "meta.mat"), {"synsets": np.array([*rows, (4, "n00001740", "entity", "", 3)], fields)}
+    )
+    check(tmp_path)
+    (devkit / "meta.mat").write_bytes(b"no MATLAB")
+    with pytest.raises(DataError, match=r"cannot read .*meta.mat: "):
+        open_split(tmp_path, "eval")
+
+
+def test_meta_without_scipy(tmp_path, monkeypatch):
+    write_flat(tmp_path)
+    (write_truth(tmp_path) / "meta.mat").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataError, match=r"meta.mat needs a package: pip install scipy$"):
+        open_split(tmp_path, "eval")
+
+
+def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
+    """The list of timm is that whose checksum we compare."""
+    from timm import data as timm_data
+
+    wnids = timm_data.ImageNetInfo("imagenet-1k").label_names()
+    assert hashlib.sha256("\n".join(wnids).encode()).hexdigest() == folders._ILSVRC_SHA256
+    names = folders._class_names([tmp_path], wnids)
+    assert (len(names), names[0], names[-1]) == (1000, "tench", "toilet tissue")
+    assert folders._class_names([tmp_path], [*wnids[:-1], "n99999999"])[0] == "n01440764"
+    (tmp_path / "words.txt").write_text("".join("{}\tword {}\n".format(wnid, n) for n, wnid in enumerate(wnids)))
+    assert folders._class_names([tmp_path], wnids)[:2] == ["word 0", "word 1"]
+
+
+def with_solution(text):
+    return lambda root: (write_flat(root), (root / "LOC_val_solution.csv").write_text(text))
+
+
+HEADER = "ImageId,PredictionString\n"
+MISTAKES = {
+    "nothing": (lambda root: None, "no folder train in"),
+    "no classes": (lambda root: (root / "train").mkdir(), "no class folders in .*train: expected .*/nXXXXXXXX/"),
+    "not ImageNet": (
+        lambda root: (root / "train" / "cat").mkdir(parents=True),
+        "cat, which is no WordNet id .*imagefolder",
+    ),
+    "no held-out images": (
+        lambda root: (write_train(root), (root / "val").mkdir()),
+        "no images in .*val: expected .*ILSVRC2012_val_",
+    ),
+    "other held-out classes": (
+        lambda root: (write_train(root), image(root / "val" / "n00000001" / "a.JPEG", 0)),
+        "different classes: n00000001 and 3 more",
+    ),
+    "flat without labels": (write_flat, "val has no class folders: put LOC_val_solution.csv or the devkit's"),
+    "not Kaggle's list": (with_solution("a,b\n"), "LOC_val_solution.csv is not Kaggle's list"),
+    "not text": (
+        lambda root: (write_flat(root), (root / "LOC_val_solution.csv").write_bytes(b"\xff\xfe")),
+        "cannot read .*LOC_val_solution.csv",
+    ),
+    "an image too many": (
+        with_solution(HEADER + "ILSVRC2012_val_00000001,n01440764 1 2 3 4\n"),
+        "says nothing of the image .*val_00000002.JPEG",
+    ),
+    "a class that was not trained": (
+        lambda root: (write_flat(root), write_solution(root, ["n00000007"] * 3)),
+        "val_00000001 the class n00000007, which has no training images",
+    ),
+    "no order of classes": (
+        lambda root: (write_flat(root), write_truth(root)),
+        "ground_truth.txt numbers classes in an order of its own: put the devkit's map_clsloc.txt",
+    ),
+    "damaged order of classes": (
+        lambda root: (write_flat(root), (write_truth(root) / "map_clsloc.txt").write_text("1 2 3\n")),
+        "map_clsloc.txt is not the devkit's",
+    ),
+    "ids that there are not": (
+        lambda root: (write_flat(root), write_mapping(write_truth(root, [1, 4, 1, 1]))),
+        "ground_truth.txt line 2: '4' is no ILSVRC id",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_what_is_missing_is_said(tmp_path, name):
+    make, message = MISTAKES[name]
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        open_split(tmp_path, "eval")
+
+
+def test_other_folders_are_not_imagenet(tmp_path):
+    assert not is_imagenet(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert not is_imagenet(tmp_path)
+    (tmp_path / "train" / "cat").mkdir()
+    assert not is_imagenet(tmp_path)

@@ -1,0 +1,303 @@
+"""Pictures: images of any size and format, of which a square crop is taken as bytes, decoding no more than it needs.
+
+A plain JPEG is decoded by simplejpeg (libjpeg-turbo), in reduced size where the crop is much larger than what becomes
+of it, and only the crop is resized. Everything else is Pillow's. benchmarks/jpeg_decoders.py has the measurements.
+Pictures are upright: the Exif orientation is applied, and sizes and boxes are those of the upright image.
+Pixels are arrays (H, W, 3) of uint8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import struct
+import warnings
+from typing import Dict, Optional, Protocol, Tuple
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vit_ipu.config import UserError
+
+Box = Tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+Orientation = Tuple[bool, bool, bool]
+"""How stored pixels become upright: whether to transpose, after flipping the rows, and the columns."""
+
+MAX_PIXELS = 10**9
+"""Of the largest image that is read: 4 GB in Pillow's memory."""
+REDUCED_MARGIN = 2
+"""A crop keeps this many times its final side when a JPEG is decoded in reduced size: below about 1.75 the difference
+from a full decode passes a mean of 2 grey levels on detailed photographs."""
+
+# Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+
+_TOO_LARGE = "it has more than {} megapixels: make it smaller".format(MAX_PIXELS // 10**6)
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_APP1, _START_OF_SCAN = 0xE1, 0xDA
+_EXIF_HEADER = b"Exif\0\0"
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = (False, False, False)
+_ORIENTATIONS: Dict[int, Orientation] = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+"""By the number that Exif has for it (Exif 2.3, section 4.6.4)."""
+
+
+class DataError(UserError):
+    """Images that are missing or cannot be read: one line with the path and the remedy."""
+
+
+class Picture(Protocol):
+    """An upright image that may not be decoded yet."""
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        """Width and height."""
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        """The pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
+
+
+class DecodedImage:
+    """An image of Pillow's, of any mode; 16 bits are scaled, transparency is dropped."""
+
+    def __init__(self, image: Image.Image) -> None:
+        """Raises ValueError for numbers wider than 16 bits."""
+        self._image = _of_bytes(image)
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        return self._image.size
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        if self._image.mode != "RGBA":
+            return np.array(_resize_by_pillow(self._image, box, size, interpolation).convert("RGB"))
+        # Pillow would weight the colours by the opacity; and to drop that first doubles the memory of a large image.
+        bands = [_resize_by_pillow(self._image.getchannel(name), box, size, interpolation) for name in "RGB"]
+        return np.array(Image.merge("RGB", bands))
+
+    def rgb(self) -> Image.Image:
+        """The whole image."""
+        return self._image if self._image.mode == "RGB" else self._image.convert("RGB")
+
+
+class EncodedImage:
+    """The bytes of an image file."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """`name` stands in messages. Raises DataError if the image is too large; other faults show when it is used."""
+        self.data, self._name = data, name
+        self._decoded: Optional[DecodedImage] = None
+        self._stored_size = _plain_jpeg_size(data)
+        self._orientation = _UPRIGHT
+        if self._stored_size is not None:
+            if self._stored_size[0] * self._stored_size[1] > MAX_PIXELS:
+                raise self._unreadable(_TOO_LARGE)
+            self._orientation = _jpeg_orientation(data)
+
+    @property
+    def size(self) -> Tuple[int, int]:
+        if self._stored_size is None:
+            return self._by_pillow().size
+        width, height = self._stored_size
+        return (height, width) if self._orientation[0] else (width, height)
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        """As Picture.crop. Raises DataError if the file is damaged."""
+        if self._stored_size is not None:
+            box_as_stored = _box_as_stored(box, self._stored_size, self._orientation)
+            pixels = _crop_jpeg(self.data, self._stored_size, box_as_stored, size, interpolation)
+            if pixels is not None:
+                return _upright(pixels, self._orientation)
+        return self._by_pillow().crop(box, size, interpolation)
+
+    def rgb(self) -> Image.Image:
+        """The whole image, decoded by Pillow. Raises DataError if the file is damaged."""
+        return self._by_pillow().rgb()
+
+    def _by_pillow(self) -> DecodedImage:
+        if self._decoded is None:
+            try:
+                self._decoded = _decode_by_pillow(self.data)
+            except UnidentifiedImageError:
+                raise self._unreadable("it is no image of a known format" if self.data else "it is empty") from None
+            except Image.DecompressionBombError:
+                raise self._unreadable(_TOO_LARGE) from None
+            except Exception as error:  # damaged files make Pillow's plugins raise many kinds
+                raise self._unreadable(str(error) or type(error).__name__) from None
+        return self._decoded
+
+    def _unreadable(self, reason: str) -> DataError:
+        return unreadable(self._name, reason)
+
+
+def unreadable(name: str, reason: str) -> DataError:
+    """The one line that is said of an image that cannot be read."""
+    return DataError("cannot read the image {}: {}".format(one_line(name), one_line(reason)))
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, and what a terminal cannot print, as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+# --------------------------------------------------------------------------------------- plain JPEG
+
+
+def _plain_jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
+    """Width and height as stored, or None for what is not a JPEG of three colours or grey."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colorspace in ("YCbCr", "RGB", "Gray") else None
+
+
+def _jpeg_orientation(data: bytes) -> Orientation:
+    stored = _exif_of_jpeg(data)
+    if stored is None:
+        return _UPRIGHT
+    exif = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif.load(stored)
+            return _ORIENTATIONS.get(exif.get(_ORIENTATION_TAG, 1), _UPRIGHT)
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):  # damaged metadata of a sound image
+        return _UPRIGHT
+
+
+def _exif_of_jpeg(data: bytes) -> Optional[bytes]:
+    """The segment APP1 of the header that begins with Exif's name."""
+    start = 2
+    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != _START_OF_SCAN:
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if data[start + 1] == _APP1 and data.startswith(_EXIF_HEADER, start + 4):
+            return data[start + 4 : end]
+        start = end
+    return None
+
+
+def _crop_jpeg(
+    data: bytes, stored_size: Tuple[int, int], box: Box, size: int, interpolation: str
+) -> Optional["np.ndarray"]:
+    """Pixels (size, size, 3) of the box; None if libjpeg-turbo finds any fault: Pillow knows which ones matter."""
+    reduction = reduction_for(box, size)
+    # The smallest of libjpeg-turbo's sizes that is at least this; 0 is the full size.
+    width, height = (-(-side // reduction) if reduction > 1 else 0 for side in stored_size)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, min_width=width, min_height=height, min_factor=reduction)
+    except ValueError:
+        return None
+    left, top, right, bottom = (edge / reduction for edge in box)
+    return _resize(pixels, (left, top, right, bottom), size, interpolation)
+
+
+def reduction_for(box: Box, size: int) -> int:
+    """The divisor (1, 2, 4 or 8) of the sides that a JPEG is decoded with: the inverse transform is as much shorter."""
+    side = min(box[2] - box[0], box[3] - box[1])
+    return next((divisor for divisor in (8, 4, 2) if side >= REDUCED_MARGIN * divisor * size), 1)
+
+
+def _box_as_stored(box: Box, stored_size: Tuple[int, int], orientation: Orientation) -> Box:
+    left, top, right, bottom = box
+    width, height = stored_size
+    transposed, rows_flipped, columns_flipped = orientation
+    if transposed:
+        left, top, right, bottom = top, left, bottom, right
+    if rows_flipped:
+        top, bottom = height - bottom, height - top
+    if columns_flipped:
+        left, right = width - right, width - left
+    return left, top, right, bottom
+
+
+def _upright(pixels: "np.ndarray", orientation: Orientation) -> "np.ndarray":
+    transposed, rows_flipped, columns_flipped = orientation
+    pixels = pixels[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
+    return pixels.swapaxes(0, 1) if transposed else pixels
+
+
+def _resize(pixels: "np.ndarray", box: Box, size: int, interpolation: str) -> "np.ndarray":
+    """The box, whose edges may lie within pixels, as (size, size, 3)."""
+    left, top = math.floor(box[0]), math.floor(box[1])
+    pixels = np.ascontiguousarray(pixels[top : math.ceil(box[3]), left : math.ceil(box[2])])
+    height, width = pixels.shape[:2]
+    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    if inner == (0, 0, size, size):
+        return pixels
+    if inner == (0, 0, width, height) and interpolation in _QUICK_IN_TORCH:
+        images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+        resized = F.interpolate(images, (size, size), mode=interpolation, antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
+    return np.array(_resize_by_pillow(Image.fromarray(pixels), inner, size, interpolation))
+
+
+def _quick_in_torch() -> Tuple[str, ...]:
+    """The filters that torch computes on bytes with vector instructions; with others, Pillow's are faster."""
+    if not hasattr(torch.backends, "cpu"):  # torch 2.0
+        return ("bilinear",)
+    return ("bilinear", "bicubic") if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else ()
+
+
+_QUICK_IN_TORCH = _quick_in_torch()
+
+
+# ------------------------------------------------------------------------------------------- Pillow
+
+
+def _decode_by_pillow(data: bytes) -> DecodedImage:
+    """The first frame, upright."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sizes and odd palettes
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            with contextlib.suppress(Exception):  # damaged metadata of a sound image
+                ImageOps.exif_transpose(image, in_place=True)
+            return DecodedImage(image)
+
+
+def _resize_by_pillow(image: Image.Image, box: Box, size: int, interpolation: str) -> Image.Image:
+    return image.resize((size, size), _FILTERS[interpolation], box=box)
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """The image in mode L, RGB or RGBA. Raises ValueError if its numbers have more than 16 bits."""
+    mode = image.mode
+    if mode in ("L", "RGB", "RGBA"):
+        return image
+    if mode == "F":
+        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
+    if mode.startswith("I"):
+        return _of_sixteen_bits(image)
+    if mode in ("LA", "La"):
+        return image.getchannel("L")
+    return image.convert("L" if mode == "1" else "RGB")
+
+
+def _of_sixteen_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 bits in mode L, a band of rows at a time: an image may be large."""
+    found = Image.new("L", image.size)
+    rows = max(1, (1 << 22) // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
+        found.paste(Image.fromarray((values >> 8).astype(np.uint8)), (0, top))
+    return found

@@ -1,0 +1,313 @@
+"""Writing a folder of images as tar shards that any number of hosts read quickly.
+
+TARGET/train and TARGET/val each get shards in webdataset's layout (KEY.jpg and KEY.cls; the class names are in
+classes.txt), index.json for people and for --verify, and index.npz, which says where each image lies. Images lie
+shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists them in the
+order of the folder, so that a run from the shards takes the same images in the same order as one from the folder.
+
+Which images a shard gets is settled beforehand, by their number, so that shards are made side by side and come out
+the same however many processes make them. A shard appears by a rename when it is whole and on the disk, and is then
+noted in a journal; a killed run goes on after the last one noted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Set, Tuple
+
+import numpy as np
+
+from vit_ipu.config import RunFailed, UserError
+from vit_ipu.data.decode import DataError
+from vit_ipu.data.folders import FolderSource, is_imagenet, open_folders, open_imagenet
+from vit_ipu.data.listing import ListingCache, save_arrays
+from vit_ipu.data.pack_jobs import (
+    TEMPORARY,
+    Job,
+    PackOptions,
+    Shard,
+    has_sha256,
+    make_shard,
+    scan_with_keys,
+    worker_pool,
+)
+from vit_ipu.data.shards import CLASS_FILES, INDEX, TABLE, read_index
+
+SPLITS = {"train": "train", "eval": "val"}
+"""What the folder of each split is called."""
+_VERSION = 1
+_SEED = 0
+_JOURNAL = ".packing.jsonl"
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """What was packed of one split."""
+
+    samples: int
+    bytes: int
+    shards: int
+    kept: int
+    """Shards of an earlier run that were right."""
+    skipped: Tuple[str, ...]
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears the split, how many images are done, and how many there are."""
+
+
+class PackInterrupted(Exception):
+    """Ctrl-C: the message says how much is done."""
+
+
+def pack(
+    source: Path,
+    target: Path,
+    options: PackOptions,
+    *,
+    workers: int,
+    cache: ListingCache,
+    progress: Progress = lambda split, done, total: None,
+) -> Dict[str, PackedSplit]:
+    """Packs both splits of an image folder, or of ImageNet in its own layout; finishes what an earlier run began.
+
+    Raises UserError for images or a target that cannot be used, PackInterrupted at Ctrl-C.
+    """
+    if not source.is_dir():
+        raise DataError("{} is not a folder".format(source))
+    opener = open_imagenet if is_imagenet(source) else open_folders
+    images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
+    _refuse_strange_target(target)
+    return {name: _Packer(found, target / name, name, options).run(workers, progress) for name, found in images.items()}
+
+
+def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
+    """The number of images of each split, after every shard was read. Raises DataError if one is not as written."""
+    folders = [target / name for name in SPLITS.values() if (target / name / INDEX).is_file()]
+    if not folders:
+        raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
+    counts = {}
+    for folder in folders:
+        index, done, wrong = read_index(folder), 0, []
+        with worker_pool(workers, None) as (executor, _):
+            tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
+            for shard, is_right in zip(index["shards"], executor.map(has_sha256, *zip(*tasks))):
+                wrong += [] if is_right else [shard["name"]]
+                done += shard["samples"]
+                progress("verify " + folder.name, done, index["samples"])
+        if wrong:
+            raise DataError(
+                "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
+                "makes them anew".format(folder / wrong[0], len(wrong) - 1)
+            )
+        counts[folder.name] = index["samples"]
+    return counts
+
+
+def _refuse_strange_target(target: Path) -> None:
+    """Raises UserError if the target is a file, or a folder with anything but shards of ours."""
+    if target.exists() and not target.is_dir():
+        raise UserError("{} is a file: give another TARGET".format(target))
+    for name in SPLITS.values():
+        folder = target / name
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / own).is_file() for own in (_JOURNAL, INDEX)):
+            raise UserError("{} holds files that pack has not written: give another TARGET".format(folder))
+
+
+# --------------------------------------------------------------------------------------- one split
+
+
+class _Packer:
+    """The shards of one split."""
+
+    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
+        self._source, self._folder, self._name, self._options = source, folder, name, options
+        order = np.random.default_rng(_SEED).permutation(len(source))
+        self._job = Job(source, order, str(folder), options)
+        num_shards = max(1, min(len(source), round(self._job.mean_size() * len(source) / options.shard_size)))
+        bounds = np.linspace(0, len(source), num_shards + 1).astype(np.int64).tolist()
+        digits = max(5, len(str(num_shards - 1)))
+        self._plan = {
+            "{}-{:0{}d}.tar".format(name, number, digits): (bounds[number], bounds[number + 1])
+            for number in range(num_shards)
+        }
+        self._settings: Dict[str, Any] = {
+            "version": _VERSION,
+            "short_side": options.short_side,
+            "quality": options.quality if options.short_side else None,
+            "shard_size": options.shard_size,
+            "seed": _SEED,
+            "shards": num_shards,
+            "images": len(source),
+            "images_sha256": source.paths.digest(),
+            "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest(),
+        }
+
+    def run(self, workers: int, progress: Progress) -> PackedSplit:
+        """Makes the shards that are not there yet, and then the index."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / _JOURNAL).open("a+", encoding="utf-8") as journal:
+            _lock(journal, self._folder)
+            self._remove_temporaries()
+            try:
+                return self._run(journal, min(workers, len(self._plan)), progress)
+            except OSError as error:
+                error.filename = error.filename or str(self._folder)  # such as of a disk that is full
+                raise
+            finally:
+                self._remove_temporaries()
+
+    def _run(self, journal: IO[str], workers: int, progress: Progress) -> PackedSplit:
+        noted = self._read_noted(journal)
+        finished: Dict[str, Shard] = {}
+        kept = 0
+        try:
+            with contextlib.closing(self._make(noted, workers, progress)) as made:
+                for shard, was_kept in made:
+                    finished[shard.name] = shard
+                    kept += was_kept
+                    if not was_kept:
+                        _append(journal, asdict(shard))
+        except KeyboardInterrupt:
+            raise PackInterrupted(
+                "{} of {} shards of {} are done".format(len(finished), len(self._plan), self._name)
+            ) from None
+        shards = [finished[name] for name in self._plan]
+        self._write_index(shards, workers)
+        os.unlink(str(self._folder / _JOURNAL))
+        skipped = tuple(path for shard in shards for path in shard.skipped)
+        samples, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
+        return PackedSplit(samples, size, len(shards), kept, skipped)
+
+    def _make(
+        self, noted: Dict[str, Shard], workers: int, progress: Progress
+    ) -> "Generator[Tuple[Shard, bool], None, None]":
+        """Each shard when it is there, and whether it was before."""
+        total = len(self._source)
+        with worker_pool(workers, self._job) as (executor, state):
+            pending: Set["Future[Tuple[Shard, bool]]"] = {
+                executor.submit(make_shard, name, first, last, noted.get(name))
+                for name, (first, last) in self._plan.items()
+            }
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    progress(self._name, state.count.value, total)
+                    for future in done:
+                        yield future.result()
+            except BrokenProcessPool:
+                raise RunFailed(
+                    "a process that packs was killed, perhaps for want of memory: try again with fewer --workers"
+                ) from None
+            finally:
+                state.stop.set()
+                for future in pending:
+                    future.cancel()
+
+    # ------------------------------------------------------------------------------ what is written
+
+    def _read_noted(self, journal: IO[str]) -> Dict[str, Shard]:
+        """The shards that earlier runs made. Raises UserError if they were to make others."""
+        records: List[Dict[str, Any]] = []
+        if (self._folder / INDEX).is_file():
+            index = read_index(self._folder)
+            records += [index["settings"], *index["shards"]]
+        records += _read_journal(journal)
+        for before in (record for record in records if "version" in record):
+            for key, value in self._settings.items():
+                if before.get(key) != value:
+                    raise UserError(
+                        "{} was packed with {} {}, not {}: pack with the same options and images, or give another "
+                        "TARGET".format(self._folder, key, before.get(key), value)
+                    )
+        _append(journal, self._settings)
+        fields = Shard.__dataclass_fields__
+        noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
+        return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
+
+    def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
+        table = self._table(shards, workers)
+        classes = "".join(_one_line(name) + "\n" for name in self._source.classes)
+        _write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8"))
+        file = io.BytesIO()
+        save_arrays(file, dict(table, sha256=np.array([shard.sha256 for shard in shards])))
+        _write_whole(self._folder / TABLE, file.getvalue())
+        skipped = [path for shard in shards for path in shard.skipped]
+        index = {
+            "format": "webdataset: KEY.jpg (or another suffix) and KEY.cls",
+            "settings": self._settings,
+            "classes": list(self._source.classes),
+            "samples": sum(shard.samples for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "num_skipped": len(skipped),
+            "skipped": skipped,
+            "shards": [asdict(shard) for shard in shards],
+        }
+        _write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"))
+
+    def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, "np.ndarray"]:
+        """Where each image lies, in the order of the folder, by what is in the shards."""
+        parts = []
+        with worker_pool(workers, None) as (executor, _):
+            found = executor.map(scan_with_keys, [str(self._folder / shard.name) for shard in shards])
+            for number, (rows, keys) in enumerate(found):
+                parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))
+        table = np.concatenate(parts)
+        table = table[np.argsort(table[:, 0])]
+        assert np.array_equal(table[:, 4], self._source.labels[table[:, 0]])
+        return {
+            "shard": table[:, 1].astype(np.int32),
+            "offset": table[:, 2],
+            "size": table[:, 3],
+            "label": table[:, 4].astype(np.int32),
+        }
+
+    def _remove_temporaries(self) -> None:
+        for path in self._folder.glob(TEMPORARY + "*"):
+            path.unlink()
+
+
+def _lock(journal: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError("another process is packing into {}: wait for it, or stop it".format(folder)) from None
+
+
+def _append(journal: IO[str], record: Dict[str, Any]) -> None:
+    journal.write(json.dumps(record) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
+def _read_journal(journal: IO[str]) -> List[Dict[str, Any]]:
+    """What was noted; a line that was not written to its end is taken away."""
+    journal.seek(0)
+    text = journal.read()
+    whole = text[: text.rfind("\n") + 1]
+    journal.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file at once or not at all."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(str(temporary), str(path))
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())

@@ -1,0 +1,333 @@
+"""Images in tar shards of webdataset's layout, read in any order.
+
+A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number in text, or KEY.json with
+"label". webdataset streams such shards and shuffles in a window, so that order depends on the number of workers and
+a run cannot resume in the middle. But members of a tar that is not compressed lie there as they are: an index of
+(shard, offset, size, label) makes every one readable at once by pread. Shards are therefore a source like any other:
+the same global shuffle, the same share of each instance and worker, and the same order after a resume, all of which
+the loader derives from (seed, epoch, index).
+
+The index is index.npz and index.json, which `vit-ipu pack` writes; without them the headers of all shards are read
+once and kept like the listing of a folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, require_same_classes, split_folder
+from vit_ipu.data.decode import DataError, EncodedImage
+from vit_ipu.data.listing import Arrays, ListingCache
+
+INDEX, TABLE = "index.json", "index.npz"
+CLASS_FILES = ("classes.txt", "classnames.txt")
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_OPEN = 256
+"""Shards that a process keeps open, of the 1,024 files that it usually may."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAX_LABEL_BYTES = 1 << 20
+
+
+class ShardSource(EncodedSource):
+    """Members of tar files."""
+
+    def __init__(self, shards: Sequence[str], table: Arrays, classes: Sequence[str]) -> None:
+        """`table`: shard, offset, size and label of each image, (n,) each."""
+        super().__init__(classes, table["label"].astype(np.int64))
+        self._shards = OpenShards(shards)
+        self._shard, self._offset, self._size = table["shard"], table["offset"], table["size"]
+
+    def picture(self, index: int) -> EncodedImage:
+        return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
+
+
+def open_shards(path: str, eval_path: Optional[str], num_classes: int, split: str, cache: ListingCache) -> ShardSource:
+    """The images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
+
+    With `eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such as
+    imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
+    """
+    if eval_path is None and not Path(path).expanduser().is_dir():
+        raise DataError(
+            "data.path {} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, the "
+            "held-out ones".format(path)
+        )
+    if eval_path is None:
+        places = {name: str(split_folder(Path(path).expanduser(), name)) for name in dict.fromkeys(("train", split))}
+    else:
+        places = {"train": path, "eval": eval_path}
+    shards = _find_shards(places[split])
+    folder = Path(shards[0]).parent
+    if (folder / INDEX).is_file() and Path(places[split]).expanduser().is_dir():
+        table, classes = _read_index(folder, shards)
+    else:
+        made = "the images in {} and {} more shards".format(os.path.abspath(shards[0]), len(shards) - 1)
+        absolute = [os.path.abspath(shard) for shard in shards]
+        table, classes = cache.get(made, absolute, lambda: scan_shards(shards)), _named_classes(folder)
+    classes = classes or ["class {}".format(label) for label in range(num_classes)]
+    _check_labels(table["label"], len(classes), shards[0])
+    if split == "eval":
+        trained = _classes_of(_find_shards(places["train"]))
+        if trained:
+            require_same_classes(trained, classes, folder)
+    return ShardSource(shards, table, classes)
+
+
+def expand_braces(pattern: str) -> List[str]:
+    """What a shell makes of {a,b} and {000..127}, which may occur several times but not in each other.
+
+    >>> expand_braces("{a,b}-{08..10}.tar")[1:4]
+    ['a-09.tar', 'a-10.tar', 'b-08.tar']
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else _alternatives(part) for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _alternatives(inside: str) -> List[str]:
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is not None:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+        return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    return inside.split(",") if "," in inside else ["{" + inside + "}"]
+
+
+def _find_shards(place: str) -> List[str]:
+    """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        shards = sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
+        if not shards:
+            raise DataError("no shards in {}: expected {}/*.tar".format(folder, folder))
+        return shards
+    shards = expand_braces(str(folder))
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    if not shards or missing:
+        raise DataError(
+            "no shard at {} ({} of {} are missing)".format(missing[0] if missing else place, len(missing), len(shards))
+        )
+    return shards
+
+
+def _check_labels(labels: "np.ndarray", num_classes: int, where: str) -> None:
+    if len(labels) == 0:
+        raise DataError("no images in {}".format(where))
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < num_classes:
+            raise DataError(
+                "the shards beside {} have the label {}, but there are {} classes: see model.num_classes".format(
+                    where, label, num_classes
+                )
+            )
+
+
+# ---------------------------------------------------------------------------------- one image
+
+
+class OpenShards:
+    """Tar files that are opened when they are first read, in each process, and a limited number of them at a time."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = tuple(paths)
+        self._open = lru_cache(maxsize=_MAX_OPEN)(_OpenFile)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return OpenShards, (self._paths,)
+
+    def read(self, number: int, offset: int, size: int) -> EncodedImage:
+        """The member of a shard whose bytes begin at `offset`. Raises DataError if it is not there any more."""
+        shard = self._paths[number]
+        try:
+            opened = self._open(shard)  # held, so that it stays open when it leaves the cache meanwhile
+            found = os.pread(opened.descriptor, _BLOCK + size, offset - _BLOCK)
+        except FileNotFoundError:
+            raise DataError("no shard at {}".format(shard)) from None
+        except OSError as error:
+            raise DataError("cannot read {}: {}".format(shard, error.strerror)) from None
+        try:
+            header = tarfile.TarInfo.frombuf(found[:_BLOCK], "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            header = None
+        if header is None or header.size != size or len(found) != _BLOCK + size:
+            raise DataError(
+                "{} is not the shard of its index (no image at byte {}): copy it again, or make the index anew with "
+                "--rescan".format(shard, offset)
+            )
+        return EncodedImage(found[_BLOCK:], "{}/{}".format(shard, header.name))
+
+
+class _OpenFile:
+    """A file that is open as long as somebody holds this; a pread moves nothing that processes would share."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+# ------------------------------------------------------------------------------------------ index
+
+
+def read_index(folder: Path) -> Dict[str, Any]:
+    """What `pack` wrote down of the shards in a folder. Raises DataError if it is damaged."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
+        numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+            raise TypeError
+        index["settings"]["version"]
+        return dict(index)
+    except OSError as error:
+        raise DataError("cannot read {}: {}".format(folder / INDEX, error.strerror)) from None
+    except (ValueError, LookupError, TypeError):
+        raise DataError("{} is damaged: make it anew with vit-ipu pack".format(folder / INDEX)) from None
+
+
+def _read_index(folder: Path, shards: Sequence[str]) -> Tuple[Arrays, List[str]]:
+    """The table and the classes of the shards in a folder. Raises DataError if they are not those of the index."""
+    index = read_index(folder)
+    for shard in index["shards"]:
+        path = folder / shard["name"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard["bytes"]:
+            found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
+            raise DataError("{} {}: copy it again, or run vit-ipu pack again".format(path, found))
+    strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
+    if strange:
+        raise DataError("{} is not in {}: move it away".format(folder / min(strange), INDEX))
+    try:
+        with np.load(str(folder / TABLE), allow_pickle=False) as file:
+            table = {name: file[name] for name in ("shard", "offset", "size", "label")}
+            if len({array.shape for array in table.values()}) != 1 or file["sha256"].tolist() != [
+                shard["sha256"] for shard in index["shards"]
+            ]:
+                raise ValueError
+    except Exception:  # numpy and zipfile raise many kinds
+        raise DataError(
+            "{} is missing or damaged: copy it again, or run vit-ipu pack again".format(folder / TABLE)
+        ) from None
+    return table, list(index["classes"])
+
+
+def _classes_of(shards: Sequence[str]) -> List[str]:
+    folder = Path(shards[0]).parent
+    return list(read_index(folder)["classes"]) if (folder / INDEX).is_file() else _named_classes(folder)
+
+
+def _named_classes(folder: Path) -> List[str]:
+    """The names in a list beside the shards, one a line, or none."""
+    for place in (folder, folder.parent):
+        for name in CLASS_FILES:
+            if (place / name).is_file():
+                try:
+                    return (place / name).read_text(encoding="utf-8").splitlines()
+                except (OSError, UnicodeDecodeError) as error:
+                    raise DataError("cannot read {}: {}".format(place / name, error)) from None
+    return []
+
+
+# --------------------------------------------------------------------------------- reading headers
+
+
+def scan_shards(shards: Sequence[str]) -> Arrays:
+    """The table of some shards by the headers of their members, in the order in which they lie there."""
+    workers = min(len(shards), os.cpu_count() or 1)
+    if workers == 1:
+        found = [scan_shard(shard) for shard in shards]
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context()) as pool:
+            found = list(pool.map(scan_shard, shards))
+    table = np.concatenate(found)
+    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows in found])
+    return {"shard": numbers, "offset": table[:, 0], "size": table[:, 1], "label": table[:, 2]}
+
+
+def scan_shard(shard: str) -> "np.ndarray":
+    """(n, 3) int64: offset, size and label of each image. Raises DataError if it is not a whole shard."""
+    rows: List[Tuple[int, int, int]] = []
+    try:
+        with open(shard, "rb") as file:
+            _refuse_compressed(file, shard)
+            for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
+                rows.append(_sample(file, shard, key, list(members)))
+    except OSError as error:
+        raise DataError("cannot read {}: {}".format(shard, error.strerror or error)) from None
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _refuse_compressed(file: BinaryIO, shard: str) -> None:
+    start = file.read(8)
+    file.seek(0)
+    for magic, kind in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError("{} is compressed ({}): shards are read in any order, so unpack it".format(shard, kind))
+
+
+def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar. Raises DataError unless it ends as a tar does: tarfile takes damage for the end."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
+                if member.isfile() and not os.path.basename(member.name).startswith("."):
+                    yield member
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise DataError("{} is not a tar, or is cut off: {}".format(shard, error)) from None
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise DataError("{} is cut off or damaged at byte {}: copy it again".format(shard, end))
+
+
+def _key(name: str) -> Tuple[str, str]:
+    """A member's key, up to the first dot of its file name, and its suffix, as webdataset has them."""
+    folder, _, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
+
+
+def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
+    """Offset and size of a sample's image, and its label."""
+    by_suffix = {_key(member.name)[1]: member for member in members}
+    images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
+    if len(images) != 1 or len(by_suffix) != len(members):
+        raise DataError(
+            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls".format(
+                shard, key, ", ".join(member.name for member in members), key, key
+            )
+        )
+    member = by_suffix.get(".cls") or by_suffix.get(".json")
+    label = None
+    if member is not None and member.size <= _MAX_LABEL_BYTES:
+        text = os.pread(file.fileno(), member.size, member.offset_data)
+        label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
+    if label is None:
+        raise DataError(
+            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json".format(
+                shard, key, key, key
+            )
+        )
+    return images[0].offset_data, images[0].size, label
+
+
+def _parse_label(text: bytes, *, is_json: bool) -> Optional[int]:
+    try:
+        value = json.loads(text.decode("utf-8"))["label"] if is_json else int(text)
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None
