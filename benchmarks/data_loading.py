@@ -9,6 +9,7 @@ tar shards. Ours reads the folder, and shards of `vit-ipu pack` whose short side
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -164,17 +165,17 @@ def torchvision_v2_batches(root: Path, workers: int, batches: int) -> Iterator[i
 
 
 def limited(open_dataset: Callable[[], Any], workers: int, batches: int) -> Iterator[int]:
-    """torch's DataLoader, shuffled, over as many epochs as it takes."""
+    """torch's DataLoader, shuffled."""
     loader = torch.utils.data.DataLoader(
         open_dataset(), BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
-    count = 0
-    while True:
-        for images, _ in loader:
-            yield len(images)
-            count += 1
-            if count == batches:
-                return
+    return over_epochs(loader, batches)
+
+
+def over_epochs(loader: Any, batches: int) -> Iterator[int]:
+    """The sizes of so many batches, over as many epochs as it takes."""
+    endless = (images for _ in itertools.count() for images, _ in loader)
+    return (len(images) for images in itertools.islice(endless, batches))
 
 
 def timm_batches(root: Path, workers: int, batches: int) -> Iterator[int]:
@@ -192,13 +193,7 @@ def timm_batches(root: Path, workers: int, batches: int) -> Iterator[int]:
         num_workers=workers,
         persistent_workers=True,
     )
-    count = 0
-    while True:
-        for images, _ in loader:
-            yield len(images)
-            count += 1
-            if count == batches:
-                return
+    return over_epochs(loader, batches)
 
 
 def webdataset_batches(shards: Path, workers: int, batches: int) -> Iterator[int]:
