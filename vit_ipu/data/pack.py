@@ -18,11 +18,10 @@ import hashlib
 import io
 import json
 import os
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -35,11 +34,13 @@ from vit_ipu.data.pack_jobs import (
     Job,
     PackOptions,
     Shard,
+    State,
+    begin,
     has_sha256,
     make_shard,
     scan_with_keys,
-    worker_pool,
 )
+from vit_ipu.data.processes import processes
 from vit_ipu.data.shards import CLASS_FILES, INDEX, TABLE, read_index
 
 SPLITS = {"train": "train", "eval": "val"}
@@ -47,7 +48,6 @@ SPLITS = {"train": "train", "eval": "val"}
 _VERSION = 1
 _SEED = 0
 _JOURNAL = ".packing.jsonl"
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
     counts = {}
     for folder in folders:
         index, done, wrong = read_index(folder), 0, []
-        with worker_pool(workers, None) as (executor, _):
-            tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
-            for shard, is_right in zip(index["shards"], executor.map(has_sha256, *zip(*tasks))):
-                wrong += [] if is_right else [shard["name"]]
-                done += shard["samples"]
+        tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
+        with processes(workers) as pool:
+            for number, is_right in pool.finished(has_sha256, tasks):
+                wrong += [] if is_right else [index["shards"][number]["name"]]
+                done += index["shards"][number]["samples"]
                 progress("verify " + folder.name, done, index["samples"])
         if wrong:
             raise DataError(
                 "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
-                "makes them anew".format(folder / wrong[0], len(wrong) - 1)
+                "makes them anew".format(folder / min(wrong), len(wrong) - 1)
             )
         counts[folder.name] = index["samples"]
     return counts
@@ -193,26 +193,18 @@ class _Packer:
         self, noted: Dict[str, Shard], workers: int, progress: Progress
     ) -> "Generator[Tuple[Shard, bool], None, None]":
         """Each shard when it is there, and whether it was before."""
-        total = len(self._source)
-        with worker_pool(workers, self._job) as (executor, state):
-            pending: Set["Future[Tuple[Shard, bool]]"] = {
-                executor.submit(make_shard, name, first, last, noted.get(name))
-                for name, (first, last) in self._plan.items()
-            }
+        total, state = len(self._source), State()
+        tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
+        with processes(workers, begin, self._job, state) as pool:
             try:
-                while pending:
-                    done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                    progress(self._name, state.count.value, total)
-                    for future in done:
-                        yield future.result()
+                for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, state.count.value, total)):
+                    yield made
             except BrokenProcessPool:
                 raise RunFailed(
                     "a process that packs was killed, perhaps for want of memory: try again with fewer --workers"
                 ) from None
             finally:
                 state.stop.set()
-                for future in pending:
-                    future.cancel()
 
     # ------------------------------------------------------------------------------ what is written
 
@@ -258,10 +250,10 @@ class _Packer:
     def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, "np.ndarray"]:
         """Where each image lies, in the order of the folder, by what is in the shards."""
         parts = []
-        with worker_pool(workers, None) as (executor, _):
-            found = executor.map(scan_with_keys, [str(self._folder / shard.name) for shard in shards])
-            for number, (rows, keys) in enumerate(found):
-                parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))
+        with processes(workers) as pool:
+            found = pool.in_order(scan_with_keys, [(str(self._folder / shard.name),) for shard in shards])
+        for number, (rows, keys) in enumerate(found):
+            parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))
         table = np.concatenate(parts)
         table = table[np.argsort(table[:, 0])]
         assert np.array_equal(table[:, 4], self._source.labels[table[:, 0]])

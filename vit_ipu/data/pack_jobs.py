@@ -6,16 +6,12 @@ import contextlib
 import hashlib
 import io
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
-import signal
 import tarfile
-import threading
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Iterator, List, Optional, Tuple
+from typing import BinaryIO, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -100,38 +96,20 @@ class Job:
 class State:
     """What workers and the main process tell each other."""
 
-    def __init__(self, context: Any) -> None:
-        self.count = context.Value("q", 0)
+    def __init__(self) -> None:
+        self.count = multiprocessing.Value("q", 0)
         """Images that are done."""
-        self.stop = context.Event()
+        self.stop = multiprocessing.Event()
 
 
 _job: Optional[Job] = None
 _state: Optional[State] = None
 
 
-@contextlib.contextmanager
-def worker_pool(workers: int, job: Optional[Job]) -> "Iterator[Tuple[ProcessPoolExecutor, State]]":
-    context = multiprocessing.get_context()
-    state = State(context)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(job, state)) as executor:
-        yield executor, state
-
-
-def _begin(job: Optional[Job], state: State) -> None:
-    """Ctrl-C is the main process's business; a worker ends with it, however that ends."""
+def begin(job: Job, state: State) -> None:
+    """Keeps what every worker knows."""
     global _job, _state
     _job, _state = job, state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:

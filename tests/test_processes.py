@@ -1,0 +1,135 @@
+"""Tasks in processes: results, errors, and signals that come where they do no harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from vit_ipu.data.processes import processes
+
+
+def square(number):
+    return number * number
+
+
+def slow(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def fail(number):
+    if number == 3:
+        raise ValueError("three")
+    time.sleep(0.01)
+    return number
+
+
+def die():
+    os._exit(9)
+
+
+def handlers(*_):
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def remember(number):
+    global remembered
+    remembered = number
+
+
+remembered = None
+
+
+def recall():
+    return remembered
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_with_their_tasks(count):
+    with processes(count) as pool:
+        assert pool.in_order(square, [(number,) for number in range(20)]) == [number**2 for number in range(20)]
+        assert dict(pool.finished(square, [(2,), (5,)])) == {0: 4, 1: 25}
+        assert pool.in_order(square, []) == []
+
+
+def test_results_come_as_they_finish_and_somebody_is_asked_meanwhile():
+    polls = []
+    with processes(2) as pool:
+        found = list(pool.finished(slow, [(1.2,), (0.01,)], lambda: polls.append(1)))
+    assert found == [(1, 0.01), (0, 1.2)]
+    assert len(polls) >= 3
+
+
+def test_every_process_begins_with_what_is_asked():
+    with processes(2, remember, 7) as pool:
+        assert pool.in_order(recall, [()] * 4) == [7] * 4
+
+
+def test_an_error_of_a_task_and_the_end_of_a_process():
+    with pytest.raises(ValueError, match="three"), processes(2) as pool:
+        pool.in_order(fail, [(number,) for number in range(50)])
+    with pytest.raises(BrokenProcessPool), processes(1) as pool:
+        pool.in_order(die, [()])
+
+
+def test_signals_are_the_main_process_s():
+    with processes(1) as pool:
+        assert pool.in_order(handlers, [()]) == [[signal.SIG_IGN, signal.SIG_DFL]]
+
+
+class Terminated(Exception):
+    """What the handler of SIGTERM raises here."""
+
+
+def terminate(number, frame):
+    raise Terminated
+
+
+@pytest.fixture
+def terminated():
+    before = signal.signal(signal.SIGTERM, terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("terminated")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_waits_until_it_does_no_harm(number, error):
+    reached = []
+
+    def interrupt_each():
+        with processes(2) as pool:
+            for done, _ in pool.finished(slow, [(0.01,)] * 40):
+                signal.raise_signal(number)
+                reached.append(done)  # not amid whatever is done here
+
+    with pytest.raises(error):
+        interrupt_each()
+    assert 0 < len(reached) < 40
+    assert signal.getsignal(signal.SIGTERM) is terminate
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("terminated")
+def test_a_signal_that_comes_last_comes_at_the_end():
+    with pytest.raises(Terminated), processes(1):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("terminated")
+def test_other_threads_hold_back_nothing():
+    found = []
+
+    def work():
+        with processes(1) as pool:
+            found.extend([*pool.in_order(square, [(3,)]), signal.getsignal(signal.SIGTERM)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found == [9, terminate]
