@@ -3,13 +3,15 @@
 JPEGs of 500 x 375 pixels become batches of random resized crops of 224 with flips. The peers: torchvision's ImageFolder
 and DataLoader with the classic Pillow recipe and with the v2 tensor recipe, timm's create_loader, and webdataset over
 tar shards. Ours reads the folder, and shards of `vit-ipu pack` whose short side is 256. All take turns, with 1 and with
-2 worker processes; the rate of decoding the same bytes whole, in one process, is the limit.
+2 worker processes; the rate of decoding the same bytes whole, in one process, is the limit. So that the second worker
+can be judged, as many processes do its work without any loader: what they gain is what the machine gives.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -26,12 +28,13 @@ from record import write_record
 from vit_ipu.backends import resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data.loader import TrainingLoader
+from vit_ipu.data.loader import TrainingFill, TrainingLoader, TrainingStream
 from vit_ipu.data.sources import open_source
+from vit_ipu.data.workers import Buffer
 from vit_ipu.pipeline import BatchPlan
 
 SIZE, BATCH = 224, 64
-CLASSIC = "torchvision, classic"
+CLASSIC, LIMIT = "torchvision, classic", "decoding alone"
 Loader = Callable[[int, int], Iterator[int]]
 """From a number of workers and a number of batches: the size of each batch."""
 
@@ -39,19 +42,21 @@ Loader = Callable[[int, int], Iterator[int]]
 def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        root, shards = Path(folder) / "images", Path(folder) / "shards"
-        write_folder(root, arguments.images)
+        root, shards = arguments.folder or Path(folder) / "images", Path(folder) / "shards"
+        if arguments.folder is None:
+            write_folder(root, arguments.images)
         pack = [sys.executable, "-m", "vit_ipu", "pack", str(root), str(shards), "--short-side", "256"]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
-        loaders = all_loaders(root, shards)
+        loaders = {
+            name: found for name, found in all_loaders(root, shards).items() if name.startswith(tuple(arguments.only))
+        }
         rates: Dict[str, List[float]] = {}
         for _ in range(arguments.runs):  # taking turns, so that what else the machine does meets all
             for workers in arguments.workers:
                 for name, loader in loaders.items():
-                    key = "{}, {} workers".format(name, workers)
-                    rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
-            for name, path in (("JPEG 500 x 375", root), ("packed, short side 256", shards)):
-                rates.setdefault("decoding alone, " + name, []).append(decoding_rate(jpegs(path)))
+                    if workers == arguments.workers[0] or not name.startswith(LIMIT):
+                        key = "{}, {} workers".format(name, workers)
+                        rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
         report(rates, our_config(root, "imagefolder", 1))
 
 
@@ -64,43 +69,51 @@ def rate(sizes: Iterator[int]) -> float:
 
 
 def report(rates: Dict[str, List[float]], config: Config) -> None:
-    median = {name: statistics.median(found) for name, found in rates.items()}
-    workers = sorted({name.split(", ")[-1] for name in rates if name.endswith("workers")})
-    rows = [
-        [
-            name,
-            "{:,.0f}".format(median[name]),
-            "{:,.0f} to {:,.0f}".format(min(found), max(found)),
-            "{:.2f}".format(median[name] / median["{}, {}".format(CLASSIC, name.split(", ")[-1])])
-            if name.endswith("workers")
-            else "",
-        ]
-        for name, found in rates.items()
-    ]
-    one = workers[0]
-    peers = [name for name in median if name.endswith(one) and not name.startswith(("vit_ipu", "webdataset"))]
-    ratios = {
-        "folder over classic": median["vit_ipu, folder, " + one] / median["{}, {}".format(CLASSIC, one)],
-        "folder over fastest peer": median["vit_ipu, folder, " + one] / max(median[name] for name in peers),
-        "packed over classic": median["vit_ipu, packed, " + one] / median["{}, {}".format(CLASSIC, one)],
-        "packed over webdataset": median["vit_ipu, packed, " + one] / median["webdataset, packed, " + one],
-        "folder over decoding": median["vit_ipu, folder, " + one] / median["decoding alone, JPEG 500 x 375"],
-        "packed over decoding": median["vit_ipu, packed, " + one] / median["decoding alone, packed, short side 256"],
-    }
-    if len(workers) > 1:
-        for name in ("folder", "packed"):
-            key = "vit_ipu, {}, ".format(name)
-            ratios["2 workers over 1, " + name] = median[key + workers[1]] / median[key + workers[0]]
+    rows = []
+    for name, found in rates.items():
+        spread = "{:,.0f} to {:,.0f}".format(min(found), max(found))
+        classic = rates.get("{}, {}".format(CLASSIC, name.split(", ")[-1]))
+        times = "{:.2f}".format(ratio(found, classic)) if classic else ""
+        rows.append([name, "{:,.0f}".format(statistics.median(found)), spread, times])
+    ratios = ratios_of(rates)
     lines = ["{}: {:.2f}.".format(name, value) for name, value in ratios.items()]
     write_record(
         "data-loading",
         "Images per second of loading, 500 x 375 JPEG to 224, random resized crop and flip",
         resolve_device("cpu"),
         config,
-        ["\n".join("- " + line for line in lines)],
+        [
+            "Each ratio is of two that were measured in the same turn, the median over the turns.",
+            "\n".join("- " + line for line in lines),
+        ],
         (("loader", "images/s (median)", "spread", "x classic"), rows),
         {"ratios": ratios, "images_per_second": rates},
     )
+
+
+def ratio(rates: List[float], others: List[float]) -> float:
+    return statistics.median(a / b for a, b in zip(rates, others))
+
+
+def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
+    """What the rates are judged by, as far as they were measured."""
+    workers = list(dict.fromkeys(name.split(", ")[-1] for name in rates))
+    peers = [name for name in rates if name.endswith(workers[0]) and name.startswith(("torchvision", "timm"))]
+    fastest = max(peers, key=lambda name: statistics.median(rates[name]), default="")
+    ours = {kind: "vit_ipu, {}, {}".format(kind, workers[0]) for kind in ("folder", "packed")}
+    pairs = {
+        "folder over classic": (ours["folder"], "{}, {}".format(CLASSIC, workers[0])),
+        "folder over fastest peer": (ours["folder"], fastest),
+        "packed over classic": (ours["packed"], "{}, {}".format(CLASSIC, workers[0])),
+        "packed over webdataset": (ours["packed"], "webdataset, packed, " + workers[0]),
+        "folder over decoding": (ours["folder"], "{}, folder, {}".format(LIMIT, workers[0])),
+        "packed over decoding": (ours["packed"], "{}, packed, {}".format(LIMIT, workers[0])),
+    }
+    for name in ("vit_ipu, folder", "vit_ipu, packed", "no loader, folder", "no loader, packed"):
+        for more in workers[1:]:
+            pair = "{}, {}".format(name, more), "{}, {}".format(name, workers[0])
+            pairs["{}, {} over {}".format(name, more, workers[0])] = pair
+    return {name: ratio(rates[a], rates[b]) for name, (a, b) in pairs.items() if a in rates and b in rates}
 
 
 # -------------------------------------------------------------------------------------- the loaders
@@ -112,8 +125,12 @@ def all_loaders(root: Path, shards: Path) -> Dict[str, Loader]:
         "torchvision, v2 tensors": lambda workers, batches: torchvision_v2_batches(root, workers, batches),
         "timm": lambda workers, batches: timm_batches(root, workers, batches),
         "webdataset, packed": lambda workers, batches: webdataset_batches(shards, workers, batches),
+        LIMIT + ", folder": lambda workers, batches: decoded_batches(root, "imagefolder", batches),
         "vit_ipu, folder": lambda workers, batches: our_batches(root, "imagefolder", workers, batches),
+        "no loader, folder": lambda workers, batches: batches_anyhow(root, "imagefolder", workers, batches),
+        LIMIT + ", packed": lambda workers, batches: decoded_batches(shards, "shards", batches),
         "vit_ipu, packed": lambda workers, batches: our_batches(shards, "shards", workers, batches),
+        "no loader, packed": lambda workers, batches: batches_anyhow(shards, "shards", workers, batches),
     }
 
 
@@ -135,6 +152,41 @@ def our_batches(path: Path, source: str, workers: int, batches: int) -> Iterator
     positions = BatchPlan.of(config).share(0, 1)
     for batch in TrainingLoader(images, config, positions, start_step=0, total_steps=batches):
         yield len(batch)
+
+
+def decoded_batches(path: Path, source: str, batches: int) -> Iterator[int]:
+    """Whole images, by the decoder that this loader uses, in one process."""
+    config = our_config(path, source, 0)
+    images = open_source(config.data, config.model, "train")
+    stream = TrainingStream(len(images), 0)
+    files = [images.picture(index).data for index in range(len(images))]
+    for number in range(batches):
+        for _, index in stream.at(range(number * BATCH, (number + 1) * BATCH)):
+            simplejpeg.decode_jpeg(files[index])
+        yield BATCH
+
+
+def batches_anyhow(path: Path, source: str, processes: int, batches: int) -> Iterator[int]:
+    """The same images by the same transform, in processes that hand over nothing and agree on no order."""
+    with multiprocessing.Pool(processes, _begin_filling, (our_config(path, source, 0),)) as pool:
+        yield from pool.imap_unordered(_fill_batch, range(batches))
+
+
+def _begin_filling(config: Config) -> None:
+    global _filling
+    torch.set_num_threads(1)
+    images = open_source(config.data, config.model, "train")
+    buffers = [Buffer.of(BATCH, SIZE, torch.uint8, shared=False) for _ in range(4)]
+    _filling = TrainingFill(images, config), TrainingStream(len(images), 0), buffers
+
+
+def _fill_batch(number: int) -> int:
+    fill, stream, buffers = _filling
+    fill(buffers[number % len(buffers)], 0, stream.at(range(number * BATCH, (number + 1) * BATCH)))
+    return BATCH
+
+
+_filling: Any = None
 
 
 def classic_recipe() -> Any:
@@ -221,31 +273,14 @@ def _all_shards(urls: Iterator[Any]) -> Iterator[Any]:
     yield from urls
 
 
-# ------------------------------------------------------------------------------------------- limit
-
-
-def jpegs(root: Path) -> List[bytes]:
-    """The bytes that are decoded: of a folder of classes, or of packed shards."""
-    source = "imagefolder" if list((root / "train").glob("*/*.jpg")) else "shards"
-    config = our_config(root, source, 0)
-    images = open_source(config.data, config.model, "train")
-    return [images.picture(index).data for index in range(min(len(images), 256))]
-
-
-def decoding_rate(files: List[bytes]) -> float:
-    """Whole images per second, by the decoder that this loader uses."""
-    start = time.perf_counter()
-    for data in files:
-        simplejpeg.decode_jpeg(data)
-    return len(files) / (time.perf_counter() - start)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="with train/CLASS/ and val/CLASS/: images of your own")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--batches", type=int, default=30, help="to time in each run")
+    parser.add_argument("--batches", type=int, default=60, help="to time in each run")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", nargs="+", default=[""], help="loaders whose names begin so, such as vit_ipu")
     return parser.parse_args()
 
 

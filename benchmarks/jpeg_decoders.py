@@ -6,17 +6,19 @@ Photographs (parts of the portrait in matplotlib, and of those in scikit-image i
 500x375, quality 90, 4:2:0; the crops are random ones of 8 to 100 % of the area, resized to 224. Libraries that are not
 installed are left out with a line that says so. Times are of the processor, in one thread, taking turns.
 
-What was found on one core of a 2-core AMD EPYC (Genoa, AVX-512), Python 3.11, torch 2.15, load 1.1, files of 44 kB:
-1116 images/s, 2.5 times the classic recipe of torchvision with Pillow (4.1 times when the short side was made 256
-beforehand), 1.5 times its recipe on tensors, 2.1 times timm's, and 0.64 of decoding alone; Python 3.8 with torch 2.0.1:
-1005, 2.4 (4.0), 1.9, 1.9 and 0.59.
+What was found on one core of a 2-core AMD EPYC (Genoa, AVX-512), Python 3.11, torch 2.15, load 0.7, files of 44 kB: 797
+images/s, 2.3 times the classic recipe of torchvision with Pillow (4.2 times when the short side was made 256
+beforehand), 1.4 times its recipe on tensors, 2.0 times timm's, and 0.67 of decoding alone.
 - Decoders: the other thin wrappers of libjpeg-turbo are within 10 % of simplejpeg, which is small (1 MB; OpenCV 150),
   decodes in reduced size and reports damage; Pillow and pyvips take 1.3 to 1.6 and 3 times as long. No wheel
   decodes only the rows and columns of a crop, and most of the time is Huffman's code, which a crop would not save.
 - fastdct and fastupsample are 3 and 6 % faster, but together pass the bound on pixels: the 99th percentile of the
   difference from Pillow is 13 grey levels on the worst photograph, against 2. They are not used.
-- Resizers: torch's antialiased resize of bytes takes a third of the time of Pillow's, and its pixels are Pillow's.
-  OpenCV has no antialiasing but INTER_AREA, which is slower. Without AVX2, and for bicubic in torch 2.0, torch's takes
+- Resizers: torch's antialiased resize of bytes is Pillow's to one grey level and takes a fifth of its time, with four
+  bytes a pixel in memory format channels_last (three take twice as long in torch 2.0, and another format half as long
+  again in 2.15). Where nothing becomes smaller there is nothing to antialias: OpenCV's linear resize is the same to
+  one grey level, and takes two thirds of torch's time. For crops that become smaller it is not (a mean of 2, and 16 at
+  the 99th percentile), and INTER_AREA is slower than torch. Without AVX2, and for bicubic in torch 2.0, torch's takes
   longer than Pillow's, which is then used; also for boxes that end within a pixel (evaluation), which torch has not.
 """
 
@@ -40,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_ipu.config import DataConfig
-from vit_ipu.data.decode import EncodedImage
+from vit_ipu.data.decode import EncodedImage, resized
 from vit_ipu.data.transforms import TrainTransform, random_resized_box
 
 SIZE = 224
@@ -183,11 +185,16 @@ def pillow_resizer() -> Resizer:
 
 def torch_resizer() -> Resizer:
     def resize(pixels: "np.ndarray") -> "np.ndarray":
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
-        return resized[0].permute(1, 2, 0).numpy()
+        return resized.permute(0, 2, 3, 1)[0].numpy()
 
     return resize
+
+
+def our_resizer() -> Resizer:
+    """OpenCV for what is not made smaller, else torch with four bytes a pixel."""
+    return lambda pixels: resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), SIZE, "bilinear")
 
 
 def opencv_resizer(downwards: str) -> Resizer:
@@ -249,6 +256,7 @@ DECODERS: Dict[str, Callable[[], Decoder]] = {
     "pyvips": vips_decoder,
 }
 RESIZERS: Dict[str, Callable[[], Resizer]] = {
+    "vit_ipu": our_resizer,
     "torch": torch_resizer,
     "Pillow": pillow_resizer,
     "OpenCV area": lambda: opencv_resizer("INTER_AREA"),

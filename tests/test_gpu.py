@@ -17,8 +17,15 @@ from helpers import (
     with_random_head,
     worst,
     write_config,
+    write_image_folder,
 )
+from test_mixing import KINDS
+from test_mixing import check_parity as check_mixing_parity
 from test_parity import BOUNDS, check_parity
+
+from vit_ipu.data.loader import TrainingLoader
+from vit_ipu.data.sources import open_source
+from vit_ipu.pipeline import BatchPlan
 
 pytestmark = pytest.mark.gpu
 
@@ -33,6 +40,33 @@ def full_precision():
 @pytest.mark.parametrize("row", [BOUNDS[0], BOUNDS[2], BOUNDS[4]], ids=["sgd", "adamw", "lamb"])
 def test_ten_updates_are_those_of_the_cpu(device, row):
     check_parity(device, *row)
+
+
+@pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixing_learns_what_it_does_by_hand(device, kind):
+    check_mixing_parity(KINDS[kind], devices=(device,))
+
+
+def test_what_workers_load_is_fetched_by_the_gpu(tmp_path):
+    """Buffers are page-locked, and a run learns what it does without workers, bit for bit."""
+    write_image_folder(tmp_path, count=20)
+    states = []
+    for workers in (0, 2):
+        config = tiny_config(
+            data={"source": "imagefolder", "path": str(tmp_path), "num_workers": workers, "num_train": None},
+            model={"num_classes": 2},
+            pipeline={"global_batch_size": 16, "micro_batch_size": 8, "native_micro_batch_size": 8},
+            precision={"compute": "float32", "torch_compile": "never"},
+        )
+        backend = backend_for(config, "cuda")
+        source, positions = open_source(config.data, config.model, "train"), BatchPlan.of(config).share(0, 1)
+        for batch in TrainingLoader(source, config, positions, start_step=0, total_steps=6):
+            assert batch.images.is_pinned() is (workers > 0)
+            backend.train_step(batch, 0.02)
+        assert not batch.images.is_pinned()  # given back
+        states.append(backend.state_dict()["model"])
+    assert equal_states(*states)
 
 
 @pytest.mark.parametrize("compiled", ["always", "never"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vit_ipu.data import loader as loading
 from vit_ipu.data import workers as processes
-from vit_ipu.data.loader import EvaluationLoader, HostBatch, TrainingLoader, TrainingStream
+from vit_ipu.data.loader import EvaluationLoader, HostBatch, SampleGenerators, TrainingLoader, TrainingStream
 from vit_ipu.data.sources import DataError, open_source
 from vit_ipu.pipeline import BatchPlan
 
@@ -51,7 +51,7 @@ def test_host_steps_have_the_right_form():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
-    monkeypatch.setattr(processes, "JOB_SIZE", 10)  # several jobs a step, and a smaller one at the end
+    monkeypatch.setattr(processes, "JOB_SIZES", (10, 10))  # several jobs a step, and a smaller one at the end
     assert same(steps_of(loader_config(num_workers=workers)), steps_of(loader_config()))
 
 
@@ -94,6 +94,23 @@ def test_every_epoch_of_the_stream_is_a_permutation(num_images, seed):
         part = entries[epoch * num_images : (epoch + 1) * num_images]
         assert [e for e, _ in part] == [epoch] * num_images
         assert sorted(index for _, index in part) == list(range(num_images))
+
+
+def test_every_sample_has_random_numbers_of_its_own():
+    def draws(generators, epoch, index):
+        rng = generators.of(epoch, index)
+        rng.integers(100, dtype=np.uint32)  # leaves half of a number behind
+        return rng.random(3).tolist()
+
+    generators, again = SampleGenerators(5), SampleGenerators(5)
+    places = [(epoch, index) for epoch in range(3) for index in [0, 1, 2, 2**40]]
+    found = [draws(generators, *place) for place in places]
+    assert [draws(again, *place) for place in reversed(places)] == found[::-1]
+    assert len({tuple(row) for row in found}) == len(places)
+    assert draws(SampleGenerators(6), 0, 0) != found[0]
+    first = [generators.of(0, index).random() for index in range(4000)]
+    assert np.corrcoef(first[1:], first[:-1])[0, 1] == pytest.approx(0, abs=0.06)
+    assert np.quantile(first, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
 
 
 def test_augmentation_differs_between_epochs_and_not_between_runs():

@@ -82,6 +82,26 @@ def test_every_image_and_label_in_any_order(tmp_path, format):
     assert open_split(tmp_path, "eval").labels.tolist() == [1, 2]
 
 
+def test_tars_of_the_first_kind_and_sizes_with_spaces(tmp_path):
+    """Headers without "ustar" (Unix version 7), and sizes that end by a space, as POSIX allows."""
+    write_shards(tmp_path)
+    for shard in tmp_path.glob("*/*.tar"):
+        data = bytearray(shard.read_bytes())
+        with tarfile.open(str(shard)) as tar:
+            starts = [member.offset for member in tar]
+        for start in starts:
+            header = data[start : start + 512]
+            header[257:265] = bytes(8)
+            header[135] = ord(" ")
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            data[start : start + 512] = header
+        shard.write_bytes(data)
+    source = open_split(tmp_path)
+    assert source.labels.tolist() == LABELS
+    assert shades(source) == list(range(len(LABELS)))
+
+
 def test_long_and_odd_names_json_labels_and_other_members(tmp_path):
     long = "ordner/" + "ä" * 120
     members = [

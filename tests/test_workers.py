@@ -55,6 +55,32 @@ def test_a_last_step_may_be_smaller_and_there_may_be_none():
     assert [len(f.labels) for f in filled_here(steps(2, 5), write_numbers, lambda n: buffers(1, n)[0])] == [5, 5]
 
 
+def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
+    class Runtime:
+        """Counts as CUDA's would, and refuses the last buffer."""
+
+        def __init__(self, last):
+            self.locked, self.last = {}, last
+
+        def cudaHostRegister(self, address, size, flags):
+            if address == self.last:
+                return 1
+            self.locked[address] = size
+            return 0
+
+        def cudaHostUnregister(self, address):
+            del self.locked[address]
+
+    found = buffers(3)
+    runtime = Runtime(found[2].images.data_ptr())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    expected = {buffer.images.data_ptr(): buffer.images.nbytes for buffer in found[:2]}
+    for _ in filled_by_workers(steps(3), write_numbers, found, 1):
+        assert runtime.locked == expected
+    assert runtime.locked == {}
+
+
 def test_all_workers_work():
     def slowly(buffer, start, entries):
         time.sleep(0.05)
@@ -147,7 +173,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
             time.sleep(60)
         return write_numbers(buffer, start, entries)
 
-    monkeypatch.setattr(workers, "JOB_SIZE", 40)
+    monkeypatch.setattr(workers, "JOB_SIZES", (40, 40))
     filled = filled_by_workers(steps(4), hang, buffers(3), 2)
     pids = set(next(filled).labels.tolist())
     started = time.monotonic()

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import cv2
+
 from vit_ipu import __version__
 from vit_ipu.backends import Device, describe_hardware
 from vit_ipu.config import Config
@@ -21,6 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
 def environment(config: Config, device: Device) -> Dict[str, Any]:
     """The facts, as values for JSON."""
     versions = {name: metadata.version(name) for name in PACKAGES}
+    versions["opencv"] = cv2.__version__  # packages of several names have it
     if "poptorch" in sys.modules and device.kind in ("ipu", "ipu-sim"):
         versions["poptorch"] = sys.modules["poptorch"].__version__
     return {

@@ -8,7 +8,7 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -62,16 +62,20 @@ class TrainingStream:
         self._num_images, self._seed = num_images, seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def at(self, positions: Iterable[int]) -> List[Tuple[int, int]]:
+    def at(self, positions: "Union[Sequence[int], np.ndarray]") -> List[Entry]:
         """(epoch, index) of each position."""
-        return [self._entry(int(position)) for position in positions]
+        epochs, places = np.divmod(np.asarray(positions, np.int64), self._num_images)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            of_epoch = epochs == epoch
+            indices[of_epoch] = self._order_of(epoch)[places[of_epoch]]
+        return list(zip(epochs.tolist(), indices.tolist()))
 
-    def _entry(self, position: int) -> Tuple[int, int]:
-        epoch, place = divmod(position, self._num_images)
+    def _order_of(self, epoch: int) -> "np.ndarray":
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
-        return epoch, int(self._order[place])
+        return self._order
 
 
 class TrainingLoader:
@@ -90,7 +94,7 @@ class TrainingLoader:
         """Which images could not be read so far, and why, in order: data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
-        fill = _TrainingFill(self._source, self._config)
+        fill = TrainingFill(self._source, self._config)
         filled = _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps))
         for step, whole in zip(self._steps, filled):
             self.skipped.update(dict.fromkeys(whole.skipped))
@@ -142,20 +146,20 @@ class _Fill:
     """Loads images into their places of a buffer; one that cannot be read is an error or is skipped."""
 
     def __init__(self, source: Source, config: Config) -> None:
-        self._source, self._data, self._seed = source, config.data, config.run.seed
+        self._source, self._data = source, config.data
 
     def __call__(self, buffer: Buffer, start: int, entries: Sequence[Entry]) -> List[Skipped]:
         skipped: List[Skipped] = []
-        images = buffer.images.numpy()
+        images, labels = buffer.images.numpy(), buffer.labels.numpy()
         for place, (epoch, index) in enumerate(entries, start):
-            pixels, label = self._sample(epoch, index, skipped)
-            if label >= 0:
-                images[place] = normalize_on_host(pixels, self._data) if self._data.transfer == "float32" else pixels
-            buffer.labels[place] = label
+            pixels = images[place] if images.dtype == np.uint8 else np.zeros(images.shape[1:], np.uint8)
+            labels[place] = self._sample(epoch, index, pixels, skipped)
+            if images.dtype != np.uint8:
+                images[place] = normalize_on_host(pixels, self._data)
         return skipped
 
-    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
-        """Pixels and label."""
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+        """Writes the image to `pixels` (3, S, S) and returns its label."""
         raise NotImplementedError
 
     def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
@@ -164,17 +168,19 @@ class _Fill:
         skipped.append(str(error))
 
 
-class _TrainingFill(_Fill):
+class TrainingFill(_Fill):
     def __init__(self, source: Source, config: Config) -> None:
         super().__init__(source, config)
         self._transform = TrainTransform(config.data, config.model.image_size)
+        self._generators = SampleGenerators(config.run.seed)
 
-    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
         """Those of the image, or of one drawn from (seed, epoch, index) in its place."""
-        rng = np.random.default_rng([self._seed, epoch, index])
+        rng = self._generators.of(epoch, index)
         for _ in range(_TRIES):
             try:
-                return self._transform(self._source.picture(index), rng), int(self._source.labels[index])
+                self._transform(self._source.picture(index), rng, pixels)
+                return int(self._source.labels[index])
             except DataError as error:
                 self._skip(error, skipped)
                 last = error
@@ -187,13 +193,33 @@ class _EvaluationFill(_Fill):
         super().__init__(source, config)
         self._transform = EvalTransform(config.data, config.model.image_size)
 
-    def _sample(self, epoch: int, index: int, skipped: List[Skipped]) -> "Tuple[np.ndarray, int]":
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
         """Those of the image, or the label -1 if it is left out."""
         try:
-            return self._transform(self._source.picture(index)), int(self._source.labels[index])
+            self._transform(self._source.picture(index), pixels)
+            return int(self._source.labels[index])
         except DataError as error:
             self._skip(error, skipped)
-            return np.empty(0, np.uint8), -1
+            return -1
+
+
+class SampleGenerators:
+    """The random numbers of each sample: those of (seed, epoch, index).
+
+    Philox (Salmon et al., SC 2011) computes its numbers from a key and a counter, so that one generator is set to a
+    sample's place in a microsecond; to make a new one from a seed sequence takes 10 to 30.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._philox = np.random.Philox(key=seed)
+        self._state = self._philox.state  # before any draw
+        self._generator = np.random.Generator(self._philox)
+
+    def of(self, epoch: int, index: int) -> "np.random.Generator":
+        """The sample's generator, which is valid until another one is asked for."""
+        self._state["state"]["counter"][:] = (0, 0, index, epoch)  # the lower two count a sample's 2**128 draws
+        self._philox.state = self._state
+        return self._generator
 
 
 def stack_images(pixels: Sequence["np.ndarray"], config: DataConfig) -> Tensor:

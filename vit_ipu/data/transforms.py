@@ -1,13 +1,15 @@
 """From a picture of any size to the square uint8 pixels that travel to the device, and their normalisation there.
 
-Pixels are arrays (3, S, S) of uint8. Random choices come from a generator that the caller seeds.
+Pixels are arrays (3, S, S) of uint8, written to `out` where it is given. Random choices come from a generator that the
+caller seeds.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Tuple
+from typing import Optional, Tuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,11 +26,13 @@ class TrainTransform:
         self._config, self._size = config, image_size
         self._augment = Augment(config)
 
-    def __call__(self, picture: Picture, rng: "np.random.Generator") -> "np.ndarray":
+    def __call__(
+        self, picture: Picture, rng: "np.random.Generator", out: "Optional[np.ndarray]" = None
+    ) -> "np.ndarray":
         image = self._crop(picture, rng)
         if rng.random() < self._config.horizontal_flip:
-            image = torch.from_numpy(image).flip(1).numpy()  # numpy's copy of a reversed view takes six times as long
-        return to_pixels(self._augment(image, rng))
+            image = cv2.flip(image, 1)
+        return to_pixels(self._augment(image, rng), out)
 
     def _crop(self, picture: Picture, rng: "np.random.Generator") -> "np.ndarray":
         config, size = self._config, self._size
@@ -45,9 +49,9 @@ class EvalTransform:
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
 
-    def __call__(self, picture: Picture) -> "np.ndarray":
+    def __call__(self, picture: Picture, out: "Optional[np.ndarray]" = None) -> "np.ndarray":
         box = center_box(picture.size, self._config.eval_resize or self._size, self._size)
-        return to_pixels(picture.crop(box, self._size, self._config.interpolation))
+        return to_pixels(picture.crop(box, self._size, self._config.interpolation), out)
 
 
 class Normalize(nn.Module):
@@ -85,12 +89,14 @@ def random_resized_box(
     The distribution is that of torchvision's RandomResizedCrop: ten tries, then the largest middle crop.
     """
     width, height = size
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        draws = rng.random(4).tolist()  # one call: its cost is that of hundreds of draws
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * draws[0])
+        aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * draws[1])
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left, top = int((width - w + 1) * draws[2]), int((height - h + 1) * draws[3])
             return left, top, left + w, top + h
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
@@ -106,9 +112,12 @@ def center_box(size: Tuple[int, int], short_side: int, crop_side: int) -> Box:
     return left, top, left + side, top + side
 
 
-def to_pixels(image: "np.ndarray") -> "np.ndarray":
+def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.ndarray":
     """An image (H, W, 3) as (3, H, W)."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    if out is None:
+        out = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(out))  # a fifth of the time of numpy's strided copy
+    return out
 
 
 def _shift(image: "np.ndarray", padding: int, rng: "np.random.Generator") -> "np.ndarray":

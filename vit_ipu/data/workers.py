@@ -6,12 +6,13 @@ into their places of the step's buffer and answers with what went wrong. Steps c
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import traceback
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
@@ -28,8 +29,9 @@ Entry = Tuple[int, int]
 Skipped = str
 """Which image could not be read, and why."""
 
-JOB_SIZE = 16
-"""Images of one job: small enough to share a step out evenly, large enough for the messages not to count."""
+JOB_SIZES = (8, 64)
+"""The fewest and the most images of one job, which is otherwise a worker's share of a step: a message costs as much as
+half an image."""
 _JOBS_AHEAD = 2
 """Jobs that a worker holds, so that it need not wait for the next."""
 _PARENT_POLL = 2.0
@@ -103,9 +105,26 @@ def filled_by_workers(
     """
     pool = _Pool(iter(steps), fill, buffers, num_workers)
     try:
-        yield from pool.steps()
+        with _page_locked(buffers):
+            yield from pool.steps()
     finally:
         pool.close()
+
+
+@contextmanager
+def _page_locked(buffers: Sequence[Buffer]) -> Iterator[None]:
+    """In a process that uses a GPU, keeps the buffers in place meanwhile, so that the GPU fetches them by itself."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    tensors = [buffer.images for buffer in buffers]
+    locked = [t for t in tensors if int(runtime.cudaHostRegister(t.data_ptr(), t.nbytes, 0)) == 0]
+    try:
+        yield
+    finally:
+        for tensor in locked:
+            runtime.cudaHostUnregister(tensor.data_ptr())
 
 
 class _Pool:
@@ -163,7 +182,7 @@ class _Pool:
         self._closing = True
         self._at_exit.cancel()
         self._wake()
-        self._thread.join()
+        self._thread.join(_GRACE)  # it ends at once, unless a signal's exception left its lock locked
         for worker in self._workers:
             worker.ask_to_end()
         for worker in self._workers:
@@ -209,10 +228,11 @@ class _Pool:
                 self._exhausted = True
                 self._changed.notify_all()
                 return False
-            slot, starts = self._free.popleft(), range(0, len(entries), JOB_SIZE)
+            size = min(max(-(-len(entries) // len(self._workers)), JOB_SIZES[0]), JOB_SIZES[1])
+            slot, starts = self._free.popleft(), range(0, len(entries), size)
             self._under_way[self._next_step] = _Step(slot, len(entries), len(starts))
             for start in starts:
-                self._jobs.append(_Job(self._next_step, slot, start, entries[start : start + JOB_SIZE]))
+                self._jobs.append(_Job(self._next_step, slot, start, entries[start : start + size]))
             self._next_step += 1
         return True
 
@@ -281,6 +301,7 @@ def _work(pipe: Connection, fill: Fill, buffers: Sequence[Buffer], parent: int) 
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process's business; a worker ends when it does
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    gc.freeze()  # the main process's objects: to look at them would copy all their memory
     while True:
         while not pipe.poll(_PARENT_POLL):
             if os.getppid() != parent:

@@ -1,0 +1,127 @@
+"""Whether the host keeps up with a GPU: training ViT-B/16 from a folder of JPEGs, and from one batch that is there.
+
+    python benchmarks/feeding_a_gpu.py FOLDER --workers 14
+
+FOLDER has train/CLASS/ and val/CLASS/ (`data_loading.py` says how one is made). The loader's shared buffers are
+page-locked, or not; all take turns. The time that a step waits for its batch is the loader's, that of the step itself
+contains the copy to the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import time
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple
+from unittest import mock
+
+from record import write_record
+
+from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
+from vit_ipu.config import Config
+from vit_ipu.config_file import parse_config
+from vit_ipu.data import workers
+from vit_ipu.data.loader import TrainingLoader
+from vit_ipu.data.sources import open_source
+from vit_ipu.pipeline import BatchPlan
+
+BURN_IN = 6
+Times = Tuple[float, float]
+"""Seconds of an update, and those of them that were spent waiting for its batch: medians."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    config, device = config_for(arguments), resolve_device("cuda")
+    backend = build_backend(config, device)
+    ways = {
+        "one batch in page-locked memory": lambda: itertools.repeat(page_locked(config), config.run.updates or 0),
+        "the folder": lambda: loaded(config, config.run.updates or 0),
+        "the folder, not page-locked": lambda: not_locked(loaded(config, config.run.updates or 0)),
+    }
+    found: Dict[str, List[Times]] = {name: [] for name in ways}
+    for _ in range(arguments.runs):
+        for name, way in ways.items():
+            found[name].append(train(backend, way()))
+    size = config.pipeline.global_batch_size
+    rates = {name: [size / update for update, _ in times] for name, times in found.items()}
+    rows = [
+        [
+            name,
+            "{:,.0f}".format(statistics.median(rates[name])),
+            "{:,.0f} to {:,.0f}".format(min(rates[name]), max(rates[name])),
+            "{:.1f} ms".format(1e3 * statistics.median(wait for _, wait in times)),
+        ]
+        for name, times in found.items()
+    ]
+    write_record(
+        "feeding-a-gpu",
+        "Training {} from a folder".format(config.model.variant),
+        device,
+        config,
+        [
+            "{} processes load; {} updates in each of {} runs.".format(
+                arguments.workers, arguments.updates, arguments.runs
+            )
+        ],
+        (("from", "images/s (median)", "spread", "an update waits for its batch"), rows),
+        {"images_per_second": rates},
+    )
+
+
+def config_for(arguments: argparse.Namespace) -> Config:
+    classes = len(list((arguments.folder / "train").iterdir()))
+    return parse_config(
+        {
+            "model": {"variant": "vit_base_patch16", "num_classes": classes},
+            "data": {"source": "imagefolder", "path": str(arguments.folder), "num_workers": arguments.workers},
+            "pipeline": {"global_batch_size": 512, "micro_batch_size": 128, "native_micro_batch_size": 256},
+            "optim": {"optimizer": "sgd", "learning_rate": 0.01},
+            "run": {"updates": arguments.updates},
+        }
+    )
+
+
+def loaded(config: Config, steps: int) -> Iterator[HostBatch]:
+    images = open_source(config.data, config.model, "train")
+    positions = BatchPlan.of(config).share(0, 1)
+    return iter(TrainingLoader(images, config, positions, start_step=0, total_steps=steps))
+
+
+def page_locked(config: Config) -> HostBatch:
+    batch = next(loaded(config, 1))
+    return HostBatch(batch.images.clone().pin_memory(), batch.labels.clone())
+
+
+def not_locked(batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+    with mock.patch.object(workers, "_page_locked", return_value=contextlib.nullcontext()):
+        yield from batches
+
+
+def train(backend: Backend, batches: Iterator[HostBatch]) -> Times:
+    updates, waits = [], []
+    before = time.perf_counter()
+    for batch in batches:
+        there = time.perf_counter()
+        backend.train_step(batch, 0.01)
+        after = time.perf_counter()
+        waits.append(there - before)
+        updates.append(after - before)
+        before = after
+    return statistics.median(updates[BURN_IN:]), statistics.median(waits[BURN_IN:])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
