@@ -41,23 +41,27 @@ Loader = Callable[[int, int], Iterator[int]]
 
 def main() -> None:
     arguments = _arguments()
+    if not _chosen(all_loaders(Path(), Path()), arguments.only):
+        sys.exit("no loader's name begins with {}".format(" or ".join(arguments.only)))
     with tempfile.TemporaryDirectory() as folder:
         root, shards = arguments.folder or Path(folder) / "images", Path(folder) / "shards"
         if arguments.folder is None:
             write_folder(root, arguments.images)
         pack = [sys.executable, "-m", "vit_ipu", "pack", str(root), str(shards), "--short-side", "256"]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
-        loaders = {
-            name: found for name, found in all_loaders(root, shards).items() if name.startswith(tuple(arguments.only))
-        }
+        loaders = _chosen(all_loaders(root, shards), arguments.only)
         rates: Dict[str, List[float]] = {}
         for _ in range(arguments.runs):  # taking turns, so that what else the machine does meets all
             for workers in arguments.workers:
                 for name, loader in loaders.items():
-                    if workers == arguments.workers[0] or not name.startswith(LIMIT):
+                    if workers == 1 or not name.startswith(LIMIT):  # which is of one process
                         key = "{}, {} workers".format(name, workers)
                         rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
         report(rates, our_config(root, "imagefolder", 1))
+
+
+def _chosen(loaders: Dict[str, Loader], beginnings: List[str]) -> Dict[str, Loader]:
+    return {name: loader for name, loader in loaders.items() if name.startswith(tuple(beginnings))}
 
 
 def rate(sizes: Iterator[int]) -> float:
@@ -98,7 +102,7 @@ def ratio(rates: List[float], others: List[float]) -> float:
 def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
     """What the rates are judged by, as far as they were measured."""
     workers = list(dict.fromkeys(name.split(", ")[-1] for name in rates))
-    peers = [name for name in rates if name.endswith(workers[0]) and name.startswith(("torchvision", "timm"))]
+    peers = [name for name in rates if name.endswith(", " + workers[0]) and name.startswith(("torchvision", "timm"))]
     fastest = max(peers, key=lambda name: statistics.median(rates[name]), default="")
     ours = {kind: "vit_ipu, {}, {}".format(kind, workers[0]) for kind in ("folder", "packed")}
     pairs = {
@@ -106,8 +110,8 @@ def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
         "folder over fastest peer": (ours["folder"], fastest),
         "packed over classic": (ours["packed"], "{}, {}".format(CLASSIC, workers[0])),
         "packed over webdataset": (ours["packed"], "webdataset, packed, " + workers[0]),
-        "folder over decoding": (ours["folder"], "{}, folder, {}".format(LIMIT, workers[0])),
-        "packed over decoding": (ours["packed"], "{}, packed, {}".format(LIMIT, workers[0])),
+        "folder over decoding": ("vit_ipu, folder, 1 workers", LIMIT + ", folder, 1 workers"),
+        "packed over decoding": ("vit_ipu, packed, 1 workers", LIMIT + ", packed, 1 workers"),
     }
     for name in ("vit_ipu, folder", "vit_ipu, packed", "no loader, folder", "no loader, packed"):
         for more in workers[1:]:

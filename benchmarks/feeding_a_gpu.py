@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import itertools
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
@@ -35,6 +36,8 @@ Times = Tuple[float, float]
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.updates <= BURN_IN:
+        sys.exit("--updates {}: give more than the {} that are not timed".format(arguments.updates, BURN_IN))
     config, device = config_for(arguments), resolve_device("cuda")
     backend = build_backend(config, device)
     ways = {

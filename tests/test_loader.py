@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -107,6 +108,8 @@ def test_every_sample_has_random_numbers_of_its_own():
     found = [draws(generators, *place) for place in places]
     assert [draws(again, *place) for place in reversed(places)] == found[::-1]
     assert len({tuple(row) for row in found}) == len(places)
+    copy = pickle.loads(pickle.dumps(generators))  # as it travels to processes that are not forked
+    assert [draws(copy, *place) for place in places] == found
     assert draws(SampleGenerators(6), 0, 0) != found[0]
     first = [generators.of(0, index).random() for index in range(4000)]
     assert np.corrcoef(first[1:], first[:-1])[0, 1] == pytest.approx(0, abs=0.06)

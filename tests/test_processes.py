@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
+from vit_ipu.config import RunFailed
 from vit_ipu.data.processes import processes
 
 
@@ -31,6 +31,11 @@ def fail(number):
 
 def die():
     os._exit(9)
+
+
+def die_alone():
+    with processes(1, remedy=": buy some") as pool:
+        pool.in_order(die, [()])
 
 
 def handlers(*_):
@@ -73,8 +78,8 @@ def test_every_process_begins_with_what_is_asked():
 def test_an_error_of_a_task_and_the_end_of_a_process():
     with pytest.raises(ValueError, match="three"), processes(2) as pool:
         pool.in_order(fail, [(number,) for number in range(50)])
-    with pytest.raises(BrokenProcessPool), processes(1) as pool:
-        pool.in_order(die, [()])
+    with pytest.raises(RunFailed, match="^a process was killed, perhaps for want of memory: buy some$"):
+        die_alone()
 
 
 def test_signals_are_the_main_process_s():
@@ -119,6 +124,26 @@ def test_a_signal_waits_until_it_does_no_harm(number, error):
 def test_a_signal_that_comes_last_comes_at_the_end():
     with pytest.raises(Terminated), processes(1):
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("terminated")
+def test_a_signal_that_is_only_noted_hides_no_other():
+    noted = []
+
+    def interrupt_before_the_end():
+        with processes(1) as pool:
+            list(pool.finished(square, [(1,)], lambda: signal.raise_signal(signal.SIGINT)))
+            assert noted == []
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        with pytest.raises(Terminated):
+            interrupt_before_the_end()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert noted == [signal.SIGINT] * 3
 
 
 @pytest.mark.usefixtures("terminated")

@@ -12,7 +12,14 @@ from PIL import Image
 
 from vit_ipu.data.decode import DecodedImage
 from vit_ipu.data.loader import stack_images
-from vit_ipu.data.transforms import EvalTransform, Normalize, TrainTransform, center_box, random_resized_box
+from vit_ipu.data.transforms import (
+    EvalTransform,
+    Normalize,
+    TrainTransform,
+    center_box,
+    random_resized_box,
+    to_pixels,
+)
 
 
 def test_random_resized_crops_are_distributed_as_torchvisions():
@@ -74,6 +81,16 @@ def test_evaluation_crop_is_torchvisions_resize_and_center_crop():
 def test_an_image_of_the_right_size_is_not_touched():
     pixels = np.random.default_rng(0).integers(256, size=(28, 28, 3), dtype=np.uint8)
     assert (EvalTransform(data_config(), 28)(DecodedImage(Image.fromarray(pixels))) == pixels.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "out_shape", "out_dtype"),
+    [((8, 8, 3), np.float32, (3, 8, 8), np.uint8), ((8, 8, 3), np.uint8, (3, 8, 8), np.float32)]
+    + [((8, 7, 3), np.uint8, (3, 8, 8), np.uint8), ((8, 8, 4), np.uint8, (4, 8, 8), np.uint8)],
+)
+def test_pixels_go_where_they_are_to_or_nowhere(shape, dtype, out_shape, out_dtype):
+    with pytest.raises(ValueError, match=r"^pixels \(8, . .\) \w+ into \(., 8, 8\) \w+$".replace(". .", "., .")):
+        to_pixels(np.zeros(shape, dtype), np.zeros(out_shape, out_dtype))
 
 
 def test_flips_happen_at_their_rate():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -75,10 +76,26 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
     runtime = Runtime(found[2].images.data_ptr())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    expected = {buffer.images.data_ptr(): buffer.images.nbytes for buffer in found[:2]}
+    forgotten = []
+    monkeypatch.setattr(workers, "_forget_error", lambda: forgotten.append(1))
+    expected = {buffer.images.data_ptr(): buffer.images.numpy().nbytes for buffer in found[:2]}
     for _ in filled_by_workers(steps(3), write_numbers, found, 1):
         assert runtime.locked == expected
     assert runtime.locked == {}
+    assert forgotten == [1]
+
+
+def test_an_end_that_is_interrupted_can_be_made_again(monkeypatch):
+    pool = workers._Pool(iter(steps(2)), write_numbers, buffers(2), 2)
+    processes = [worker.process for worker in pool._workers]
+    join = pool._thread.join
+    monkeypatch.setattr(pool._thread, "join", mock.Mock(side_effect=[KeyboardInterrupt, None, None]))
+    with pytest.raises(KeyboardInterrupt):
+        pool.close()
+    join()
+    pool.close()
+    assert not any(process.is_alive() for process in processes)
+    pool.close()
 
 
 def test_all_workers_work():

@@ -8,7 +8,7 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -211,14 +211,13 @@ class SampleGenerators:
     """
 
     def __init__(self, seed: int) -> None:
-        self._philox = np.random.Philox(key=seed)
-        self._state = self._philox.state  # before any draw
-        self._generator = np.random.Generator(self._philox)
+        self._generator = np.random.Generator(np.random.Philox(key=seed))
+        self._state: Any = self._generator.bit_generator.state  # before any draw
 
     def of(self, epoch: int, index: int) -> "np.random.Generator":
         """The sample's generator, which is valid until another one is asked for."""
         self._state["state"]["counter"][:] = (0, 0, index, epoch)  # the lower two count a sample's 2**128 draws
-        self._philox.state = self._state
+        self._generator.bit_generator.state = self._state
         return self._generator
 
 

@@ -18,14 +18,13 @@ import hashlib
 import io
 import json
 import os
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Tuple
 
 import numpy as np
 
-from vit_ipu.config import RunFailed, UserError
+from vit_ipu.config import UserError
 from vit_ipu.data.decode import DataError
 from vit_ipu.data.folders import FolderSource, is_imagenet, open_folders, open_imagenet
 from vit_ipu.data.listing import ListingCache, save_arrays
@@ -48,6 +47,7 @@ SPLITS = {"train": "train", "eval": "val"}
 _VERSION = 1
 _SEED = 0
 _JOURNAL = ".packing.jsonl"
+_FEWER = ": try again with fewer --workers"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
     for folder in folders:
         index, done, wrong = read_index(folder), 0, []
         tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
-        with processes(workers) as pool:
+        with processes(workers, remedy=_FEWER) as pool:
             for number, is_right in pool.finished(has_sha256, tasks):
                 wrong += [] if is_right else [index["shards"][number]["name"]]
                 done += index["shards"][number]["samples"]
@@ -195,14 +195,10 @@ class _Packer:
         """Each shard when it is there, and whether it was before."""
         total, state = len(self._source), State()
         tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
-        with processes(workers, begin, self._job, state) as pool:
+        with processes(workers, begin, self._job, state, remedy=_FEWER) as pool:
             try:
                 for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, state.count.value, total)):
                     yield made
-            except BrokenProcessPool:
-                raise RunFailed(
-                    "a process that packs was killed, perhaps for want of memory: try again with fewer --workers"
-                ) from None
             finally:
                 state.stop.set()
 
@@ -250,7 +246,7 @@ class _Packer:
     def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, "np.ndarray"]:
         """Where each image lies, in the order of the folder, by what is in the shards."""
         parts = []
-        with processes(workers) as pool:
+        with processes(workers, remedy=_FEWER) as pool:
             found = pool.in_order(scan_with_keys, [(str(self._folder / shard.name),) for shard in shards])
         for number, (rows, keys) in enumerate(found):
             parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))

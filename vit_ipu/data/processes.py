@@ -12,8 +12,11 @@ import os
 import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Generator, Iterator, List, Sequence, Tuple
+
+from vit_ipu.config import RunFailed
 
 _POLL_SECONDS = 0.5
 
@@ -25,16 +28,16 @@ def _nothing() -> None:
 class Processes:
     """A number of processes, as long as `processes` lasts."""
 
-    def __init__(self, executor: ProcessPoolExecutor, signals: "_HeldSignals") -> None:
-        self._executor, self._signals = executor, signals
+    def __init__(self, executor: ProcessPoolExecutor, signals: "_HeldSignals", remedy: str) -> None:
+        self._executor, self._signals, self._remedy = executor, signals, remedy
 
     def finished(
         self, function: Callable[..., Any], tasks: Sequence[Tuple[Any, ...]], poll: Callable[[], None] = _nothing
     ) -> "Generator[Tuple[int, Any], None, None]":
         """The number of each task and what `function` returns for it, as they finish.
 
-        `poll` is called at least twice a second. Raises what the function raises, and BrokenProcessPool if a process
-        is killed; signals are let through meanwhile.
+        `poll` is called at least twice a second. Raises what the function raises, and RunFailed if a process is
+        killed; signals are let through meanwhile.
         """
         futures = {self._executor.submit(function, *task): number for number, task in enumerate(tasks)}
         pending = set(futures)
@@ -45,6 +48,8 @@ class Processes:
                 poll()
                 for future in done:
                     yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise RunFailed("a process was killed, perhaps for want of memory" + self._remedy) from None
         finally:
             for future in pending:
                 future.cancel()
@@ -56,12 +61,14 @@ class Processes:
 
 
 @contextmanager
-def processes(count: int, begin: Callable[..., None] = _nothing, *arguments: Any) -> Iterator[Processes]:
-    """`count` processes, each of which calls `begin` first."""
+def processes(
+    count: int, begin: Callable[..., None] = _nothing, *arguments: Any, remedy: str = ""
+) -> Iterator[Processes]:
+    """`count` processes, each of which calls `begin` first. `remedy`: what to do if one is killed."""
     with _HeldSignals() as signals, ProcessPoolExecutor(
         count, multiprocessing.get_context(), initializer=_begin, initargs=(begin, arguments)
     ) as executor:
-        yield Processes(executor, signals)
+        yield Processes(executor, signals, remedy)
 
 
 def _begin(begin: Callable[..., None], arguments: Tuple[Any, ...]) -> None:
@@ -79,7 +86,7 @@ def _end_with_parent() -> None:
 
 
 class _HeldSignals:
-    """SIGINT and SIGTERM do nothing meanwhile until they are let through, or it ends."""
+    """SIGINT and SIGTERM do nothing meanwhile until they are let through, or it ends without an error."""
 
     def __init__(self) -> None:
         self._previous: Dict[int, Any] = {}
@@ -88,17 +95,25 @@ class _HeldSignals:
     def __enter__(self) -> "_HeldSignals":
         if threading.current_thread() is threading.main_thread():  # others never see a signal
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, lambda number, frame: self._held.append(number))
+                self._previous[number] = signal.signal(number, self._hold)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if exc[0] is None:
-            self.let_through()
+        try:
+            if exc[0] is None:
+                self.let_through()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    def _hold(self, number: int, frame: Any) -> None:
+        self._held.append(number)
 
     def let_through(self) -> None:
-        if self._held:
+        while self._held:
             number = self._held.pop(0)
             signal.signal(number, self._previous[number])
-            signal.raise_signal(number)
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.signal(number, self._hold)

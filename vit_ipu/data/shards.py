@@ -172,7 +172,9 @@ def _size_in(header: bytes) -> int:
 
 
 def _name_in(header: bytes) -> str:
-    return header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
+    name, prefix = header[:100], header[345:500] if header[257:263] == b"ustar\0" else b""
+    parts = [part.split(b"\0", 1)[0] for part in (prefix, name)]
+    return b"/".join(part for part in parts if part).decode("utf-8", "surrogateescape")
 
 
 class _OpenFile:

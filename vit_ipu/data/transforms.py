@@ -116,6 +116,9 @@ def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.nd
     """An image (H, W, 3) as (3, H, W)."""
     if out is None:
         out = np.empty((3, *image.shape[:2]), np.uint8)
+    is_bytes = image.dtype == np.uint8 and out.dtype == np.uint8
+    if not is_bytes or out.shape != (3, *image.shape[:2]):  # OpenCV would write somewhere else, and say nothing
+        raise ValueError("pixels {} {} into {} {}".format(image.shape, image.dtype, out.shape, out.dtype))
     cv2.split(image, list(out))  # a fifth of the time of numpy's strided copy
     return out
 

@@ -118,13 +118,23 @@ def _page_locked(buffers: Sequence[Buffer]) -> Iterator[None]:
         yield
         return
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    tensors = [buffer.images for buffer in buffers]
-    locked = [t for t in tensors if int(runtime.cudaHostRegister(t.data_ptr(), t.nbytes, 0)) == 0]
+    locked: List[Tensor] = []
     try:
+        for images in (buffer.images for buffer in buffers):
+            if int(runtime.cudaHostRegister(images.data_ptr(), images.numpy().nbytes, 0)) == 0:
+                locked.append(images)
+            else:
+                _forget_error()
         yield
     finally:
         for tensor in locked:
             runtime.cudaHostUnregister(tensor.data_ptr())
+
+
+def _forget_error() -> None:
+    """Lets a launch of no use have the error of a call that may fail, which CUDA would give to the next launch."""
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 class _Pool:
@@ -133,7 +143,8 @@ class _Pool:
         self._free: Deque[int] = deque(range(len(buffers)))
         self._jobs: Deque[_Job] = deque()
         self._under_way: Dict[int, _Step] = {}
-        self._next_step, self._exhausted, self._closing = 0, False, False
+        self._next_step, self._exhausted = 0, False
+        self._closing, self._closed = False, False
         self._failure: Optional[BaseException] = None
         self._changed = threading.Condition()
         self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
@@ -176,12 +187,12 @@ class _Pool:
         return self._exhausted and number >= self._next_step
 
     def close(self) -> None:
-        """Ends the workers; those that do not end by themselves are killed."""
-        if self._closing:
+        """Ends the workers, and kills those that do not end by themselves. If it is interrupted, call it again."""
+        if self._closed:
             return
         self._closing = True
-        self._at_exit.cancel()
-        self._wake()
+        with suppress(OSError):  # of a pipe that is closed already
+            self._wake()
         self._thread.join(_GRACE)  # it ends at once, unless a signal's exception left its lock locked
         for worker in self._workers:
             worker.ask_to_end()
@@ -189,6 +200,8 @@ class _Pool:
             worker.end()
         self._wake_reader.close()
         self._wake_writer.close()
+        self._closed = True
+        self._at_exit.cancel()
 
     def _wake(self) -> None:
         self._wake_writer.send_bytes(b"!")
