@@ -207,7 +207,7 @@ class SampleGenerators:
     """The random numbers of each sample: those of (seed, epoch, index).
 
     Philox (Salmon et al., SC 2011) computes its numbers from a key and a counter, so that one generator is set to a
-    sample's place in a microsecond; to make a new one from a seed sequence takes 10 to 30.
+    sample's place in 2 microseconds; to make a new one from a seed sequence takes 10 to 20.
     """
 
     def __init__(self, seed: int) -> None:

@@ -164,7 +164,7 @@ class OpenShards:
 
 
 def _size_in(header: bytes) -> int:
-    """The size of a member by its header, or -1 (POSIX 1003.1, pax). tarfile takes as long as for half of a crop."""
+    """The size of a member by its header, or -1 (POSIX 1003.1, pax); tarfile takes 20 microseconds to say it."""
     try:
         return int(header[124:136].rstrip(b" \0"), 8)
     except ValueError:

@@ -113,7 +113,7 @@ def center_box(size: Tuple[int, int], short_side: int, crop_side: int) -> Box:
 
 
 def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.ndarray":
-    """An image (H, W, 3) as (3, H, W)."""
+    """An image (H, W, 3) as (3, H, W). Raises ValueError if it is not bytes, or `out` is not of that shape."""
     if out is None:
         out = np.empty((3, *image.shape[:2]), np.uint8)
     is_bytes = image.dtype == np.uint8 and out.dtype == np.uint8
