@@ -105,11 +105,17 @@ def random_resized_box(
 
 
 def center_box(size: Tuple[int, int], short_side: int, crop_side: int) -> Box:
-    """The box that becomes the middle (crop_side, crop_side) of the image when its short side becomes `short_side`."""
-    width, height = size
-    side = min(width, height) * crop_side / short_side
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    """The box that becomes the middle (crop_side, crop_side) of the image when its short side becomes `short_side`.
+
+    torchvision's Resize, whose long side is rounded down, and CenterCrop, on the grid of the resized image: the box's
+    edges lie within pixels, and its sides differ where the long side was rounded.
+    """
+    short = min(size)
+    resized = [side * short_side // short for side in size]
+    scales = [side / whole for side, whole in zip(size, resized)]
+    left, top = (round((whole - crop_side) / 2) * scale for whole, scale in zip(resized, scales))
+    width, height = (crop_side * scale for scale in scales)
+    return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
 def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.ndarray":
