@@ -42,7 +42,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_ipu.config import DataConfig
-from vit_ipu.data.decode import EncodedImage, resized
+from vit_ipu.data.decode import EncodedImage
+from vit_ipu.data.resize import resized
 from vit_ipu.data.transforms import TrainTransform, random_resized_box
 
 SIZE = 224
@@ -194,7 +195,7 @@ def torch_resizer() -> Resizer:
 
 def our_resizer() -> Resizer:
     """OpenCV for what is not made smaller, else torch with four bytes a pixel."""
-    return lambda pixels: resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), SIZE, "bilinear")
+    return lambda pixels: resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), (SIZE, SIZE), "bilinear")
 
 
 def opencv_resizer(downwards: str) -> Resizer:

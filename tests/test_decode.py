@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from vit_ipu.data.decode import DataError, DecodedImage, EncodedImage, one_line, reduction_for
+from vit_ipu.data.resize import center_box
 from vit_ipu.data.sources import open_picture
-from vit_ipu.data.transforms import center_box, random_resized_box
+from vit_ipu.data.transforms import random_resized_box
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 PHOTOGRAPH = os.path.join(os.path.dirname(matplotlib.__file__), "mpl-data", "sample_data", "grace_hopper.jpg")
@@ -128,6 +129,45 @@ def test_a_crop_of_the_right_size_is_not_resized():
     data = encoded(photograph(), quality=90)
     expected = np.asarray(upright_by_pillow(data).crop((10, 20, 110, 120)))
     assert (EncodedImage(data, "photograph").crop((10, 20, 110, 120), 100, "bicubic") == expected).all()
+
+
+# --------------------------------------------------------------------------------------- the middle
+
+
+def torchvisions_middle(image, short_side, size, interpolation):
+    from torchvision.transforms import functional as TF
+
+    mode = TF.InterpolationMode(interpolation)
+    return np.asarray(TF.center_crop(TF.resize(image, short_side, mode), [size, size]))
+
+
+@BOTH_FILTERS
+@pytest.mark.parametrize(("short_side", "size"), [(256, 224), (384, 384), (90, 70)])
+def test_the_middle_of_photographs_is_torchvisions(photographs, interpolation, short_side, size):
+    for data in photographs[:40]:
+        found = EncodedImage(data, "photograph").middle(short_side, size, interpolation)
+        assert_close(found, torchvisions_middle(upright_by_pillow(data), short_side, size, interpolation))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (640, 427), (100, 91), (37, 500), (2001, 1501), (1600, 1200)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_middle_of_any_size_and_orientation_is_torchvisions(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(size), quality=95, exif=exif)
+    found = EncodedImage(data, "photograph").middle(256, 224, "bilinear")
+    expected = torchvisions_middle(upright_by_pillow(data), 256, 224, "bilinear")
+    assert_close(found, expected)
+    assert np.abs(found.astype(int) - expected).mean() < 0.7
+
+
+def test_of_a_panorama_only_the_middle_is_resized(monkeypatch):
+    import vit_ipu.data.decode as decode
+
+    data = encoded(photograph((4000, 40)), quality=90)
+    expected = torchvisions_middle(upright_by_pillow(data), 256, 224, "bilinear")
+    monkeypatch.setattr(decode, "_resized_jpeg", None)
+    assert_close(EncodedImage(data, "photograph").middle(256, 224, "bilinear"), expected)
 
 
 # ------------------------------------------------------------------------------------------ formats

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import struct
 import warnings
 from typing import Dict, Optional, Protocol, Tuple
 
-import cv2
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_ipu.config import UserError
+from vit_ipu.data.resize import (
+    QUICK_IN_TORCH,
+    Box,
+    Size,
+    center_box,
+    center_offset,
+    resized,
+    resized_by_pillow,
+    resized_size,
+)
 
-Box = Tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
 Orientation = Tuple[bool, bool, bool]
 """How stored pixels become upright: whether to transpose, after flipping the rows, and the columns."""
 
@@ -34,14 +38,13 @@ MAX_PIXELS = 10**9
 REDUCED_MARGIN = 2
 """A crop keeps this many times its final side when a JPEG is decoded in reduced size: below about 1.75 the difference
 from a full decode passes a mean of 2 grey levels on detailed photographs."""
+_MOST_RESIZED = 4
+"""How many times the pixels of its middle are made of an image that is resized whole."""
 
-# A pool of threads that a process had before it was forked would be waited for in vain; and crops are small.
-cv2.setNumThreads(0)
 # Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 _TOO_LARGE = "it has more than {} megapixels: make it smaller".format(MAX_PIXELS // 10**6)
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
@@ -66,11 +69,14 @@ class Picture(Protocol):
     """An upright image that may not be decoded yet."""
 
     @property
-    def size(self) -> Tuple[int, int]:
+    def size(self) -> Size:
         """Width and height."""
 
     def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
         """The pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        """The middle (size, size, 3) of the image after its short side became `short_side`."""
 
 
 class DecodedImage:
@@ -81,15 +87,18 @@ class DecodedImage:
         self._image = _of_bytes(image)
 
     @property
-    def size(self) -> Tuple[int, int]:
+    def size(self) -> Size:
         return self._image.size
 
     def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
         if self._image.mode != "RGBA":
-            return np.array(_resize_by_pillow(self._image, box, size, interpolation).convert("RGB"))
+            return np.array(resized_by_pillow(self._image, box, (size, size), interpolation).convert("RGB"))
         # Pillow would weight the colours by the opacity; and to drop that first doubles the memory of a large image.
-        bands = [_resize_by_pillow(self._image.getchannel(name), box, size, interpolation) for name in "RGB"]
+        bands = [resized_by_pillow(self._image.getchannel(name), box, (size, size), interpolation) for name in "RGB"]
         return np.array(Image.merge("RGB", bands))
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        return self.crop(center_box(self.size, short_side, size), size, interpolation)
 
     def rgb(self) -> Image.Image:
         """The whole image."""
@@ -111,7 +120,7 @@ class EncodedImage:
             self._orientation = _jpeg_orientation(data)
 
     @property
-    def size(self) -> Tuple[int, int]:
+    def size(self) -> Size:
         if self._stored_size is None:
             return self._by_pillow().size
         width, height = self._stored_size
@@ -125,6 +134,19 @@ class EncodedImage:
             if pixels is not None:
                 return _upright(pixels, self._orientation)
         return self._by_pillow().crop(box, size, interpolation)
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        """As Picture.middle. Raises DataError if the file is damaged."""
+        whole = resized_size(self.size, short_side)
+        resizes_whole = interpolation in QUICK_IN_TORCH and whole[0] * whole[1] <= _MOST_RESIZED * size**2
+        if self._stored_size is None or not resizes_whole:
+            return self.crop(center_box(self.size, short_side, size), size, interpolation)
+        whole_as_stored = whole[::-1] if self._orientation[0] else whole
+        pixels = _resized_jpeg(self.data, self._stored_size, whole_as_stored, interpolation)
+        if pixels is None:
+            return self._by_pillow().middle(short_side, size, interpolation)
+        left, top = center_offset(whole, size)
+        return _upright(pixels, self._orientation)[top : top + size, left : left + size]
 
     def rgb(self) -> Image.Image:
         """The whole image, decoded by Pillow. Raises DataError if the file is damaged."""
@@ -161,7 +183,7 @@ def one_line(text: str) -> str:
 # --------------------------------------------------------------------------------------- plain JPEG
 
 
-def _plain_jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
+def _plain_jpeg_size(data: bytes) -> Optional[Size]:
     """Width and height as stored, or None for what is not a JPEG of three colours or grey."""
     if not data.startswith(b"\xff\xd8"):
         return None
@@ -197,19 +219,32 @@ def _exif_of_jpeg(data: bytes) -> Optional[bytes]:
     return None
 
 
-def _crop_jpeg(
-    data: bytes, stored_size: Tuple[int, int], box: Box, size: int, interpolation: str
-) -> Optional["np.ndarray"]:
+def _crop_jpeg(data: bytes, stored_size: Size, box: Box, size: int, interpolation: str) -> Optional["np.ndarray"]:
     """Pixels (size, size, 3) of the box; None if libjpeg-turbo finds any fault: Pillow knows which ones matter."""
     reduction = reduction_for(box, size)
+    pixels = _decode_jpeg(data, stored_size, reduction)
+    if pixels is None:
+        return None
+    left, top, right, bottom = (edge / reduction for edge in box)
+    return resized(pixels, (left, top, right, bottom), (size, size), interpolation)
+
+
+def _resized_jpeg(data: bytes, stored_size: Size, size: Size, interpolation: str) -> Optional["np.ndarray"]:
+    """All pixels, as an image of this size; None as above."""
+    reduction = reduction_for((0, 0, *stored_size), min(size))
+    pixels = _decode_jpeg(data, stored_size, reduction)
+    if pixels is None:
+        return None
+    return resized(pixels, (0, 0, stored_size[0] / reduction, stored_size[1] / reduction), size, interpolation)
+
+
+def _decode_jpeg(data: bytes, stored_size: Size, reduction: int) -> Optional["np.ndarray"]:
     # The smallest of libjpeg-turbo's sizes that is at least this; 0 is the full size.
     width, height = (-(-side // reduction) if reduction > 1 else 0 for side in stored_size)
     try:
-        pixels = simplejpeg.decode_jpeg(data, min_width=width, min_height=height, min_factor=reduction)
+        return simplejpeg.decode_jpeg(data, min_width=width, min_height=height, min_factor=reduction)
     except ValueError:
         return None
-    left, top, right, bottom = (edge / reduction for edge in box)
-    return resized(pixels, (left, top, right, bottom), size, interpolation)
 
 
 def reduction_for(box: Box, size: int) -> int:
@@ -218,7 +253,7 @@ def reduction_for(box: Box, size: int) -> int:
     return next((divisor for divisor in (8, 4, 2) if side >= REDUCED_MARGIN * divisor * size), 1)
 
 
-def _box_as_stored(box: Box, stored_size: Tuple[int, int], orientation: Orientation) -> Box:
+def _box_as_stored(box: Box, stored_size: Size, orientation: Orientation) -> Box:
     left, top, right, bottom = box
     width, height = stored_size
     transposed, rows_flipped, columns_flipped = orientation
@@ -237,39 +272,6 @@ def _upright(pixels: "np.ndarray", orientation: Orientation) -> "np.ndarray":
     return pixels.swapaxes(0, 1) if transposed else pixels
 
 
-def resized(pixels: "np.ndarray", box: Box, size: int, interpolation: str) -> "np.ndarray":
-    """The box of pixels (H, W, 3), whose edges may lie within pixels, as (size, size, 3), with antialiasing."""
-    left, top = math.floor(box[0]), math.floor(box[1])
-    pixels = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
-    height, width = pixels.shape[:2]
-    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    if inner == (0, 0, size, size):
-        return pixels
-    if inner == (0, 0, width, height):
-        if interpolation == "bilinear" and max(width, height) <= size:  # nothing to antialias
-            return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-        if interpolation in _QUICK_IN_TORCH:
-            return _resize_by_torch(pixels, size, interpolation)
-    return np.array(_resize_by_pillow(Image.fromarray(np.ascontiguousarray(pixels)), inner, size, interpolation))
-
-
-def _resize_by_torch(pixels: "np.ndarray", size: int, interpolation: str) -> "np.ndarray":
-    four = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA))  # torch is quicker with four bytes a pixel
-    images = four.unsqueeze(0).permute(0, 3, 1, 2)  # (1, 4, H, W) in memory format channels_last
-    images = F.interpolate(images, (size, size), mode=interpolation, antialias=True)
-    return cv2.cvtColor(images.permute(0, 2, 3, 1)[0].numpy(), cv2.COLOR_RGBA2RGB)
-
-
-def _quick_in_torch() -> Tuple[str, ...]:
-    """The filters that torch computes on bytes with vector instructions; with others, Pillow's are faster."""
-    if not hasattr(torch.backends, "cpu"):  # torch 2.0
-        return ("bilinear",)
-    return ("bilinear", "bicubic") if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else ()
-
-
-_QUICK_IN_TORCH = _quick_in_torch()
-
-
 # ------------------------------------------------------------------------------------------- Pillow
 
 
@@ -282,10 +284,6 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
             with contextlib.suppress(Exception):  # damaged metadata of a sound image
                 ImageOps.exif_transpose(image, in_place=True)
             return DecodedImage(image)
-
-
-def _resize_by_pillow(image: Image.Image, box: Box, size: int, interpolation: str) -> Image.Image:
-    return image.resize((size, size), _FILTERS[interpolation], box=box)
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vit_ipu.config import DataConfig
 from vit_ipu.data.augment import Augment
-from vit_ipu.data.decode import Box, Picture
+from vit_ipu.data.decode import Picture
 
 
 class TrainTransform:
@@ -39,7 +39,7 @@ class TrainTransform:
         if config.crop == "random_resized":
             box = random_resized_box(picture.size, config.crop_scale, config.crop_ratio, rng)
             return picture.crop(box, size, config.interpolation)
-        fitted = picture.crop(center_box(picture.size, size, size), size, config.interpolation)
+        fitted = picture.middle(size, size, config.interpolation)
         return fitted if config.crop == "center" else _shift(fitted, config.crop_padding, rng)
 
 
@@ -50,8 +50,8 @@ class EvalTransform:
         self._config, self._size = config, image_size
 
     def __call__(self, picture: Picture, out: "Optional[np.ndarray]" = None) -> "np.ndarray":
-        box = center_box(picture.size, self._config.eval_resize or self._size, self._size)
-        return to_pixels(picture.crop(box, self._size, self._config.interpolation), out)
+        short_side = self._config.eval_resize or self._size
+        return to_pixels(picture.middle(short_side, self._size, self._config.interpolation), out)
 
 
 class Normalize(nn.Module):
@@ -102,20 +102,6 @@ def random_resized_box(
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def center_box(size: Tuple[int, int], short_side: int, crop_side: int) -> Box:
-    """The box that becomes the middle (crop_side, crop_side) of the image when its short side becomes `short_side`.
-
-    torchvision's Resize, whose long side is rounded down, and CenterCrop, on the grid of the resized image: the box's
-    edges lie within pixels, and its sides differ where the long side was rounded.
-    """
-    short = min(size)
-    resized = [side * short_side // short for side in size]
-    scales = [side / whole for side, whole in zip(size, resized)]
-    left, top = (round((whole - crop_side) / 2) * scale for whole, scale in zip(resized, scales))
-    width, height = (crop_side * scale for scale in scales)
-    return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
 def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.ndarray":
