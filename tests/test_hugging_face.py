@@ -111,6 +111,10 @@ MISTAKES = {
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, names=["ant", "bee", "cat"])),
         "different classes: cat and 1 more",
     ),
+    "a label is missing": (
+        lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [1, None])),
+        r"d/test has no label in row 1, and in 0 more",
+    ),
     "hidden labels": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [-1, -1])),
         "d/test has no labels: .*hidden",

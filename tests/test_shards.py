@@ -150,7 +150,8 @@ def test_patterns_with_braces(tmp_path):
         ("{8..11}", ["8", "9", "10", "11"]),
         ("{10..11}", ["10", "11"]),
         ("{a,bc,}-{1..2}", ["a-1", "a-2", "bc-1", "bc-2", "-1", "-2"]),
-        ("{3..1}", []),
+        ("{3..1}", ["3", "2", "1"]),
+        ("{02..00}", ["02", "01", "00"]),
         ("{x}{}{1..}", ["{x}{}{1..}"]),
     ],
 )
@@ -267,8 +268,8 @@ def test_patterns_that_mean_nothing(tmp_path):
         open_split(tmp_path / "train" / "x-{00..02}.tar")
     with pytest.raises(DataError, match=r"no shard at .*x-03.tar \(2 of 5 are missing\)"):
         open_split(tmp_path / "train" / "x-{00..04}.tar", eval_path=str(tmp_path / "val"))
-    with pytest.raises(DataError, match=r"no shard at .*\{3..1\}.tar \(0 of 0"):
-        open_split(tmp_path / "x-{3..1}.tar", eval_path=str(tmp_path / "val"))
+    with pytest.raises(DataError, match=r"no shard at .*y-\*.tar$"):
+        open_split(tmp_path / "train" / "y-*.tar", eval_path=str(tmp_path / "val"))
     with pytest.raises(DataError, match="needs data.path"):
         open_source(data_config(source="shards"), ModelConfig(variant="vit_test", image_size=28), "train")
 

@@ -304,3 +304,12 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path):
     assert len(measured[0]) >= 3
     growth = [after - before for before, after in zip(*measured)]
     assert max(growth) < 8 * 1024, "KiB: {}".format(growth)
+
+
+def test_too_little_shared_memory_is_said(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(RunFailed, match="^no shared memory for a host step of 8 images: .*--shm-size.*left on device"):
+        Buffer.of(8, 28, torch.uint8, shared=True)

@@ -46,7 +46,7 @@ TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Read a .pth or .bin also with a torch that has known holes.")
 ]
 Rescan = Annotated[
-    bool, typer.Option("--rescan", help="List the images anew, after an edit that left folders' times as they were.")
+    bool, typer.Option("--rescan", help="List the images anew, or pack them anew, after files were exchanged in place.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -122,7 +122,10 @@ def train(
         introduce(console, loaded, resolved, folder)
         summary = run(loaded, resolved, folder, console, resume=resume, trust_pickle=trust_pickle, cache=cache)
     except KeyboardInterrupt:
-        print("vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint()), file=sys.stderr)
+        print(
+            "vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint() or "none"),
+            file=sys.stderr,
+        )
         return 130
     finally:
         folder.release()
@@ -207,7 +210,7 @@ def predict(
         print_json({"predictions": rows})
         return
     for prediction in predictions:
-        print(prediction.path)
+        print(printable(prediction.path))
         for name, probability in prediction.classes:
             print("  {:6.2f} %  {}".format(100 * probability, printable(name)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from contextlib import suppress
@@ -70,7 +71,8 @@ def train(
         open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval")
     )
     total_updates = config.total_updates(len(train_source))
-    description = Description(config, eval_source.classes, len(train_source))
+    labels_sha256 = hashlib.sha256(train_source.labels.tobytes()).hexdigest()
+    description = Description(config, eval_source.classes, len(train_source), labels_sha256)
     started = time.monotonic()
     with open_backend(config, device) as backend:
         newest = folder.newest_checkpoint() if resume else None

@@ -50,6 +50,8 @@ class Description:
     classes: Tuple[str, ...]
     num_train: int
     """Images that it was trained on."""
+    labels_sha256: Optional[str] = None
+    """Of their labels (int64), in order; none in checkpoints that were not made by training."""
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -115,7 +117,8 @@ def write_description(checkpoint: Path, description: Description) -> None:
     """Writes what makes a folder with model.safetensors a checkpoint of ours: its config and class names."""
     names = {str(label): name for label, name in enumerate(description.classes)}
     config = description.config.model_dump(mode="json")
-    _write_json(checkpoint / _CONFIG, {"id2label": names, "num_train": description.num_train, "config": config})
+    facts = {"num_train": description.num_train, "labels_sha256": description.labels_sha256}
+    _write_json(checkpoint / _CONFIG, {"id2label": names, **facts, "config": config})
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -198,7 +201,8 @@ def load_description(checkpoint: Path) -> Description:
     try:
         names = values["id2label"]
         classes = tuple(names[str(label)] for label in range(len(names)))
-        return Description(parse_config(values["config"]), classes, int(values["num_train"]))
+        config, num_train = parse_config(values["config"]), int(values["num_train"])
+        return Description(config, classes, num_train, values.get("labels_sha256"))
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError("{} is damaged: {}".format(checkpoint / _CONFIG, error)) from None
 
@@ -229,6 +233,13 @@ def load_resumable(checkpoint: Path, description: Description, *, device_kind: s
         raise CheckpointError(
             "{} was trained on {:,} images of {} classes ({}, ...), but data.path holds {:,} of {} ({}, ...): give the "
             "same images".format(checkpoint, *_summary_of(saved), *_summary_of(description))
+        )
+    digests = {saved.labels_sha256, description.labels_sha256} - {None}
+    if len(digests) > 1:
+        raise CheckpointError(
+            "{} was trained on as many images, but in another order or with other labels: give the same images".format(
+                checkpoint
+            )
         )
     return load_checkpoint(checkpoint, device_kind=device_kind)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Sequence
 
@@ -10,7 +12,7 @@ from PIL import Image
 
 from vit_ipu.data.decode import DataError, DecodedImage, EncodedImage, Picture, one_line, unreadable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "validation", "test")}
 
 
@@ -56,12 +58,19 @@ def open_picture(path: str) -> EncodedImage:
 def read_bytes(path: str) -> bytes:
     """The image file at `path` as it is. Raises DataError if it cannot be read."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise unreadable(path, "it is no regular file")
             return file.read()
     except FileNotFoundError:
         raise DataError("no image at {}".format(one_line(path))) from None
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Of a pipe, open would wait for somebody who writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -70,6 +79,11 @@ def split_folder(root: Path, split: str) -> Path:
         if (root / name).is_dir():
             return root / name
     raise DataError("no folder {} in {}".format(" or ".join(SPLIT_FOLDERS[split]), root))
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Whether there is a folder of a split below `root`: an evaluation alone needs no training images."""
+    return any((root / name).is_dir() for name in SPLIT_FOLDERS[split])
 
 
 def require_same_classes(trained: Sequence[str], held_out: Sequence[str], where: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from vit_ipu.data.base import EncodedSource, open_picture, require_same_classes, split_folder
+from vit_ipu.data.base import (
+    SPLIT_FOLDERS,
+    EncodedSource,
+    has_split,
+    open_picture,
+    require_same_classes,
+    split_folder,
+)
 from vit_ipu.data.decode import DataError, EncodedImage
 from vit_ipu.data.listing import ImagePaths, ListingCache, class_folders, list_images
 
@@ -39,7 +46,7 @@ def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
     classes = class_folders(folder)
     if not classes:
         raise DataError("no class folders in {}: expected {}/CLASS/*.jpg".format(folder, folder))
-    if split == "eval":
+    if split == "eval" and has_split(root, "train"):
         require_same_classes(class_folders(split_folder(root, "train")), classes, folder)
     return _by_class(folder, classes, classes, cache)
 
@@ -49,6 +56,19 @@ def _by_class(folder: Path, class_names: Sequence[str], names: Sequence[str], ca
     paths = list_images(folder, class_names, cache)
     if not len(paths):
         raise DataError("no images below {}: expected {}/CLASS/*.jpg".format(folder, folder))
+    empty = np.flatnonzero(np.bincount(paths.folder, minlength=len(class_names)) == 0)
+    if len(empty) and folder.name in SPLIT_FOLDERS["train"]:
+        raise DataError(
+            "no images in {}, and in {} more class folders: add images, or remove the folders".format(
+                folder / class_names[int(empty[0])], len(empty) - 1
+            )
+        )
+    if len(empty):
+        cache.say(
+            "note: {} of {} class folders in {} hold no images, such as {}".format(
+                len(empty), len(class_names), folder, class_names[int(empty[0])]
+            )
+        )
     return FolderSource(paths, paths.folder.astype(np.int64), names)
 
 

@@ -41,6 +41,9 @@ def open_saved(root: Path, split: str) -> SavedSource:
         trained = _pick(splits, "train", root)[1]
         trained_names = getattr(trained.features.get(label), "names", [])
         require_same_classes(trained_names, classes, root / name)
+    missing = [row for row, value in enumerate(data[label][:]) if value is None]
+    if missing:
+        raise DataError("{}/{} has no label in row {}, and in {} more".format(root, name, missing[0], len(missing) - 1))
     labels = np.asarray(data.with_format("numpy")[label][:], np.int64)
     if len(labels) == 0 or labels.min() < 0:
         raise DataError("{}/{} has no labels: a test split may have hidden ones (-1)".format(root, name))

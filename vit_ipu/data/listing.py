@@ -28,7 +28,7 @@ from vit_ipu.data.decode import DataError
 Arrays = Dict[str, "np.ndarray"]
 Say = Callable[[str], None]
 
-_VERSION = 1
+_VERSION = 2
 _WORTH_SAYING_SECONDS = 5.0
 _CLOCK_NS = 2_000_000_000
 """How coarse a file system's times may be: what changed so shortly before a listing may change again unseen."""
@@ -42,26 +42,26 @@ class ListingCache:
     """Arrays that take long to make, kept from one start to the next."""
 
     def __init__(self, *, rescan: bool = False, say: Say = lambda line: None) -> None:
-        """`rescan`: make everything anew. `say` hears of what takes long, and of a cache that cannot be written."""
-        self._rescan, self._say = rescan, say
+        """`rescan`: make everything anew. `say` hears of what takes long, is left out, or cannot be written."""
+        self.rescan, self.say = rescan, say
 
     def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
         """The arrays called `name`, which `make` makes of the files and folders `made_of`."""
         key = {"name": _blob([str(_VERSION), name, *made_of]), "state": _state(made_of)}
         path = _folder() / (hashlib.sha256(key["name"].tobytes()).hexdigest()[:32] + ".npz")
-        kept = None if self._rescan else _read(path, key)
+        kept = None if self.rescan else _read(path, key)
         if kept is not None:
             return kept
         now, start = time.time_ns(), time.monotonic()
         arrays = make()
         seconds = time.monotonic() - start
         if seconds > _WORTH_SAYING_SECONDS:
-            self._say("listed {} in {:.0f} s; the next start takes the list from the cache".format(name, seconds))
+            self.say("listed {} in {:.0f} s; the next start takes the list from the cache".format(name, seconds))
         if key["state"][:, 0].max(initial=0) < now - _CLOCK_NS:
             try:
                 _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
             except OSError as error:
-                self._say("note: cannot keep the list of images in {}: {}".format(path.parent, error.strerror))
+                self.say("note: cannot keep the list of images in {}: {}".format(path.parent, error.strerror))
         return arrays
 
 
@@ -145,10 +145,17 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
     """
     absolute = os.path.abspath(str(root))
     paths = [os.path.join(absolute, folder) if folder else absolute for folder in folders]
-    return ImagePaths(
-        [os.path.join(str(root), folder) for folder in folders],
-        cache.get("the images in {}".format(absolute), paths, lambda: _list_folders(paths)),
-    )
+    listed = cache.get("the images in {}".format(absolute), paths, lambda: _list_folders(paths))
+    others = listed["others"]
+    if others.any():
+        folder = folders[int(others.argmax())]
+        cache.say(
+            "note: {:,} entries in {} are no images by their names, most of them in {}: they are left out (images are "
+            "{}; folders in class folders are not searched)".format(
+                int(others.sum()), root, folder or root, " ".join(IMAGE_SUFFIXES)
+            )
+        )
+    return ImagePaths([os.path.join(str(root), folder) for folder in folders], listed)
 
 
 def class_folders(root: Path) -> List[str]:
@@ -163,27 +170,31 @@ def class_folders(root: Path) -> List[str]:
 def _list_folders(folders: Sequence[str]) -> Arrays:
     names: List[bytes] = []
     lengths: List["np.ndarray"] = []
+    others: List[int] = []
     with ThreadPoolExecutor(_LISTERS) as pool:  # a network file system answers several at once
-        for joined, ends in pool.map(_list_folder, folders):
+        for joined, ends, num_others in pool.map(_list_folder, folders):
             names.append(joined)
             lengths.append(ends)
+            others.append(num_others)
     counts = [len(part) for part in lengths]
     return {
         "names": np.frombuffer(b"".join(names), np.uint8),
         "ends": np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
         "folder": np.repeat(np.arange(len(folders), dtype=np.int32), counts),
+        "others": np.array(others, np.int64),
     }
 
 
-def _list_folder(folder: str) -> "Tuple[bytes, np.ndarray]":
-    """The names of the images in a folder: all their bytes, and the length of each."""
+def _list_folder(folder: str) -> "Tuple[bytes, np.ndarray, int]":
+    """The names of the images in a folder, all their bytes, and the length of each; how many other entries it has."""
     try:
         entries = os.listdir(folder)
     except OSError as error:
         raise DataError("cannot list {}: {}".format(folder, error.strerror)) from None
-    kept = sorted(name for name in entries if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+    shown = [name for name in entries if not name.startswith(".")]
+    kept = sorted(name for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
     encoded = [os.fsencode(name) for name in kept]
-    return b"".join(encoded), np.array([len(name) for name in encoded], np.int64)
+    return b"".join(encoded), np.array([len(name) for name in encoded], np.int64), len(shown) - len(kept)
 
 
 def _blob(words: Sequence[str]) -> "np.ndarray":

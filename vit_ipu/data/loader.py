@@ -164,7 +164,7 @@ class _Fill:
 
     def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
         if self._data.on_error == "raise":
-            raise error
+            raise DataError("{} (data.on_error: skip goes on without it)".format(error)) from None
         skipped.append(str(error))
 
 

@@ -40,13 +40,12 @@ from vit_ipu.data.pack_jobs import (
     scan_with_keys,
 )
 from vit_ipu.data.processes import processes
-from vit_ipu.data.shards import CLASS_FILES, INDEX, TABLE, read_index
+from vit_ipu.data.shards import CLASS_FILES, INDEX, JOURNAL, TABLE, read_index, read_table
 
 SPLITS = {"train": "train", "eval": "val"}
 """What the folder of each split is called."""
 _VERSION = 1
 _SEED = 0
-_JOURNAL = ".packing.jsonl"
 _FEWER = ": try again with fewer --workers"
 
 
@@ -88,14 +87,18 @@ def pack(
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
     _refuse_strange_target(target)
-    return {name: _Packer(found, target / name, name, options).run(workers, progress) for name, found in images.items()}
+    packers = [_Packer(found, target / name, name, options, anew=cache.rescan) for name, found in images.items()]
+    return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
 
 
 def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
     """The number of images of each split, after every shard was read. Raises DataError if one is not as written."""
-    folders = [target / name for name in SPLITS.values() if (target / name / INDEX).is_file()]
-    if not folders:
+    folders = [target / name for name in SPLITS.values()]
+    unfinished = [folder for folder in folders if not (folder / INDEX).is_file()]
+    if len(unfinished) == len(folders):
         raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
+    if unfinished:
+        raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(unfinished[0]))
     counts = {}
     for folder in folders:
         index, done, wrong = read_index(folder), 0, []
@@ -110,6 +113,7 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
                 "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
                 "makes them anew".format(folder / min(wrong), len(wrong) - 1)
             )
+        read_table(folder, [str(folder / shard["name"]) for shard in index["shards"]])
         counts[folder.name] = index["samples"]
     return counts
 
@@ -120,7 +124,7 @@ def _refuse_strange_target(target: Path) -> None:
         raise UserError("{} is a file: give another TARGET".format(target))
     for name in SPLITS.values():
         folder = target / name
-        if folder.is_dir() and any(folder.iterdir()) and not any((folder / own).is_file() for own in (_JOURNAL, INDEX)):
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / own).is_file() for own in (JOURNAL, INDEX)):
             raise UserError("{} holds files that pack has not written: give another TARGET".format(folder))
 
 
@@ -130,7 +134,9 @@ def _refuse_strange_target(target: Path) -> None:
 class _Packer:
     """The shards of one split."""
 
-    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
+    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions, *, anew: bool) -> None:
+        """`anew`: keep no shard of an earlier run."""
+        self._anew = anew
         self._source, self._folder, self._name, self._options = source, folder, name, options
         order = np.random.default_rng(_SEED).permutation(len(source))
         self._job = Job(source, order, str(folder), options)
@@ -156,7 +162,7 @@ class _Packer:
     def run(self, workers: int, progress: Progress) -> PackedSplit:
         """Makes the shards that are not there yet, and then the index."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / _JOURNAL).open("a+", encoding="utf-8") as journal:
+        with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
             _lock(journal, self._folder)
             self._remove_temporaries()
             try:
@@ -183,8 +189,10 @@ class _Packer:
                 "{} of {} shards of {} are done".format(len(finished), len(self._plan), self._name)
             ) from None
         shards = [finished[name] for name in self._plan]
+        if not any(shard.samples for shard in shards):
+            raise DataError("none of the {:,} images of {} can be read".format(len(self._source), self._name))
         self._write_index(shards, workers)
-        os.unlink(str(self._folder / _JOURNAL))
+        os.unlink(str(self._folder / JOURNAL))
         skipped = tuple(path for shard in shards for path in shard.skipped)
         samples, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
         return PackedSplit(samples, size, len(shards), kept, skipped)
@@ -220,13 +228,15 @@ class _Packer:
                     )
         _append(journal, self._settings)
         fields = Shard.__dataclass_fields__
+        if self._anew:
+            return {}
         noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
         return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
         table = self._table(shards, workers)
         classes = "".join(_one_line(name) + "\n" for name in self._source.classes)
-        _write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8"))
+        _write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8", "backslashreplace"))
         file = io.BytesIO()
         save_arrays(file, dict(table, sha256=np.array([shard.sha256 for shard in shards])))
         _write_whole(self._folder / TABLE, file.getvalue())

@@ -13,6 +13,7 @@ once and kept like the listing of a folder.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -24,12 +25,14 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, require_same_classes, split_folder
+from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, has_split, require_same_classes, split_folder
 from vit_ipu.data.decode import DataError, EncodedImage
 from vit_ipu.data.listing import Arrays, ListingCache
 from vit_ipu.data.processes import processes
 
 INDEX, TABLE = "index.json", "index.npz"
+JOURNAL = ".packing.jsonl"
+"""What `pack` notes while it packs."""
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
@@ -63,20 +66,24 @@ def open_shards(path: str, eval_path: Optional[str], num_classes: int, split: st
             "held-out ones".format(path)
         )
     if eval_path is None:
-        places = {name: str(split_folder(Path(path).expanduser(), name)) for name in dict.fromkeys(("train", split))}
+        root = Path(path).expanduser()
+        needed = ("train", split) if has_split(root, "train") else (split,)
+        places = {name: str(split_folder(root, name)) for name in dict.fromkeys(needed)}
     else:
         places = {"train": path, "eval": eval_path}
     shards = _find_shards(places[split])
     folder = Path(shards[0]).parent
+    if (folder / JOURNAL).is_file() and not (folder / INDEX).is_file():
+        raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
     if (folder / INDEX).is_file() and Path(places[split]).expanduser().is_dir():
-        table, classes = _read_index(folder, shards)
+        table, classes = read_table(folder, shards)
     else:
         made = "the images in {} and {} more shards".format(os.path.abspath(shards[0]), len(shards) - 1)
         absolute = [os.path.abspath(shard) for shard in shards]
         table, classes = cache.get(made, absolute, lambda: scan_shards(shards)), _named_classes(folder)
     classes = classes or ["class {}".format(label) for label in range(num_classes)]
     _check_labels(table["label"], len(classes), shards[0])
-    if split == "eval":
+    if split == "eval" and "train" in places:
         trained = _classes_of(_find_shards(places["train"]))
         if trained:
             require_same_classes(trained, classes, folder)
@@ -99,24 +106,32 @@ def _alternatives(inside: str) -> List[str]:
     if numbers is not None:
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+        step = 1 if int(first) <= int(last) else -1
+        return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
     return inside.split(",") if "," in inside else ["{" + inside + "}"]
 
 
 def _find_shards(place: str) -> List[str]:
-    """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing."""
+    """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing.
+
+    A pattern may have braces, which tell all there must be, and a shell's *, ? and [], which tell what there is.
+    """
     folder = Path(place).expanduser()
     if folder.is_dir():
         shards = sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
         if not shards:
             raise DataError("no shards in {}: expected {}/*.tar".format(folder, folder))
         return shards
-    shards = expand_braces(str(folder))
+    shards = [
+        shard
+        for pattern in expand_braces(str(folder))
+        for shard in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern])
+    ]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
-    if not shards or missing:
-        raise DataError(
-            "no shard at {} ({} of {} are missing)".format(missing[0] if missing else place, len(missing), len(shards))
-        )
+    if not shards:
+        raise DataError("no shard at {}".format(place))
+    if missing:
+        raise DataError("no shard at {} ({} of {} are missing)".format(missing[0], len(missing), len(shards)))
     return shards
 
 
@@ -207,7 +222,7 @@ def read_index(folder: Path) -> Dict[str, Any]:
         raise DataError("{} is damaged: make it anew with vit-ipu pack".format(folder / INDEX)) from None
 
 
-def _read_index(folder: Path, shards: Sequence[str]) -> Tuple[Arrays, List[str]]:
+def read_table(folder: Path, shards: Sequence[str]) -> Tuple[Arrays, List[str]]:
     """The table and the classes of the shards in a folder. Raises DataError if they are not those of the index."""
     index = read_index(folder)
     for shard in index["shards"]:
@@ -327,7 +342,7 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
         label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
     if label is None:
         raise DataError(
-            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json".format(
+            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json, beside its image".format(
                 shard, key, key, key
             )
         )

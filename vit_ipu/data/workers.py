@@ -52,7 +52,13 @@ class Buffer:
         images = torch.empty(count, 3, image_size, image_size, dtype=dtype)
         labels = torch.empty(count, dtype=torch.int64)
         if shared:
-            images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
+            try:
+                images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
+            except RuntimeError as error:  # of torch, if /dev/shm is full
+                raise RunFailed(
+                    "no shared memory for a host step of {:,} images: make /dev/shm larger (a container's --shm-size), "
+                    "or set data.num_workers: 0 ({})".format(count, str(error).splitlines()[0])
+                ) from None
         return cls(images, labels)
 
 

@@ -1,0 +1,198 @@
+"""Images are never left out, exchanged or renamed in silence: folders, packing, verifying, resuming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from helpers import data_config, vit_ipu
+from PIL import Image
+from test_shards import open_split, samples, write_shards, write_tar
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.data.decode import DataError
+from vit_ipu.data.folders import open_folders
+from vit_ipu.data.listing import ListingCache
+from vit_ipu.data.pack import pack, verify
+from vit_ipu.data.pack_jobs import PackOptions
+from vit_ipu.data.shards import INDEX, TABLE
+from vit_ipu.data.sources import open_picture, open_source
+
+CLASSES = ("ant", "bee")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of three images, in two splits."""
+    for split in ("train", "val"):
+        for label, name in enumerate(CLASSES):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(3):
+                write_image(tmp_path / "images" / split / name / "{}.png".format(number), 10 * label + number)
+    return tmp_path / "images"
+
+
+def write_image(path, shade):
+    Image.new("RGB", (9, 7), (shade, 0, 0)).save(str(path))
+
+
+def open_saying(root, split):
+    said = []
+    return open_folders(root, split, ListingCache(say=said.append)), said
+
+
+def run_pack(root, target, *, rescan=False, **options):
+    chosen = PackOptions(**{"shard_size": 4_000, **options})
+    return pack(root, target, chosen, workers=1, cache=ListingCache(rescan=rescan))
+
+
+def packed_shades(target):
+    config = data_config(source="shards", path=str(target))
+    source = open_source(config, ModelConfig(variant="vit_test", image_size=28, num_classes=2), "train")
+    return [source.image(index).getpixel((0, 0))[0] for index in range(len(source))]
+
+
+# ----------------------------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("suffix", ["gif", "GIF", "jfif", "png"])
+def test_animations_and_other_names_of_jpeg_are_images(root, suffix):
+    Image.new("RGB", (9, 7)).save(str(root / "train" / "ant" / ("z." + suffix)), {"jfif": "JPEG"}.get(suffix))
+    source, said = open_saying(root, "train")
+    assert (len(source), said) == (7, [])
+    assert source.image(3).size == (9, 7)
+
+
+def test_folders_in_class_folders_are_said_to_be_left_out(root):
+    (root / "train" / "ant" / "more").mkdir()
+    write_image(root / "train" / "ant" / "more" / "a.png", 1)
+    source, said = open_saying(root, "train")
+    assert len(source) == 6
+    assert len(said) == 1
+    assert "note: 1 entries in {} are no images by their names".format(root / "train") in said[0]
+
+
+def test_a_class_without_training_images_is_refused(root):
+    for path in (root / "train" / "bee").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"^no images in .*train/bee, and in 0 more class folders: "):
+        open_saying(root, "train")
+
+
+def test_a_class_without_held_out_images_is_said(root):
+    for path in (root / "val" / "bee").iterdir():
+        path.unlink()
+    source, said = open_saying(root, "eval")
+    assert len(source) == 3
+    assert said == ["note: 1 of 2 class folders in {} hold no images, such as bee".format(root / "val")]
+
+
+def test_an_evaluation_needs_no_training_images(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    shutil.rmtree(str(root / "train"))
+    shutil.rmtree(str(tmp_path / "shards" / "train"))
+    assert len(open_saying(root, "eval")[0]) == 6
+    assert len(open_split(tmp_path / "shards", "eval", num_classes=2)) == 6
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(str(tmp_path / "a.jpg"))
+    with pytest.raises(DataError, match="cannot read the image .*a.jpg: it is no regular file$"):
+        open_picture(str(tmp_path / "a.jpg"))
+
+
+# ----------------------------------------------------------------------------------------- packing
+
+
+def test_verify_refuses_what_is_not_whole(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    assert verify(target, workers=1) == {"train": 6, "val": 6}
+    (target / "train" / TABLE).unlink()
+    with pytest.raises(DataError, match="train/index.npz is missing or damaged"):
+        verify(target, workers=1)
+    (target / "val" / INDEX).unlink()
+    with pytest.raises(DataError, match="shards/val is not packed to its end: run the same vit-ipu pack again"):
+        verify(target, workers=1)
+
+
+def test_what_is_half_packed_is_no_source(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    (target / "train" / INDEX).unlink()
+    (target / "train" / ".packing.jsonl").write_text("")
+    for places in ({"path": target}, {"path": target / "train", "eval_path": str(target / "val")}):
+        with pytest.raises(DataError, match="shards/train is not packed to its end"):
+            open_split(num_classes=2, **places)
+
+
+def test_rescan_packs_exchanged_images_anew(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    write_image(root / "train" / "ant" / "0.png", 99)
+    assert run_pack(root, target)["train"].kept > 0
+    assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
+    assert run_pack(root, target, rescan=True)["train"].kept == 0
+    assert packed_shades(target) == [99, 1, 2, 10, 11, 12]
+
+
+def test_rescan_takes_in_what_was_mended(root, tmp_path):
+    target, path = tmp_path / "shards", root / "train" / "ant" / "0.png"
+    path.write_bytes(b"")
+    assert run_pack(root, target, skip_bad=True)["train"].samples == 5
+    write_image(path, 99)
+    assert run_pack(root, target, skip_bad=True, rescan=True)["train"].samples == 6
+
+
+def test_a_split_without_an_image_that_can_be_read_is_refused(root, tmp_path):
+    for path in (root / "train").glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="^none of the 6 images of train can be read$"):
+        run_pack(root, tmp_path / "shards", skip_bad=True)
+
+
+def test_a_class_whose_name_is_not_unicode_is_packed(root, tmp_path):
+    for split in ("train", "val"):
+        os.rename(str(root / split / "ant"), os.fsencode(str(root / split)) + b"/\xe9")
+    run_pack(root, tmp_path / "shards")
+    assert open_split(tmp_path / "shards", num_classes=2).classes == ("bee", "\udce9")
+    assert (tmp_path / "shards" / "train" / "classes.txt").read_text() == "bee\n\\udce9\n"
+
+
+# ------------------------------------------------------------------------------------------ shards
+
+
+def test_patterns_of_a_shell(tmp_path):
+    write_shards(tmp_path)
+    places = {"path": tmp_path / "train" / "x-*.tar", "eval_path": str(tmp_path / "val" / "x-{00..00}.tar")}
+    assert len(open_split(**places)) == 7
+    assert len(open_split(**dict(places, path=tmp_path / "train" / "x-{00,0[12]}.tar"))) == 7
+
+
+def test_members_of_a_sample_must_stand_together(tmp_path):
+    images, labels = samples([1, 2])[::2], samples([1, 2])[1::2]
+    write_tar(tmp_path / "a.tar", images + labels)
+    with pytest.raises(DataError, match="sample 0000 has no label: .* 0000.cls .*, beside its image$"):
+        open_split(tmp_path / "a.tar", eval_path=str(tmp_path / "a.tar"))
+
+
+# ---------------------------------------------------------------------------------------- resuming
+
+
+def test_a_resume_on_images_of_other_labels_is_refused(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "model: {variant: vit_test, image_size: 28, num_classes: 2}\n"
+        "data: {source: imagefolder, path: images}\n"
+        "pipeline: {global_batch_size: 4, micro_batch_size: 4}\n"
+        "optim: {optimizer: sgd, learning_rate: 0.01}\n"
+        "run: {updates: 2, checkpoint_every: 1}\n"
+    )
+    train = ["train", "run.yaml", "--device", "cpu", "--output", "run"]
+    assert vit_ipu(monkeypatch, capsys, *train)[0] == 0
+    os.rename(str(root / "train" / "bee" / "0.png"), str(root / "train" / "ant" / "9.png"))
+    code, _, err = vit_ipu(monkeypatch, capsys, *train, "--resume")
+    assert code == 2
+    assert "was trained on as many images, but in another order or with other labels: give the same images" in err
