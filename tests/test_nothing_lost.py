@@ -11,6 +11,7 @@ from PIL import Image
 from test_shards import open_split, samples, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
+from vit_ipu.data import pack as packing
 from vit_ipu.data.decode import DataError
 from vit_ipu.data.folders import open_folders
 from vit_ipu.data.listing import ListingCache
@@ -136,6 +137,24 @@ def test_rescan_packs_exchanged_images_anew(root, tmp_path):
     assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
     assert run_pack(root, target, rescan=True)["train"].kept == 0
     assert packed_shades(target) == [99, 1, 2, 10, 11, 12]
+
+
+def test_packing_anew_that_was_interrupted_is_not_whole(root, tmp_path, monkeypatch):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    write_image(root / "train" / "ant" / "0.png", 99)
+    monkeypatch.setattr(packing, "make_shard", stop)
+    with pytest.raises(DataError, match="^stopped$"):
+        run_pack(root, target, rescan=True)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="shards/train is not packed to its end"):
+        packed_shades(target)
+    run_pack(root, target)
+    assert packed_shades(target) == [99, 1, 2, 10, 11, 12]
+
+
+def stop(*task):
+    raise DataError("stopped")
 
 
 def test_rescan_takes_in_what_was_mended(root, tmp_path):

@@ -41,16 +41,22 @@ def open_saved(root: Path, split: str) -> SavedSource:
         trained = _pick(splits, "train", root)[1]
         trained_names = getattr(trained.features.get(label), "names", [])
         require_same_classes(trained_names, classes, root / name)
-    missing = [row for row, value in enumerate(data[label][:]) if value is None]
-    if missing:
-        raise DataError("{}/{} has no label in row {}, and in {} more".format(root, name, missing[0], len(missing) - 1))
-    labels = np.asarray(data.with_format("numpy")[label][:], np.int64)
+    labels = _labels(np.asarray(data.with_format("numpy")[label][:]), "{}/{}".format(root, name))
     if len(labels) == 0 or labels.min() < 0:
         raise DataError("{}/{} has no labels: a test split may have hidden ones (-1)".format(root, name))
     import datasets
 
     images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return SavedSource(images, image, labels, classes, "{}/{}".format(root, name))
+
+
+def _labels(values: "np.ndarray", where: str) -> "np.ndarray":
+    """(n,) int64. Raises DataError if one is missing, which makes all of them floats or objects."""
+    if values.dtype.kind not in "iu":
+        missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
+        if missing:
+            raise DataError("{} has no label in row {}, and in {} more".format(where, missing[0], len(missing) - 1))
+    return values.astype(np.int64)
 
 
 def _load(root: Path) -> Any:

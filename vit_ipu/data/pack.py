@@ -226,12 +226,20 @@ class _Packer:
                         "{} was packed with {} {}, not {}: pack with the same options and images, or give another "
                         "TARGET".format(self._folder, key, before.get(key), value)
                     )
+        if self._anew:
+            self._forget(journal)
+            records = []
         _append(journal, self._settings)
         fields = Shard.__dataclass_fields__
-        if self._anew:
-            return {}
         noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
         return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
+
+    def _forget(self, journal: IO[str]) -> None:
+        """Takes away what tells of shards that are to be made anew: until they are, the split is not whole."""
+        journal.truncate(0)
+        for name in (INDEX, TABLE):
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
         table = self._table(shards, workers)
