@@ -19,7 +19,7 @@ beforehand), 1.4 times its recipe on tensors, 2.0 times timm's, and 0.67 of deco
   again in 2.15). Where nothing becomes smaller there is nothing to antialias: OpenCV's linear resize is the same to
   one grey level, and takes two thirds of torch's time. For crops that become smaller it is not (a mean of 2, and 16 at
   the 99th percentile), and INTER_AREA is slower than torch. Without AVX2, and for bicubic in torch 2.0, torch's takes
-  longer than Pillow's, which is then used; also for boxes that end within a pixel (evaluation), which torch has not.
+  longer than Pillow's, which is then used; also for boxes that end within a pixel, which torch has not.
 """
 
 from __future__ import annotations
