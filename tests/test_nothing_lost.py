@@ -190,6 +190,12 @@ def test_patterns_of_a_shell(tmp_path):
     assert len(open_split(**dict(places, path=tmp_path / "train" / "x-{00,0[12]}.tar"))) == 7
 
 
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+    write_shards(tmp_path / "[old]")
+    places = {"path": tmp_path / "[old]" / "train" / "x-{00..02}.tar", "eval_path": str(tmp_path / "[old]" / "val")}
+    assert len(open_split(**places)) == 7
+
+
 def test_members_of_a_sample_must_stand_together(tmp_path):
     images, labels = samples([1, 2])[::2], samples([1, 2])[1::2]
     write_tar(tmp_path / "a.tar", images + labels)

@@ -11,7 +11,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from vit_ipu.data.base import (
-    SPLIT_FOLDERS,
     EncodedSource,
     has_split,
     open_picture,
@@ -48,16 +47,18 @@ def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
         raise DataError("no class folders in {}: expected {}/CLASS/*.jpg".format(folder, folder))
     if split == "eval" and has_split(root, "train"):
         require_same_classes(class_folders(split_folder(root, "train")), classes, folder)
-    return _by_class(folder, classes, classes, cache)
+    return _by_class(folder, classes, classes, split, cache)
 
 
-def _by_class(folder: Path, class_names: Sequence[str], names: Sequence[str], cache: ListingCache) -> FolderSource:
-    """The images in the folders `class_names` of a folder, whose labels are called `names`."""
+def _by_class(
+    folder: Path, class_names: Sequence[str], names: Sequence[str], split: str, cache: ListingCache
+) -> FolderSource:
+    """The images in the folders `class_names` of a split's folder, whose labels are called `names`."""
     paths = list_images(folder, class_names, cache)
     if not len(paths):
         raise DataError("no images below {}: expected {}/CLASS/*.jpg".format(folder, folder))
     empty = np.flatnonzero(np.bincount(paths.folder, minlength=len(class_names)) == 0)
-    if len(empty) and folder.name in SPLIT_FOLDERS["train"]:
+    if len(empty) and split == "train":
         raise DataError(
             "no images in {}, and in {} more class folders: add images, or remove the folders".format(
                 folder / class_names[int(empty[0])], len(empty) - 1
@@ -93,11 +94,11 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
     names = _class_names(_places(root, base), wnids)
     folder = split_folder(base, split)
     if split == "train":
-        return _by_class(folder, wnids, names, cache)
+        return _by_class(folder, wnids, names, split, cache)
     found = class_folders(folder)
     if found:
         require_same_classes(wnids, found, folder)
-        return _by_class(folder, wnids, names, cache)
+        return _by_class(folder, wnids, names, split, cache)
     paths = list_images(folder, [""], cache)
     if not len(paths):
         raise DataError("no images in {}: expected {}/nXXXXXXXX/*.JPEG or ILSVRC2012_val_*.JPEG".format(folder, folder))

@@ -122,17 +122,18 @@ def _find_shards(place: str) -> List[str]:
         if not shards:
             raise DataError("no shards in {}: expected {}/*.tar".format(folder, folder))
         return shards
-    shards = [
-        shard
-        for pattern in expand_braces(str(folder))
-        for shard in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern])
-    ]
+    shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
     if not shards:
         raise DataError("no shard at {}".format(place))
     if missing:
         raise DataError("no shard at {} ({} of {} are missing)".format(missing[0], len(missing), len(shards)))
     return shards
+
+
+def _matching(pattern: str) -> List[str]:
+    """The files that a shell's pattern means; a name that is no pattern, or is that of a file as it stands, is one."""
+    return sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern]
 
 
 def _check_labels(labels: "np.ndarray", num_classes: int, where: str) -> None:
