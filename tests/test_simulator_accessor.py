@@ -285,8 +285,8 @@ PROGRAM = """
         for batch in loader:
             break
         print(loader._accessor._worker.process.pid, flush=True)
-        if "wait" in sys.argv:
-            time.sleep(60)
+        for _ in range(600 if "wait" in sys.argv else 0):  # a signal just before a sleep is noticed after it
+            time.sleep(0.1)
 """
 
 
