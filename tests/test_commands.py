@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import backend_for, vit_ipu, write_config
 from safetensors.torch import load_file, save_file
 
+from vit_ipu.backends import resolve_device
 from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
+from vit_ipu.data.decode import DataError
 from vit_ipu.metrics import read_metrics
+from vit_ipu.predict import predict
 
 
 def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
@@ -90,6 +94,23 @@ def test_predict_names_classes(run, trained, workplace):
         assert len(probabilities) == 5
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) <= 1 + 1e-6
+
+
+def test_predict_names_the_images_that_it_cannot_read(run, trained, workplace, monkeypatch, capsys):
+    image = str(next((workplace / "run" / "examples").glob("*.png")))
+    Path("empty.png").write_bytes(b"")
+    alone = json.loads(run("predict", "run", image, "--device", "cpu", "--json"))["predictions"]
+    call = ["predict", "run", "nowhere.png", image, "empty.png", "--device", "cpu"]
+    code, out, err = vit_ipu(monkeypatch, capsys, *call)
+    assert code == 2
+    assert out.startswith(image)
+    reasons = {"nowhere.png": "no image at nowhere.png", "empty.png": "cannot read the image empty.png: it is empty"}
+    assert err.splitlines() == ["vit-ipu: " + reason for reason in reasons.values()]
+    code, out, _ = vit_ipu(monkeypatch, capsys, *call, "--json")
+    assert code == 2
+    assert json.loads(out) == {"predictions": alone, "unreadable": reasons}
+    with pytest.raises(DataError, match=r"^no image at nowhere.png$"):
+        predict("run", ["nowhere.png", image], resolve_device("cpu"))
 
 
 def test_predictions_are_the_models(run, trained, workplace):

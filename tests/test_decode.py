@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import (
@@ -18,7 +19,8 @@ from pictures import (
 )
 from PIL import Image
 
-from vit_ipu.data.decode import EncodedImage, reduction_for
+from vit_ipu.data.decode import EncodedImage
+from vit_ipu.data.jpeg import PlainJpeg, reduction_for
 from vit_ipu.data.resize import center_box
 from vit_ipu.data.transforms import random_resized_box
 
@@ -76,8 +78,6 @@ def test_a_reduced_decode_leaves_twice_the_pixels_that_are_needed(width, height,
 
 
 def test_large_crops_are_decoded_in_reduced_size(monkeypatch):
-    import simplejpeg
-
     decode, decoded = simplejpeg.decode_jpeg, []
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1])
     picture = EncodedImage(encoded(photograph((1003, 805))), "photograph")
@@ -91,6 +91,17 @@ def test_large_crops_are_decoded_in_reduced_size(monkeypatch):
         (805, 1003, 3),
         (805, 1003, 3),
     ]
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "440", "420", "411"])
+def test_crops_are_pillows_however_coarse_the_colours(subsampling):
+    pixels = np.asarray(large_photograph((2000, 1500)))
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 90, "RGB", subsampling)
+    box = (13, 7, 1413, 1407)  # a reduced decode of 4:1:1 would be at a 99th percentile of 13 to 16
+    found = EncodedImage(data, "photograph").crop(box, 224, "bicubic")
+    expected = pillows_crop(upright_by_pillow(data), box, 224, "bicubic")
+    assert_alike(found, expected)
+    assert (np.percentile(np.abs(found.astype(int) - expected), 99) <= 1) == (subsampling == "411")
 
 
 @BOTH_FILTERS
@@ -135,9 +146,7 @@ def test_the_middle_of_any_size_and_orientation_is_torchvisions(size, orientatio
 
 
 def test_of_a_panorama_only_the_middle_is_resized(monkeypatch):
-    import vit_ipu.data.decode as decode
-
     data = encoded(photograph((4000, 40)), quality=90)
     expected = torchvisions_middle(upright_by_pillow(data), 256, 224, "bilinear")
-    monkeypatch.setattr(decode, "_resized_jpeg", None)
+    monkeypatch.setattr(PlainJpeg, "resized", None)
     assert_alike(EncodedImage(data, "photograph").middle(256, 224, "bilinear"), expected)

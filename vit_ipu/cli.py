@@ -6,7 +6,7 @@ Annotations are not postponed here: on Python 3.8 typer does not see through str
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Optional
+from typing import TYPE_CHECKING, Dict, List, Optional
 
 import typer
 from typing_extensions import Annotated
@@ -19,9 +19,9 @@ from vit_ipu.cli_output import (
     one_line,
     print_json,
     print_packed,
+    print_predictions,
     print_summary,
     print_verified,
-    printable,
     summary_values,
 )
 
@@ -197,22 +197,20 @@ def predict(
     device: DeviceName = "auto",
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
-) -> None:
-    """The five most probable classes of each image."""
+) -> Optional[int]:
+    """The five most probable classes of each image; one that cannot be read is named, and makes the exit 2."""
     from vit_ipu.backends import resolve_device
     from vit_ipu.predict import predict as run
 
-    predictions = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle)
-    if as_json:
-        rows = [
-            {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
-        ]
-        print_json({"predictions": rows})
-        return
-    for prediction in predictions:
-        print(printable(prediction.path))
-        for name, probability in prediction.classes:
-            print("  {:6.2f} %  {}".format(100 * probability, printable(name)))
+    unreadable: Dict[str, str] = {}
+
+    def leave_out(path: str, error: Exception) -> None:
+        unreadable[path] = one_line(error)
+        print("vit-ipu: {}".format(unreadable[path]), file=sys.stderr)
+
+    found = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle, on_error=leave_out)
+    print_predictions(found, unreadable, as_json=as_json)
+    return 2 if unreadable else None
 
 
 @app.command()

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Dict, List
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vit_ipu.backends import Device
     from vit_ipu.config import Config
     from vit_ipu.data.pack import PackedSplit
+    from vit_ipu.predict import Prediction
     from vit_ipu.run_folder import RunFolder
     from vit_ipu.train import Summary
 
@@ -138,6 +139,20 @@ def print_summary(console: "Console", summary: "Summary", folder: "RunFolder") -
         )
     )
     console.print("report {}".format(folder.report))
+
+
+def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str], *, as_json: bool) -> None:
+    """Classes with probabilities; `unreadable`: what is wrong with the images that have none, by path."""
+    if as_json:
+        rows = [
+            {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
+        ]
+        print_json({"predictions": rows, "unreadable": unreadable})
+        return
+    for prediction in predictions:
+        print(printable(prediction.path))
+        for name, probability in prediction.classes:
+            print("  {:6.2f} %  {}".format(100 * probability, printable(name)))
 
 
 def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSplit]", *, as_json: bool) -> None:

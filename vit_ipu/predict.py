@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 from vit_ipu.backends import Device, open_backend
 from vit_ipu.checkpoints.run_state import require_same_model
 from vit_ipu.checkpoints.weights import describe, read_weights
-from vit_ipu.config import Config, RunFailed
+from vit_ipu.config import Config, RunFailed, UserError
 from vit_ipu.data.loader import stack_images
 from vit_ipu.data.sources import open_picture
 from vit_ipu.data.transforms import EvalTransform
@@ -25,22 +25,38 @@ class Prediction:
 
 
 def predict(
-    checkpoint: str, images: Sequence[str], device: Device, *, top: int = 5, trust_pickle: bool = False
+    checkpoint: str,
+    images: Sequence[str],
+    device: Device,
+    *,
+    top: int = 5,
+    trust_pickle: bool = False,
+    on_error: Optional[Callable[[str, UserError], None]] = None,
 ) -> List[Prediction]:
-    """Classifies image files of any size by a checkpoint of ours or of others. Raises UserError if one is missing.
+    """Classifies image files of any size by a checkpoint of ours or of others.
 
-    On IPUs GELU is computed in its tanh form, also for a model that was trained with the other.
+    `on_error` is told the path of an image that cannot be read, which then has no prediction; without it the
+    UserError is raised. On IPUs GELU is computed in its tanh form, also for a model that was trained with the other.
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
     config = _for_device(description.config, device)
     require_runnable(config, device.kind, training=False)
     transform = EvalTransform(config.data, config.model.image_size)
-    pixels = [transform(open_picture(path)) for path in images]
+    pixels = {}
+    for number, path in enumerate(images):
+        try:
+            pixels[number] = transform(open_picture(path))
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(path, error)
+    if not pixels:
+        return []
     with open_backend(config, device) as backend:
         own = backend.state_dict()["model"]
         backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
-        probabilities = backend.predict(stack_images(pixels, config.data)).softmax(dim=1)
+        probabilities = backend.predict(stack_images(list(pixels.values()), config.data)).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise RunFailed(
             "the outputs of {} are not finite: its weights are damaged, or have diverged".format(checkpoint)
@@ -48,8 +64,8 @@ def predict(
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     names = description.classes
     return [
-        Prediction(path, tuple((names[label], value) for label, value in zip(labels, values)))
-        for path, labels, values in zip(images, best.indices.tolist(), best.values.tolist())
+        Prediction(images[number], tuple((names[label], value) for label, value in zip(labels, values)))
+        for number, labels, values in zip(pixels, best.indices.tolist(), best.values.tolist())
     ]
 
 
