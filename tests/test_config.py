@@ -212,6 +212,8 @@ MISTAKES = [
     ({"data": {"crop_scale": [1.0, 0.5]}}, ["crop_scale", "1.0 to 0.5", "smaller first"]),
     ({"data": {"crop_scale": [0.5, 1.5]}}, ["crop_scale", "1.5", "at most 1"]),
     ({"data": {"std": [0.5, 0.0, 0.5]}}, ["std", "0.0", "above 0"]),
+    ({"data": {"mean": [123.675, 0.5, 0.5]}}, ["mean", "123.675", "[0, 1]", "by 255"]),
+    ({"data": {"std": [0.5, 0.5, 57.375]}}, ["std", "57.375", "[0, 1]", "by 255"]),
     ({"data": {"download": True}}, ["download", "sample", "remove"]),
     ({"data": {"eval_resize": 20}}, ["eval_resize 20", "image_size 28"]),
     (

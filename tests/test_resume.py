@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
 from vit_ipu.metrics import read_metrics
+from vit_ipu.simulator import numerics
 
 AUGMENTED = {
     "model": {"dropout": 0.1, "drop_path": 0.1, "attention_dropout": 0.1},
@@ -71,6 +73,26 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, cap
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
+
+
+def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_rounding(monkeypatch, capsys, workplace):
+    precision = {"compute": "float16", "stochastic_rounding": True}
+    ends = []
+    for name, run in (("plain", {}), ("often", {"checkpoint_every": 2, "evaluate_every": 2})):
+        sections = dict(AUGMENTED, precision=precision, run=dict(run, updates=6))
+        config = write_config(workplace, name=name, **sections)
+        with numerics("ipu"):
+            assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--output", name)[0] == 0
+        ends.append(load_checkpoint(newest_checkpoint(workplace / name / "checkpoints"), device_kind="ipu-sim"))
+    shutil.rmtree(str(workplace / "often" / "checkpoints" / "update-00000006"))
+    with numerics("ipu"):
+        code, _, err = vit_ipu(
+            monkeypatch, capsys, "train", "often.yaml", "--device", "ipu-sim", "--output", "often", "--resume"
+        )
+    assert code == 0, err
+    ends.append(load_checkpoint(newest_checkpoint(workplace / "often" / "checkpoints"), device_kind="ipu-sim"))
+    assert equal_states(ends[0], ends[1])
+    assert equal_states(ends[0], ends[2])
 
 
 def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workplace):

@@ -212,6 +212,27 @@ def test_formats_of_results(function, dtype):
     assert in_mode(lambda: function(half(4, 4), half(4, 4).float())).dtype == dtype
 
 
+def test_a_copy_draws_no_random_bits_unless_it_rounds():
+    """Whether autograd copies a gradient depends on Python's garbage collector: nothing else may depend on that."""
+    options = poptorch.Options().randomSeed(1)
+    options.Precision.enableStochasticRounding(True)
+    values, target = half(4, 4), torch.zeros(4, 4).half()
+    with poptorch.numerics("ipu"):
+        from vit_ipu.simulator.numerics_mode import chosen
+
+        mode = HalfArithmetic.of(options, chosen(), torch.device("cpu"))
+    before = mode.rounding.state.clone()
+    with mode:
+        target.copy_(values)
+        torch.zeros(4, 4).copy_(values)
+    assert torch.equal(target, values)
+    assert torch.equal(mode.rounding.state, before)
+    with mode:
+        target.copy_(values.float() + 1e-4)
+    assert target.dtype == torch.float16
+    assert not torch.equal(mode.rounding.state, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_gelu_is_the_tanh_form_whatever_is_asked(dtype):
     x = (torch.linspace(-4, 4, 99) + 0.01).to(dtype).requires_grad_()

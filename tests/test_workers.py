@@ -120,6 +120,24 @@ def test_steps_are_filled_while_one_is_consumed():
     filled.close()
 
 
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_order_of_what_is_skipped_and_the_first_error_do_not_depend_on_workers(monkeypatch, num_workers):
+    def skip(buffer, start, entries):
+        time.sleep(0.2 if start == 0 else 0)  # the first job is done last
+        return [str(entries[0][1])]
+
+    def fail(buffer, start, entries):
+        time.sleep(0.2 if start == 0 else 0)
+        raise DataError("cannot read the image {}".format(entries[0][1]))
+
+    monkeypatch.setattr(workers, "JOB_SIZES", (10, 10))
+    filled = filled_by_workers(steps(1), skip, buffers(2), num_workers)
+    assert next(filled).skipped == ["0", "10", "20", "30"]
+    filled.close()
+    with pytest.raises(DataError, match="^cannot read the image 0$"):
+        next(filled_by_workers(steps(1), fail, buffers(2), num_workers))
+
+
 def test_an_error_comes_when_its_step_does():
     def fail_at_100(buffer, start, entries):
         if any(index == 100 for _, index in entries):

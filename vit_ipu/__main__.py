@@ -1,6 +1,18 @@
-"""`python -m vit_ipu` is `vit-ipu`."""
+"""`vit-ipu`, and `python -m vit_ipu`."""
 
-from vit_ipu.cli import main
+import sys
+
+
+def main() -> None:
+    """Runs the command line, whose imports can be interrupted, too."""
+    try:
+        from vit_ipu.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("vit-ipu: interrupted", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -127,6 +127,9 @@ def train(
             file=sys.stderr,
         )
         return 130
+    except OSError as error:
+        error.filename = error.filename or str(folder.path)  # such as of a disk that is full
+        raise
     finally:
         folder.release()
     write_report(folder)

@@ -64,14 +64,15 @@ def make_console(as_json: bool) -> "Console":
 
 
 class _Unbroken:
-    """A stream that goes on when nobody reads it any more, since a run matters more than what it shows."""
+    """A stream that takes any text, and goes on when nobody reads it: a run matters more than what it shows."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with suppress(BrokenPipeError):
-            self._stream.write(text)
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

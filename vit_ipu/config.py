@@ -233,6 +233,14 @@ class DataConfig(Section):
             raise ValueError("crop_scale: {} is more than the whole image: at most 1".format(self.crop_scale[1]))
         if min(self.std) <= 0:
             raise ValueError("std: {} must be above 0".format(min(self.std)))
+        for name in ("mean", "std"):
+            for value in getattr(self, name):
+                if not 0 <= value <= 1:
+                    raise ValueError(
+                        "{}: {} is not in [0, 1], as pixels are: divide what is meant for 0 to 255 by 255".format(
+                            name, value
+                        )
+                    )
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
             raise ValueError("download: source {} cannot be downloaded: remove the key".format(self.source))
         if self.auto_augment is not None and self.rand_augment is not None:

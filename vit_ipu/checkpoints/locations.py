@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Callable, Dict, Optional
 
 from vit_ipu import __version__
 from vit_ipu.checkpoints.run_state import CheckpointError
+from vit_ipu.data.listing import cache_folder
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -153,7 +154,7 @@ def _downloaded(url: str, pinned: str, say: Callable[[str], None]) -> Path:
         raise CheckpointError(
             "cannot fetch {}: expected a file that ends in {}".format(url, ", ".join(WEIGHT_SUFFIXES))
         )
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "vit_ipu"
+    folder = cache_folder()
     cached = folder / "{}-{}".format(pinned[:16], name)
     if cached.is_file() and _sha256_of(cached) == pinned:
         return cached

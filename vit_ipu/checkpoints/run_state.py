@@ -96,10 +96,15 @@ def save_checkpoint(
 
 
 def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict[str, str]] = None) -> None:
-    """A safetensors file that whoever may read the folder may read: newer versions of the library write it 0600."""
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), {"format": "pt", **(metadata or {})}
-    )
+    """A safetensors file that whoever may read the folder may read: newer versions of the library write it 0600.
+
+    Raises RunFailed if it cannot be written, such as to a full disk.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, str(path), {"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise RunFailed("cannot write {}: {}".format(path, error)) from None
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

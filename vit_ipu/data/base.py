@@ -73,6 +73,14 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def expanded(path: str) -> Path:
+    """The path with ~ as the home folder. Raises DataError if nobody knows that."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError("{}: {}: give the whole path".format(path, str(error).rstrip("."))) from None
+
+
 def split_folder(root: Path, split: str) -> Path:
     """The folder of a split below `root`. Raises DataError if there is none."""
     for name in SPLIT_FOLDERS[split]:

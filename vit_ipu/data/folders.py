@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import re
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _by_class(
 
 def is_imagenet(root: Path) -> bool:
     """Whether a folder has ImageNet's layout, rather than any names of classes."""
-    train = _imagenet_root(root) / "train"
+    train = imagenet_root(root) / "train"
     folders = class_folders(train) if train.is_dir() else []
     return bool(folders) and all(map(_is_wnid, folders))
 
@@ -89,7 +90,7 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
     Labels number the WordNet ids in alphabetical order. For a flat val/ they are in Kaggle's LOC_val_solution.csv, or
     in the devkit's ground truth, whose ids are of another order, which its map_clsloc.txt or meta.mat has.
     """
-    base = _imagenet_root(root)
+    base = imagenet_root(root)
     wnids = _wnids(split_folder(base, "train"))
     names = _class_names(_places(root, base), wnids)
     folder = split_folder(base, split)
@@ -105,7 +106,8 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
     return FolderSource(paths, _flat_labels(paths, folder, _places(root, base), wnids), names)
 
 
-def _imagenet_root(root: Path) -> Path:
+def imagenet_root(root: Path) -> Path:
+    """The folder with train/ and val/, which Kaggle puts deeper."""
     return root / _KAGGLE if (root / _KAGGLE).is_dir() else root
 
 
@@ -140,7 +142,7 @@ def _wnids(train: Path) -> List[str]:
 
 
 def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
-    """The name of each class in a list beside the images, else torchvision's for the usual 1,000, else the ids."""
+    """The names in a list beside the images, torchvision's of the usual 1,000, the devkit's, or the ids."""
     for file in _NAME_FILES:
         path = _find(places, file)
         if path is not None:
@@ -152,7 +154,10 @@ def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
         from torchvision.models import ViT_B_16_Weights
 
         return list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-    return list(wnids)
+    known = {}
+    with contextlib.suppress(DataError):  # what is wrong with the devkit matters where labels come from it
+        known = {row.wnid: row.name for row in _read_devkit(places) or ()}
+    return [known.get(wnid, wnid) for wnid in wnids]
 
 
 def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> "np.ndarray":
@@ -189,7 +194,14 @@ def _read_solution(path: Path) -> Dict[str, str]:
 
 def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
     """The WordNet id of each image by the devkit, whose line k has the ILSVRC id of ILSVRC2012_val_k."""
-    wnid_of = _ilsvrc_ids(path, places)
+    synsets = _read_devkit([path.parent, *places])
+    if synsets is None:
+        raise DataError(
+            "{} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it".format(
+                path
+            )
+        )
+    wnid_of = {synset.ilsvrc_id: synset.wnid for synset in synsets}
     known = {}
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip() not in wnid_of:
@@ -198,31 +210,35 @@ def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
     return known
 
 
-def _ilsvrc_ids(truth: Path, places: Sequence[Path]) -> Dict[str, str]:
-    """The WordNet id of each ILSVRC id (1 to 1000, as text); their order is not the alphabetical one."""
-    around = [truth.parent, *places]
-    mapping, meta = _find(around, "map_clsloc.txt"), _find(around, "meta.mat")
+class _Synset(NamedTuple):
+    """A class as the devkit has it; its ids are not in the alphabetical order of the WordNet ids."""
+
+    ilsvrc_id: str
+    wnid: str
+    name: str
+
+
+def _read_devkit(places: Sequence[Path]) -> Optional[List[_Synset]]:
+    """The classes by the devkit's map_clsloc.txt or meta.mat, or None if neither is there."""
+    mapping, meta = _find(places, "map_clsloc.txt"), _find(places, "meta.mat")
     if mapping is not None:
         rows = [line.split() for line in _read_lines(mapping)]
         if not all(len(row) >= 2 and _is_wnid(row[0]) for row in rows):
             raise DataError("{} is not the devkit's: expected lines such as `n02119789 1 kit_fox`".format(mapping))
-        return {row[1]: row[0] for row in rows}
-    if meta is not None:
-        return {str(number): wnid for number, wnid in _read_meta(meta)}
-    raise DataError(
-        "{} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it".format(truth)
-    )
+        return [_Synset(row[1], row[0], " ".join(row[2:]).replace("_", " ") or row[0]) for row in rows]
+    return None if meta is None else _read_meta(meta)
 
 
-def _read_meta(path: Path) -> List[Tuple[int, str]]:
-    """ILSVRC ids and WordNet ids of the devkit's meta.mat: a struct array `synsets`, its leaves first."""
+def _read_meta(path: Path) -> List[_Synset]:
+    """The classes in the devkit's meta.mat: those of a struct array `synsets` that have no children."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise DataError("{} needs a package: pip install scipy".format(path)) from None
     try:
         synsets = loadmat(str(path), squeeze_me=True)["synsets"]
-        return [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in synsets if int(row["num_children"]) == 0]
+        leaves = [row for row in synsets if int(row["num_children"]) == 0]
+        return [_Synset(str(int(row["ILSVRC2012_ID"])), str(row["WNID"]), str(row["words"])) for row in leaves]
     except Exception as error:  # scipy raises many kinds
         raise DataError("cannot read {}: {}".format(path, error)) from None
 

@@ -44,11 +44,12 @@ class ListingCache:
     def __init__(self, *, rescan: bool = False, say: Say = lambda line: None) -> None:
         """`rescan`: make everything anew. `say` hears of what takes long, is left out, or cannot be written."""
         self.rescan, self.say = rescan, say
+        self._said_unwritable = False
 
     def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
         """The arrays called `name`, which `make` makes of the files and folders `made_of`."""
         key = {"name": _blob([str(_VERSION), name, *made_of]), "state": _state(made_of)}
-        path = _folder() / (hashlib.sha256(key["name"].tobytes()).hexdigest()[:32] + ".npz")
+        path = cache_folder() / "listings" / (hashlib.sha256(key["name"].tobytes()).hexdigest()[:32] + ".npz")
         kept = None if self.rescan else _read(path, key)
         if kept is not None:
             return kept
@@ -61,12 +62,20 @@ class ListingCache:
             try:
                 _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
             except OSError as error:
-                self.say("note: cannot keep the list of images in {}: {}".format(path.parent, error.strerror))
+                self._say_unwritable(path.parent, error.strerror)
         return arrays
 
+    def _say_unwritable(self, folder: Path, reason: str) -> None:
+        if not self._said_unwritable:
+            self.say("note: cannot keep the list of images in {}: {}".format(folder, reason))
+        self._said_unwritable = True
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vit_ipu" / "listings"
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: below the home folder, or that of temporary files if there is none."""
+    home = os.path.expanduser("~")
+    usual = os.path.join(tempfile.gettempdir() if home == "~" else home, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vit_ipu"
 
 
 def _state(paths: Sequence[str]) -> "np.ndarray":
@@ -164,7 +173,7 @@ def class_folders(root: Path) -> List[str]:
         with os.scandir(str(root)) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
-        raise DataError("cannot list {}: {}".format(root, error.strerror)) from None
+        raise DataError("cannot list {}: {}".format(error.filename or root, error.strerror)) from None
 
 
 def _list_folders(folders: Sequence[str]) -> Arrays:

@@ -25,10 +25,13 @@ from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Tuple
 import numpy as np
 
 from vit_ipu.config import UserError
+from vit_ipu.data.base import split_folder
 from vit_ipu.data.decode import DataError
-from vit_ipu.data.folders import FolderSource, is_imagenet, open_folders, open_imagenet
+from vit_ipu.data.folders import FolderSource, imagenet_root, is_imagenet, open_folders, open_imagenet
 from vit_ipu.data.listing import ListingCache, save_arrays
 from vit_ipu.data.pack_jobs import (
+    MEASURED,
+    TAR_OVERHEAD,
     TEMPORARY,
     Job,
     PackOptions,
@@ -38,9 +41,10 @@ from vit_ipu.data.pack_jobs import (
     has_sha256,
     make_shard,
     scan_with_keys,
+    size_of_sample,
 )
 from vit_ipu.data.processes import processes
-from vit_ipu.data.shards import CLASS_FILES, INDEX, JOURNAL, TABLE, read_index, read_table
+from vit_ipu.data.shards import CLASS_FILES, INDEX, JOURNAL, TABLE, read_index, read_table, require_index
 
 SPLITS = {"train": "train", "eval": "val"}
 """What the folder of each split is called."""
@@ -86,7 +90,7 @@ def pack(
         raise DataError("{} is not a folder".format(source))
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
-    _refuse_strange_target(target)
+    _refuse_strange_target(target, source)
     packers = [_Packer(found, target / name, name, options, anew=cache.rescan) for name, found in images.items()]
     return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
 
@@ -94,14 +98,14 @@ def pack(
 def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
     """The number of images of each split, after every shard was read. Raises DataError if one is not as written."""
     folders = [target / name for name in SPLITS.values()]
-    unfinished = [folder for folder in folders if not (folder / INDEX).is_file()]
-    if len(unfinished) == len(folders):
+    if not any((folder / own).is_file() for folder in folders for own in (INDEX, JOURNAL)):
         raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
-    if unfinished:
-        raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(unfinished[0]))
+    for folder in folders:
+        if not (folder / INDEX).is_file():
+            raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
     counts = {}
     for folder in folders:
-        index, done, wrong = read_index(folder), 0, []
+        index, done, wrong = require_index(folder), 0, []
         tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
         with processes(workers, remedy=_FEWER) as pool:
             for number, is_right in pool.finished(has_sha256, tasks):
@@ -118,13 +122,18 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
     return counts
 
 
-def _refuse_strange_target(target: Path) -> None:
-    """Raises UserError if the target is a file, or a folder with anything but shards of ours."""
+def _refuse_strange_target(target: Path, source: Path) -> None:
+    """Raises UserError if the target is a file, among the images, or a folder with anything but shards of ours."""
     if target.exists() and not target.is_dir():
         raise UserError("{} is a file: give another TARGET".format(target))
+    for split in SPLITS:
+        images = split_folder(imagenet_root(source), split)
+        if images.resolve() in (target.resolve(), *target.resolve().parents):
+            raise UserError("{} is in {}, among the images: give another TARGET".format(target, images))
     for name in SPLITS.values():
         folder = target / name
-        if folder.is_dir() and any(folder.iterdir()) and not any((folder / own).is_file() for own in (JOURNAL, INDEX)):
+        is_ours = (folder / JOURNAL).is_file() or read_index(folder) is not None
+        if folder.is_dir() and any(folder.iterdir()) and not is_ours:
             raise UserError("{} holds files that pack has not written: give another TARGET".format(folder))
 
 
@@ -138,22 +147,14 @@ class _Packer:
         """`anew`: keep no shard of an earlier run."""
         self._anew = anew
         self._source, self._folder, self._name, self._options = source, folder, name, options
-        order = np.random.default_rng(_SEED).permutation(len(source))
-        self._job = Job(source, order, str(folder), options)
-        num_shards = max(1, min(len(source), round(self._job.mean_size() * len(source) / options.shard_size)))
-        bounds = np.linspace(0, len(source), num_shards + 1).astype(np.int64).tolist()
-        digits = max(5, len(str(num_shards - 1)))
-        self._plan = {
-            "{}-{:0{}d}.tar".format(name, number, digits): (bounds[number], bounds[number + 1])
-            for number in range(num_shards)
-        }
+        self._job = Job(source, np.random.default_rng(_SEED).permutation(len(source)), str(folder), options)
+        self._plan: Dict[str, Tuple[int, int]] = {}
         self._settings: Dict[str, Any] = {
             "version": _VERSION,
             "short_side": options.short_side,
             "quality": options.quality if options.short_side else None,
             "shard_size": options.shard_size,
             "seed": _SEED,
-            "shards": num_shards,
             "images": len(source),
             "images_sha256": source.paths.digest(),
             "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest(),
@@ -161,33 +162,33 @@ class _Packer:
 
     def run(self, workers: int, progress: Progress) -> PackedSplit:
         """Makes the shards that are not there yet, and then the index."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
-            _lock(journal, self._folder)
-            self._remove_temporaries()
-            try:
-                return self._run(journal, min(workers, len(self._plan)), progress)
-            except OSError as error:
-                error.filename = error.filename or str(self._folder)  # such as of a disk that is full
-                raise
-            finally:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
+                _lock(journal, self._folder)
                 self._remove_temporaries()
+                try:
+                    return self._run(journal, workers, progress)
+                finally:
+                    self._remove_temporaries()
+        except OSError as error:
+            error.filename = error.filename or str(self._folder)  # such as of a disk that is full
+            raise
 
     def _run(self, journal: IO[str], workers: int, progress: Progress) -> PackedSplit:
-        noted = self._read_noted(journal)
         finished: Dict[str, Shard] = {}
         kept = 0
         try:
-            with contextlib.closing(self._make(noted, workers, progress)) as made:
+            noted = self._begin(journal, workers, progress)
+            with contextlib.closing(self._make(noted, min(workers, len(self._plan)), progress)) as made:
                 for shard, was_kept in made:
                     finished[shard.name] = shard
                     kept += was_kept
                     if not was_kept:
                         _append(journal, asdict(shard))
         except KeyboardInterrupt:
-            raise PackInterrupted(
-                "{} of {} shards of {} are done".format(len(finished), len(self._plan), self._name)
-            ) from None
+            of_all = "of {} ".format(len(self._plan)) if self._plan else ""
+            raise PackInterrupted("{} {}shards of {} are done".format(len(finished), of_all, self._name)) from None
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
             raise DataError("none of the {:,} images of {} can be read".format(len(self._source), self._name))
@@ -196,6 +197,38 @@ class _Packer:
         skipped = tuple(path for shard in shards for path in shard.skipped)
         samples, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
         return PackedSplit(samples, size, len(shards), kept, skipped)
+
+    # ---------------------------------------------------------------------------------- the shards
+
+    def _begin(self, journal: IO[str], workers: int, progress: Progress) -> Dict[str, Shard]:
+        """Settles which images each shard gets, as an earlier run did; the shards that it made, by name."""
+        records = self._read_records(journal)
+        before = next((record for record in records if "version" in record), None)
+        num_shards = self._choose_num_shards(workers, progress) if before is None else before["shards"]
+        bounds = np.linspace(0, len(self._source), num_shards + 1).astype(np.int64).tolist()
+        digits = max(5, len(str(num_shards - 1)))
+        self._settings["shards"] = num_shards
+        self._plan = {
+            "{}-{:0{}d}.tar".format(self._name, number, digits): (bounds[number], bounds[number + 1])
+            for number in range(num_shards)
+        }
+        if before is None:
+            self._forget(journal)
+        _append(journal, self._settings)
+        fields = Shard.__dataclass_fields__
+        noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
+        return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
+
+    def _choose_num_shards(self, workers: int, progress: Progress) -> int:
+        """By the sizes of some samples, which are those of their files unless they are resized."""
+        places, sizes = list(range(min(MEASURED, len(self._source)))), []
+        with processes(workers, begin, self._job, State(), remedy=_FEWER) as pool:
+            for _, size in pool.finished(size_of_sample, [(place,) for place in places]):
+                sizes.append(size)
+                if self._options.short_side is not None:
+                    progress("measure " + self._name, len(sizes), len(places))
+        mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) + TAR_OVERHEAD
+        return max(1, min(len(self._source), round(mean * len(self._source) / self._options.shard_size)))
 
     def _make(
         self, noted: Dict[str, Shard], workers: int, progress: Progress
@@ -212,34 +245,27 @@ class _Packer:
 
     # ------------------------------------------------------------------------------ what is written
 
-    def _read_noted(self, journal: IO[str]) -> Dict[str, Shard]:
-        """The shards that earlier runs made. Raises UserError if they were to make others."""
-        records: List[Dict[str, Any]] = []
-        if (self._folder / INDEX).is_file():
-            index = read_index(self._folder)
-            records += [index["settings"], *index["shards"]]
-        records += _read_journal(journal)
+    def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
+        """What earlier runs noted, none if all is to be made anew. Raises UserError if they were to make others."""
+        index = read_index(self._folder)
+        records = [] if index is None else [index["settings"], *index["shards"]]
+        records += _read_journal(journal, self._folder)
+        options = ("version", "short_side", "quality", "shard_size", "seed")  # to pack anew changes none of them
         for before in (record for record in records if "version" in record):
             for key, value in self._settings.items():
-                if before.get(key) != value:
-                    raise UserError(
-                        "{} was packed with {} {}, not {}: pack with the same options and images, or give another "
-                        "TARGET".format(self._folder, key, before.get(key), value)
-                    )
-        if self._anew:
-            self._forget(journal)
-            records = []
-        _append(journal, self._settings)
-        fields = Shard.__dataclass_fields__
-        noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
-        return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
+                if before.get(key) != value and (key in options or not self._anew):
+                    raise UserError(_explain_difference(self._folder, key, before.get(key), value))
+        return [] if self._anew else records
 
     def _forget(self, journal: IO[str]) -> None:
-        """Takes away what tells of shards that are to be made anew: until they are, the split is not whole."""
+        """Takes away what tells of earlier shards, and those that will not be: until all are made, it is no whole."""
         journal.truncate(0)
         for name in (INDEX, TABLE):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
+        for path in self._folder.glob("{}-*.tar".format(self._name)) if self._anew else ():
+            if path.name not in self._plan:
+                path.unlink()
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
         table = self._table(shards, workers)
@@ -296,13 +322,30 @@ def _append(journal: IO[str], record: Dict[str, Any]) -> None:
     os.fsync(journal.fileno())
 
 
-def _read_journal(journal: IO[str]) -> List[Dict[str, Any]]:
-    """What was noted; a line that was not written to its end is taken away."""
+def _read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
+    """What was noted; a line that was not written to its end is taken away. Raises DataError if it is damaged."""
     journal.seek(0)
-    text = journal.read()
-    whole = text[: text.rfind("\n") + 1]
-    journal.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        text = journal.read()
+        whole = text[: text.rfind("\n") + 1]
+        records = [json.loads(line) for line in whole.splitlines()]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError
+    except ValueError:  # JSON's and Unicode's are of this kind
+        raise DataError(
+            "{} is damaged: remove {}, and run vit-ipu pack again".format(folder / JOURNAL, folder)
+        ) from None
+    journal.truncate(len(whole.encode("utf-8")))
+    return records
+
+
+def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
+    if key.startswith(("images", "labels")):
+        found = "{} images, not {}".format(before, value) if key == "images" else "other names of images or classes"
+        return "{} was packed with {}: give another TARGET, or --rescan to pack anew".format(folder, found)
+    return "{} was packed with {} {}, not {}: pack with the same options, or give another TARGET".format(
+        folder, key, before, value
+    )
 
 
 def _write_whole(path: Path, content: bytes) -> None:

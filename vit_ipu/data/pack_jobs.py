@@ -25,11 +25,13 @@ from vit_ipu.data.shards import scan_shard
 TEMPORARY = ".packing-"
 """What the name of an unfinished file begins with."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_MEASURED = 256
+MEASURED = 64
 """Images by whose sizes the number of images of a shard is chosen."""
-_TAR_OVERHEAD = 3 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE // 2
+TAR_OVERHEAD = 3 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE // 2
 """Bytes of a sample beside its image: two headers, the label's block, and half a block that is not full."""
 _LONGEST_STEM = 60
+_LONGEST_SIDE = 65_500
+"""Of a JPEG, by libjpeg."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,6 @@ class Job:
     folder: str
     options: PackOptions
 
-    def mean_size(self) -> float:
-        """Bytes that a sample takes, by some of them."""
-        sizes = []
-        for index in self.order[:_MEASURED].tolist():
-            with contextlib.suppress(DataError):
-                sizes.append(len(prepare(self.source.paths[index], self.options)[0]))
-        return (sum(sizes) / len(sizes) if sizes else 0.0) + _TAR_OVERHEAD
-
 
 class State:
     """What workers and the main process tell each other."""
@@ -110,6 +104,16 @@ def begin(job: Job, state: State) -> None:
     """Keeps what every worker knows."""
     global _job, _state
     _job, _state = job, state
+
+
+def size_of_sample(place: int) -> int:
+    """Bytes that the image at a place takes; 0 if it cannot be read."""
+    assert _job is not None
+    path = _job.source.paths[int(_job.order[place])]
+    try:
+        return os.stat(path).st_size if _job.options.short_side is None else len(prepare(path, _job.options)[0])
+    except (OSError, DataError):
+        return 0
 
 
 def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:
@@ -187,7 +191,7 @@ def has_sha256(path: str, expected: str) -> bool:
 
 def scan_with_keys(path: str) -> "Tuple[np.ndarray, np.ndarray]":
     """The rows of a shard of ours, and the index that each key begins with."""
-    rows = scan_shard(path)
+    rows, _ = scan_shard(path)
     with open(path, "rb") as file:
         names = [os.pread(file.fileno(), 8, offset - tarfile.BLOCKSIZE) for offset in rows[:, 0].tolist()]
     return rows, np.array([int(name) for name in names], np.int64)
@@ -199,7 +203,8 @@ def scan_with_keys(path: str) -> "Tuple[np.ndarray, np.ndarray]":
 def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
     """The image as it is packed, and its suffix: resized and encoded as JPEG (4:2:0) if larger, else its own bytes.
 
-    Resizing is bicubic and antialiased. Raises DataError for an image that cannot be decoded to its end.
+    Resizing is bicubic and antialiased. What would be too long for a JPEG stays as it is, too. Raises DataError for an
+    image that cannot be decoded to its end.
     """
     data, suffix = read_bytes(path), os.path.splitext(path)[1].lower()
     if options.short_side is None:
@@ -210,6 +215,8 @@ def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
         return data, suffix
     factor = options.short_side / min(image.size)
     width, height = (max(options.short_side, round(side * factor)) for side in image.size)
+    if max(width, height) > _LONGEST_SIDE:
+        return data, suffix
     encoded = io.BytesIO()
     image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=options.quality)
     return encoded.getvalue(), ".jpg"

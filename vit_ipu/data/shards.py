@@ -25,9 +25,10 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, has_split, require_same_classes, split_folder
-from vit_ipu.data.decode import DataError, EncodedImage
-from vit_ipu.data.listing import Arrays, ListingCache
+from vit_ipu.config import DataConfig
+from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, expanded, has_split, require_same_classes, split_folder
+from vit_ipu.data.decode import DataError, EncodedImage, one_line
+from vit_ipu.data.listing import Arrays, ListingCache, Say
 from vit_ipu.data.processes import processes
 
 INDEX, TABLE = "index.json", "index.npz"
@@ -38,56 +39,75 @@ _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
 """Shards that a process keeps open, of the 1,024 files that it usually may."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAX_LABEL_BYTES = 1 << 20
+_MOST_NAMED = 4
+"""Members of a strange sample that a message names."""
 
 
 class ShardSource(EncodedSource):
     """Members of tar files."""
 
-    def __init__(self, shards: Sequence[str], table: Arrays, classes: Sequence[str]) -> None:
+    def __init__(self, shards: "OpenShards", table: Arrays, classes: Sequence[str]) -> None:
         """`table`: shard, offset, size and label of each image, (n,) each."""
         super().__init__(classes, table["label"].astype(np.int64))
-        self._shards = OpenShards(shards)
+        self._shards = shards
         self._shard, self._offset, self._size = table["shard"], table["offset"], table["size"]
 
     def picture(self, index: int) -> EncodedImage:
         return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
 
 
-def open_shards(path: str, eval_path: Optional[str], num_classes: int, split: str, cache: ListingCache) -> ShardSource:
-    """The images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
+def open_shards(config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
+    """The images of a split in `config.path`, a folder with train/ and val/ as `pack` writes it.
 
-    With `eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such as
-    imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
+    With `config.eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such
+    as imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
     """
-    if eval_path is None and not Path(path).expanduser().is_dir():
+    path, eval_path = config.path, config.eval_path
+    assert path is not None
+    if eval_path is None and not expanded(path).is_dir():
         raise DataError(
             "data.path {} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, the "
             "held-out ones".format(path)
         )
     if eval_path is None:
-        root = Path(path).expanduser()
+        root = expanded(path)
         needed = ("train", split) if has_split(root, "train") else (split,)
         places = {name: str(split_folder(root, name)) for name in dict.fromkeys(needed)}
     else:
         places = {"train": path, "eval": eval_path}
-    shards = _find_shards(places[split])
+    shards = _find_shards(places[split], cache.say)
     folder = Path(shards[0]).parent
-    if (folder / JOURNAL).is_file() and not (folder / INDEX).is_file():
+    index = read_index(folder)
+    if (folder / JOURNAL).is_file() and index is None:
         raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
-    if (folder / INDEX).is_file() and Path(places[split]).expanduser().is_dir():
-        table, classes = read_table(folder, shards)
+    if index is not None and expanded(places[split]).is_dir():
+        table, classes, remedy = read_table(folder, shards), list(index["classes"]), "run vit-ipu pack again"
     else:
-        made = "the images in {} and {} more shards".format(os.path.abspath(shards[0]), len(shards) - 1)
-        absolute = [os.path.abspath(shard) for shard in shards]
-        table, classes = cache.get(made, absolute, lambda: scan_shards(shards)), _named_classes(folder)
-    classes = classes or ["class {}".format(label) for label in range(num_classes)]
-    _check_labels(table["label"], len(classes), shards[0])
+        table = _scanned(shards, cache, skip_bad=config.on_error == "skip")
+        classes, remedy = _named_classes(folder), "list the shards anew with --rescan"
     if split == "eval" and "train" in places:
         trained = _classes_of(_find_shards(places["train"]))
+        classes = classes or trained
         if trained:
             require_same_classes(trained, classes, folder)
-    return ShardSource(shards, table, classes)
+    classes = classes or ["class {}".format(label) for label in range(num_classes)]
+    _check_labels(table["label"], len(classes), shards[0])
+    return ShardSource(OpenShards(shards, remedy), table, classes)
+
+
+def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
+    """The table of shards that have no index. `skip_bad`: samples without an image or a label are left out."""
+    absolute = [os.path.abspath(shard) for shard in shards]
+    made = "the images in {} and {} more shards".format(absolute[0], len(shards) - 1)
+    table = cache.get(made, absolute, lambda: scan_shards(shards))
+    if table["num_strange"].any():
+        example = bytes(table["strange"]).decode("utf-8")
+        if not skip_bad:
+            raise DataError(example)
+        cache.say("note: {:,} samples are left out: {}".format(int(table["num_strange"].sum()), example))
+    return table
 
 
 def expand_braces(pattern: str) -> List[str]:
@@ -111,16 +131,21 @@ def _alternatives(inside: str) -> List[str]:
     return inside.split(",") if "," in inside else ["{" + inside + "}"]
 
 
-def _find_shards(place: str) -> List[str]:
+def _find_shards(place: str, say: Say = lambda line: None) -> List[str]:
     """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing.
 
     A pattern may have braces, which tell all there must be, and a shell's *, ? and [], which tell what there is.
+    `say` hears of compressed shards in a folder, which are left out.
     """
-    folder = Path(place).expanduser()
+    folder = expanded(place)
     if folder.is_dir():
-        shards = sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
+        shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        shards = [str(path) for path in shown if path.name.endswith(".tar")]
+        compressed = [path for path in shown if path.name.endswith(_COMPRESSED_SUFFIXES)]
         if not shards:
-            raise DataError("no shards in {}: expected {}/*.tar".format(folder, folder))
+            raise DataError("no shards in {}: expected {}/*.tar, not compressed".format(folder, folder))
+        if compressed:
+            say("note: {} and {} more compressed shards are left out".format(compressed[0], len(compressed) - 1))
         return shards
     shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
@@ -154,12 +179,13 @@ def _check_labels(labels: "np.ndarray", num_classes: int, where: str) -> None:
 class OpenShards:
     """Tar files that are opened when they are first read, in each process, and a limited number of them at a time."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = tuple(paths)
+    def __init__(self, paths: Sequence[str], remedy: str) -> None:
+        """`remedy`: what to do, other than copying, if they are not those of their index."""
+        self._paths, self._remedy = tuple(paths), remedy
         self._open = lru_cache(maxsize=_MAX_OPEN)(_OpenFile)
 
     def __reduce__(self) -> Tuple[Any, ...]:
-        return OpenShards, (self._paths,)
+        return OpenShards, (self._paths, self._remedy)
 
     def read(self, number: int, offset: int, size: int) -> EncodedImage:
         """The member of a shard whose bytes begin at `offset`. Raises DataError if it is not there any more."""
@@ -173,8 +199,9 @@ class OpenShards:
             raise DataError("cannot read {}: {}".format(shard, error.strerror)) from None
         if len(found) != _BLOCK + size or _size_in(found) != size:
             raise DataError(
-                "{} is not the shard of its index (no image at byte {}): copy it again, or make the index anew with "
-                "--rescan".format(shard, offset)
+                "{} is not the shard of its index (no image at byte {}): copy it again, or {}".format(
+                    shard, offset, self._remedy
+                )
             )
         return EncodedImage(found[_BLOCK:], "{}/{}".format(shard, _name_in(found)))
 
@@ -207,25 +234,39 @@ class _OpenFile:
 # ------------------------------------------------------------------------------------------ index
 
 
-def read_index(folder: Path) -> Dict[str, Any]:
-    """What `pack` wrote down of the shards in a folder. Raises DataError if it is damaged."""
+def read_index(folder: Path) -> Optional[Dict[str, Any]]:
+    """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not {"settings", "format"} & set(index):
+            return None  # such as that of another program
         texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
         numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
+        numbers += [index["settings"][key] for key in ("version", "shards")]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
             raise TypeError
-        index["settings"]["version"]
-        return dict(index)
+        return index
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise DataError("cannot read {}: {}".format(folder / INDEX, error.strerror)) from None
     except (ValueError, LookupError, TypeError):
-        raise DataError("{} is damaged: make it anew with vit-ipu pack".format(folder / INDEX)) from None
+        raise DataError(
+            "{} is damaged: copy it again, or remove {} and run vit-ipu pack again".format(folder / INDEX, folder)
+        ) from None
 
 
-def read_table(folder: Path, shards: Sequence[str]) -> Tuple[Arrays, List[str]]:
-    """The table and the classes of the shards in a folder. Raises DataError if they are not those of the index."""
+def require_index(folder: Path) -> Dict[str, Any]:
+    """The same. Raises DataError if there is none."""
     index = read_index(folder)
+    if index is None:
+        raise DataError("{} is not pack's".format(folder / INDEX))
+    return index
+
+
+def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
+    """The table of the shards in a folder. Raises DataError if they are not those of the index."""
+    index = require_index(folder)
     for shard in index["shards"]:
         path = folder / shard["name"]
         size = path.stat().st_size if path.is_file() else None
@@ -246,12 +287,12 @@ def read_table(folder: Path, shards: Sequence[str]) -> Tuple[Arrays, List[str]]:
         raise DataError(
             "{} is missing or damaged: copy it again, or run vit-ipu pack again".format(folder / TABLE)
         ) from None
-    return table, list(index["classes"])
+    return table
 
 
 def _classes_of(shards: Sequence[str]) -> List[str]:
-    folder = Path(shards[0]).parent
-    return list(read_index(folder)["classes"]) if (folder / INDEX).is_file() else _named_classes(folder)
+    index = read_index(Path(shards[0]).parent)
+    return _named_classes(Path(shards[0]).parent) if index is None else list(index["classes"])
 
 
 def _named_classes(folder: Path) -> List[str]:
@@ -260,7 +301,7 @@ def _named_classes(folder: Path) -> List[str]:
         for name in CLASS_FILES:
             if (place / name).is_file():
                 try:
-                    return (place / name).read_text(encoding="utf-8").splitlines()
+                    return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
                 except (OSError, UnicodeDecodeError) as error:
                     raise DataError("cannot read {}: {}".format(place / name, error)) from None
     return []
@@ -269,30 +310,52 @@ def _named_classes(folder: Path) -> List[str]:
 # --------------------------------------------------------------------------------- reading headers
 
 
+class _StrangeSample(Exception):
+    """A sample without an image or without a label: the message says which."""
+
+
 def scan_shards(shards: Sequence[str]) -> Arrays:
-    """The table of some shards by the headers of their members, in the order in which they lie there."""
+    """The table of some shards by the headers of their members, in the order in which they lie there.
+
+    Beside it, num_strange: how many samples of each shard have no image or no label; strange: what is wrong with one.
+    """
     workers = min(len(shards), os.cpu_count() or 1)
     if workers == 1:
         found = [scan_shard(shard) for shard in shards]
     else:
         with processes(workers) as pool:
             found = pool.in_order(scan_shard, [(shard,) for shard in shards])
-    table = np.concatenate(found)
-    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows in found])
-    return {"shard": numbers, "offset": table[:, 0], "size": table[:, 1], "label": table[:, 2]}
+    table = np.concatenate([rows for rows, _ in found])
+    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows, _ in found])
+    example = next((strange[0] for _, strange in found if strange), "")
+    return {
+        "shard": numbers,
+        "offset": table[:, 0],
+        "size": table[:, 1],
+        "label": table[:, 2],
+        "num_strange": np.array([len(strange) for _, strange in found], np.int64),
+        "strange": np.frombuffer(one_line(example).encode("utf-8"), np.uint8),
+    }
 
 
-def scan_shard(shard: str) -> "np.ndarray":
-    """(n, 3) int64: offset, size and label of each image. Raises DataError if it is not a whole shard."""
+def scan_shard(shard: str) -> "Tuple[np.ndarray, List[str]]":
+    """(n, 3) int64: offset, size and label of each image, and what is wrong with samples that have none.
+
+    Raises DataError if it is not a whole shard.
+    """
     rows: List[Tuple[int, int, int]] = []
+    strange: List[str] = []
     try:
         with open(shard, "rb") as file:
             _refuse_compressed(file, shard)
             for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
-                rows.append(_sample(file, shard, key, list(members)))
+                try:
+                    rows.append(_sample(file, shard, key, list(members)))
+                except _StrangeSample as error:
+                    strange.append(str(error))
     except OSError as error:
         raise DataError("cannot read {}: {}".format(shard, error.strerror or error)) from None
-    return np.array(rows, np.int64).reshape(-1, 3)
+    return np.array(rows, np.int64).reshape(-1, 3), strange
 
 
 def _refuse_compressed(file: BinaryIO, shard: str) -> None:
@@ -309,6 +372,8 @@ def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
+                if member.issparse():
+                    raise DataError("{}: {} is stored with holes: pack without --sparse".format(shard, member.name))
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member
             end = tar.offset
@@ -327,14 +392,15 @@ def _key(name: str) -> Tuple[str, str]:
 
 
 def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
-    """Offset and size of a sample's image, and its label."""
+    """Offset and size of a sample's image, and its label. Raises _StrangeSample if it has not one of each."""
     by_suffix = {_key(member.name)[1]: member for member in members}
     images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
     if len(images) != 1 or len(by_suffix) != len(members):
-        raise DataError(
-            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls".format(
-                shard, key, ", ".join(member.name for member in members), key, key
-            )
+        names = [member.name for member in members[:_MOST_NAMED]]
+        names += ["{} more".format(len(members) - len(names))] if len(members) > len(names) else []
+        raise _StrangeSample(
+            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls (the first dot of a name "
+            "ends its key)".format(shard, key, ", ".join(names), key, key)
         )
     member = by_suffix.get(".cls") or by_suffix.get(".json")
     label = None
@@ -342,7 +408,7 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
         text = os.pread(file.fileno(), member.size, member.offset_data)
         label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
     if label is None:
-        raise DataError(
+        raise _StrangeSample(
             "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json, beside its image".format(
                 shard, key, key, key
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import pickle
+import zlib
 from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vit_ipu.config import DataConfig, ModelConfig
-from vit_ipu.data.base import Source, open_picture
+from vit_ipu.data.base import Source, expanded, open_picture
 from vit_ipu.data.decode import DataError, Picture
 from vit_ipu.data.folders import open_folders, open_imagenet
 from vit_ipu.data.hugging_face import open_saved
@@ -122,12 +123,18 @@ def _open_cifar(config: DataConfig, model: ModelConfig, split: str, cache: Listi
     root = _path(config)
     if config.download:
         _download(dataset.__name__, root)
+    root = root.parent if root.name == dataset.base_folder else root
     try:
         images = dataset(str(root), train=split == "train")  # checks every file's MD5 before it is unpickled
     except (RuntimeError, OSError, pickle.UnpicklingError):
+        is_there = (root / dataset.base_folder).is_dir()
         raise DataError(
-            "no {} in {}: put the folder {} there, or set data.download: true".format(
-                dataset.__name__, root, dataset.base_folder
+            "{} {} in {}: put the {} folder {} there, or set data.download: true".format(
+                "damaged or incomplete" if is_there else "no",
+                dataset.__name__,
+                root,
+                "whole" if is_there else "unpacked",
+                dataset.base_folder,
             )
         ) from None
     return ArraySource(images.data, np.array(images.targets, np.int64), images.classes)
@@ -142,7 +149,8 @@ def _open_imagenet(config: DataConfig, model: ModelConfig, split: str, cache: Li
 
 
 def _open_shards(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_shards(_named_path(config), config.eval_path, model.num_classes, split, cache)
+    _named_path(config)
+    return open_shards(config, model.num_classes, split, cache)
 
 
 def _open_huggingface(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
@@ -174,7 +182,7 @@ def _named_path(config: DataConfig) -> str:
 
 
 def _path(config: DataConfig) -> Path:
-    path = Path(_named_path(config)).expanduser()
+    path = expanded(_named_path(config))
     if not config.download and not path.is_dir():
         raise DataError("data.path {} is not a folder".format(path))
     return path
@@ -204,9 +212,15 @@ _DECOMPRESS: Dict[str, Callable[[bytes], bytes]] = {
 
 def _fashion_mnist(folder: Path, split: str) -> Source:
     images, labels = (_read_idx(folder, name) for name in _IDX[split])
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or labels.shape != images.shape[:1] or len(images) == 0:
         raise DataError(
             "{} holds {} images and {} labels: fetch the files again".format(folder, len(images), len(labels))
+        )
+    if labels.max() >= len(FASHION_CLASSES):
+        raise DataError(
+            "{} holds the label {}, but there are {} classes: fetch the files again".format(
+                folder, labels.max(), len(FASHION_CLASSES)
+            )
         )
     return ArraySource(images, labels.astype(np.int64), FASHION_CLASSES)
 
@@ -221,6 +235,6 @@ def _read_idx(folder: Path, name: str) -> "np.ndarray":
             raw = decompress(path.read_bytes())
             shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
             return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape([int(n) for n in shape])
-        except (OSError, EOFError, ValueError, IndexError, lzma.LZMAError) as error:
+        except (OSError, EOFError, ValueError, IndexError, lzma.LZMAError, zlib.error) as error:
             raise DataError("{} is not an idx file: {}".format(path, error)) from None
     raise DataError("no {}.gz in {}".format(name, folder))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -73,8 +73,25 @@ class _Step:
     slot: int
     count: int
     jobs_left: int
-    error: Optional[Exception] = None
-    skipped: List[Skipped] = field(default_factory=list)
+    answers: Dict[int, "_Answer"] = field(default_factory=dict)
+    """By the place where each job starts, so that it does not matter which was done first."""
+
+    @property
+    def skipped(self) -> List[Skipped]:
+        return [skipped for _, answer in sorted(self.answers.items()) for skipped in answer.skipped]
+
+    @property
+    def error(self) -> Optional[Exception]:
+        return next((answer.error for _, answer in sorted(self.answers.items()) if answer.error is not None), None)
+
+
+class _Answer(NamedTuple):
+    """What a worker says of a job."""
+
+    step: int
+    start: int
+    skipped: List[Skipped]
+    error: Optional[Exception]
 
 
 @dataclass(frozen=True)
@@ -256,12 +273,11 @@ class _Pool:
         return True
 
     def _take_answer(self, worker: "_Worker") -> None:
-        number, skipped, error = worker.answer()
+        answer = worker.answer()
         with self._changed:
-            step = self._under_way[number]
+            step = self._under_way[answer.step]
             step.jobs_left -= 1
-            step.skipped += skipped
-            step.error = step.error or error
+            step.answers[answer.start] = answer
             if step.jobs_left == 0:
                 self._changed.notify_all()
 
@@ -285,13 +301,13 @@ class _Worker:
         except OSError:
             raise self.death() from None
 
-    def answer(self) -> "tuple[int, List[Skipped], Optional[Exception]]":
+    def answer(self) -> _Answer:
         try:
-            number, skipped, error = self.pipe.recv()
+            answer: _Answer = self.pipe.recv()
         except (EOFError, OSError):
             raise self.death() from None
         self.jobs -= 1
-        return number, skipped, error
+        return answer
 
     def death(self) -> RunFailed:
         self.process.join(_GRACE)
@@ -329,7 +345,7 @@ def _work(pipe: Connection, fill: Fill, buffers: Sequence[Buffer], parent: int) 
             job: Any = pipe.recv()
             if job is None:
                 return
-            pipe.send((job.step, *_do(job, fill, buffers)))
+            pipe.send(_Answer(job.step, job.start, *_do(job, fill, buffers)))
         except (EOFError, OSError):
             return
 

@@ -190,6 +190,21 @@ def _to_copy(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[
     return mode.rounding(func(*args, **dict(kwargs, dtype=torch.float32)))
 
 
+def _copy_into(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
+    """Rounds only what is no float16 yet.
+
+    Autograd copies a gradient, or takes it as it is, by whether Python's garbage collector has let go of it yet: if a
+    mere copy drew random bits, what is rounded afterwards would depend on that.
+    """
+    target, source = args[:2]
+    if target.dtype != _HALF or source.dtype == _HALF:
+        return func(*args, **kwargs)
+    return _rounded_copy(mode, func, args, kwargs)
+
+
+_rounded_copy = _in_place([(0, "self")])
+
+
 def _gelu(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
     """Always the tanh form (poplibs include/popnn/NonLinearityDef.hpp:24-30)."""
     return _plain(mode, func, args, dict(kwargs, approximate="tanh"))
@@ -253,6 +268,7 @@ def _batch_norm(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Di
 
 _SPECIAL: Dict[str, Plan] = {
     "_to_copy": _to_copy,
+    "copy_": _copy_into,
     "gelu": _gelu,
     "gelu_backward": _gelu,
     "mm": _product,
