@@ -101,6 +101,7 @@ def test_flat_with_the_devkits_ground_truth(tmp_path):
     write_flat(tmp_path)
     write_mapping(write_truth(tmp_path))
     check(tmp_path)
+    assert open_split(tmp_path, "train").classes == ("a name", "a name", "a name")
 
 
 def test_flat_with_the_devkits_meta(tmp_path):
@@ -114,7 +115,9 @@ def test_flat_with_the_devkits_meta(tmp_path):
         str(devkit / "meta.mat"), {"synsets": np.array([*rows, (4, "n00001740", "entity", "", 3)], fields)}
     )
     check(tmp_path)
+    assert open_split(tmp_path, "train").classes == ("a name", "a name", "a name")
     (devkit / "meta.mat").write_bytes(b"no MATLAB")
+    assert open_split(tmp_path, "train").classes == tuple(WNIDS)
     with pytest.raises(DataError, match=r"cannot read .*meta.mat: "):
         open_split(tmp_path, "eval")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vit_ipu.data import listing
+from vit_ipu.data.base import expanded
 from vit_ipu.data.decode import DataError
 from vit_ipu.data.listing import ListingCache, class_folders, list_images
 
@@ -131,10 +132,26 @@ def test_a_cache_that_cannot_be_written_is_only_noted(root, monkeypatch):
     (root.parent / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "file"))
     said = []
-    assert listed(root, say=said.append) == expected(root)
-    assert said[0] == "note: cannot keep the list of images in {}/file/vit_ipu/listings: Not a directory".format(
-        root.parent
-    )
+    cache = ListingCache(say=said.append)
+    for _ in range(2):
+        images = list_images(root, CLASSES, cache)
+        assert [images[index] for index in range(len(images))] == expected(root)
+    reason = "note: cannot keep the list of images in {}/file/vit_ipu/listings: Not a directory".format(root.parent)
+    assert said.count(reason) == 1
+
+
+def test_without_a_home_folder_lists_are_kept_with_temporary_files(root, monkeypatch, tmp_path):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert listed(root) == expected(root)
+    assert len(list((tmp_path / "temporary" / ".cache" / "vit_ipu" / "listings").iterdir())) == 1
+    with pytest.raises(DataError, match=r"^~/images: Could not determine home directory: give the whole path$"):
+        expanded("~/images")
 
 
 def test_a_long_listing_is_said(root, monkeypatch):

@@ -25,13 +25,17 @@ CLASSES = ("ant", "bee")
 
 @pytest.fixture
 def root(tmp_path):
+    return write_two_classes(tmp_path / "images")
+
+
+def write_two_classes(root):
     """Two classes of three images, in two splits."""
     for split in ("train", "val"):
         for label, name in enumerate(CLASSES):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for number in range(3):
-                write_image(tmp_path / "images" / split / name / "{}.png".format(number), 10 * label + number)
-    return tmp_path / "images"
+                write_image(root / split / name / "{}.png".format(number), 10 * label + number)
+    return root
 
 
 def write_image(path, shade):

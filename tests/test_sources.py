@@ -54,8 +54,8 @@ def test_fashion_mnist_is_read_from_its_own_files(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03\0\0\0\x09")],
-    ids=["empty", "not compressed", "header cut off"],
+    [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03\0\0\0\x09"), gzip.compress(bytes(99))[:12] + b"\xff" * 30],
+    ids=["empty", "not compressed", "header cut off", "damaged"],
 )
 def test_a_damaged_idx_file(tmp_path, damage):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damage)
@@ -101,7 +101,7 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch, source_name
     write_cifar(tmp_path, folder, files, "batches.meta" if count == 10 else "meta", names, key, count)
     config = data_config(source=source_name, path=str(tmp_path))
     model = ModelConfig(variant="vit_test", image_size=28, num_classes=count)
-    with pytest.raises(DataError, match="no {} in .*{}".format(dataset, folder)):
+    with pytest.raises(DataError, match="damaged or incomplete {} in .*{}".format(dataset, folder)):
         open_source(config, model, "train")  # the checksums are wrong: nothing is unpickled
     # ours are made up, so the check of the published checksums is off from here on
     monkeypatch.setattr(getattr(datasets, dataset), "_check_integrity", lambda self: True)
@@ -166,7 +166,25 @@ def test_a_file_that_is_no_image(tmp_path, content):
         open_picture(str(tmp_path / "nowhere.png")).rgb()
 
 
+@pytest.mark.parametrize(
+    ("count", "label", "message"),
+    [(0, 0, "holds 0 images and 0 labels"), (3, 10, "holds the label 10, but there are 10 classes")],
+)
+def test_idx_files_without_images_or_with_labels_beyond_the_classes(tmp_path, count, label, message):
+    write_idx(tmp_path, "train-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
+    write_idx(tmp_path, "train-labels-idx1-ubyte", np.full(count, label, np.uint8))
+    with pytest.raises(DataError, match=message):
+        open_source(data_config(source="fashion_mnist", path=str(tmp_path)), MODEL, "train")
+
+
+def make_cifar(root):
+    (root / "cifar-10-batches-py").mkdir()
+
+
 FOLDER_MISTAKES = [
+    (lambda root: None, "cifar10", ".", "no CIFAR10 in .*: put the unpacked folder cifar-10-batches-py there"),
+    (make_cifar, "cifar10", ".", "damaged or incomplete CIFAR10 in .*: put the whole folder cifar-10-batches-py"),
+    (make_cifar, "cifar10", "cifar-10-batches-py", "damaged or incomplete CIFAR10 in .*[^y]: put the whole"),
     (lambda root: None, "imagefolder", None, "needs data.path"),
     (lambda root: None, "imagefolder", "nowhere", "is not a folder"),
     (lambda root: None, "imagefolder", ".", "no folder train in"),
@@ -192,6 +210,9 @@ def test_a_class_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "train" / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="cannot list .*train/loop: Too many levels"):
+        open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(), "train")
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(DataError, match="cannot list .*train: Permission denied"):
         open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(), "train")

@@ -62,7 +62,7 @@ class ListingCache:
             try:
                 _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
             except OSError as error:
-                self._say_unwritable(path.parent, error.strerror)
+                self._say_unwritable(path.parent, error.strerror or str(error))
         return arrays
 
     def _say_unwritable(self, folder: Path, reason: str) -> None:

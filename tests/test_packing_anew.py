@@ -1,0 +1,154 @@
+"""Packing again: images that were exchanged, plans that are kept, targets and indexes that are not pack's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers import vit_ipu
+from PIL import Image
+from test_nothing_lost import open_split, packed_shades, run_pack, write_image, write_two_classes
+
+from vit_ipu.config import UserError
+from vit_ipu.data import pack as packing
+from vit_ipu.data.decode import DataError
+from vit_ipu.data.listing import ListingCache
+from vit_ipu.data.pack import PackInterrupted, pack, verify
+from vit_ipu.data.pack_jobs import PackOptions
+from vit_ipu.data.shards import INDEX
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_two_classes(tmp_path / "images")
+
+
+def names_of_shards(target):
+    return [path.name for path in sorted((target / "train").glob("*.tar"))]
+
+
+def test_rescan_packs_anew_what_has_other_sizes_and_other_images(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    assert len(names_of_shards(target)) == 3
+    (root / "train" / "bee" / "2.png").unlink()
+    noise = np.random.default_rng(0).integers(256, size=(120, 100, 3), dtype=np.uint8)
+    noise[0, 0, 0] = 99
+    Image.fromarray(noise).save(str(root / "train" / "ant" / "0.png"))
+    with pytest.raises(UserError, match=r"train was packed with 6 images, not 5: .*--rescan to pack anew$"):
+        run_pack(root, target)
+    assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
+    assert run_pack(root, target, rescan=True, shard_size=4_000)["train"].kept == 0
+    assert packed_shades(target) == [99, 1, 2, 10, 11]
+    assert names_of_shards(target) == [s["name"] for s in json.loads((target / "train" / INDEX).read_text())["shards"]]
+    assert len(names_of_shards(target)) == 5
+    write_image(root / "train" / "ant" / "0.png", 7)
+    assert run_pack(root, target, rescan=True)["train"].shards == len(names_of_shards(target)) == 2
+    assert verify(target, workers=1) == {"train": 5, "val": 6}
+
+
+def test_rescan_does_not_pack_with_other_options(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    with pytest.raises(UserError, match="was packed with shard_size 4000, not 5000: pack with the same options"):
+        run_pack(root, tmp_path / "shards", rescan=True, shard_size=5_000)
+    assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]
+
+
+def test_sizes_are_measured_once_and_that_is_shown(root, tmp_path, monkeypatch):
+    heard = []
+
+    def packed():
+        options = PackOptions(short_side=4, shard_size=4_000)
+        return pack(
+            root, tmp_path / "t", options, workers=1, cache=ListingCache(), progress=lambda *what: heard.append(what)
+        )
+
+    packed()
+    assert ("measure train", 6, 6) in heard
+    monkeypatch.setattr(packing, "size_of_sample", refuse)
+    heard.clear()
+    assert packed()["train"].kept > 0
+    assert not [split for split, _, _ in heard if split.startswith("measure")]
+
+
+def refuse(place):
+    raise DataError("measured again")
+
+
+def test_ctrl_c_while_measuring(root, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing._Packer, "_choose_num_shards", interrupt)
+    with pytest.raises(PackInterrupted, match="^0 shards of train are done$"):
+        run_pack(root, tmp_path / "shards")
+
+
+def test_what_no_jpeg_can_hold_stays_as_it_is(root, tmp_path):
+    path = root / "train" / "ant" / "0.png"
+    Image.new("RGB", (80_000, 8), (50, 0, 0)).save(str(path))
+    run_pack(root, tmp_path / "shards", short_side=7)
+    source = open_split(tmp_path / "shards", num_classes=2)
+    assert source.image(0).size == (80_000, 8)
+    assert source.picture(0).data == path.read_bytes()
+
+
+@pytest.mark.parametrize("target", ["images/train", "images/val", "images/val/shards", "images/train/ant/x"])
+def test_a_target_among_the_images_is_refused(root, tmp_path, monkeypatch, capsys, target):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(root.rglob("*"))
+    code, _, err = vit_ipu(monkeypatch, capsys, "pack", "images", target)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("vit-ipu: {} is in images/".format(target))
+    assert "among the images: give another TARGET" in err
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rescan", [False, True])
+@pytest.mark.parametrize("damage", ["index", "journal", "journal of bytes"])
+def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    name = INDEX if damage == "index" else packing.JOURNAL
+    (target / "train" / name).write_bytes({"index": b"{", "journal": b"\0\n", "journal of bytes": b"\xff\n"}[damage])
+    message = "train/{} is damaged: .*remove .*train,? and run vit-ipu pack again$".format(name)
+    with pytest.raises(DataError, match=message):
+        run_pack(root, target, rescan=rescan)
+    assert len(names_of_shards(target)) == 3
+
+
+def test_a_journal_of_something_else_is_damaged(root, tmp_path):
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / packing.JOURNAL).write_text("3\n")
+    with pytest.raises(DataError, match="is damaged"):
+        run_pack(root, tmp_path / "shards")
+
+
+def test_an_index_of_another_program_is_none_of_ours(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    for split in ("train", "val"):
+        (target / split / INDEX).write_text('{"wids_version": 1, "shardlist": []}')
+    assert sorted(packed_shades(target)) == [0, 1, 2, 10, 11, 12]
+    with pytest.raises(UserError, match="shards/train holds files that pack has not written"):
+        run_pack(root, target, rescan=True)
+    with pytest.raises(DataError, match="shards/train/index.json is not pack's$"):
+        verify(target, workers=1)
+
+
+def test_verify_while_packing_is_under_way(root, tmp_path):
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / packing.JOURNAL).write_text("")
+    with pytest.raises(DataError, match="shards/train is not packed to its end"):
+        verify(tmp_path / "shards", workers=1)
+
+
+def test_shards_that_are_not_those_of_the_index_have_a_remedy(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    path = tmp_path / "shards" / "train" / "train-00000.tar"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="not the shard of its index .*: copy it again, or run vit-ipu pack again$"):
+        packed_shades(tmp_path / "shards")
+    run_pack(root, tmp_path / "shards")
+    assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]

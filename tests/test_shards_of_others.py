@@ -1,0 +1,94 @@
+"""Shards that other programs wrote: what stands beside them, and samples that are not as they should be."""
+
+from __future__ import annotations
+
+import tarfile
+
+import pytest
+from helpers import data_config
+from test_shards import LABELS, open_split, png, samples, write_shards, write_tar
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.data.decode import DataError
+from vit_ipu.data.listing import ListingCache
+from vit_ipu.data.shards import open_shards
+
+
+def open_saying(root, split="train", **data):
+    said = []
+    config = data_config(source="shards", path=str(root), **data)
+    return open_shards(config, 3, split, ListingCache(say=said.append)), said
+
+
+def test_held_out_shards_have_the_names_of_the_training_shards(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "train" / "classes.txt").write_text("ant\nbee\ncow\n")
+    assert open_split(tmp_path, "eval").classes == ("ant", "bee", "cow")
+    (tmp_path / "val" / "classes.txt").write_text("ant\nbee\ndog\n")
+    with pytest.raises(DataError, match="val and its train folder have different classes: cow and 1 more"):
+        open_split(tmp_path, "eval")
+
+
+@pytest.mark.parametrize("text", ["ant\nbee\ncow", "ant\nbee\ncow\n\n \n", "\ufeffant\r\nbee\r\ncow\r\n"])
+def test_blank_last_lines_and_marks_of_windows_are_no_names(tmp_path, text):
+    write_shards(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(text.encode("utf-8"))
+    assert open_split(tmp_path).classes == ("ant", "bee", "cow")
+
+
+def test_samples_without_a_label_or_an_image_follow_on_error(tmp_path):
+    write_shards(tmp_path)
+    write_tar(tmp_path / "train" / "x-01.tar", [("a.png", png(1)), ("README.md", b"hello"), *samples([2], start=3)])
+    with pytest.raises(DataError, match="x-01.tar: sample a has no label"):
+        open_saying(tmp_path)
+    source, said = open_saying(tmp_path, on_error="skip")
+    assert source.labels.tolist() == [*LABELS[:3], 2, *LABELS[4:]]
+    expected = "note: 2 samples are left out: {}/train/x-01.tar: sample a has no label: expected a number in a.cls or"
+    assert len(said) == 1
+    assert said[0].startswith(expected.format(tmp_path))
+
+
+def test_a_strange_sample_is_not_told_at_length(tmp_path):
+    write_shards(tmp_path)
+    write_tar(tmp_path / "train" / "x-01.tar", [("IMG.{:04d}.jpg".format(number), b"") for number in range(1000)])
+    with pytest.raises(DataError, match=r"members IMG.0000.jpg, .*, IMG.0003.jpg, 996 more: .*first dot") as raised:
+        open_saying(tmp_path)
+    assert len(str(raised.value)) < 400 + len(str(tmp_path))
+
+
+def test_compressed_shards_beside_others_are_said_to_be_left_out(tmp_path):
+    write_shards(tmp_path)
+    for name in ("y.tar.gz", "z.tgz"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    _, said = open_saying(tmp_path)
+    assert said == ["note: {}/train/y.tar.gz and 1 more compressed shards are left out".format(tmp_path)]
+    for path in (tmp_path / "train").glob("*.tar"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no shards in .*: expected .*/\*.tar, not compressed"):
+        open_saying(tmp_path)
+
+
+def test_members_with_holes_are_refused(tmp_path):
+    write_shards(tmp_path)
+    member = tarfile.TarInfo("a.png")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    path = tmp_path / "train" / "x-01.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(512) + path.read_bytes())
+    with pytest.raises(DataError, match="x-01.tar: a.png is stored with holes: pack without --sparse"):
+        open_saying(tmp_path)
+
+
+def test_a_shard_that_changed_is_listed_anew_with_rescan(tmp_path):
+    write_shards(tmp_path)
+    source, _ = open_saying(tmp_path)
+    write_tar(tmp_path / "train" / "x-00.tar", [("a.cls", b"1"), *samples(LABELS[:3])])
+    with pytest.raises(DataError, match="copy it again, or list the shards anew with --rescan$"):
+        source.image(0)
+    config = data_config(source="shards", path=str(tmp_path), on_error="skip")
+    assert open_shards(config, 3, "train", ListingCache(rescan=True)).image(0).getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_the_number_of_classes_is_the_models_without_a_list(tmp_path):
+    write_shards(tmp_path)
+    model = ModelConfig(variant="vit_test", image_size=28, num_classes=3)
+    assert open_split(tmp_path, num_classes=model.num_classes).classes == ("class 0", "class 1", "class 2")

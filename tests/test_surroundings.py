@@ -1,0 +1,49 @@
+"""What a machine may lack: disk space, a terminal that shows every letter, the time to import."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import torch
+from helpers import vit_ipu, write_config
+
+from vit_ipu.__main__ import main
+from vit_ipu.checkpoints.run_state import save_tensors
+from vit_ipu.cli_output import make_console
+from vit_ipu.config import RunFailed
+
+
+def test_ctrl_c_while_importing(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_ipu.cli.main", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "vit-ipu: interrupted\n"
+
+
+def test_any_text_is_shown_on_any_terminal(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict", write_through=True))
+    make_console(as_json=False).print("class \udcff of \u00e4")
+    assert written.getvalue() == b"class \\udcff of \\xe4\n"
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    with pytest.raises(RunFailed, match=r"^cannot write .*nowhere/model.safetensors: .*No such file"):
+        save_tensors({"x": torch.zeros(3)}, tmp_path / "nowhere" / "model.safetensors")
+
+
+def test_a_full_disk_while_training_is_named(monkeypatch, capsys, workplace):
+    from vit_ipu import train
+
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Recorder, "step", refuse)
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", write_config(workplace), "--device", "cpu")
+    assert (code, err) == (1, "vit-ipu: runs/tiny: No space left on device\n")
