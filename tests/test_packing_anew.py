@@ -44,7 +44,10 @@ def test_rescan_packs_anew_what_has_other_sizes_and_other_images(root, tmp_path)
     assert names_of_shards(target) == [s["name"] for s in json.loads((target / "train" / INDEX).read_text())["shards"]]
     assert len(names_of_shards(target)) == 5
     write_image(root / "train" / "ant" / "0.png", 7)
-    assert run_pack(root, target, rescan=True)["train"].shards == len(names_of_shards(target)) == 2
+    (target / "train" / "train-mine.tar").write_bytes(b"not pack's")
+    assert run_pack(root, target, rescan=True)["train"].shards == 2
+    assert names_of_shards(target) == ["train-00000.tar", "train-00001.tar", "train-mine.tar"]
+    (target / "train" / "train-mine.tar").unlink()
     assert verify(target, workers=1) == {"train": 5, "val": 6}
 
 
@@ -118,9 +121,10 @@ def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
     assert len(names_of_shards(target)) == 3
 
 
-def test_a_journal_of_something_else_is_damaged(root, tmp_path):
+@pytest.mark.parametrize("text", ["3", '{"version": 1}'])
+def test_a_journal_of_something_else_is_damaged(root, tmp_path, text):
     (tmp_path / "shards" / "train").mkdir(parents=True)
-    (tmp_path / "shards" / "train" / packing.JOURNAL).write_text("3\n")
+    (tmp_path / "shards" / "train" / packing.JOURNAL).write_text(text + "\n")
     with pytest.raises(DataError, match="is damaged"):
         run_pack(root, tmp_path / "shards")
 

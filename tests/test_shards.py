@@ -19,8 +19,9 @@ from vit_ipu.config import ModelConfig
 from vit_ipu.data import shards as reading
 from vit_ipu.data.decode import DataError
 from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.shards import expand_braces, scan_shards
+from vit_ipu.data.shards import expand_braces
 from vit_ipu.data.sources import open_source
+from vit_ipu.data.tar_headers import scan_shards
 from vit_ipu.pipeline import BatchPlan
 
 

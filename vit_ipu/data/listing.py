@@ -28,7 +28,7 @@ from vit_ipu.data.decode import DataError
 Arrays = Dict[str, "np.ndarray"]
 Say = Callable[[str], None]
 
-_VERSION = 2
+_VERSION = 3
 _WORTH_SAYING_SECONDS = 5.0
 _CLOCK_NS = 2_000_000_000
 """How coarse a file system's times may be: what changed so shortly before a listing may change again unseen."""

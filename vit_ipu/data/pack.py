@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Tuple
@@ -263,8 +264,8 @@ class _Packer:
         for name in (INDEX, TABLE):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
-        for path in self._folder.glob("{}-*.tar".format(self._name)) if self._anew else ():
-            if path.name not in self._plan:
+        for path in list(self._folder.iterdir()) if self._anew else ():
+            if re.fullmatch(self._name + r"-\d{5,}\.tar", path.name) and path.name not in self._plan:
                 path.unlink()
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
@@ -329,7 +330,7 @@ def _read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
         text = journal.read()
         whole = text[: text.rfind("\n") + 1]
         records = [json.loads(line) for line in whole.splitlines()]
-        if not all(isinstance(record, dict) for record in records):
+        if not all(isinstance(record, dict) and ("name" in record or "shards" in record) for record in records):
             raise ValueError
     except ValueError:  # JSON's and Unicode's are of this kind
         raise DataError(

@@ -20,7 +20,7 @@ from vit_ipu.config import UserError
 from vit_ipu.data.base import read_bytes
 from vit_ipu.data.decode import DataError, EncodedImage
 from vit_ipu.data.folders import FolderSource
-from vit_ipu.data.shards import scan_shard
+from vit_ipu.data.tar_headers import scan_shard
 
 TEMPORARY = ".packing-"
 """What the name of an unfinished file begins with."""
@@ -191,7 +191,7 @@ def has_sha256(path: str, expected: str) -> bool:
 
 def scan_with_keys(path: str) -> "Tuple[np.ndarray, np.ndarray]":
     """The rows of a shard of ours, and the index that each key begins with."""
-    rows, _ = scan_shard(path)
+    rows = scan_shard(path).rows
     with open(path, "rb") as file:
         names = [os.pread(file.fileno(), 8, offset - tarfile.BLOCKSIZE) for offset in rows[:, 0].tolist()]
     return rows, np.array([int(name) for name in names], np.int64)

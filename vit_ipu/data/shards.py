@@ -1,11 +1,10 @@
 """Images in tar shards of webdataset's layout, read in any order.
 
-A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number in text, or KEY.json with
-"label". webdataset streams such shards and shuffles in a window, so that order depends on the number of workers and
-a run cannot resume in the middle. But members of a tar that is not compressed lie there as they are: an index of
-(shard, offset, size, label) makes every one readable at once by pread. Shards are therefore a source like any other:
-the same global shuffle, the same share of each instance and worker, and the same order after a resume, all of which
-the loader derives from (seed, epoch, index).
+webdataset streams its shards and shuffles in a window, so that order depends on the number of workers and a run cannot
+resume in the middle. But members of a tar that is not compressed lie there as they are: an index of (shard, offset,
+size, label) makes every one readable at once by pread. Shards are therefore a source like any other: the same global
+shuffle, the same share of each instance and worker, and the same order after a resume, all of which the loader derives
+from (seed, epoch, index).
 
 The index is index.npz and index.json, which `vit-ipu pack` writes; without them the headers of all shards are read
 once and kept like the listing of a folder.
@@ -21,15 +20,15 @@ import re
 import tarfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from vit_ipu.config import DataConfig
-from vit_ipu.data.base import IMAGE_SUFFIXES, EncodedSource, expanded, has_split, require_same_classes, split_folder
-from vit_ipu.data.decode import DataError, EncodedImage, one_line
+from vit_ipu.data.base import EncodedSource, expanded, has_split, require_same_classes, split_folder
+from vit_ipu.data.decode import DataError, EncodedImage
 from vit_ipu.data.listing import Arrays, ListingCache, Say
-from vit_ipu.data.processes import processes
+from vit_ipu.data.tar_headers import scan_shards
 
 INDEX, TABLE = "index.json", "index.npz"
 JOURNAL = ".packing.jsonl"
@@ -38,11 +37,7 @@ CLASS_FILES = ("classes.txt", "classnames.txt")
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
 """Shards that a process keeps open, of the 1,024 files that it usually may."""
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MAX_LABEL_BYTES = 1 << 20
-_MOST_NAMED = 4
-"""Members of a strange sample that a message names."""
 
 
 class ShardSource(EncodedSource):
@@ -305,120 +300,3 @@ def _named_classes(folder: Path) -> List[str]:
                 except (OSError, UnicodeDecodeError) as error:
                     raise DataError("cannot read {}: {}".format(place / name, error)) from None
     return []
-
-
-# --------------------------------------------------------------------------------- reading headers
-
-
-class _StrangeSample(Exception):
-    """A sample without an image or without a label: the message says which."""
-
-
-def scan_shards(shards: Sequence[str]) -> Arrays:
-    """The table of some shards by the headers of their members, in the order in which they lie there.
-
-    Beside it, num_strange: how many samples of each shard have no image or no label; strange: what is wrong with one.
-    """
-    workers = min(len(shards), os.cpu_count() or 1)
-    if workers == 1:
-        found = [scan_shard(shard) for shard in shards]
-    else:
-        with processes(workers) as pool:
-            found = pool.in_order(scan_shard, [(shard,) for shard in shards])
-    table = np.concatenate([rows for rows, _ in found])
-    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows, _ in found])
-    example = next((strange[0] for _, strange in found if strange), "")
-    return {
-        "shard": numbers,
-        "offset": table[:, 0],
-        "size": table[:, 1],
-        "label": table[:, 2],
-        "num_strange": np.array([len(strange) for _, strange in found], np.int64),
-        "strange": np.frombuffer(one_line(example).encode("utf-8"), np.uint8),
-    }
-
-
-def scan_shard(shard: str) -> "Tuple[np.ndarray, List[str]]":
-    """(n, 3) int64: offset, size and label of each image, and what is wrong with samples that have none.
-
-    Raises DataError if it is not a whole shard.
-    """
-    rows: List[Tuple[int, int, int]] = []
-    strange: List[str] = []
-    try:
-        with open(shard, "rb") as file:
-            _refuse_compressed(file, shard)
-            for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
-                try:
-                    rows.append(_sample(file, shard, key, list(members)))
-                except _StrangeSample as error:
-                    strange.append(str(error))
-    except OSError as error:
-        raise DataError("cannot read {}: {}".format(shard, error.strerror or error)) from None
-    return np.array(rows, np.int64).reshape(-1, 3), strange
-
-
-def _refuse_compressed(file: BinaryIO, shard: str) -> None:
-    start = file.read(8)
-    file.seek(0)
-    for magic, kind in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError("{} is compressed ({}): shards are read in any order, so unpack it".format(shard, kind))
-
-
-def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar. Raises DataError unless it ends as a tar does: tarfile takes damage for the end."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
-                if member.issparse():
-                    raise DataError("{}: {} is stored with holes: pack without --sparse".format(shard, member.name))
-                if member.isfile() and not os.path.basename(member.name).startswith("."):
-                    yield member
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DataError("{} is not a tar, or is cut off: {}".format(shard, error)) from None
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-        raise DataError("{} is cut off or damaged at byte {}: copy it again".format(shard, end))
-
-
-def _key(name: str) -> Tuple[str, str]:
-    """A member's key, up to the first dot of its file name, and its suffix, as webdataset has them."""
-    folder, _, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
-
-
-def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
-    """Offset and size of a sample's image, and its label. Raises _StrangeSample if it has not one of each."""
-    by_suffix = {_key(member.name)[1]: member for member in members}
-    images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
-    if len(images) != 1 or len(by_suffix) != len(members):
-        names = [member.name for member in members[:_MOST_NAMED]]
-        names += ["{} more".format(len(members) - len(names))] if len(members) > len(names) else []
-        raise _StrangeSample(
-            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls (the first dot of a name "
-            "ends its key)".format(shard, key, ", ".join(names), key, key)
-        )
-    member = by_suffix.get(".cls") or by_suffix.get(".json")
-    label = None
-    if member is not None and member.size <= _MAX_LABEL_BYTES:
-        text = os.pread(file.fileno(), member.size, member.offset_data)
-        label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
-    if label is None:
-        raise _StrangeSample(
-            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json, beside its image".format(
-                shard, key, key, key
-            )
-        )
-    return images[0].offset_data, images[0].size, label
-
-
-def _parse_label(text: bytes, *, is_json: bool) -> Optional[int]:
-    try:
-        value = json.loads(text.decode("utf-8"))["label"] if is_json else int(text)
-    except (ValueError, LookupError, TypeError):
-        return None
-    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None
