@@ -110,13 +110,21 @@ def test_all_workers_work():
     assert os.getpid() not in pids
 
 
-def test_steps_are_filled_while_one_is_consumed():
-    filled = filled_by_workers(steps(4), write_numbers, buffers(3), 1)
+def test_as_many_steps_as_there_are_buffers_are_filled_while_one_is_consumed():
+    count = multiprocessing.Value("i", 0)
+
+    def counted(buffer, start, entries):
+        with count.get_lock():
+            count.value += len(entries)
+        return write_numbers(buffer, start, entries)
+
+    filled = filled_by_workers(steps(6), counted, buffers(3), 1)
     next(filled)
-    time.sleep(0.5)
-    started = time.monotonic()
-    next(filled)
-    assert time.monotonic() - started < 0.1
+    deadline = time.monotonic() + 30
+    while count.value < 3 * 40 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert count.value == 3 * 40
     filled.close()
 
 
