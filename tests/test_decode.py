@@ -116,6 +116,16 @@ def test_a_box_of_any_place_and_size(interpolation, box):
     assert np.abs(found.astype(int) - pillows_crop(cut, box, 224, interpolation)).mean() < 0.5
 
 
+def test_colours_that_simplejpeg_does_not_know_are_pillows(monkeypatch):
+    def refuse(data):
+        raise KeyError(6)  # what it says of 4:4:1
+
+    data = encoded(photograph(), quality=90)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", refuse)
+    found = EncodedImage(data, "photograph").crop((10, 20, 210, 220), 100, "bicubic")
+    assert_alike(found, pillows_crop(upright_by_pillow(data), (10, 20, 210, 220), 100, "bicubic"))
+
+
 def test_a_crop_of_the_right_size_is_not_resized():
     data = encoded(photograph(), quality=90)
     expected = np.asarray(upright_by_pillow(data).crop((10, 20, 110, 120)))

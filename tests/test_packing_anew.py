@@ -115,13 +115,13 @@ def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
     run_pack(root, target)
     name = INDEX if damage == "index" else packing.JOURNAL
     (target / "train" / name).write_bytes({"index": b"{", "journal": b"\0\n", "journal of bytes": b"\xff\n"}[damage])
-    message = "train/{} is damaged: .*remove .*train,? and run vit-ipu pack again$".format(name)
+    message = "train/{} is damaged: (copy it again, or move it away|give another TARGET)$".format(name)
     with pytest.raises(DataError, match=message):
         run_pack(root, target, rescan=rescan)
     assert len(names_of_shards(target)) == 3
 
 
-@pytest.mark.parametrize("text", ["3", '{"version": 1}'])
+@pytest.mark.parametrize("text", ["3", "{}", '{"version": 1, "shards": 0}', '{"version": 1, "shards": "2"}'])
 def test_a_journal_of_something_else_is_damaged(root, tmp_path, text):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / packing.JOURNAL).write_text(text + "\n")
@@ -132,8 +132,8 @@ def test_a_journal_of_something_else_is_damaged(root, tmp_path, text):
 def test_an_index_of_another_program_is_none_of_ours(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
-    for split in ("train", "val"):
-        (target / split / INDEX).write_text('{"wids_version": 1, "shardlist": []}')
+    for split, text in (("train", '{"wids_version": 1, "shardlist": []}'), ("val", '{"format": "wds", "shards": []}')):
+        (target / split / INDEX).write_text(text)
     assert sorted(packed_shades(target)) == [0, 1, 2, 10, 11, 12]
     with pytest.raises(UserError, match="shards/train holds files that pack has not written"):
         run_pack(root, target, rescan=True)
@@ -156,3 +156,85 @@ def test_shards_that_are_not_those_of_the_index_have_a_remedy(root, tmp_path):
         packed_shades(tmp_path / "shards")
     run_pack(root, tmp_path / "shards")
     assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]
+
+
+def test_packing_anew_that_was_killed_goes_on_in_both_splits_and_leaves_nothing_over(root, tmp_path, monkeypatch):
+    target = tmp_path / "shards"
+    run_pack(root, target, shard_size=3_000)
+    assert len(names_of_shards(target)) == 4
+    for split in ("train", "val"):
+        (root / split / "ant" / "2.png").unlink()
+        (root / split / "bee" / "2.png").unlink()
+        write_image(root / split / "ant" / "0.png", 99)
+    monkeypatch.setattr(packing, "make_shard", refuse_shard)
+    with pytest.raises(DataError, match="^killed$"):
+        run_pack(root, target, rescan=True, shard_size=3_000)
+    monkeypatch.undo()
+    packed = run_pack(root, target, shard_size=3_000)
+    assert {name: split.kept for name, split in packed.items()} == {"train": 0, "val": 0}
+    assert packed_shades(target) == [99, 1, 10, 11]
+    assert len(names_of_shards(target)) == packed["train"].shards < 4
+    assert verify(target, workers=1) == {"train": 4, "val": 4}
+
+
+def refuse_shard(*task):
+    raise DataError("killed")
+
+
+def test_verify_finds_tars_that_are_not_in_the_index(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    (tmp_path / "shards" / "val" / "x.tar").write_bytes(b"")
+    with pytest.raises(DataError, match="shards/val/x.tar is not in index.json: move it away"):
+        verify(tmp_path / "shards", workers=1)
+
+
+def test_an_index_of_fewer_shards_is_damaged(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    path = tmp_path / "shards" / "train" / INDEX
+    index = json.loads(path.read_text())
+    index["settings"]["shards"] = 1
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match="train/index.json is damaged"):
+        run_pack(root, tmp_path / "shards")
+
+
+def test_a_noted_shard_of_fewer_images_is_made_again(root, tmp_path):
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    index = json.loads((target / "train" / INDEX).read_text())
+    records = [index["settings"], dict(index["shards"][0], samples=1), *index["shards"][1:]]
+    (target / "train" / packing.JOURNAL).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (target / "train" / INDEX).unlink()
+    assert run_pack(root, target)["train"].kept == 2
+    assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
+
+
+def test_files_that_look_like_packs_own_stay(root, tmp_path):
+    run_pack(root, tmp_path / "shards")
+    notes = tmp_path / "shards" / "train" / ".packing-notes.txt"
+    notes.write_text("mine")
+    run_pack(root, tmp_path / "shards", rescan=True)
+    assert notes.read_text() == "mine"
+
+
+def test_a_target_in_a_linked_class_folder_is_refused(root, tmp_path):
+    (root / "train" / "ant").rename(tmp_path / "elsewhere")
+    (root / "train" / "ant").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="elsewhere/shards is in .*train/ant, among the images"):
+        run_pack(root, tmp_path / "elsewhere" / "shards")
+
+
+def test_what_an_interrupted_rescan_says_goes_on(root, tmp_path, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    assert vit_ipu(monkeypatch, capsys, "pack", "images", "t")[0] == 0
+    with monkeypatch.context() as context:
+        context.setattr(packing._Packer, "_choose_num_shards", interrupt)
+        code, _, err = vit_ipu(monkeypatch, capsys, "pack", "images", "t", "--rescan")
+    assert code == 130
+    assert err.endswith("go on with: vit-ipu pack images t\n")
+    code, out, _ = vit_ipu(monkeypatch, capsys, "pack", "images", "t")
+    assert code == 0
+    assert out.count("(0 kept)") == 2

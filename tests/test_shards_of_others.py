@@ -11,6 +11,8 @@ from test_shards import LABELS, open_split, png, samples, write_shards, write_ta
 from vit_ipu.config import ModelConfig
 from vit_ipu.data.decode import DataError
 from vit_ipu.data.listing import ListingCache
+from vit_ipu.data.pack import pack
+from vit_ipu.data.pack_jobs import PackOptions
 from vit_ipu.data.shards import open_shards
 
 
@@ -82,7 +84,7 @@ def test_a_shard_that_changed_is_listed_anew_with_rescan(tmp_path):
     write_shards(tmp_path)
     source, _ = open_saying(tmp_path)
     write_tar(tmp_path / "train" / "x-00.tar", [("a.cls", b"1"), *samples(LABELS[:3])])
-    with pytest.raises(DataError, match="copy it again, or list the shards anew with --rescan$"):
+    with pytest.raises(DataError, match="copy it again, or list them anew with --rescan$"):
         source.image(0)
     config = data_config(source="shards", path=str(tmp_path), on_error="skip")
     assert open_shards(config, 3, "train", ListingCache(rescan=True)).image(0).getpixel((0, 0)) == (0, 0, 0)
@@ -92,3 +94,19 @@ def test_the_number_of_classes_is_the_models_without_a_list(tmp_path):
     write_shards(tmp_path)
     model = ModelConfig(variant="vit_test", image_size=28, num_classes=3)
     assert open_split(tmp_path, num_classes=model.num_classes).classes == ("class 0", "class 1", "class 2")
+
+
+def test_names_of_classes_are_those_of_packs_index_also_by_a_pattern(tmp_path):
+    """Where classes.txt has one blank, the folder may have had two."""
+    for split in ("train", "val"):
+        for name in ("ant", "big  bee"):
+            write_png(tmp_path / "images" / split / name / "0.png")
+    options = PackOptions(shard_size=1_000_000)
+    pack(tmp_path / "images", tmp_path / "t", options, workers=1, cache=ListingCache())
+    source = open_split(tmp_path / "t" / "train" / "*.tar", "eval", 2, eval_path=str(tmp_path / "t" / "val" / "*.tar"))
+    assert source.classes == ("ant", "big  bee")
+
+
+def write_png(path):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(png(1))

@@ -26,6 +26,18 @@ def test_ctrl_c_while_importing(monkeypatch, capsys):
     assert capsys.readouterr().err == "vit-ipu: interrupted\n"
 
 
+def test_ctrl_c_in_a_command_is_said(monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_ipu.predict.predict", interrupt)
+    assert vit_ipu(monkeypatch, capsys, "predict", "run", "a.png", "--device", "cpu") == (
+        130,
+        "",
+        "vit-ipu: interrupted\n",
+    )
+
+
 def test_any_text_is_shown_on_any_terminal(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict", write_through=True))

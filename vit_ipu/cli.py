@@ -6,9 +6,10 @@ Annotations are not postponed here: on Python 3.8 typer does not see through str
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import typer
+import typer.core
 from typing_extensions import Annotated
 
 from vit_ipu.cli_output import (
@@ -31,8 +32,21 @@ if TYPE_CHECKING:
     from vit_ipu.backends import Device
     from vit_ipu.config import Config
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, of which one that is interrupted says so, rather than nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("vit-ipu: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="vit-ipu",
+    cls=_Commands,
     help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or the same program on a GPU or a CPU.",
     add_completion=False,
     pretty_exceptions_enable=False,

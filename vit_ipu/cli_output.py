@@ -185,9 +185,10 @@ def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, 
 
 
 def interrupted_pack(error: BaseException) -> str:
-    """How far it came, and how to go on."""
+    """How far it came, and how to go on; that all is packed anew is noted once packing has begun."""
+    words = [word for word in sys.argv[1:] if not (str(error) and word == "--rescan")]
     done = str(error) or "and what is done is kept"
-    return "interrupted, {}; go on with: {}".format(done, shlex.join(["vit-ipu", *sys.argv[1:]]))
+    return "interrupted, {}; go on with: {}".format(done, shlex.join(["vit-ipu", *words]))
 
 
 def _command_to_resume(folder: "RunFolder") -> str:

@@ -22,8 +22,8 @@ Orientation = Tuple[bool, bool, bool]
 REDUCED_MARGIN = 2
 """A crop keeps this many times its final side when a JPEG is decoded in reduced size: below about 1.75 the difference
 from a full decode passes a mean of 2 grey levels on detailed photographs."""
-_COARSE_COLOURS = ("411", "441")
-"""Subsamplings whose colours a reduced decode spreads otherwise: up to 12 grey levels in the 99th percentile."""
+_COARSE_COLOURS = "411"
+"""The subsampling whose colours a reduced decode spreads otherwise: up to 16 grey levels in the 99th percentile."""
 
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _ORIENTATION_TAG = 0x0112
@@ -55,11 +55,11 @@ class PlainJpeg:
             return None
         try:
             height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: colours that simplejpeg does not know, such as 4:4:1
             return None
         if colorspace not in ("YCbCr", "RGB", "Gray"):
             return None
-        return cls(data, (width, height), is_reducible=subsampling not in _COARSE_COLOURS)
+        return cls(data, (width, height), is_reducible=subsampling != _COARSE_COLOURS)
 
     @property
     def size(self) -> Size:

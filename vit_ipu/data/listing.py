@@ -125,14 +125,14 @@ class ImagePaths:
 
     def __init__(self, folders: Sequence[str], arrays: Arrays) -> None:
         """`arrays`: names, the bytes of all names; ends, where each ends; folder, the number of each one's folder."""
-        self._folders = tuple(folders)
+        self.folders = tuple(folders)
         self._names, self._ends, self.folder = arrays["names"], arrays["ends"], arrays["folder"]
 
     def __len__(self) -> int:
         return len(self.folder)
 
     def __getitem__(self, index: int) -> str:
-        return os.path.join(self._folders[int(self.folder[index])], self.name(index))
+        return os.path.join(self.folders[int(self.folder[index])], self.name(index))
 
     def name(self, index: int) -> str:
         """The name of the file in its folder."""
@@ -141,7 +141,7 @@ class ImagePaths:
 
     def digest(self) -> str:
         """The sha256 of all names and folders."""
-        digest = hashlib.sha256(_blob([os.path.basename(folder) for folder in self._folders]).tobytes())
+        digest = hashlib.sha256(_blob([os.path.basename(folder) for folder in self.folders]).tobytes())
         for array in (self._names, self._ends, self.folder):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

@@ -16,12 +16,13 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Generator, List, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from vit_ipu.data.pack_jobs import (
     size_of_sample,
 )
 from vit_ipu.data.processes import processes
-from vit_ipu.data.shards import CLASS_FILES, INDEX, JOURNAL, TABLE, read_index, read_table, require_index
+from vit_ipu.data.shards import CLASS_FILES, FORMAT, INDEX, JOURNAL, TABLE, read_index, read_table, require_index
 
 SPLITS = {"train": "train", "eval": "val"}
 """What the folder of each split is called."""
@@ -91,8 +92,13 @@ def pack(
         raise DataError("{} is not a folder".format(source))
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
-    _refuse_strange_target(target, source)
-    packers = [_Packer(found, target / name, name, options, anew=cache.rescan) for name, found in images.items()]
+    _refuse_strange_target(target, source, images.values())
+    packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
+    if cache.rescan:
+        for packer in packers:
+            packer.require_same_options()
+        for packer in packers:
+            packer.begin_anew()
     return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
 
 
@@ -118,24 +124,24 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
                 "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
                 "makes them anew".format(folder / min(wrong), len(wrong) - 1)
             )
-        read_table(folder, [str(folder / shard["name"]) for shard in index["shards"]])
+        read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
         counts[folder.name] = index["samples"]
     return counts
 
 
-def _refuse_strange_target(target: Path, source: Path) -> None:
+def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
     """Raises UserError if the target is a file, among the images, or a folder with anything but shards of ours."""
     if target.exists() and not target.is_dir():
         raise UserError("{} is a file: give another TARGET".format(target))
-    for split in SPLITS:
-        images = split_folder(imagenet_root(source), split)
-        if images.resolve() in (target.resolve(), *target.resolve().parents):
-            raise UserError("{} is in {}, among the images: give another TARGET".format(target, images))
-    for name in SPLITS.values():
-        folder = target / name
-        is_ours = (folder / JOURNAL).is_file() or read_index(folder) is not None
-        if folder.is_dir() and any(folder.iterdir()) and not is_ours:
-            raise UserError("{} holds files that pack has not written: give another TARGET".format(folder))
+    folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
+    around = [str(path) for path in (target.resolve(), *target.resolve().parents)]
+    for folder in itertools.chain(folders, *(found.paths.folders for found in images)):
+        if os.path.realpath(folder) in around:
+            raise UserError("{} is in {}, among the images: give another TARGET".format(target, folder))
+    for place in (target / name for name in SPLITS.values()):
+        is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
+        if place.is_dir() and any(place.iterdir()) and not is_ours:
+            raise UserError("{} holds files that pack has not written: give another TARGET".format(place))
 
 
 # --------------------------------------------------------------------------------------- one split
@@ -144,12 +150,11 @@ def _refuse_strange_target(target: Path, source: Path) -> None:
 class _Packer:
     """The shards of one split."""
 
-    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions, *, anew: bool) -> None:
-        """`anew`: keep no shard of an earlier run."""
-        self._anew = anew
+    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
         self._source, self._folder, self._name, self._options = source, folder, name, options
         self._job = Job(source, np.random.default_rng(_SEED).permutation(len(source)), str(folder), options)
         self._plan: Dict[str, Tuple[int, int]] = {}
+        self._surplus: Set[str] = set()
         self._settings: Dict[str, Any] = {
             "version": _VERSION,
             "short_side": options.short_side,
@@ -161,17 +166,42 @@ class _Packer:
             "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest(),
         }
 
+    def require_same_options(self) -> None:
+        """Raises UserError if earlier runs had others: to pack anew is not to pack otherwise."""
+        with self._open_journal() as journal:
+            options = ("version", "short_side", "quality", "shard_size", "seed")
+            self._require_same(self._read_records(journal), options)
+
+    def begin_anew(self) -> None:
+        """Notes that no shard of earlier runs is to be kept; whoever goes on heeds it, until all are made."""
+        with self._open_journal() as journal:
+            records = self._read_records(journal)
+            surplus = {str(record["name"]) for record in records if "name" in record}
+            for record in records:
+                surplus.update(record.get("surplus", ()), _shard_names(self._name, record.get("shards", 0)))
+            journal.truncate(0)
+            _append(journal, dict(self._settings, anew=True, surplus=sorted(surplus)))
+            for name in (INDEX, TABLE):
+                with contextlib.suppress(FileNotFoundError):
+                    (self._folder / name).unlink()
+
     def run(self, workers: int, progress: Progress) -> PackedSplit:
         """Makes the shards that are not there yet, and then the index."""
+        with self._open_journal() as journal:
+            self._remove_temporaries()
+            try:
+                return self._run(journal, workers, progress)
+            finally:
+                self._remove_temporaries()
+
+    @contextlib.contextmanager
+    def _open_journal(self) -> Iterator[IO[str]]:
+        """The journal, for this process alone. Raises UserError if another has it."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
                 _lock(journal, self._folder)
-                self._remove_temporaries()
-                try:
-                    return self._run(journal, workers, progress)
-                finally:
-                    self._remove_temporaries()
+                yield journal
         except OSError as error:
             error.filename = error.filename or str(self._folder)  # such as of a disk that is full
             raise
@@ -193,6 +223,9 @@ class _Packer:
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
             raise DataError("none of the {:,} images of {} can be read".format(len(self._source), self._name))
+        for name in filter(self._is_shard, self._surplus - set(self._plan)):
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
         self._write_index(shards, workers)
         os.unlink(str(self._folder / JOURNAL))
         skipped = tuple(path for shard in shards for path in shard.skipped)
@@ -204,17 +237,13 @@ class _Packer:
     def _begin(self, journal: IO[str], workers: int, progress: Progress) -> Dict[str, Shard]:
         """Settles which images each shard gets, as an earlier run did; the shards that it made, by name."""
         records = self._read_records(journal)
-        before = next((record for record in records if "version" in record), None)
-        num_shards = self._choose_num_shards(workers, progress) if before is None else before["shards"]
+        self._require_same(records, tuple(self._settings))
+        settled = [record["shards"] for record in records if "shards" in record]
+        num_shards = settled[0] if settled else self._choose_num_shards(workers, progress)
         bounds = np.linspace(0, len(self._source), num_shards + 1).astype(np.int64).tolist()
-        digits = max(5, len(str(num_shards - 1)))
+        self._plan = dict(zip(_shard_names(self._name, num_shards), zip(bounds, bounds[1:])))
+        self._surplus = {name for record in records for name in record.get("surplus", ())}
         self._settings["shards"] = num_shards
-        self._plan = {
-            "{}-{:0{}d}.tar".format(self._name, number, digits): (bounds[number], bounds[number + 1])
-            for number in range(num_shards)
-        }
-        if before is None:
-            self._forget(journal)
         _append(journal, self._settings)
         fields = Shard.__dataclass_fields__
         noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
@@ -247,26 +276,17 @@ class _Packer:
     # ------------------------------------------------------------------------------ what is written
 
     def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
-        """What earlier runs noted, none if all is to be made anew. Raises UserError if they were to make others."""
-        index = read_index(self._folder)
-        records = [] if index is None else [index["settings"], *index["shards"]]
-        records += _read_journal(journal, self._folder)
-        options = ("version", "short_side", "quality", "shard_size", "seed")  # to pack anew changes none of them
-        for before in (record for record in records if "version" in record):
-            for key, value in self._settings.items():
-                if before.get(key) != value and (key in options or not self._anew):
-                    raise UserError(_explain_difference(self._folder, key, before.get(key), value))
-        return [] if self._anew else records
+        """What earlier runs noted: in the index, unless all is to be made anew, and in the journal."""
+        noted = _read_journal(journal, self._folder)
+        index = None if any("anew" in record for record in noted) else read_index(self._folder)
+        return noted if index is None else [index["settings"], *index["shards"], *noted]
 
-    def _forget(self, journal: IO[str]) -> None:
-        """Takes away what tells of earlier shards, and those that will not be: until all are made, it is no whole."""
-        journal.truncate(0)
-        for name in (INDEX, TABLE):
-            with contextlib.suppress(FileNotFoundError):
-                (self._folder / name).unlink()
-        for path in list(self._folder.iterdir()) if self._anew else ():
-            if re.fullmatch(self._name + r"-\d{5,}\.tar", path.name) and path.name not in self._plan:
-                path.unlink()
+    def _require_same(self, records: Sequence[Dict[str, Any]], keys: Sequence[str]) -> None:
+        """Raises UserError if earlier runs were to make other shards."""
+        for before in (record for record in records if "version" in record):
+            for key in keys:
+                if before.get(key) != self._settings[key]:
+                    raise UserError(_explain_difference(self._folder, key, before.get(key), self._settings[key]))
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
         table = self._table(shards, workers)
@@ -277,7 +297,7 @@ class _Packer:
         _write_whole(self._folder / TABLE, file.getvalue())
         skipped = [path for shard in shards for path in shard.skipped]
         index = {
-            "format": "webdataset: KEY.jpg (or another suffix) and KEY.cls",
+            "format": FORMAT + " (or another suffix) and KEY.cls",
             "settings": self._settings,
             "classes": list(self._source.classes),
             "samples": sum(shard.samples for shard in shards),
@@ -307,7 +327,17 @@ class _Packer:
 
     def _remove_temporaries(self) -> None:
         for path in self._folder.glob(TEMPORARY + "*"):
-            path.unlink()
+            name = path.name[len(TEMPORARY) :]
+            if name in (INDEX, TABLE, CLASS_FILES[0]) or self._is_shard(name):
+                path.unlink()
+
+    def _is_shard(self, name: str) -> bool:
+        return re.fullmatch(self._name + r"-\d{5,}\.tar", name) is not None
+
+
+def _shard_names(split: str, num_shards: int) -> List[str]:
+    digits = max(5, len(str(num_shards - 1)))
+    return ["{}-{:0{}d}.tar".format(split, number, digits) for number in range(num_shards)]
 
 
 def _lock(journal: IO[str], folder: Path) -> None:
@@ -330,14 +360,20 @@ def _read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
         text = journal.read()
         whole = text[: text.rfind("\n") + 1]
         records = [json.loads(line) for line in whole.splitlines()]
-        if not all(isinstance(record, dict) and ("name" in record or "shards" in record) for record in records):
+        if not all(map(_is_record, records)):
             raise ValueError
     except ValueError:  # JSON's and Unicode's are of this kind
-        raise DataError(
-            "{} is damaged: remove {}, and run vit-ipu pack again".format(folder / JOURNAL, folder)
-        ) from None
+        raise DataError("{} is damaged: give another TARGET".format(folder / JOURNAL)) from None
     journal.truncate(len(whole.encode("utf-8")))
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it tells of settings, or of a shard."""
+    if not isinstance(record, dict) or not {"version", "name"} & set(record):
+        return False
+    shards = record.get("shards", 1)
+    return isinstance(shards, int) and shards >= 1
 
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:

@@ -121,7 +121,8 @@ def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tupl
     assert _job is not None
     assert _state is not None
     path = os.path.join(_job.folder, name)
-    if noted is not None and has_sha256(path, noted.sha256):
+    is_whole = noted is not None and noted.samples + len(noted.skipped) == last - first
+    if noted is not None and is_whole and has_sha256(path, noted.sha256):
         with _state.count.get_lock():
             _state.count.value += last - first
         return noted, True

@@ -31,6 +31,8 @@ from vit_ipu.data.listing import Arrays, ListingCache, Say
 from vit_ipu.data.tar_headers import scan_shards
 
 INDEX, TABLE = "index.json", "index.npz"
+FORMAT = "webdataset: KEY.jpg"
+"""What the index of `pack` says first; other programs have an index.json, too."""
 JOURNAL = ".packing.jsonl"
 """What `pack` notes while it packs."""
 CLASS_FILES = ("classes.txt", "classnames.txt")
@@ -78,10 +80,10 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
     if (folder / JOURNAL).is_file() and index is None:
         raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
     if index is not None and expanded(places[split]).is_dir():
-        table, classes, remedy = read_table(folder, shards), list(index["classes"]), "run vit-ipu pack again"
+        table, remedy = read_table(folder, shards), "run vit-ipu pack again"
     else:
-        table = _scanned(shards, cache, skip_bad=config.on_error == "skip")
-        classes, remedy = _named_classes(folder), "list the shards anew with --rescan"
+        table, remedy = _scanned(shards, cache, skip_bad=config.on_error == "skip"), "list them anew with --rescan"
+    classes = _classes_of(shards)
     if split == "eval" and "train" in places:
         trained = _classes_of(_find_shards(places["train"]))
         classes = classes or trained
@@ -233,22 +235,22 @@ def read_index(folder: Path) -> Optional[Dict[str, Any]]:
     """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index, dict) or not {"settings", "format"} & set(index):
+        if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
             return None  # such as that of another program
         texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
         numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
-        numbers += [index["settings"][key] for key in ("version", "shards")]
+        numbers.append(index["settings"]["version"])
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
             raise TypeError
+        if not 1 <= len(index["shards"]) == index["settings"]["shards"]:
+            raise ValueError
         return index
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError("cannot read {}: {}".format(folder / INDEX, error.strerror)) from None
     except (ValueError, LookupError, TypeError):
-        raise DataError(
-            "{} is damaged: copy it again, or remove {} and run vit-ipu pack again".format(folder / INDEX, folder)
-        ) from None
+        raise DataError("{} is damaged: copy it again, or move it away".format(folder / INDEX)) from None
 
 
 def require_index(folder: Path) -> Dict[str, Any]:
