@@ -114,7 +114,7 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
     try:
         path = Path(source).expanduser()
         exists = path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # an impossible name; RuntimeError: ~ of an unknown user
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # an impossible name; the last two: of nobody's ~
         raise CheckpointError("cannot read {}: {}".format(source, _line(error))) from None
     if not exists:
         raise CheckpointError("no checkpoint at {}: there is no such file or folder".format(path))

@@ -75,10 +75,10 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def expanded(path: str) -> Path:
     """The path with ~ as the home folder. Raises DataError if nobody knows that."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError("{}: {}: give the whole path".format(path, str(error).rstrip("."))) from None
+    found = os.path.expanduser(path)
+    if found.startswith("~"):  # pathlib raises one or the other kind, by Python's version
+        raise DataError("{}: nobody knows this home folder: give the whole path".format(path))
+    return Path(found)
 
 
 def split_folder(root: Path, split: str) -> Path:
