@@ -13,7 +13,6 @@ noted in a journal; a killed run goes on after the last one noted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
@@ -45,6 +44,7 @@ from vit_ipu.data.pack_jobs import (
     scan_with_keys,
     size_of_sample,
 )
+from vit_ipu.data.pack_journal import append_record, lock, read_journal
 from vit_ipu.data.processes import processes
 from vit_ipu.data.shards import CLASS_FILES, FORMAT, INDEX, JOURNAL, TABLE, read_index, read_table, require_index
 
@@ -180,7 +180,7 @@ class _Packer:
             for record in records:
                 surplus.update(record.get("surplus", ()), _shard_names(self._name, record.get("shards", 0)))
             journal.truncate(0)
-            _append(journal, dict(self._settings, anew=True, surplus=sorted(surplus)))
+            append_record(journal, dict(self._settings, anew=True, surplus=sorted(surplus)))
             for name in (INDEX, TABLE):
                 with contextlib.suppress(FileNotFoundError):
                     (self._folder / name).unlink()
@@ -200,7 +200,7 @@ class _Packer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
-                _lock(journal, self._folder)
+                lock(journal, self._folder)
                 yield journal
         except OSError as error:
             error.filename = error.filename or str(self._folder)  # such as of a disk that is full
@@ -216,7 +216,7 @@ class _Packer:
                     finished[shard.name] = shard
                     kept += was_kept
                     if not was_kept:
-                        _append(journal, asdict(shard))
+                        append_record(journal, asdict(shard))
         except KeyboardInterrupt:
             of_all = "of {} ".format(len(self._plan)) if self._plan else ""
             raise PackInterrupted("{} {}shards of {} are done".format(len(finished), of_all, self._name)) from None
@@ -244,7 +244,7 @@ class _Packer:
         self._plan = dict(zip(_shard_names(self._name, num_shards), zip(bounds, bounds[1:])))
         self._surplus = {name for record in records for name in record.get("surplus", ())}
         self._settings["shards"] = num_shards
-        _append(journal, self._settings)
+        append_record(journal, self._settings)
         fields = Shard.__dataclass_fields__
         noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
         return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
@@ -277,7 +277,7 @@ class _Packer:
 
     def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
         """What earlier runs noted: in the index, unless all is to be made anew, and in the journal."""
-        noted = _read_journal(journal, self._folder)
+        noted = read_journal(journal, self._folder)
         index = None if any("anew" in record for record in noted) else read_index(self._folder)
         return noted if index is None else [index["settings"], *index["shards"], *noted]
 
@@ -338,42 +338,6 @@ class _Packer:
 def _shard_names(split: str, num_shards: int) -> List[str]:
     digits = max(5, len(str(num_shards - 1)))
     return ["{}-{:0{}d}.tar".format(split, number, digits) for number in range(num_shards)]
-
-
-def _lock(journal: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError("another process is packing into {}: wait for it, or stop it".format(folder)) from None
-
-
-def _append(journal: IO[str], record: Dict[str, Any]) -> None:
-    journal.write(json.dumps(record) + "\n")
-    journal.flush()
-    os.fsync(journal.fileno())
-
-
-def _read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
-    """What was noted; a line that was not written to its end is taken away. Raises DataError if it is damaged."""
-    journal.seek(0)
-    try:
-        text = journal.read()
-        whole = text[: text.rfind("\n") + 1]
-        records = [json.loads(line) for line in whole.splitlines()]
-        if not all(map(_is_record, records)):
-            raise ValueError
-    except ValueError:  # JSON's and Unicode's are of this kind
-        raise DataError("{} is damaged: give another TARGET".format(folder / JOURNAL)) from None
-    journal.truncate(len(whole.encode("utf-8")))
-    return records
-
-
-def _is_record(record: Any) -> bool:
-    """Whether it tells of settings, or of a shard."""
-    if not isinstance(record, dict) or not {"version", "name"} & set(record):
-        return False
-    shards = record.get("shards", 1)
-    return isinstance(shards, int) and shards >= 1
 
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
