@@ -152,14 +152,14 @@ def sum_for_mean(monkeypatch):
 
 
 def swapped_replica_order(monkeypatch):
-    from vit_ipu.simulator import program
+    from vit_ipu.simulator.execution import program
 
     original = program.micro_batch_of
     monkeypatch.setattr(program, "micro_batch_of", lambda tensor, index, count: original(tensor, index ^ 1, count))
 
 
 def one_update_fewer(monkeypatch):
-    from vit_ipu.simulator.updates import Updater
+    from vit_ipu.simulator.updates.updater import Updater
 
     original, calls = Updater.step, []
 

@@ -18,8 +18,8 @@ from loading import MODES, Broken, Numbers, Picklable, accessor, ends, is_alive,
 from torch import Tensor
 
 import vit_ipu.simulator as poptorch
-from vit_ipu.simulator import data_accessor
-from vit_ipu.simulator.data_ring import RingMemory, RingReader
+from vit_ipu.simulator.loading import accessor as data_accessor
+from vit_ipu.simulator.loading.ring import RingMemory, RingReader
 
 # ------------------------------------------------------------------------------------ the accessor
 
@@ -123,7 +123,7 @@ def test_what_a_batch_may_be(make: Callable[[Tensor], Any], expected: Any, pairs
         assert batch == 1
         return
     assert type(batch) is expected if isinstance(expected, type) else set(batch) == expected
-    values = batch.values() if isinstance(batch, dict) else poptorch.structures.flatten(batch)
+    values = batch.values() if isinstance(batch, dict) else poptorch.nested.flatten(batch)
     assert [int(value) for value in values] == [1, -1]
 
 

@@ -11,11 +11,11 @@ from simulated import TwoStages, data, options
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.accounting import simulation_report
-from vit_ipu.simulator.arguments import Arguments
-from vit_ipu.simulator.liveness import Life, working_memory
-from vit_ipu.simulator.timeline import Schedule
-from vit_ipu.simulator.tracing import trace_model
+from vit_ipu.simulator.cost.account import simulation_report
+from vit_ipu.simulator.cost.liveness import Life, working_memory
+from vit_ipu.simulator.cost.schedule import Schedule
+from vit_ipu.simulator.tracing.arguments import Arguments
+from vit_ipu.simulator.tracing.trace import trace_model
 from vit_ipu.simulator.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")

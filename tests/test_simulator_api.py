@@ -19,7 +19,7 @@ import torch
 
 from vit_ipu import simulator
 
-API = json.loads((Path(simulator.__file__).parent / "data" / "poptorch_api.json").read_text())
+API = json.loads((Path(simulator.__file__).parent / "tables" / "poptorch_api.json").read_text())
 
 KINDS = {
     "positional_or_keyword": inspect.Parameter.POSITIONAL_OR_KEYWORD,

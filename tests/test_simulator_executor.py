@@ -15,7 +15,8 @@ from simulated import TwoStages, data, options
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator import machine, wrapping
+from vit_ipu.simulator import machine
+from vit_ipu.simulator.execution import wrapped_model as wrapping
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -105,7 +106,7 @@ def test_files_that_cannot_be_loaded(tmp_path):
 def test_a_file_of_another_version(tmp_path, monkeypatch):
     path = str(tmp_path / "model.poptorch")
     poptorch.inferenceModel(Scale().eval()).compileAndExport(path, torch.ones(1, 2))
-    monkeypatch.setattr("vit_ipu.simulator.models.__version__", "9.9")
+    monkeypatch.setattr("vit_ipu.simulator.execution.factories.__version__", "9.9")
     with pytest.raises(AssertionError, match="PopTorch version mismatch: File was created with version: 3.4.0"):
         poptorch.load(path)
 

@@ -8,8 +8,8 @@ from simulated import half
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.gradients import Gradients, Reduction
-from vit_ipu.simulator.half_rounding import Rounding
+from vit_ipu.simulator.arithmetic.rounding import Rounding
+from vit_ipu.simulator.updates.gradients import Gradients, Reduction
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

@@ -11,10 +11,10 @@ from loading import MODES, Numbers, Stream, accessor, by_mode, loader, numbers, 
 from torch.utils.data import BatchSampler, SequentialSampler
 
 import vit_ipu.simulator as poptorch
-from vit_ipu.simulator import data_accessor
-from vit_ipu.simulator.data_worker import rebatch
-from vit_ipu.simulator.loader import combine
-from vit_ipu.simulator.loader_partition import SubDataset, share
+from vit_ipu.simulator.loading import accessor as data_accessor
+from vit_ipu.simulator.loading.data_loader import combine
+from vit_ipu.simulator.loading.partition import SubDataset, share
+from vit_ipu.simulator.loading.worker import rebatch
 
 # ------------------------------------------------------------------------------------ combined batches
 

@@ -12,7 +12,7 @@ from simulated import TwoStages, data, options
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
 from vit_ipu.simulator.__main__ import main as simulator_main
-from vit_ipu.simulator.compatibility import restore_removed
+from vit_ipu.simulator.installation.torch_compat import restore_removed
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

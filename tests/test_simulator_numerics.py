@@ -11,9 +11,9 @@ from simulated import half
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.half_ops import HalfArithmetic
-from vit_ipu.simulator.half_products import Partials, convolution, convolution_backward
-from vit_ipu.simulator.half_rounding import Rounding
+from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic
+from vit_ipu.simulator.arithmetic.products import Partials, convolution, convolution_backward
+from vit_ipu.simulator.arithmetic.rounding import Rounding
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -166,7 +166,7 @@ def test_float16_partials_of_other_convolutions_are_refused(settings):
 
 def in_mode(function, *, options=None, chunk=16):
     with poptorch.numerics("ipu", partials_chunk=chunk):
-        from vit_ipu.simulator.numerics_mode import chosen
+        from vit_ipu.simulator.arithmetic.mode import chosen
 
         mode = HalfArithmetic.of(options or poptorch.Options(), chosen(), torch.device("cpu"))
     with mode:
@@ -218,7 +218,7 @@ def test_a_copy_draws_no_random_bits_unless_it_rounds():
     options.Precision.enableStochasticRounding(True)
     values, target = half(4, 4), torch.zeros(4, 4).half()
     with poptorch.numerics("ipu"):
-        from vit_ipu.simulator.numerics_mode import chosen
+        from vit_ipu.simulator.arithmetic.mode import chosen
 
         mode = HalfArithmetic.of(options, chosen(), torch.device("cpu"))
     before = mode.rounding.state.clone()

@@ -9,9 +9,9 @@ from simulated import TwoStages, data, options
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
-from vit_ipu.simulator.checks import uses_ipu_model
 from vit_ipu.simulator.logs import setPopartLogLevel
 from vit_ipu.simulator.poptorch_core import _validateOptions
+from vit_ipu.simulator.tracing.compile_checks import uses_ipu_model
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.ctc import beam_search
+from vit_ipu.simulator.ops.ctc import beam_search
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.print_tensor import PrintFormat, text_of
+from vit_ipu.simulator.ops.print_tensor import PrintFormat, text_of
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

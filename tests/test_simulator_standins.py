@@ -15,8 +15,8 @@ import torch
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator.__main__ import main as simulator_main
-from vit_ipu.simulator.poprun import environment_of, run_instances
-from vit_ipu.simulator.standins import horovod_torch, popart, popdist, popdist_poptorch
+from vit_ipu.simulator.installation.poprun import environment_of, run_instances
+from vit_ipu.simulator.installation.standins import horovod_torch, popart, popdist, popdist_poptorch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -90,8 +90,8 @@ def test_a_script_that_fails_exits_with_1_and_sees_no_hardware_that_is_not_there
 def test_pytest_runs_as_a_module(tmp_path):
     (tmp_path / "test_program.py").write_text(
         "import poptorch\n\n\ndef test_it():\n    assert poptorch.ipuHardwareIsAvailable(2)\n"
-        "    assert not poptorch.ipuHardwareIsAvailable(4)\n    from vit_ipu.simulator import numerics_mode\n"
-        "    assert numerics_mode.chosen().mode == 'ipu'\n"
+        "    assert not poptorch.ipuHardwareIsAvailable(4)\n    from vit_ipu.simulator.arithmetic import mode\n"
+        "    assert mode.chosen().mode == 'ipu'\n"
     )
     done = simulate("--ipus", "2", "--numerics", "ipu", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=tmp_path)
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
@@ -127,7 +127,7 @@ def test_arguments_that_make_no_sense_are_one_line(capsys, arguments, message):
 
 
 def test_popart_enums_have_the_numbers_that_poptorch_takes():
-    table = json.loads((Path(poptorch.__file__).parent / "data" / "session_options.json").read_text())["enums"]
+    table = json.loads((Path(poptorch.__file__).parent / "tables" / "session_options.json").read_text())["enums"]
     renamed = {"RecomputationType": {"None": "NoRecompute"}, "MergeVarUpdateType": {"None": "Off"}}
     for name, members in table.items():
         for member, value in members.items():

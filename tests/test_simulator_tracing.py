@@ -9,7 +9,7 @@ from simulated import TwoStages, data, options
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator import op_table
+from vit_ipu.simulator.tracing import op_table
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 

@@ -21,7 +21,7 @@ in docs/simulator.md. `__simulated__` tells it from the real one. Its modules by
 from __future__ import annotations
 
 from vit_ipu.simulator import enums, machine, ops, optim, options, profiling, testing
-from vit_ipu.simulator.data_accessor import AsynchronousDataAccessor
+from vit_ipu.simulator.arithmetic.mode import numerics
 from vit_ipu.simulator.enums import (
     AutoStage,
     CommGroupType,
@@ -40,16 +40,14 @@ from vit_ipu.simulator.enums import (
     VariableRetrievalMode,
 )
 from vit_ipu.simulator.errors import ConfigFileError, Error, RecoverableError, UnrecoverableError
-from vit_ipu.simulator.executor import PoplarExecutor
-from vit_ipu.simulator.hooks import registerPostCompileHook, registerPreCompileHook
-from vit_ipu.simulator.installation import (
-    install,
-    installed,
-)
-from vit_ipu.simulator.loader import DataLoader
+from vit_ipu.simulator.execution.compile_hooks import registerPostCompileHook, registerPreCompileHook
+from vit_ipu.simulator.execution.executor import PoplarExecutor
+from vit_ipu.simulator.execution.factories import __version__, inferenceModel, load, trainingModel
+from vit_ipu.simulator.installation.install import install, installed
+from vit_ipu.simulator.loading.accessor import AsynchronousDataAccessor
+from vit_ipu.simulator.loading.data_loader import DataLoader
 from vit_ipu.simulator.logs import setLogLevel
-from vit_ipu.simulator.models import __version__, inferenceModel, load, trainingModel
-from vit_ipu.simulator.numerics_mode import numerics
+from vit_ipu.simulator.nested import ICustomArgParser, registerCustomArgParser
 from vit_ipu.simulator.ops import (
     CPU,
     BeginBlock,
@@ -76,10 +74,15 @@ from vit_ipu.simulator.ops import (
     set_overlap_for_input,
     set_overlap_for_output,
 )
-from vit_ipu.simulator.options import (
-    Attribute,
-    Options,
-    TensorLocationSettings,
+from vit_ipu.simulator.options import Attribute, Options, TensorLocationSettings
+from vit_ipu.simulator.options.strategies import (
+    BlockId,
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
 )
 from vit_ipu.simulator.poptorch_core import (
     createPoptorchError,
@@ -90,16 +93,6 @@ from vit_ipu.simulator.printing import (
     module_repr,
     print,
 )
-from vit_ipu.simulator.strategies import (
-    BlockId,
-    ParallelPhasedExecution,
-    Phase,
-    PipelinedExecution,
-    SerialPhasedExecution,
-    ShardedExecution,
-    Stage,
-)
-from vit_ipu.simulator.structures import ICustomArgParser, registerCustomArgParser
 
 __simulated__ = True
 

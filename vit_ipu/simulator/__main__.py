@@ -13,10 +13,10 @@ from typing import List, Optional
 
 import torch
 
-from vit_ipu.simulator.compatibility import restore_removed
-from vit_ipu.simulator.installation import install, install_in_children
-from vit_ipu.simulator.numerics_mode import MODES
-from vit_ipu.simulator.poprun import environment_of, run_instances
+from vit_ipu.simulator.arithmetic.mode import MODES
+from vit_ipu.simulator.installation.install import install, install_in_children
+from vit_ipu.simulator.installation.poprun import environment_of, run_instances
+from vit_ipu.simulator.installation.torch_compat import restore_removed
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
-    from vit_ipu.simulator.strategies import StageManager
-    from vit_ipu.simulator.tracing import Trace
+    from vit_ipu.simulator.options.strategies import StageManager
+    from vit_ipu.simulator.tracing.trace import Trace
 
 on_ipu = False
 stage_manager: Optional["StageManager"] = None

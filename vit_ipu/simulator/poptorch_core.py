@@ -6,8 +6,8 @@ from typing import Any, Dict
 
 from vit_ipu.simulator import context, machine
 from vit_ipu.simulator.errors import Error, RecoverableError, UnrecoverableError, error
-from vit_ipu.simulator.session_options import validate
-from vit_ipu.simulator.wrapping import restored as _restoreWrapperIfNecessary
+from vit_ipu.simulator.execution.wrapped_model import restored as _restoreWrapperIfNecessary
+from vit_ipu.simulator.options.session_options import validate
 
 __all__ = [
     "Error",

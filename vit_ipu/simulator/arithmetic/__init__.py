@@ -1,0 +1,1 @@
+"""How the simulated IPUs compute: exactly, or with the roundings of an IPU's float16."""

@@ -1,0 +1,133 @@
+"""The simulator's account of a compiled model, as data, JSON and a Chrome trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, List, Tuple
+
+from vit_ipu.simulator.cost.schedule import BACKWARD, FORWARD, RECOMPUTE, Schedule, Slot, chrome_trace
+
+
+@dataclass(frozen=True)
+class StageAccount:
+    """A forward stage with its backward pass; FLOPs, bytes sent and working memory are of one micro-batch.
+
+    The stash holds `stashed_micro_batches` times `tensors_stashed` tensors. The peaks are of the stash and of the
+    micro-batch that is being worked on together.
+    """
+
+    stage: int
+    ipu: int
+    num_operations: int
+    flops_forward: int
+    flops_recompute: int
+    flops_backward: int
+    stashed_micro_batches: int
+    tensors_stashed: int
+    stash_bytes: int
+    tensors_stashed_without_recomputation: int
+    stash_bytes_without_recomputation: int
+    peak_activation_bytes: int
+    peak_activation_bytes_without_recomputation: int
+    bytes_sent_forward: int
+    bytes_sent_backward: int
+
+
+@dataclass(frozen=True)
+class IpuAccount:
+    """The stages of one IPU together, and its weights."""
+
+    ipu: int
+    stages: Tuple[int, ...]
+    num_parameters: int
+    parameter_bytes: int
+    buffer_bytes: int
+    optimizer_state_bytes: int
+    flops_forward: int
+    flops_recompute: int
+    flops_backward: int
+    tensors_stashed: int
+    stash_bytes: int
+    stash_bytes_without_recomputation: int
+    peak_activation_bytes: int
+    peak_activation_bytes_without_recomputation: int
+    bytes_sent_forward: int
+    bytes_sent_backward: int
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """What the simulator can say of a program without an IPU; of one replica.
+
+    `recomputation`: whether the program recomputes; `stash_bytes`, `peak_activation_bytes` and `flops_recompute` are
+    those with recomputation whether it does or not.
+    """
+
+    training: bool
+    pipelined: bool
+    recomputation: bool
+    num_forward_stages: int
+    num_stages: int
+    gradient_accumulation: int
+    device_iterations: int
+    replication_factor: int
+    cycles_per_run: int
+    """Of one weight update in training, of one call in inference."""
+    cycles_per_call: int
+    utilisation: float
+    stages: Tuple[StageAccount, ...]
+    ipus: Tuple[IpuAccount, ...]
+    timetable: Tuple[Slot, ...]
+    schedule: Schedule
+    simulated: bool = True
+    unit_of_time: str = "cycles of the pipeline, not seconds"
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Plain values, ready for JSON; the timetable is of one weight update, or of one call of inference."""
+        values = asdict(self)
+        del values["schedule"]
+        return values
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def chrome_trace(self) -> Dict[str, Any]:
+        """Trace events of one call: a process per IPU. 1 ms is drawn for a cycle."""
+        updates = self.device_iterations if self.training else 1
+        return chrome_trace(self.schedule, [_flops_of(stage) for stage in self.stages], updates)
+
+    def write_chrome_trace(self, path: Any) -> None:
+        """Writes a file that opens in https://ui.perfetto.dev and in chrome://tracing."""
+        with open(path, "w") as file:
+            json.dump(self.chrome_trace(), file)
+
+
+def _flops_of(stage: StageAccount) -> Dict[str, int]:
+    return {FORWARD: stage.flops_forward, RECOMPUTE: stage.flops_forward, BACKWARD: stage.flops_backward}
+
+
+def account_of_ipu(ipu: int, stages: List[StageAccount], weights: Dict[str, int]) -> IpuAccount:
+    """Sums over the stages of an IPU; of what only lives while one is at work, the largest."""
+    return IpuAccount(
+        ipu=ipu,
+        stages=tuple(stage.stage for stage in stages),
+        flops_forward=sum(stage.flops_forward for stage in stages),
+        flops_recompute=sum(stage.flops_recompute for stage in stages),
+        flops_backward=sum(stage.flops_backward for stage in stages),
+        tensors_stashed=sum(stage.tensors_stashed for stage in stages),
+        stash_bytes=sum(stage.stash_bytes for stage in stages),
+        stash_bytes_without_recomputation=sum(stage.stash_bytes_without_recomputation for stage in stages),
+        peak_activation_bytes=_peak([(s.stash_bytes, s.peak_activation_bytes) for s in stages]),
+        peak_activation_bytes_without_recomputation=_peak(
+            [(s.stash_bytes_without_recomputation, s.peak_activation_bytes_without_recomputation) for s in stages]
+        ),
+        bytes_sent_forward=sum(stage.bytes_sent_forward for stage in stages),
+        bytes_sent_backward=sum(stage.bytes_sent_backward for stage in stages),
+        **weights,
+    )
+
+
+def _peak(stages: List[Tuple[int, int]]) -> int:
+    """All stages' stashes, and what one stage needs beyond its own."""
+    return sum(stash for stash, _ in stages) + max((peak - stash for stash, peak in stages), default=0)

@@ -1,0 +1,79 @@
+"""Anchored tensors: values of the training graph that a call also gives, asked for with Options.anchorTensor.
+
+PopART's names: "Gradient___w" is the gradient of a micro-batch, with the loss scale in it; "UpdatedVar___w" the
+weight after an update; the optimizer's state has the names of its state dict, and a weight or buffer its own;
+"finalLossScale" is the loss scale that an update had, automatic scaling included.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator.enums import OutputMode
+from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.execution.outputs import joined
+
+GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
+
+
+class Anchors:
+    """The values of the anchored tensors during a call, and after it."""
+
+    def __init__(
+        self,
+        anchored: Mapping[str, List[Any]],
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        replicas: int,
+    ) -> None:
+        """`anchored`: long name, -, output mode and return period by short name, as options keep them."""
+        self._replicas = replicas
+        self._modes: Dict[str, Tuple[str, OutputMode, int]] = {
+            short: (long, OutputMode(mode), int(period)) for short, (long, _, mode, period) in anchored.items()
+        }
+        self._sources: Dict[str, Optional[Tensor]] = {}
+        self._values: Dict[str, List[Tensor]] = {}
+        self.results: Dict[str, Tensor] = {}
+        for long, _, _ in self._modes.values():
+            self._sources[long] = self._source(long, weights, state)
+
+    def _source(self, long: str, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Optional[Tensor]:
+        """The tensor to read after an update; None for what is noted before."""
+        if long == LOSS_SCALE:
+            return None
+        if long.startswith(GRADIENT) and long[len(GRADIENT) :] in weights:
+            weight = weights[long[len(GRADIENT) :]]
+            if weight.requires_grad:
+                weight.register_hook(lambda gradient: self._note(long, gradient))  # type: ignore[no-untyped-call]
+                return None
+        name = long[len(UPDATED) :] if long.startswith(UPDATED) else long
+        found = weights.get(name, state.get(long))
+        if found is None:
+            raise cpp_error("Anchored tensor {} is not in the graph".format(long))
+        return found
+
+    def _note(self, long: str, gradient: Tensor) -> None:
+        self._values[long].append(gradient.detach().clone())
+
+    def start_call(self) -> None:
+        """Forgets the values of the call before."""
+        self._values = {long: [] for long in self._sources}
+
+    def before_update(self, loss_scale: float) -> None:
+        """Notes the loss scale of the gradients."""
+        if LOSS_SCALE in self._values:
+            self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * self._replicas
+
+    def after_update(self) -> None:
+        """Notes what the update made; every replica has the same."""
+        for long, source in self._sources.items():
+            if source is not None:
+                self._values[long] += [source.detach().clone()] * self._replicas
+
+    def end_call(self) -> None:
+        """Selects the values by each anchor's output mode."""
+        for short, (long, mode, period) in self._modes.items():
+            self.results[short] = joined(self._values[long], self._replicas, mode, period).cpu()

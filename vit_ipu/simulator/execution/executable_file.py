@@ -1,0 +1,76 @@
+"""Files of compiled models: what `save` writes and `load` and `loadExecutable` read.
+
+A file holds no machine code: it names the arguments that the model was compiled for, and loading compiles again.
+As PopTorch's it is a pickle, with the user's model and optimizer in it: load only files that you trust.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+from vit_ipu.simulator.enums import ConnectionType
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.tracing.arguments import Arguments
+
+_MAGIC = b"vit_ipu.simulator executable\n"
+
+
+@dataclass
+class Executable:
+    """A compiled model; `model` and what follows it are None in a file without the model."""
+
+    version: str
+    arguments: Arguments
+    options: Options
+    rng_state: Optional[List[int]] = None
+    training: Optional[bool] = None
+    model: Any = None
+    optimizer: Any = None
+    optimizer_state: Optional[Dict[str, Any]] = None
+
+    def write(self, filename: str) -> None:
+        """Writes the file under a temporary name and renames it."""
+        temporary = "{}.{}".format(filename, os.getpid())
+        with open(temporary, "wb") as file:
+            file.write(_MAGIC)
+            pickle.dump(self, file, protocol=4)
+        os.replace(temporary, filename)
+
+    @classmethod
+    def read(cls, filename: str, version: str) -> "Executable":
+        """The executable in a file. Raises AssertionError if there is none, or one of another version."""
+        with open(filename, "rb") as file:
+            assert file.read(len(_MAGIC)) == _MAGIC, "it was not written by this simulator"
+            executable = pickle.load(file)
+        assert executable.version == version, (
+            "PopTorch version mismatch: File was created with version: {} and this is version {}".format(
+                executable.version, version
+            )
+        )
+        _make_online(executable.options)
+        return executable  # type: ignore[no-any-return]
+
+
+def _make_online(options: Options) -> None:
+    """Takes back what useOfflineIpuTarget set."""
+    options._freeze(False)
+    options.deleteIfExists("ipu_version")
+    if options.connection_type == ConnectionType.Never:
+        options.connectionType(ConnectionType.Always)
+
+
+def destination(filename: str) -> str:
+    """The file to write for the name that the user gave; its folder is made."""
+    folder = os.path.dirname(filename)
+    if folder and not os.path.exists(folder):
+        os.makedirs(folder)
+    assert not folder or os.path.isdir(folder), "Destination folder {} is not a directory".format(folder)
+    if not os.path.isdir(filename):
+        return filename
+    inside = os.path.join(filename, "model.poptorch")
+    logger.warning("save(): %s is a directory, saving model to %s", filename, inside)
+    return inside

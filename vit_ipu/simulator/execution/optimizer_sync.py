@@ -1,0 +1,132 @@
+"""The optimizer of a training executor: its attributes and its state, on the host and on the IPUs."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
+
+import torch
+from torch import nn
+
+from vit_ipu.simulator.enums import MeanReductionStrategy
+from vit_ipu.simulator.execution.program import Program
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.optim import Optimizer
+from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.updates.attributes import Attributes, AttributeTracker
+
+if TYPE_CHECKING:
+    from vit_ipu.simulator.execution.executor import PoplarExecutor
+
+
+class OptimizerLink:
+    """Keeps the optimizer that the user holds and the one on the IPUs in step."""
+
+    def __init__(self, executor: "PoplarExecutor") -> None:
+        self._executor = executor
+        self._tracker = AttributeTracker()
+        self.optimizer: Optional[torch.optim.Optimizer] = None
+        self.attributes: Optional[Attributes] = None
+
+    def set(self, optimizer: torch.optim.Optimizer, options: Options, program: Optional[Program]) -> None:
+        """Takes the optimizer and its attributes. Raises Error if the compiled program cannot follow."""
+        attributes = Attributes(optimizer, options, self._tracker)
+        if program is not None and program.updater is not None:
+            attributes.check_replaces(program.updater.attributes)
+        _set_reduction_strategy(attributes, options, is_compiled=program is not None)
+        if program is not None and optimizer is not self.optimizer:
+            self._release(program)
+            if isinstance(optimizer, Optimizer):
+                optimizer.ipu_state_is_dirty = True
+        if isinstance(optimizer, Optimizer):
+            optimizer.state_dict = MethodType(_state_dict_of, self)  # type: ignore[method-assign]
+        self.optimizer, self.attributes = optimizer, attributes
+        if program is not None and program.updater is not None:
+            program.updater.attributes = attributes
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The state of PopTorch's optimizer, read from the IPUs if they have a newer one."""
+        assert isinstance(self.optimizer, Optimizer)
+        self.read_state()
+        return self.optimizer.get_state_dict()
+
+    def ran(self) -> None:
+        """The IPUs have updated the state: the host's is old."""
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.host_state_is_dirty = True
+
+    def attached(self) -> None:
+        """The IPUs are new: they get the host's state, if it has one."""
+        if not isinstance(self.optimizer, Optimizer):
+            return
+        if self.optimizer.has_state():
+            self.optimizer.ipu_state_is_dirty = True
+            self.write_state()
+        else:
+            self.optimizer.host_state_is_dirty = True
+            self.optimizer.ipu_state_is_dirty = False
+
+    def read_state(self) -> None:
+        """Copies the state to the host if the IPUs have changed it."""
+        if isinstance(self.optimizer, Optimizer) and self.optimizer.host_state_is_dirty:
+            self._read(self._executor._compiled())
+
+    def write_state(self) -> None:
+        """Copies the state to the IPUs if the user has loaded another."""
+        if not isinstance(self.optimizer, Optimizer) or not self.optimizer.ipu_state_is_dirty:
+            return
+        updater = self._executor._compiled().updater
+        assert updater is not None
+        if self.optimizer.has_state():
+            self._executor.copyWeightsToHostIfNeeded()
+            saved = self.optimizer.get_state_dict()["ipu_state"]
+            for name, tensor in updater.state.items():
+                if name in saved:
+                    tensor.copy_(saved[name])
+                else:
+                    logger.warning("The optimizer state has no %s: it starts anew", name)
+            updater.load_parameters(self.optimizer.get_state_dict()["ipu_param"])
+        self.optimizer.ipu_state_is_dirty = False
+
+    def names_of_groups(self, model: nn.Module) -> List[List[str]]:
+        """The names of the parameters of each of the optimizer's groups."""
+        assert self.attributes is not None
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return [[names[id(p)] for p in group["params"]] for group in self.attributes.groups]
+
+    def _release(self, program: Program) -> None:
+        """The optimizer that is being replaced keeps its state and no longer asks this executor for it."""
+        if isinstance(self.optimizer, Optimizer):
+            if self.optimizer.host_state_is_dirty:
+                self._read(program)
+            self.optimizer.state_dict = self.optimizer.get_state_dict  # type: ignore[method-assign]
+
+    def _read(self, program: Program) -> None:
+        updater = program.updater
+        assert updater is not None
+        assert isinstance(self.optimizer, Optimizer)
+        state = {name: tensor.detach().cpu().clone() for name, tensor in updater.state.items()}
+        torch_state = torch.optim.Optimizer.state_dict(self.optimizer)
+        self.optimizer.set_state_dict(dict(torch_state, ipu_state=state, ipu_param=updater.parameters))
+        self.optimizer.ipu_state_is_dirty = False
+
+
+def _state_dict_of(link: OptimizerLink) -> Dict[str, Any]:
+    return link.state_dict()
+
+
+def _set_reduction_strategy(attributes: Attributes, options: Options, *, is_compiled: bool) -> None:
+    """A float16 accumulator needs the running mean (_optimizer_attributes.py:130-152)."""
+    training = options.Training
+    strategy = training.meanAccumulationAndReplicationReductionStrategy
+    if not attributes.needs_running_mean or strategy == MeanReductionStrategy.Running:
+        return
+    if is_compiled:
+        raise ValueError(
+            "Invalid optimizer: the new optimizer would require changing options.Training."
+            "meanAccumulationAndReplicationReductionStrategy to poptorch.MeanReductionStrategy.Running but the "
+            "executable is already compiled."
+        )
+    options._freeze(False)
+    training.setMeanAccumulationAndReplicationReductionStrategy(MeanReductionStrategy.Running)
+    options._freeze()

@@ -1,0 +1,315 @@
+"""A compiled model on the simulated IPUs: its weights, optimizer state and random state, and how a call runs.
+
+A call consumes D x G x R micro-batches in the order [D][G][R] and, in training, does D weight updates. The
+pipeline drains before each update, so running the micro-batches one after the other computes the same.
+
+With exact numerics half precision is computed in float32: weights, optimizer state and activations that the model
+keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave it. With an IPU's
+numerics they are float16 (half_ops.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic, undispatched
+from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
+from vit_ipu.simulator.arithmetic.mode import chosen
+from vit_ipu.simulator.cost.counters import Call
+from vit_ipu.simulator.enums import OutputMode
+from vit_ipu.simulator.execution.anchors import GRADIENT, UPDATED, Anchors
+from vit_ipu.simulator.execution.batch_norm import FixedStatistics, updates_statistics
+from vit_ipu.simulator.execution.outputs import joined
+from vit_ipu.simulator.execution.replicas import Grouping, Groupings, Replicas
+from vit_ipu.simulator.installation.standins import popart, popdist
+from vit_ipu.simulator.nested import flatten, rebuild
+from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
+from vit_ipu.simulator.tracing.device_names import DeviceNames
+from vit_ipu.simulator.tracing.host_state import as_before
+from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
+from vit_ipu.simulator.updates.attributes import Attributes
+from vit_ipu.simulator.updates.gradients import Gradients, Reduction
+from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
+from vit_ipu.simulator.updates.updater import Updater
+from vit_ipu.simulator.weights import Weights, borrowed, in_modes
+
+_OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
+
+
+class Program:
+    """What compiling a model yields, and the state that it keeps on the IPUs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        compiled_for: Arguments,
+        trace: Trace,
+        device: torch.device,
+        optimizer: Optional[Tuple[Attributes, Sequence[Sequence[str]]]],
+        groupings: Groupings,
+    ) -> None:
+        """`compiled_for`: arguments of a whole call; `optimizer`: attributes, and parameter names by group."""
+        self._model, self._options, self._trace, self._device = model, options, trace, device
+        self.compiled_for = compiled_for
+        numerics = chosen()
+        self._half = HalfArithmetic.of(options, numerics, device) if numerics.is_ipu else None
+        # What model.train() or model.eval() do after compilation has no effect on a program.
+        self._modes = {module: module.training for module in model.modules()}
+        self._iterations = int(options.device_iterations)
+        self._accumulation = int(options.Training.gradient_accumulation)
+        self._replicas = int(options.replication_factor)
+        self._synthetic_data = int(options._Popart.options.get("syntheticDataMode", _OFF))
+        self._input_groups = Grouping(options.input_cgt, int(options.input_group_size))
+        self.weights = Weights.of(model).map(lambda tensor: self._to_device(tensor, copy=True))
+        own_buffers = trace.mutates_buffers and not options.broadcast_buffers
+        self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
+        self._final_loss: Optional[LossId] = trace.final_loss() if trace.is_training else None
+        self.updater: Optional[Updater] = None
+        if optimizer is not None:
+            self._prepare_updates(*optimizer)
+        state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
+        self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state, self._replicas)
+        self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
+        self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
+
+    def _prepare_updates(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> None:
+        reduction, rounding = Reduction.of(self._options), self._half.rounding if self._half is not None else None
+        loss_scale = None
+        if attributes.automatic_loss_scaling:
+            trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
+            loss_scale = AutomaticLossScale({name for name, weight in trained if weight.dtype == torch.float16})
+        weights = self.weights.parameters
+        self._gradients = Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale)
+        self.updater = Updater(attributes, weights, names, reduction, rounding, loss_scale)
+
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that a call consumes of each replica."""
+        return self._iterations * self._accumulation
+
+    @property
+    def trace(self) -> Trace:
+        """What tracing the model found."""
+        return self._trace
+
+    @property
+    def anchored(self) -> Dict[str, Tensor]:
+        """The anchored tensors of the last call by their short names."""
+        return self._anchors.results
+
+    def tensor_names(self) -> List[str]:
+        """The tensors that PopART would name in the graph, as far as they are known here."""
+        names = ["input" + ("/{}".format(i) if i else "") for i in range(len(self.compiled_for.tensors()))]
+        names += [name for name, _ in self.weights.items()]
+        if self.updater is not None:
+            names += ["loss"] + [prefix + name for prefix in (GRADIENT, UPDATED) for name in self.weights.parameters]
+            names += [*self.updater.state, *self.updater.parameters]
+        return names
+
+    def transfers(self) -> Call:
+        """What a call moves between host and IPUs."""
+        options, inputs = self._options, len(self.compiled_for.tensors())
+        period, mode = int(options.output_return_period), OutputMode(options.output_mode)
+        rounds = self.rounds if self._synthetic_data == _OFF else 0
+        return Call(rounds, self._replicas, inputs, len(self._output_dtypes), mode, period)
+
+    @property
+    def rng_state(self) -> Tensor:
+        """The random state, followed by that of stochastic rounding where there is one."""
+        if self._half is None or not self._half.rounding.is_stochastic:
+            return self._random_state
+        return torch.cat([self._random_state, self._half.rounding.state])
+
+    @rng_state.setter
+    def rng_state(self, state: Tensor) -> None:
+        own = len(self._random_state)
+        self._random_state = state[:own].clone()
+        if self._half is not None and len(state) > own:
+            self._half.rounding.state = state[own:]
+
+    # ------------------------------------------------------------------------------------ weights
+
+    @torch.no_grad()
+    def write_weights(self, only: Optional[Sequence[str]] = None) -> None:
+        """Copies the host's weights and buffers, or those named, to the IPUs.
+
+        A float16 weight that the host still holds as it was last read keeps its float32 value here.
+        """
+        host = dict(Weights.of(self._model).items())
+        for name, tensor in self.weights.items():
+            if only is not None and name not in only:
+                continue
+            given = host[name].to(tensor.device)
+            if given.dtype == tensor.dtype:
+                tensor.copy_(given)
+            else:
+                tensor.copy_(torch.where(tensor.to(given.dtype) == given, tensor, given.to(tensor.dtype)))
+        self._by_replica.follow_first()
+
+    @torch.no_grad()
+    def read_weights(self) -> None:
+        """Copies the IPUs' weights and buffers to the host."""
+        host = dict(Weights.of(self._model).items())
+        for name, tensor in self.weights.items():
+            host[name].copy_(tensor)
+
+    # ---------------------------------------------------------------------------------------- runs
+
+    def run(self, arguments: Arguments) -> Any:
+        """One call: the outputs in the model's structure, or None if it returns nothing."""
+        tensors = [self._to_device(self._synthetic(tensor)) for tensor in arguments.tensors()]
+        collected: List[List[Tensor]] = []
+        self._anchors.start_call()
+        with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
+            for iteration in range(self._iterations):
+                first = iteration * self._accumulation * self._replicas
+                indices = range(first, first + self._accumulation * self._replicas)
+                if self._trace.is_training:
+                    collected += self._update_weights(arguments, tensors, indices)
+                else:
+                    with torch.no_grad():
+                        collected += [self._forward(arguments, tensors, index)[0] for index in indices]
+        self._anchors.end_call()
+        mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
+        outputs = [joined(values, self._replicas, mode, period) for values in zip(*collected)]
+        dtypes = [context.in_32_bits(dtype) for dtype in self._output_dtypes]  # _poplar_executor.py:865-874
+        return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
+
+    def _synthetic(self, tensor: Tensor) -> Tensor:
+        """The input, or what Options.enableSyntheticData feeds in its place: normal numbers, and zeros for integers."""
+        if self._synthetic_data == _OFF:
+            return tensor
+        if self._synthetic_data == _RANDOM_NORMAL and tensor.is_floating_point():
+            return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+        return torch.zeros_like(tensor)
+
+    def _update_weights(
+        self, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
+    ) -> List[List[Tensor]]:
+        assert self.updater is not None
+        collected = []
+        for number, index in enumerate(indices):
+            outputs, loss = self._forward(arguments, tensors, index)
+            assert loss is not None
+            if loss.requires_grad:  # not if all weights are frozen
+                loss.backward(torch.full_like(loss, self.updater.loss_scale))  # type: ignore[no-untyped-call]
+            with undispatched():
+                self._by_replica.gather_gradients()
+                self._gradients.take(number)
+            collected.append(outputs)
+        with undispatched():
+            gradients = self._gradients.reduced()
+            self._anchors.before_update(self.updater.loss_scale)
+            processes, mean = int(self._options.Distributed.numProcesses), Reduction.of(self._options).is_mean
+            self.updater.step(popdist.reduce_gradients(gradients, processes=processes, mean=mean))
+            self._anchors.after_update()
+        return collected
+
+    def _forward(
+        self, arguments: Arguments, tensors: List[Tensor], index: int
+    ) -> Tuple[List[Tensor], Optional[Tensor]]:
+        """The detached outputs of one micro-batch, and its loss in training."""
+        replica = index % self._replicas
+        part, parts = self._part_of_input(index)
+        micro = arguments.with_tensors([micro_batch_of(tensor, part, parts) for tensor in tensors])
+        losses: List[Tensor] = []
+        with ExitStack() as stack:
+            if self._by_replica.differ:
+                stack.enter_context(borrowed(self._model, self._by_replica.weights_of(replica)))
+            stack.enter_context(context.running(losses))
+            if self._trace.host_changes:
+                stack.enter_context(as_before(self._trace.host_changes))
+            if self._trace.names_devices:
+                stack.enter_context(DeviceNames(self._device))
+            if self._final_loss is not None and self._final_loss.of_function:
+                losses = stack.enter_context(LossCatcher()).losses
+            result = self._model(*micro.args, **micro.kwargs)
+        outputs = [tensor.detach() for tensor in flatten(result)]
+        return outputs, None if self._final_loss is None else losses[self._final_loss.number]
+
+    def _same_weights(self) -> ContextManager[None]:
+        """The weights of all replicas for a whole call, if they are the same."""
+        return nullcontext() if self._by_replica.differ else borrowed(self._model, self.weights)
+
+    def _part_of_input(self, index: int) -> Tuple[int, int]:
+        """Which part of an input a micro-batch reads, and the number of parts: a group of replicas reads the same."""
+        groups = self._input_groups.count(self._replicas)
+        step, replica = divmod(index, self._replicas)
+        part = step * groups + self._input_groups.group_of(replica, self._replicas)
+        return part, micro_batches_of_input(self._options)
+
+    # ----------------------------------------------------------------------------------- precision
+
+    def _to_device(self, tensor: Tensor, *, copy: bool = False) -> Tensor:
+        narrow = torch.float16 if self._half is None else torch.float64
+        dtype = torch.float32 if tensor.dtype == narrow else tensor.dtype
+        return tensor.detach().to(self._device, dtype, copy=copy)
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """New tensors are made on the device, and in float32 where the model asks for float16."""
+        with ExitStack() as stack:
+            stack.enter_context(context.unvalidated_distributions())
+            if not self._trace.is_training and updates_statistics(self._modes):
+                stack.enter_context(FixedStatistics())
+            if self._device.type != "cpu":
+                stack.enter_context(self._device)
+            if self._half is not None:
+                stack.enter_context(self._half)
+                stack.enter_context(MixedFormats())
+            elif self._trace.uses_half:
+                stack.enter_context(_FloatForHalf())
+            yield
+
+    @contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """The device's random state is torch's while the program runs; the host's comes back afterwards."""
+        host = _rng_state(self._device)
+        _set_rng_state(self._random_state, self._device)
+        try:
+            yield
+        finally:
+            self._random_state = _rng_state(self._device)
+            _set_rng_state(host, self._device)
+
+
+class _FloatForHalf(TorchFunctionMode):
+    """Whatever asks for float16 gets float32."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        if func is Tensor.half:
+            func = Tensor.float
+        args = tuple(torch.float32 if arg is torch.float16 else arg for arg in args)
+        kwargs = {key: torch.float32 if value is torch.float16 else value for key, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_rng_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _seeded(seed: Optional[int], device: torch.device) -> Tensor:
+    """A fresh random state; without a seed, one that differs at every compilation, as on an IPU."""
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator.get_state()

@@ -1,0 +1,121 @@
+"""A stand-in for `horovod.torch`, which PopTorch programs use for what the hosts of a poprun tell each other.
+
+What graphcore/examples call of it, over the instances of `popdist`; only where Horovod is not installed. Names and
+parameters are those of https://horovod.readthedocs.io/en/stable/api.html (horovod.torch).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, List, Mapping, Optional, Tuple, Union
+
+import torch
+import torch.distributed as dist
+
+from vit_ipu.simulator.installation.standins import popdist
+
+__simulated__ = True
+
+Average, Sum = "Average", "Sum"
+
+
+def init(*args: Any, **kwargs: Any) -> None:
+    """Joins the instances, unless popdist.init() has done it."""
+    if not popdist.isBackendInitialized():
+        popdist.init()
+
+
+def is_initialized() -> bool:
+    """Whether the instances were joined."""
+    return popdist.isBackendInitialized()
+
+
+def size() -> int:
+    """Instances of the program."""
+    return popdist.getNumInstances()
+
+
+def rank() -> int:
+    """The number of this instance."""
+    return popdist.getInstanceIndex()
+
+
+def local_size() -> int:
+    """Instances on this host: all of them."""
+    return size()
+
+
+def local_rank() -> int:
+    """The number of this instance on its host."""
+    return popdist.getLocalInstanceIndex()
+
+
+def allreduce(
+    tensor: torch.Tensor,
+    average: Optional[bool] = None,
+    name: Optional[str] = None,
+    compression: Any = None,
+    op: Optional[str] = None,
+) -> torch.Tensor:
+    """A new tensor: the mean over the instances, or the sum with op=Sum or average=False."""
+    if op not in (None, Average, Sum):
+        raise NotImplementedError("horovod.torch.allreduce(op={!r}) is not simulated".format(op))
+    reduced = tensor.detach().clone()
+    popdist.all_reduce([reduced], mean=op != Sum if op is not None else average is not False)
+    return reduced
+
+
+def grouped_allreduce(tensors: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> List[torch.Tensor]:
+    """`allreduce` of each tensor."""
+    return [allreduce(tensor, *args, **kwargs) for tensor in tensors]
+
+
+def allgather(tensor: torch.Tensor, name: Optional[str] = None) -> torch.Tensor:
+    """The instances' tensors, which may differ in their first dimension, joined along it."""
+    if size() == 1:
+        return tensor.detach().clone()
+    parts: List[Any] = [None] * size()
+    init()
+    dist.all_gather_object(parts, tensor.detach().cpu())
+    return torch.cat(parts)
+
+
+def broadcast(tensor: torch.Tensor, root_rank: int, name: Optional[str] = None) -> torch.Tensor:
+    """A new tensor: that of the instance `root_rank`."""
+    return broadcast_(tensor.detach().clone(), root_rank, name)
+
+
+def broadcast_(tensor: torch.Tensor, root_rank: int, name: Optional[str] = None) -> torch.Tensor:
+    """Overwrites the tensor by that of the instance `root_rank`; returns it."""
+    if size() > 1:
+        init()
+        sent = tensor.detach().cpu().contiguous()
+        dist.broadcast(sent, root_rank)
+        tensor.detach().copy_(sent)
+    return tensor
+
+
+def broadcast_parameters(params: Union[Mapping[str, Any], Iterable[Tuple[str, Any]]], root_rank: int) -> None:
+    """Overwrites the tensors of a state_dict, or of named parameters, by those of the instance `root_rank`."""
+    for _, tensor in sorted(params.items() if isinstance(params, Mapping) else params, key=lambda item: item[0]):
+        if isinstance(tensor, torch.Tensor):
+            broadcast_(tensor, root_rank)
+
+
+def broadcast_object(obj: Any, root_rank: int = 0, name: Optional[str] = None) -> Any:
+    """The object of the instance `root_rank`."""
+    if size() == 1:
+        return obj
+    init()
+    sent = [obj]
+    dist.broadcast_object_list(sent, root_rank)
+    return sent[0]
+
+
+def shutdown() -> None:
+    """Nothing: popdist leaves the instances."""
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError("module 'horovod.torch' has no attribute {!r}".format(name))
+    raise NotImplementedError("horovod.torch.{} is not simulated".format(name))

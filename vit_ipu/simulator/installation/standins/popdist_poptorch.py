@@ -1,0 +1,67 @@
+"""A stand-in for `popdist.poptorch`: options whose replicas and processes are those of the instances."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional
+
+from vit_ipu.simulator.installation.standins import popdist
+from vit_ipu.simulator.options.groups import _DistributedOptions
+from vit_ipu.simulator.options.options import Options as _Options
+
+__all__ = ["Options"]
+
+
+class _PopdistDistributedOptions(_DistributedOptions):
+    """Options.Distributed as PopDist knows it."""
+
+    def disable(self) -> Any:
+        raise _blocked("Distributed.disable")
+
+    def setEnvVarNames(self, *args: Any, **kwargs: Any) -> Any:
+        raise _blocked("Distributed.setEnvVarNames")
+
+    def configureProcessId(self, *args: Any, **kwargs: Any) -> Any:
+        raise _blocked("Distributed.configureProcessId")
+
+
+class Options(_Options):
+    """poptorch.Options for this instance: its replicas, its number, and how many instances there are.
+
+    Raises ValueError if poprun was given another number of IPUs a replica.
+    """
+
+    def __init__(self, ipus_per_replica: Optional[int] = None) -> None:
+        """`ipus_per_replica`: what poprun was given, if it is None."""
+        if ipus_per_replica is not None and not popdist.checkNumIpusPerReplica(ipus_per_replica):
+            raise ValueError(
+                "The environment has {} IPUs per replica but popdist.poptorch.Options was given {}".format(
+                    popdist.getNumIpusPerReplica(), ipus_per_replica
+                )
+            )
+        super().__init__()
+        _Options.replicationFactor(self, popdist.getNumLocalReplicas())
+        self.Distributed.set(
+            distributed_process_id=popdist.getInstanceIndex(), num_distributed_processes=popdist.getNumInstances()
+        )
+        self.Distributed.__class__ = _PopdistDistributedOptions
+
+    def useIpuId(self, *args: Any, **kwargs: Any) -> Any:
+        raise _blocked("useIpuId")
+
+    def replicationFactor(self, *args: Any, **kwargs: Any) -> Any:
+        raise _blocked("replicationFactor")
+
+    def toDict(self) -> Dict[str, Any]:
+        """The options with those that only PopART sees: all replicas, and where this instance's begin."""
+        frozen = self._is_frozen
+        self._unfreeze()
+        if popdist.getNumInstances() > 1:
+            self._Popart.set("enableDistributedReplicatedGraphs", True)
+            self._Popart.set("globalReplicationFactor", popdist.getNumTotalReplicas())
+            self._Popart.set("globalReplicaOffset", popdist.getReplicaIndexOffset())
+        self._freeze(frozen)
+        return super().toDict()
+
+
+def _blocked(name: str) -> RuntimeError:
+    return RuntimeError("Cannot call `{}` with popdist.poptorch.Options".format(name))

@@ -1,0 +1,1 @@
+"""poptorch.DataLoader and poptorch.AsynchronousDataAccessor."""

@@ -1,0 +1,130 @@
+"""Loops and branches on the IPU (python/ops.py:158-268). Both are for inference only.
+
+While a model is traced a loop's body runs once, and a condition's bodies both do; when it runs, the body runs
+`count` times and one branch is taken. On the host PopTorch runs a loop's body once, whatever the count.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Sequence
+
+from torch import Tensor
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.nested import as_list
+
+_LARGEST_COUNT = 2**31 - 1
+_NOT_A_LIST_OF_TENSORS = "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. "
+
+
+def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
+    """Calls `body` `count` times, each time with what it returned before, and returns its last outputs.
+
+    Raises ValueError if `inputs` is not a list of tensors, and Error in training, or if the body returns other
+    shapes, dtypes or numbers of tensors than it takes.
+    """
+    if not isinstance(inputs, list):
+        raise ValueError(_NOT_A_LIST_OF_TENSORS + "(Object is not list)")
+    for index, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                _NOT_A_LIST_OF_TENSORS + "(Object contained in list at index {} is not torch.tensor)".format(index)
+            )
+    _check_count(count)
+    carried = [tensor.clone() for tensor in inputs]  # the body may change its inputs in place
+    if not context.on_ipu:
+        return as_list(body(*carried))
+    if context.trace is not None:
+        return _traced_loop(body, carried)
+    for _ in range(count):
+        carried = [tensor.clone() for tensor in as_list(body(*carried))]
+    return carried
+
+
+def _check_count(count: int) -> None:
+    if not isinstance(count, int):
+        raise RuntimeError(
+            "poptorch::end_for_loop() Expected a value of type 'int' for argument 'trip_count' but instead found type "
+            "'{}'.".format(type(count).__name__)
+        )
+    if not 0 <= count <= _LARGEST_COUNT:
+        raise cpp_error("poptorch.for_loop: a count of {} is not between 0 and {}".format(count, _LARGEST_COUNT))
+
+
+def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
+    expected = [(tensor.shape, tensor.dtype) for tensor in inputs]
+    outputs = as_list(body(*inputs))
+    if context.trace is not None and context.trace.is_training:
+        raise cpp_error("poptorch.for_loop() is only supported in inference.")
+    if len(outputs) != len(inputs):
+        raise cpp_error(
+            "poptorch.for_loop: the body must return as many tensors as it takes: it takes {} and returns {}".format(
+                len(inputs), len(outputs)
+            )
+        )
+    for index, (output, (shape, dtype)) in enumerate(zip(outputs, expected)):
+        if output.shape != shape or context.device_dtype(output.dtype) != context.device_dtype(dtype):
+            raise cpp_error(
+                "poptorch.for_loop: output {} of the body is {} of shape {}, but its input is {} of shape {}".format(
+                    index, output.dtype, list(output.shape), dtype, list(shape)
+                )
+            )
+    return outputs
+
+
+def cond(
+    condition: Tensor,
+    then_body: Callable[..., Any],
+    then_inps: List[Tensor],
+    else_body: Callable[..., Any],
+    else_inps: List[Tensor],
+) -> List[Tensor]:
+    """The outputs of `then_body(*then_inps)` if `condition` is true, else those of `else_body(*else_inps)`.
+
+    Raises ValueError if the inputs are not lists, and Error in training, or if the bodies' outputs do not correspond.
+    """
+    if not isinstance(then_inps, list) or not isinstance(else_inps, list):
+        raise ValueError(
+            "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
+        )
+    if not context.on_ipu:
+        return as_list(then_body(*then_inps) if condition else else_body(*else_inps))
+    if context.trace is None:
+        return as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
+    outputs = as_list(then_body(*_clones(then_inps)))
+    other_outputs = as_list(else_body(*_clones(else_inps)))
+    if context.trace.is_training:
+        raise cpp_error("poptorch.cond() is only supported in inference.")
+    _check_branches(outputs, other_outputs)
+    return other_outputs
+
+
+def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) -> None:
+    if len(outputs) != len(other_outputs):
+        raise cpp_error(
+            "poptorch.cond: then_body and else_body must return the same number of tensors: they return {} and "
+            "{}".format(len(outputs), len(other_outputs))
+        )
+    for index, (output, other) in enumerate(zip(outputs, other_outputs)):
+        if other.dim() == 0:
+            raise cpp_error(
+                "`else` branch output has an empty shape, so adding a reshape op to the `then` branch to achieve "
+                "shapes identity is not possible!"
+            )
+        if output.shape != other.shape and output.numel() == other.numel():
+            raise NotImplementedError(
+                "poptorch.cond is not simulated where PopTorch reshapes then_body's outputs: {} to {}".format(
+                    list(output.shape), list(other.shape)
+                )
+            )
+        if output.shape != other.shape or context.device_dtype(output.dtype) != context.device_dtype(other.dtype):
+            raise cpp_error(
+                "poptorch.cond: output {} is {} of shape {} from then_body, but {} of shape {} from else_body".format(
+                    index, output.dtype, list(output.shape), other.dtype, list(other.shape)
+                )
+            )
+
+
+def _clones(values: Sequence[Any]) -> List[Any]:
+    return [value.clone() if isinstance(value, Tensor) else value for value in values]

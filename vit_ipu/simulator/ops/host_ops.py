@@ -1,0 +1,95 @@
+"""Operations that PopTorch does not run on the IPU, or that others write for it in C++ (python/ops.py:779-1012)."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.nested import as_list
+
+Attributes = Dict[str, Union[float, int, str, List[Any], Tuple[Any, ...]]]
+
+
+class CPU:
+    """Calls a function on the host, in the middle of a model's forward. For inference only, as in PopTorch."""
+
+    def __init__(self, layer_to_call: Callable[..., Any], ID: str) -> None:
+        """`layer_to_call`: takes and returns tensors; a module's parameters become constants. `ID`: its name."""
+        self._layer_to_call, self._ID = layer_to_call, ID
+        if isinstance(layer_to_call, nn.Module):
+            layer_to_call.requires_grad_(False)
+        self.in_shapes: Optional[List[torch.Size]] = None
+        self.out_shapes: Optional[List[torch.Size]] = None
+        self.inputs: Optional[List[Tensor]] = None
+        self.outputs: Optional[List[Tensor]] = None
+
+    def registerPersistentData(self) -> None:
+        """Makes the buffers that `execute` reads and writes, of the shapes of the last call."""
+        self.inputs = [torch.zeros(shape) for shape in self.in_shapes or ()]
+        self.outputs = [torch.zeros(shape) for shape in self.out_shapes or ()]
+
+    def execute(self) -> None:
+        """Calls the function on the buffers."""
+        for buffer, output in zip(self.outputs or (), as_list(self._layer_to_call(*self.inputs or ()))):
+            buffer.copy_(output)
+
+    def __call__(self, *input: Tensor, **kwargs: Any) -> Any:
+        """What the function returns for these tensors: one of them, or a list; named arguments are not passed on."""
+        if context.trace is not None and context.trace.is_training:
+            raise NotImplementedError(
+                "poptorch.CPU in training is not simulated (the CPU op {!r}): PopTorch has CPU ops in inference "
+                "only".format(self._ID)
+            )
+        result = self._on_host(input) if context.on_ipu else self._layer_to_call(*input)
+        outputs = as_list(result)
+        self.in_shapes = [tensor.shape for tensor in input]
+        self.out_shapes = [tensor.shape for tensor in outputs]
+        return outputs if isinstance(result, (list, tuple)) else outputs[0]
+
+    def _on_host(self, inputs: Sequence[Tensor]) -> Any:
+        """The function's outputs, on the inputs' device; while a model is traced it is called with zeros."""
+        is_traced = context.trace is not None
+        with context.on_host():
+            device = inputs[0].device if inputs else torch.device("meta" if is_traced else "cpu")
+            copies = [torch.zeros(t.shape, dtype=t.dtype) if is_traced else t.detach().cpu().clone() for t in inputs]
+            result = self._layer_to_call(*copies)
+            moved = [tensor.to(device) for tensor in as_list(result)]
+        return moved if isinstance(result, (list, tuple)) else moved[0]
+
+
+def custom_op(
+    inputs: Tuple[Tensor, ...],
+    name: str,
+    domain: str,
+    domain_version: int,
+    example_outputs: Tuple[Tensor, ...],
+    attributes: Optional[Attributes] = None,
+) -> List[Tensor]:
+    """A PopART operation in C++: on the host zeros like `example_outputs`, as in PopTorch.
+
+    Raises ValueError for attributes that PopTorch does not take, and on the IPU NotImplementedError: Poplar code
+    cannot be run here.
+    """
+    for key, value in (attributes or {}).items():
+        _check_attribute(key, value)
+    if context.on_ipu:
+        raise NotImplementedError(
+            "poptorch.custom_op is not simulated (the custom op {!r} of domain {!r})".format(name, domain)
+        )
+    return [torch.zeros_like(output, requires_grad=output.requires_grad) for output in example_outputs]
+
+
+def _check_attribute(key: Any, value: Any) -> None:
+    if not isinstance(key, str):
+        raise ValueError("All attribute keys must be strings.")
+    if not isinstance(value, (float, int, str, list, tuple)):
+        raise ValueError("Attribute values must be floats, ints, strings or a list/tuple of float, ints of strings.")
+    elements = value if isinstance(value, (list, tuple)) else (value,)
+    if not all(isinstance(element, type(elements[0])) for element in elements):
+        raise ValueError("The types in a list/tuple attribute must all be the same.")
+    for text in (key, *elements):
+        if isinstance(text, str) and not text.isascii():
+            raise ValueError("{} contains non-ASCII characters.".format(text))

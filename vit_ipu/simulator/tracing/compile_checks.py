@@ -1,0 +1,159 @@
+"""What PopTorch checks of options when a model is wrapped, and of arguments and trace when it is compiled."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterable, Optional
+
+from vit_ipu.simulator.enums import ConnectionType, OutputMode
+from vit_ipu.simulator.errors import cpp_error, error
+from vit_ipu.simulator.installation.standins import popart
+from vit_ipu.simulator.machine import round_up_num_ipus
+from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.options.session_options import validate
+from vit_ipu.simulator.options.strategies import PipelinedExecution, ShardedExecution
+from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
+from vit_ipu.simulator.tracing.trace import Trace
+
+_BROADCAST_BUFFERS = (
+    "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming out of sync "
+    "between replicas, you can disable buffer broadcasting using poptorch.Options.broadcastBuffers(False)."
+)
+
+
+def prepared(options: Optional[Options], training: bool) -> Options:
+    """The user's options are frozen; the executor has a clone with an output mode picked."""
+    if options is None:
+        options = Options()
+    elif not isinstance(options, Options):
+        raise error("Invalid type: 'options' is of type {} (Expected poptorch.Options)".format(type(options)))
+    options._freeze()
+    options = options.clone()
+    if options.defaultOutputMode():
+        options.outputMode(OutputMode.Final if training else OutputMode.All)
+    for anchor in options.anchored_tensors.values():
+        if anchor[1]:  # no output mode of its own
+            anchor[2] = options.output_mode
+            anchor[3] = options.output_return_period if anchor[2] == OutputMode.EveryN else 1
+    if not training and options.Training.gradient_accumulation != 1:
+        pipelined = is_pipelined(options)
+        raise error(
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            "when running a poptorch.inferenceModel()."
+            + (
+                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for "
+                "pipelined execution instead."
+                if pipelined
+                else ""
+            )
+        )
+    return options
+
+
+def first_micro_batch(arguments: Arguments, options: Options) -> Arguments:
+    """The part of a call's arguments that is traced. Raises AssertionError if an input is not whole micro-batches."""
+    count = micro_batches_of_input(options)
+    for tensor in arguments.tensors():
+        size = tensor.shape[0] if tensor.dim() else 1
+        assert size % count == 0, (
+            "Invalid batch dimension: In the input {}, the batch dimension ({}) must be a multiple of "
+            "Options.deviceIterations({}) * (Options.replicationFactor({}) / "
+            "Options.inputReplicaGrouping.input_group_size({})) * Options.Training.gradientAccumulation({}) = {} "
+            "because it is used to calculate the batch size which will be executed on the device in any given "
+            "iteration. For a full explanation see the batching semantics page of the documentation.".format(
+                tensor.shape,
+                size,
+                options.device_iterations,
+                options.replication_factor,
+                options.input_group_size,
+                options.Training.gradient_accumulation,
+                count,
+            )
+        )
+    return arguments.with_tensors([micro_batch_of(tensor, 0, count) for tensor in arguments.tensors()])
+
+
+def ipus_to_reserve(trace: Trace, options: Options) -> int:
+    """The number of IPUs, 0 on Graphcore's IPU Model. Raises Error where PopTorch would not compile."""
+    validate(options.toDict())
+    num_ipus = (max(trace.ipus, default=0) + 1) * int(options.replication_factor)
+    if options.connection_type != ConnectionType.Never and not uses_ipu_model(options):
+        num_ipus = round_up_num_ipus(num_ipus, bool(options.auto_round_num_ipus))
+    trace.overlaps.check(trace.outputs, options)
+    if is_pipelined(options):
+        _check_stages(trace, options)
+    has_pipeline = is_pipelined(options) and len(trace.ipus) > 1
+    if has_pipeline:
+        _check_placement(trace)
+    if not has_pipeline and options._Popart.options.get("autoRecomputation") == int(popart.RecomputationType.Pipeline):
+        raise cpp_error("Invalid RecomputationType::Pipeline in autoAnnotate when using implicit pipelining")
+    if trace.mutates_buffers and options.replication_factor > 1 and options.broadcast_buffers:
+        raise cpp_error(_BROADCAST_BUFFERS)
+    if uses_ipu_model(options):
+        _check_ipu_model(options)
+        return 0
+    return num_ipus
+
+
+def check_named_buffers(options: Options, buffers: Iterable[str]) -> None:
+    """Raises Error if Options.updatableNamedBuffers names one that the model has not."""
+    for name in options._Popart.options.get("updatableNamedBuffers", ()):
+        if name not in buffers:
+            raise cpp_error("updatableNamedBuffers names {}, but the model has no such buffer".format(name))
+
+
+def _check_ipu_model(options: Options) -> None:
+    """The limits of Graphcore's IPU Model (CompilerImpl.cpp:640-666, docs/user_guide/device_iterations.py:6)."""
+    if options._Popart.options["instrumentWithHardwareCycleCounter"]:
+        raise cpp_error("Cycle count logging is only supported on actual IPU hardware.")
+    if options.connection_type == ConnectionType.Never:
+        raise cpp_error("ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model")
+    if options.replication_factor > 1:
+        raise cpp_error("Replicated top level graphs are not supported on the IPU model")
+
+
+def uses_ipu_model(options: Options) -> bool:
+    """Whether Graphcore's IPU Model is asked for, by the options, else by the environment (Utils.cpp:30-55)."""
+    if options.exists("use_model"):
+        return bool(options.use_model)
+    return any(int(os.environ.get(name, "0")) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))
+
+
+def is_pipelined(options: Options) -> bool:
+    """Whether the stages work at the same time."""
+    strategy = options._execution_strategy
+    return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
+
+
+def _check_stages(trace: Trace, options: Options) -> None:
+    """Training needs G >= 2F-1, inference D >= F (Compiler.cpp:675-700)."""
+    stages, forward = trace.num_stages, trace.num_forward_stages
+    if trace.is_training and options.Training.gradient_accumulation < stages:
+        raise cpp_error(
+            "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of pipeline "
+            "stages ({}) when using poptorch.PipelinedExecution. Please note that a model with {} pipeline stages in "
+            "PopTorch will have an additional {} stages when training.".format(stages, forward, stages - forward)
+        )
+    if not trace.is_training and options.device_iterations < stages:
+        raise cpp_error(
+            "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages ({}) "
+            "when using PopTorch.PipelinedExecution.".format(stages)
+        )
+
+
+def _check_placement(trace: Trace) -> None:
+    """What PopART checks of a pipeline (popart/willow ir.cpp:640-665, transforms/pipeline.cpp:138-147)."""
+    for stage, ipus in trace.ipus_of_stages.items():
+        if len(ipus) > 1:
+            raise error(
+                "Ops have the same pipeline stage {}, but different virtual graph ids {}. All ops with the same "
+                "pipeline stage must also have the same virtual graph id".format(stage, sorted(ipus)),
+                "popart_exception",
+            )
+    for name, ipus in trace.ipus_of_weights.items():
+        if len(ipus) > 1:
+            raise error(
+                "Can not copy variable tensor {} between virtual graphs when pipelining. All pipeline stages using "
+                "this tensor should be on the same graph.".format(name),
+                "popart_exception",
+            )

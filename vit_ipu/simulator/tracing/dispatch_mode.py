@@ -1,0 +1,225 @@
+"""Watches torch's dispatcher while a model is traced: records each operation and refuses what PopTorch refuses.
+
+Messages are those of poptorch/source/dispatch_tracer (RegisterAtenOverloads.cpp, TypeInferenceHandler.cpp,
+Tensor.cpp) and of ErrorOnUnsupportedAten.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.nested import flatten
+from vit_ipu.simulator.tracing.flops import flops_of
+from vit_ipu.simulator.tracing.graph import Kind, Operation, Recording, Value
+from vit_ipu.simulator.tracing.op_table import Verdict, takes_whole, verdict
+
+_ITEM = (
+    "aten::item is only supported in eager mode, but was intercepted in a static graph. This means an IPU to CPU copy "
+    "was triggered before the end of the graph, for example by calling tensor.item(). Please ensure that any such "
+    "copies are removed."
+)
+_ILLEGAL_MOVE = (
+    'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output as an IPU tensor.'
+)
+_TRIU = "torch.triu is only supported within constant expressions, for example torch.ones(3, 3).triu_()."
+
+# Autograd's own, and what only renames a tensor.
+_NOT_RECORDED = frozenset(("aten::detach", "aten::detach_", "aten::alias", "aten::lift_fresh", "aten::lift"))
+
+# Where weight and bias stand among the arguments of normalisations.
+_AFFINE = {
+    "aten::native_layer_norm": (2, 3),
+    "aten::native_group_norm": (1, 2),
+    "aten::native_batch_norm": (1, 2),
+    "aten::_native_batch_norm_legit": (1, 2),
+}
+
+_ONLY_NEAREST = ("aten::upsample_linear1d", "aten::upsample_trilinear3d")
+
+# As c10 names scalar types.
+_TYPE_NAMES = {
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.float16: "Half",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.bool: "Bool",
+    torch.bfloat16: "BFloat16",
+    torch.complex32: "ComplexHalf",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}
+_MASK_TYPES = (torch.bool, torch.uint8)
+_UNSUPPORTED_TYPES = (torch.bfloat16, torch.complex32, torch.complex64, torch.complex128)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """`place` gives stage and IPU of the block that is active, or raises Error if none is."""
+
+    def __init__(self, recording: Recording, place: Callable[[], Tuple[int, int]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.function = ""
+        """The function of torch that the model has called."""
+        self._recording, self._place = recording, place
+        self._unsupported: Set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        with torch._C.DisableTorchFunction():  # torch 2.0.1 leaves function modes on in here
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        name = func._schema.name
+        tensors = flatten((args, kwargs))
+        read = [tensor for tensor in tensors if tensor.is_meta]
+        if read:
+            _check_moves(name, args, kwargs, tensors)
+        result = _run(func, args, kwargs)
+        made = [tensor for tensor in flatten(result) if tensor.is_meta]
+        for tensor in made:
+            check_type(tensor)
+            if name == "aten::lift_fresh":  # torch.tensor(...)
+                self._recording.add(tensor, Kind.CONSTANT)
+        if made and name not in _NOT_RECORDED:
+            self._record(func, args, read, result, made)
+        return result
+
+    def _record(self, func: Any, args: Tuple[Any, ...], read: List[Tensor], result: Any, made: List[Tensor]) -> None:
+        recording, name = self._recording, func._schema.name
+        inputs = [recording.add(tensor, Kind.ACTIVATION) for tensor in read]  # of a CPU op, if it is not known
+        constant = all(value.kind == Kind.CONSTANT for value in inputs) and not _is_random(func)
+        outputs = [recording.add(tensor, Kind.CONSTANT if constant else Kind.ACTIVATION) for tensor in made]
+        if constant:
+            return
+        for value in outputs:
+            value.kind = Kind.ACTIVATION if value.kind == Kind.CONSTANT else value.kind
+        self._check_supported(func, name, args)
+        stage, ipu = self._place()
+        recording.operations.append(
+            Operation(
+                _full_name(func),
+                stage,
+                ipu,
+                recording.num_segments - 1,
+                _numbers(inputs),
+                _numbers(outputs),
+                flops_of(name, args, result),
+            )
+        )
+
+    def _check_supported(self, func: Any, name: str, args: Sequence[Any]) -> None:
+        """Operations without a handler are collected, as PopTorch names them all at once."""
+        if verdict(_full_name(func)) == Verdict.UNSUPPORTED and not takes_whole(self.function):
+            if name in ("aten::triu", "aten::triu_"):
+                raise cpp_error(_TRIU)
+            self._unsupported.add(name)
+        if name in _ONLY_NEAREST:
+            raise cpp_error("Unsupported upsample mode {}: currently only 'nearest' is supported".format(name))
+        if name in _AFFINE:
+            weight, bias = (args[position] for position in _AFFINE[name])
+            if (weight is None) != (bias is None):
+                raise cpp_error("isNone(*weight) != isNone(*bias)")
+
+    def raise_if_unsupported(self) -> None:
+        """Raises Error if the model has used operations that PopTorch does not take."""
+        if self._unsupported:
+            raise unsupported_operations(self._unsupported)
+
+
+def unsupported_operations(names: Set[str]) -> Exception:
+    """The error that names the operations that have no handler."""
+    return cpp_error(
+        "Unsupported ops found in compiled model: [{}]. Not all operations are supported yet by Graphcore's PyTorch "
+        "compiler. If you believe any of these should be, please report this message to support@graphcore.ai.".format(
+            ", ".join(sorted(names))
+        )
+    )
+
+
+def raise_not_inferred(name: str) -> NoReturn:
+    """Raises the Error for an operation whose output's shape depends on data."""
+    raise cpp_error(
+        "Type inference failed for {} because the operator doesn't have an implementation for the Meta backend.".format(
+            name
+        )
+    )
+
+
+def check_type(tensor: Tensor) -> None:
+    """Raises Error for a type that IPUs do not have."""
+    if tensor.dtype in _UNSUPPORTED_TYPES:
+        raise cpp_error("Unsupported tensor input type from pytorch: {}".format(_TYPE_NAMES[tensor.dtype]))
+
+
+def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors: Sequence[Tensor]) -> None:
+    """Nothing leaves the IPU while the model runs, and a host tensor must be moved to it before it is used."""
+    if name == "aten::_local_scalar_dense":
+        raise cpp_error(_ITEM)
+    if name == "aten::_to_copy" and _is_host(kwargs.get("device")):
+        raise cpp_error(_ILLEGAL_MOVE)
+    if name == "aten::copy_":
+        if not args[0].is_meta:
+            raise cpp_error(_ILLEGAL_MOVE)
+        return
+    for tensor in tensors:
+        if not tensor.is_meta and tensor.dim() > 0:
+            raise cpp_error(
+                "Expected an IPU tensor but got tensor(device={}, shape={}, dtype={}).\nConstant tensors should be "
+                'moved explicitly to the IPU, via cpu_tensor.to("ipu").'.format(
+                    tensor.device, list(tensor.shape), _TYPE_NAMES.get(tensor.dtype, tensor.dtype)
+                )
+            )
+
+
+def _is_host(device: Any) -> bool:
+    return device is not None and torch.device(device).type != "meta"
+
+
+def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    name = _full_name(func)
+    on_ipu = any(tensor.is_meta for tensor in flatten((args, kwargs)))
+    if on_ipu and verdict(name) == Verdict.NOT_INFERRED:
+        raise_not_inferred(name)
+    if name == "aten::index.Tensor" and any(index.dtype in _MASK_TYPES for index in flatten(args[1]) if index.is_meta):
+        raise DynamicOutputShapeException(func)  # torch's own, which PopTorch lets through
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:
+        if not on_ipu:
+            raise
+        if name not in _WITHOUT_META_KERNEL:
+            raise_not_inferred(name)
+        return _WITHOUT_META_KERNEL[name](*args, **kwargs)
+
+
+def _nll_loss2d(scores: Tensor, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> Tuple[Tensor, ...]:
+    """Loss and total weight; `reduction` is 0 for none."""
+    return scores.new_empty(target.shape if reduction == 0 else ()), scores.new_empty(())
+
+
+# What torch 2.0.1 does not infer and PopTorch does (RegisterMetaOps.cpp.inc:433-457).
+_WITHOUT_META_KERNEL: Dict[str, Callable[..., Any]] = {"aten::nll_loss2d_forward": _nll_loss2d}
+
+
+def _is_random(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _full_name(func: Any) -> str:
+    """The operation's name with its overload, as in "aten::add.Tensor"."""
+    overload = func._schema.overload_name
+    return "{}.{}".format(func._schema.name, overload) if overload else func._schema.name
+
+
+def _numbers(values: Sequence[Value]) -> Tuple[int, ...]:
+    return tuple(dict.fromkeys(value.number for value in values))

@@ -1,0 +1,113 @@
+"""Functions of torch that tracing handles by name: their parts do not show what PopTorch makes of the whole.
+
+Messages are those of poptorch/source/popart_canonicalization and dispatch_tracer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.tracing.dispatch_mode import raise_not_inferred
+
+
+def check_function(func: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
+    """Raises Error for a function that PopTorch refuses with these arguments."""
+    check = _CHECKS.get(getattr(func, "__name__", ""))
+    if check is not None:
+        check(*args, **kwargs)
+
+
+def _check_cross_entropy(
+    input: Tensor, target: Tensor, weight: Any = None, *args: Any, reduction: str = "mean", **kwargs: Any
+) -> None:
+    """The mean with label smoothing is taken over elements that torch 2.0.1 selects by a mask."""
+    smooths = bool(kwargs.get("label_smoothing"))
+    if smooths and reduction == "mean" and weight is None and not target.is_floating_point():
+        raise_not_inferred("aten::masked_select")
+
+
+def _check_matrix_norm(A: Tensor, ord: Any = "fro", *args: Any, **kwargs: Any) -> None:
+    """RegisterAtenOverloads.cpp, linalgMatrixNorm."""
+    if ord == "nuc":
+        raise cpp_error("Matrix nuclear norm is not supported.")
+    if ord in (2, -2):
+        raise cpp_error("Matrix 2-norm is not supported.")
+
+
+def _recurrent_check(kind: str, no_bias: Optional[str], two_ways: str) -> Callable[..., None]:
+    """Of (input, state, weights, has_biases, num_layers, dropout, train, bidirectional, ...): RNNOps.cpp."""
+
+    def check(input: Tensor, *args: Any) -> None:
+        if not isinstance(args[1], (list, tuple)):
+            return  # packed sequences have other arguments
+        _, _, has_biases, num_layers, dropout, _, bidirectional = args[:7]
+        if num_layers != 1:
+            raise cpp_error("Only {} with 1 layer {}supported".format(kind, "is " if kind == "RNN" else ""))
+        if dropout:
+            raise cpp_error("{} only supports dropout = 0.0".format(kind))
+        if bidirectional:
+            raise cpp_error(two_ways)
+        if no_bias is not None and not has_biases:
+            raise cpp_error(no_bias)
+
+    return check
+
+
+def _check_numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+    raise TypeError(
+        "can't convert ipu:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+    )
+
+
+_plain_rnn = _recurrent_check("RNN", "RNN without biases is not supported", "Bidirectional RNN is not supported")
+_CHECKS: Dict[str, Callable[..., None]] = {
+    "cross_entropy": _check_cross_entropy,
+    "gru": _recurrent_check("GRU", None, "bidirectional GRU not supported"),
+    "linalg_matrix_norm": _check_matrix_norm,
+    "lstm": _recurrent_check("LSTM", "LSTM without biases not supported", "bidirectional LSTM not supported"),
+    "numpy": _check_numpy,
+    "rnn_relu": _plain_rnn,
+    "rnn_tanh": _plain_rnn,
+}
+
+
+def stand_in_for(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What gives a result of the same shape as `func`, if torch cannot infer it; else `func`."""
+    return _STAND_INS.get(func, func)
+
+
+def _ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: Any = "mean",
+    zero_infinity: bool = False,
+) -> Tensor:
+    if reduction in ("none", 0):
+        raise cpp_error('CTCLoss with reduction="none" is currently not supported')
+    return log_probs.sum()
+
+
+def _bincount(input: Tensor, weights: Optional[Tensor] = None, minlength: int = 0) -> Tensor:
+    if minlength <= 0:
+        raise cpp_error(
+            "Bincount `minlength` must be specified and must be a constant. On the IPU MK2 platform the minimum length "
+            "is also the maximum length"
+        )
+    counted = input.long() if weights is None else weights
+    return counted.sum().expand(minlength).clone()
+
+
+_STAND_INS: Dict[Any, Callable[..., Any]] = {
+    F.ctc_loss: _ctc_loss,
+    torch.ctc_loss: _ctc_loss,
+    torch.bincount: _bincount,
+    Tensor.bincount: _bincount,
+}

@@ -1,0 +1,127 @@
+"""The operations of one forward pass as torch's dispatcher runs them: what each reads, makes, costs and keeps.
+
+A value is a storage: views of a tensor, and what operates on it in place, are the same value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+
+from torch import Tensor
+
+from vit_ipu.simulator.context import in_32_bits
+from vit_ipu.simulator.tracing.flops import Flops
+
+
+class Kind(Enum):
+    """Where a value comes from."""
+
+    INPUT = "input"
+    WEIGHT = "weight"
+    CONSTANT = "constant"  # depends on neither inputs nor weights: folded on the host
+    ACTIVATION = "activation"
+
+
+@dataclass
+class Value:
+    """A storage on an IPU; `num_bytes` as the IPU holds it, 64-bit types in 32 bits."""
+
+    number: int
+    kind: Kind
+    num_bytes: int
+    num_elements: int
+    name: str = ""  # of a weight
+    requires_grad: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`name` with its overload; `inputs` and `outputs` are numbers of values; `segment` counts checkpoints before."""
+
+    name: str
+    stage: int
+    ipu: int
+    segment: int
+    inputs: Tuple[int, ...]
+    outputs: Tuple[int, ...]
+    flops: Flops
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Autograd keeps a value for the backward pass of an operation of `stage`, before which `position` others ran."""
+
+    value: int
+    stage: int
+    position: int
+
+
+@dataclass
+class Recording:
+    """All values and operations of a forward pass, in order, and what autograd keeps."""
+
+    values: List[Value] = field(default_factory=list)
+    operations: List[Operation] = field(default_factory=list)
+    saved: List[Saved] = field(default_factory=list)
+    checkpoints: Set[Tuple[int, int]] = field(default_factory=set)  # (stage, value)
+    outputs: Set[int] = field(default_factory=set)
+    num_segments: int = 1
+    _numbers: Dict[int, int] = field(default_factory=dict)
+    _storages: List[Any] = field(default_factory=list)  # kept, so that no other storage gets the address of one
+
+    def add(self, tensor: Tensor, kind: Kind, name: str = "") -> Value:
+        """The value of a tensor, new unless its storage is known."""
+        storage = tensor.untyped_storage()
+        number = self._numbers.get(storage._cdata)
+        if number is None:
+            number = self._numbers[storage._cdata] = len(self.values)
+            self._storages.append(storage)
+            self.values.append(Value(number, kind, _bytes_on_ipu(tensor, storage.nbytes()), tensor.numel(), name))
+        value = self.values[number]
+        value.requires_grad |= tensor.requires_grad
+        return value
+
+    def find(self, tensor: Tensor) -> Optional[Value]:
+        """The value of a tensor, if it has been added."""
+        number = self._numbers.get(tensor.untyped_storage()._cdata)
+        return None if number is None else self.values[number]
+
+    def save(self, tensor: Tensor, stage: int) -> None:
+        """Autograd keeps `tensor`."""
+        value = self.find(tensor) if tensor.is_meta else None
+        if value is not None:
+            self.saved.append(Saved(value.number, stage, len(self.operations)))
+
+    def checkpoint(self, tensors: Iterable[Tensor], stage: int) -> None:
+        """The tensors are kept rather than computed again."""
+        found = [self.find(tensor) for tensor in tensors]
+        self.checkpoints |= {(stage, value.number) for value in found if value is not None}
+        self.num_segments += 1
+
+    def note_outputs(self, tensors: Iterable[Tensor]) -> None:
+        """The tensors leave the IPU."""
+        found = [self.find(tensor) for tensor in tensors if tensor.is_meta]
+        self.outputs = {value.number for value in found if value is not None}
+
+    def leads_to(self, start: Tensor, position: int, ends: Iterable[Tuple[Tensor, int]]) -> bool:
+        """Whether any of `ends` is computed from `start`; each was made when so many operations had been recorded."""
+        origin = self.find(start)
+        goals: Dict[int, Set[int]] = {}
+        for tensor, made in ends:
+            goal = self.find(tensor)
+            if goal is not None and made > position:
+                goals.setdefault(made, set()).add(goal.number)
+        reached = {origin.number} if origin is not None else set()
+        for index in range(position, max(goals, default=position)):
+            operation = self.operations[index]
+            if reached.intersection(operation.inputs):
+                reached.update(operation.outputs)
+            if reached & goals.get(index + 1, set()):
+                return True
+        return False
+
+
+def _bytes_on_ipu(tensor: Tensor, num_bytes: int) -> int:
+    return num_bytes if in_32_bits(tensor.dtype) == tensor.dtype else num_bytes // 2

@@ -1,0 +1,106 @@
+"""Which aten operations PopTorch 3.3/3.4 takes, by tables/aten_ops.tsv (made for its torch, 2.0.1).
+
+The torch that runs here may be newer and take a model apart differently: operations that it renamed are looked up
+under their old names, and what the table does not know is taken, with one warning.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, Set
+
+from vit_ipu.simulator.logs import logger
+
+
+class Verdict(Enum):
+    """What PopTorch does with an operation."""
+
+    TAKEN = "taken"
+    UNSUPPORTED = "unsupported"  # there is no handler for it
+    NOT_INFERRED = "not inferred"  # there is none, and torch 2.0.1 cannot tell its output's shape
+
+
+_OF_STATUS = {
+    "accepted": Verdict.TAKEN,
+    "decomposed": Verdict.TAKEN,
+    "raises": Verdict.UNSUPPORTED,
+    "rejected": Verdict.UNSUPPORTED,
+    "rejected-no-meta": Verdict.NOT_INFERRED,
+}
+
+# Operations of newer torch, by what torch 2.0.1 ran in their place.
+_OLD_NAMES = {
+    "aten::_safe_softmax": "aten::_softmax",
+    "aten::_native_batch_norm_legit": "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit.no_stats": "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit_functional": "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit_no_training": "aten::native_batch_norm",
+    "aten::_batch_norm_with_update": "aten::native_batch_norm",
+    "aten::_batch_norm_no_update": "aten::native_batch_norm",
+    "aten::_scaled_dot_product_attention_math": "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_flash_attention": "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_efficient_attention": "aten::scaled_dot_product_attention",
+}
+
+# Operations inside others that PopTorch takes whole, so that it never meets the inner ones.
+_TAKEN_WHOLE = {
+    "aten::_adaptive_avg_pool2d": "aten::adaptive_avg_pool2d",
+    "aten::_adaptive_avg_pool3d": "aten::adaptive_avg_pool3d",
+    "aten::_ctc_loss": "aten::ctc_loss.IntList",
+    "aten::_ctc_loss.Tensor": "aten::ctc_loss.Tensor",
+    "aten::max_pool3d_with_indices": "aten::max_pool3d",
+    "aten::_weight_norm_interface": "aten::_weight_norm",  # RegisterAtenOverloads.cpp, weightNormInterface
+}
+
+# Operations that torch takes apart below the level at which the simulator sees them, by the part without a handler.
+_HIDDEN_PARTS = {
+    "aten::diagonal": "aten::as_strided",
+    "aten::diagonal_copy": "aten::as_strided",
+    "aten::nan_to_num": "aten::nan_to_num.out",
+    "aten::nan_to_num_": "aten::nan_to_num.out",
+}
+
+# Operations without a Meta kernel in torch 2.0.1, so that its shape inference fails before handlers are asked.
+_WITHOUT_META = frozenset(
+    "aten::nonzero aten::masked_select aten::_unique aten::_unique2 aten::unique_dim aten::unique_consecutive "
+    "aten::unique_dim_consecutive aten::repeat_interleave.Tensor".split()
+)
+
+
+def verdict(name: str) -> Verdict:
+    """What PopTorch does with an operation, named with its overload: "aten::add.Tensor"."""
+    if not name.startswith("aten::"):
+        return Verdict.TAKEN
+    if name in _WITHOUT_META:
+        return Verdict.NOT_INFERRED
+    name = _OLD_NAMES.get(name, _TAKEN_WHOLE.get(name, _HIDDEN_PARTS.get(name, name)))
+    status = _statuses().get(name)
+    if status is None:
+        _warn_of_unknown(name)
+        return Verdict.TAKEN
+    return _OF_STATUS[status]
+
+
+def takes_whole(function_name: str) -> bool:
+    """Whether PopTorch takes the whole of what a function of torch, such as "max_pool2d", does."""
+    return function_name in _accepted_symbols()
+
+
+@lru_cache(maxsize=None)
+def _statuses() -> Dict[str, str]:
+    lines = (Path(__file__).parents[1] / "tables" / "aten_ops.tsv").read_text().splitlines()
+    return {name: status for name, status, *_ in (line.split("\t") for line in lines[1:])}
+
+
+@lru_cache(maxsize=None)
+def _accepted_symbols() -> Set[str]:
+    names = [name for name, status in _statuses().items() if status == "accepted"]
+    return {name[len("aten::") :].partition(".")[0] for name in names}
+
+
+@lru_cache(maxsize=None)
+def _warn_of_unknown(name: str) -> None:
+    logger.warning("%s is not an operation of torch 2.0.1: whether PopTorch takes it is not known", name)

@@ -1,0 +1,276 @@
+"""What PopTorch learns of a model by tracing it: stages, IPUs, the loss, the outputs, and every operation.
+
+The model runs once on meta tensors, with its real shapes and dtypes, so that tracing costs no arithmetic. Rules
+that a forward pass can break are checked here and in `recorder`, those that options add in `checks`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from vit_ipu.simulator import context
+from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
+from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.logs import logger
+from vit_ipu.simulator.nested import flatten
+from vit_ipu.simulator.ops.overlap import Overlaps
+from vit_ipu.simulator.options.strategies import StageManager
+from vit_ipu.simulator.tracing.arguments import Arguments
+from vit_ipu.simulator.tracing.device_names import DeviceNames
+from vit_ipu.simulator.tracing.dispatch_mode import Recorder, check_type
+from vit_ipu.simulator.tracing.functions import check_function, stand_in_for
+from vit_ipu.simulator.tracing.graph import Kind, Recording
+from vit_ipu.simulator.tracing.host_state import Change, HostState
+from vit_ipu.simulator.weights import Weights, borrowed
+
+LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
+    getattr(F, name)
+    for name in (
+        "binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy ctc_loss "
+        "hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss multi_margin_loss "
+        "multilabel_margin_loss multilabel_soft_margin_loss nll_loss poisson_nll_loss smooth_l1_loss "
+        "soft_margin_loss triplet_margin_loss"
+    ).split()
+}
+
+
+class LossId(NamedTuple):
+    """Which loss of a forward pass is meant: the `number`-th of a torch function, or of identity_loss."""
+
+    of_function: bool
+    number: int
+
+
+class Trace:
+    """What one forward pass of the model did."""
+
+    def __init__(self, is_training: bool) -> None:
+        self.is_training = is_training
+        self.losses: List[Tensor] = _Positioned(self)  # marked by identity_loss
+        self.function_losses: List[Tensor] = _Positioned(self)  # returned by LOSS_FUNCTIONS
+        self.recording = Recording()
+        self.parameters: Set[str] = set()
+        self.stage_ipus = [0]
+        """The IPU of each forward stage: blocks that follow each other on an IPU are one (CompilerImpl.cpp:478-495)."""
+        self.uses_half = False
+        self.names_devices = False
+        """Whether the forward must run in `DeviceNames`."""
+        self.mutates_buffers = False
+        self.host_changes: List[Change] = []
+        """The plain attributes of modules that the forward changes."""
+        self.outputs: Any = None
+        self.overlaps = Overlaps()
+        self.ipus: Set[int] = set()
+        """The IPUs that have operations."""
+        self.ipus_of_weights: Dict[str, Set[int]] = {}
+        self.ipus_of_stages: Dict[int, Set[int]] = {}
+        """By the number that the execution strategy gives a stage."""
+        self._ipu: Optional[int] = 0
+        self._strategy_stage = 0
+
+    def begin(self, weights: Weights, inputs: Arguments) -> None:
+        """The model is about to run with these."""
+        self.uses_half = any(t.dtype == torch.float16 for t in weights.tensors() + inputs.tensors())
+        self.overlaps.begin(inputs.tensors())
+        self.parameters = set(weights.parameters)
+        _add_arguments(self.recording, weights, inputs)
+
+    def begin_block(self, stage: int, ipu: int) -> None:
+        if ipu != self.stage_ipus[-1]:
+            self.stage_ipus.append(ipu)
+        self._ipu, self._strategy_stage = (ipu if ipu >= 0 else None), stage  # phases have no stage to fall back on
+
+    def end_block(self) -> None:
+        self._ipu = None
+
+    def place(self) -> Tuple[int, int]:
+        """The forward stage and the IPU that an operation belongs to now. Raises Error outside all blocks."""
+        if self._ipu is None:
+            raise cpp_error("No active Block, all the ops must belong to a Block")
+        self.ipus.add(self._ipu)
+        self.ipus_of_stages.setdefault(self._strategy_stage, set()).add(self._ipu)
+        return len(self.stage_ipus) - 1, self._ipu
+
+    def checkpoint(self, tensors: Sequence[Tensor]) -> None:
+        """recomputationCheckpoint was called."""
+        self.recording.checkpoint(tensors, len(self.stage_ipus) - 1)
+
+    def operation(self, function: Callable[..., Any], arguments: Any, result: Any) -> None:
+        """A function of torch has returned. It takes place even if it does nothing, as dropout with p = 0."""
+        if flatten(arguments):
+            self.place()
+        for tensor in flatten(result):
+            self.uses_half |= tensor.dtype == torch.float16
+        if function in LOSS_FUNCTIONS and isinstance(result, Tensor):
+            self.function_losses.append(result)
+
+    @property
+    def num_forward_stages(self) -> int:
+        return len(self.stage_ipus)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of training include the backward ones; the last forward stage is also the first backward one."""
+        return 2 * self.num_forward_stages - 1 if self.is_training else self.num_forward_stages
+
+    def final_loss(self) -> LossId:
+        """The one loss that no other loss is computed from (RemoveSurplusIdentityLosses.cpp)."""
+        losses = [(LossId(False, i), loss) for i, loss in enumerate(self.losses)]
+        losses += [(LossId(True, i), loss) for i, loss in enumerate(self.function_losses)]
+        if not losses:
+            raise cpp_error("Couldn't find a loss in graph!")
+        made = {loss_id: self._position_of(loss_id) for loss_id, _ in losses}
+        others = [(loss, made[loss_id]) for loss_id, loss in losses]
+        final = [loss_id for loss_id, loss in losses if not self.recording.leads_to(loss, made[loss_id], others)]
+        if len(final) != 1:
+            raise cpp_error(
+                "Multiple independent losses found in graph. Graph must have one final loss. Wrap final graph loss in "
+                "poptorch.identity_loss."
+            )
+        return final[0]
+
+    def _position_of(self, loss_id: LossId) -> int:
+        losses = self.function_losses if loss_id.of_function else self.losses
+        assert isinstance(losses, _Positioned)
+        return losses.positions[loss_id.number]
+
+
+class _Positioned(List[Tensor]):
+    """Losses, and how many operations had been recorded when each was appended."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+        self.positions: List[int] = []
+
+    def append(self, loss: Tensor) -> None:
+        super().append(loss)
+        self.positions.append(len(self._trace.recording.operations))
+
+
+def trace_model(
+    model: nn.Module, weights: Weights, arguments: Arguments, manager: StageManager, is_training: bool
+) -> Trace:
+    """Runs `model` once on meta tensors shaped like one replica's `weights` and one micro-batch of `arguments`.
+
+    Raises Error if the forward pass does what PopTorch does not take.
+    """
+    trace = Trace(is_training)
+    _check_inputs(arguments)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # its tensors do not tell whether they were changed
+        stack.enter_context(torch.set_grad_enabled(is_training))
+        meta = weights.map(_meta_like)
+        inputs = arguments.with_tensors([_meta_like(tensor) for tensor in arguments.tensors()])
+        trace.begin(meta, inputs)
+        stack.enter_context(borrowed(model, meta))
+        stack.enter_context(context.tracing(trace, manager))
+        state = HostState(model)
+        _run_model(model, inputs, trace, meta)
+        trace.host_changes = state.changes()
+    trace.mutates_buffers = any(t._version for t in meta.tensors() if t.is_floating_point())
+    return trace
+
+
+def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights) -> None:
+    """Runs `model` under all that watches it."""
+    recorder, names = Recorder(trace.recording, trace.place), DeviceNames(torch.device("meta"))
+    with ExitStack() as stack:
+        stack.enter_context(torch.device("meta"))
+        stack.enter_context(context.unvalidated_distributions())
+        stack.enter_context(saved_tensors_hooks(_saver(trace), lambda tensor: tensor))
+        stack.enter_context(recorder)
+        stack.enter_context(_Functions(trace, recorder, weights))
+        stack.enter_context(MixedFormats())
+        stack.enter_context(names)
+        trace.outputs = model(*inputs.args, **inputs.kwargs)
+    recorder.raise_if_unsupported()
+    trace.recording.note_outputs(flatten(trace.outputs))
+    trace.names_devices = names.used
+
+
+def _meta_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _check_inputs(arguments: Arguments) -> None:
+    for tensor in arguments.tensors():
+        if 0 in tensor.shape:
+            raise cpp_error("Zero-sized tensors are unsupported (Got shape {}).".format(list(tensor.shape)))
+        check_type(tensor)
+        if tensor.requires_grad:
+            logger.warning(
+                "Input tensor has requires_grad=True set. This tensor will be detached because backward pass via "
+                "inputs is not supported."
+            )
+
+
+def _add_arguments(recording: Recording, weights: Weights, inputs: Arguments) -> None:
+    """PopART has no variables of integers: a buffer of them is a constant (JitDispatch.cpp, addParameter)."""
+    for name, tensor in weights.items():
+        check_type(tensor)
+        recording.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
+    for tensor in inputs.tensors():
+        recording.add(tensor, Kind.INPUT)
+
+
+def _saver(trace: Trace) -> Callable[[Tensor], Tensor]:
+    def save(tensor: Tensor) -> Tensor:
+        trace.recording.save(tensor, len(trace.stage_ipus) - 1)
+        return tensor.detach()  # an output that its own graph kept would never be freed
+
+    return save
+
+
+class LossCatcher(TorchFunctionMode):
+    """Collects what loss functions of torch return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: List[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in LOSS_FUNCTIONS:
+            self.losses.append(result)
+        return result
+
+
+class _Functions(TorchFunctionMode):
+    """Tells a trace and a recorder which function of torch the model calls, and on which IPU it uses a weight."""
+
+    def __init__(self, trace: Trace, recorder: Recorder, weights: Weights) -> None:
+        super().__init__()
+        self._trace, self._recorder = trace, recorder
+        self._weights = {id(tensor): name for name, tensor in weights.items() if tensor.is_floating_point()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__get__":
+            return func(*args, **kwargs)
+        check_function(func, args, kwargs)
+        self._recorder.function = getattr(func, "__name__", "")
+        result = stand_in_for(func)(*args, **kwargs)
+        self._recorder.function = ""
+        if flatten(result):
+            self._trace.overlaps.use((args, kwargs))
+            self._trace.operation(func, (args, kwargs), result)
+            self._note_weights((args, kwargs))
+        return result
+
+    def _note_weights(self, arguments: Any) -> None:
+        for tensor in flatten(arguments):
+            name = self._weights.get(id(tensor))
+            if name is not None:
+                self._trace.ipus_of_weights.setdefault(name, set()).add(self._trace.stage_ipus[-1])

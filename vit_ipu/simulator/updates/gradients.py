@@ -1,0 +1,107 @@
+"""How the gradients of one update are reduced over accumulation and replicas (popart optimizerdecompose.cpp)."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator.arithmetic.rounding import Rounding, rounded, widened
+from vit_ipu.simulator.enums import MeanReductionStrategy, ReductionType
+from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
+
+
+class Reduction(NamedTuple):
+    """G, R, and whether the mean is taken while accumulating, afterwards by the optimizer, or not at all."""
+
+    accumulation: int
+    replicas: int
+    is_mean: bool
+    is_running: bool
+
+    @classmethod
+    def of(cls, options: Options) -> "Reduction":
+        training = options.Training
+        mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
+        strategy = training.meanAccumulationAndReplicationReductionStrategy
+        running = mean and strategy == MeanReductionStrategy.Running
+        return cls(int(training.gradient_accumulation), int(options.replication_factor), mean, running)
+
+    @property
+    def mean_divisor(self) -> int:
+        """What a sum is divided by to give the mean, or 1 if the sum is wanted."""
+        return self.accumulation * self.replicas if self.is_mean else 1
+
+
+class Gradients:
+    """Collects the gradients of one update.
+
+    Exactly, torch's own accumulation is the sum. With `rounding`, and where the loss scale is adjusted automatically,
+    each replica accumulates by itself, micro-batch by micro-batch, in the accumulator's format.
+    """
+
+    def __init__(
+        self,
+        parameters: Dict[str, Tensor],
+        reduction: Reduction,
+        accum_type: torch.dtype,
+        rounding: Optional[Rounding] = None,
+        automatic_loss_scale: Optional[AutomaticLossScale] = None,
+    ) -> None:
+        self._parameters, self._reduction, self._rounding = parameters, reduction, rounding
+        self._accum_type = accum_type if rounding is not None else None
+        self._loss_scale = automatic_loss_scale
+        self._one_by_one = rounding is not None or automatic_loss_scale is not None
+        self._accumulators: List[Dict[str, Tensor]] = [{} for _ in range(reduction.replicas)]
+
+    def take(self, number: int) -> None:
+        """Accumulates the gradients that the `number`-th micro-batch of the update left."""
+        if not self._one_by_one:
+            return
+        taken: Dict[str, Tensor] = {}
+        step, replica = divmod(number, self._reduction.replicas)
+        for name, weight in self._parameters.items():
+            if weight.grad is not None:
+                taken[name], weight.grad = weight.grad, None
+        with torch.no_grad():
+            for name, gradient in taken.items():
+                self._accumulate(self._accumulators[replica], name, gradient, step)
+            if self._loss_scale is not None:
+                self._loss_scale.watch(taken)
+
+    def reduced(self) -> Dict[str, Tensor]:
+        """The sum over accumulation and replicas, or their mean if it is a running one; starts anew."""
+        if not self._one_by_one:
+            return self._reduced_by_torch()
+        replicas, self._accumulators = self._accumulators, [{} for _ in self._accumulators]
+        return {name: self._over_replicas([of[name] for of in replicas if name in of]) for name in replicas[0]}
+
+    def _accumulate(self, accumulators: Dict[str, Tensor], name: str, gradient: Tensor, step: int) -> None:
+        dtype = self._accum_type if self._accum_type is not None and self._reduction.accumulation > 1 else None
+        before = accumulators.get(name)
+        if before is None:
+            accumulators[name] = rounded(gradient, dtype or gradient.dtype, self._rounding)
+            return
+        kept, new = widened(before), widened(gradient)
+        running = self._reduction.is_running
+        total = kept * (step / (step + 1)) + new / (step + 1) if running else kept + new
+        accumulators[name] = rounded(total, before.dtype, self._rounding)
+
+    def _over_replicas(self, of_replicas: List[Tensor]) -> Tensor:
+        if len(of_replicas) == 1:
+            return of_replicas[0]
+        total = torch.stack([widened(tensor) for tensor in of_replicas]).sum(0)
+        if self._reduction.is_running:
+            total /= self._reduction.replicas
+        return rounded(total, of_replicas[0].dtype, self._rounding)
+
+    def _reduced_by_torch(self) -> Dict[str, Tensor]:
+        gradients = {}
+        for name, weight in self._parameters.items():
+            if weight.grad is not None:
+                gradients[name], weight.grad = weight.grad, None
+                if self._reduction.is_running:
+                    gradients[name].div_(self._reduction.mean_divisor)
+        return gradients

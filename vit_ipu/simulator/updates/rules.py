@@ -1,0 +1,271 @@
+"""How each of PopART's optimizers changes a weight and its state.
+
+Each rule has three parts: `new_state`; `enter`, which gives what clipping acts upon; and `update`, which uses it.
+Formats follow PopART: a gradient stays in its accumulator's unless it is cast (adamdecompose.cpp, gradCast), a
+moment is in its own, and an update with weight decay is in the weight's (popx/op/adamupdaterx.cpp:55-160).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator.arithmetic.rounding import Rounding, rounded, widened
+from vit_ipu.simulator.updates.attributes import Attributes
+from vit_ipu.simulator.updates.scalars import Scalars
+
+
+class Variable(NamedTuple):
+    """A weight, its scalars, and its optimizer state by PopART's prefix; `rounding` where float16 is stored."""
+
+    weight: Tensor
+    scalars: Scalars
+    state: Dict[str, Tensor]
+    attributes: Attributes
+    rounding: Optional[Rounding]
+
+    def new(self, dtype: torch.dtype, value: float = 0.0) -> Tensor:
+        """State like the weight: in `dtype` where float16 is stored, else in the weight's."""
+        dtype = dtype if self.rounding is not None else self.weight.dtype
+        return torch.full_like(self.weight, value, dtype=dtype, requires_grad=False)
+
+    def change(self, tensor: Tensor, formula: Callable[[Tensor], Any]) -> Tensor:
+        """Applies `formula`, which works in place, to a weight or state; returns its new value to compute with."""
+        wide = widened(tensor)
+        formula(wide)
+        if wide is tensor:
+            return tensor
+        assert self.rounding is not None
+        tensor.copy_(self.rounding(wide))
+        return widened(tensor)
+
+    def as_if_in(self, dtype: torch.dtype, values: Tensor) -> Tensor:
+        """The values, rounded as storing them in `dtype` would."""
+        return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
+
+
+def _power(base: float, exponent: float) -> float:
+    """The power as a real number, or NaN: Python's own would be complex."""
+    return base**exponent if base >= 0 else float("nan")
+
+
+class _SGD:
+    """SGD without a velocity (SGD0), or with one that is kept apart from the gradient (SGD2)."""
+
+    suffix, prefix = "2", "Accl1___"
+
+    @classmethod
+    def new_state(cls, variable: Variable) -> Dict[str, Tensor]:
+        if "scaledLearningRate0" in variable.scalars.values:
+            return {}
+        return {cls.prefix: variable.new(variable.attributes.moment_types[0])}
+
+    @classmethod
+    def enter(cls, variable: Variable, gradient: Tensor, factor: float) -> Tensor:
+        gradient, scalars = widened(gradient), variable.scalars.values
+        if "scaledLearningRate0" in scalars:
+            return gradient if factor == 1 else gradient.div_(factor)
+        velocity = cls._velocity(variable, gradient, scalars["dampeningScaleFactor" + cls.suffix] / factor)
+        if "sgdMomentum" not in scalars:
+            return velocity
+        inverse = scalars["dampeningScaleFactor" + cls.suffix] * scalars["nesterovDampeningScaleFactor" + cls.suffix]
+        gradient.mul_(inverse / factor).add_(widened(variable.weight), alpha=scalars["sgdWeightDecay"])
+        return gradient.mul_(scalars["nesterovGradScaleFactor" + cls.suffix]).add_(
+            velocity, alpha=scalars["sgdMomentum"]
+        )
+
+    @classmethod
+    def _velocity(cls, variable: Variable, gradient: Tensor, scale: float) -> Tensor:
+        scalars, velocity = variable.scalars.values, variable.state[cls.prefix]
+        decay, weight = scalars["scaledWeightDecay1"], widened(variable.weight)
+        variable.change(velocity, lambda v: v.mul_(scalars["scaledMomentum2"]).add_(weight, alpha=decay))
+        return variable.change(velocity, lambda v: v.add_(gradient, alpha=scale))
+
+    @classmethod
+    def update(cls, variable: Variable, entered: Tensor) -> None:
+        scalars, weight = variable.scalars.values, variable.weight
+        if "scaledLearningRate0" not in scalars:
+            variable.change(weight, lambda w: w.add_(entered, alpha=-scalars["scaledLearningRate" + cls.suffix]))
+            return
+        if scalars["weightDecayScaleFactor0"] != 1:
+            variable.change(weight, lambda w: w.mul_(scalars["weightDecayScaleFactor0"]))
+        variable.change(weight, lambda w: w.add_(entered, alpha=-scalars["scaledLearningRate0"]))
+
+
+class _CombinedSGD(_SGD):
+    """The gradient is accumulated into the velocity, which already holds the decayed one (SGD1).
+
+    What becomes of attributes that change is one update late, as in PopART (sgd.hpp:388-397).
+    """
+
+    suffix, prefix = "1", "Accl___"
+
+    @classmethod
+    def new_state(cls, variable: Variable) -> Dict[str, Tensor]:
+        if "scaledLearningRate0" in variable.scalars.values:
+            return {}
+        decay = variable.scalars.values["scaledWeightDecay1"]
+        velocity = variable.new(variable.weight.dtype)
+        variable.change(velocity, lambda v: v.add_(widened(variable.weight.detach()), alpha=decay))
+        return {cls.prefix: velocity}
+
+    @classmethod
+    def _velocity(cls, variable: Variable, gradient: Tensor, scale: float) -> Tensor:
+        replicas = variable.scalars.replicas
+        return variable.change(variable.state[cls.prefix], lambda v: v.mul_(replicas).add_(gradient, alpha=scale))
+
+    @classmethod
+    def update(cls, variable: Variable, entered: Tensor) -> None:
+        super().update(variable, entered)
+        scalars = variable.scalars.values
+        if cls.prefix in variable.state:
+            momentum, decay = scalars["scaledMomentum1"], scalars["scaledWeightDecay1"]
+            weight = widened(variable.weight)
+            variable.change(variable.state[cls.prefix], lambda v: v.mul_(momentum).add_(weight, alpha=decay))
+
+
+def _unscaled(variable: Variable, gradient: Tensor, scale: float, *, decay: float = 0.0) -> Tensor:
+    """The gradient without loss scale, plus the L2 term; in float32 if it is cast for moments that are."""
+    both_wide = all(dtype == torch.float32 for dtype in variable.attributes.moment_types)
+    is_cast = variable.attributes.accum_type == torch.float16 and both_wide
+    dtype = torch.float32 if is_cast else gradient.dtype
+    gradient = variable.as_if_in(dtype, widened(gradient).mul_(scale))
+    if decay:
+        gradient = variable.as_if_in(dtype, gradient.add_(widened(variable.weight), alpha=decay))
+    return gradient
+
+
+class _AdamW:
+    """Clipping acts upon the gradient; weight decay is decoupled."""
+
+    decays, corrects_bias = True, True
+
+    @classmethod
+    def new_state(cls, variable: Variable) -> Dict[str, Tensor]:
+        first, second = variable.attributes.moment_types
+        state = {"Accl1___": variable.new(first), "Accl2___": variable.new(second)}
+        if cls.corrects_bias:
+            state["Step___"] = torch.zeros(())
+        return state
+
+    @classmethod
+    def enter(cls, variable: Variable, gradient: Tensor, factor: float) -> Tensor:
+        scalars = variable.scalars.values
+        decay = 0.0 if cls.decays else scalars["weightDecay"]
+        return _unscaled(variable, gradient, scalars["adamGradientScaling"] / factor, decay=decay)
+
+    @classmethod
+    def update(cls, variable: Variable, entered: Tensor) -> None:
+        step = cls._step(variable, entered)
+        rate = variable.scalars.values["learningRate"]
+        variable.change(variable.weight, lambda w: w.add_(step, alpha=-rate))
+
+    @classmethod
+    def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
+        """m / (sqrt(v) + eps), both moments corrected for their start at zero, and the decayed weight."""
+        scalars, state = variable.scalars.values, variable.state
+        beta1, beta2 = scalars["adamBeta1"], scalars["adamBeta2"]
+        first_type, second_type = state["Accl1___"].dtype, state["Accl2___"].dtype
+        for_first, for_second = (variable.as_if_in(dtype, gradient) for dtype in (first_type, second_type))
+        first = variable.change(state["Accl1___"], lambda m: m.mul_(beta1).add_(for_first, alpha=1 - beta1))
+        second = variable.change(
+            state["Accl2___"], lambda v: v.mul_(beta2).addcmul_(for_second, for_second, value=1 - beta2)
+        )
+        steps = float(state["Step___"].add_(1)) if cls.corrects_bias else float("inf")
+        root = (second / (1 - _power(beta2, steps))).sqrt_().add_(scalars["adamEps"])
+        step = (first / (1 - _power(beta1, steps))).div_(variable.as_if_in(second_type, root))
+        step = variable.as_if_in(second_type, step)
+        decay = scalars["weightDecay"] if cls.decays else 0.0
+        if not decay and "weightDecay" not in variable.scalars.variable:
+            return variable.as_if_in(first_type, step)
+        step.add_(widened(variable.weight), alpha=decay)
+        return variable.as_if_in(variable.weight.dtype if cls.decays else first_type, step)
+
+
+class _Adam(_AdamW):
+    """Clipping acts upon the gradient after the L2 term was added."""
+
+    decays = False
+
+
+class _LAMB(_AdamW):
+    """AdamW's update times the trust ratio: the weight norm, clamped, over the update norm, or 1 if either is 0."""
+
+    @classmethod
+    def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
+        step, limit = super()._step(variable, gradient), variable.scalars.values["maxWeightNorm"]
+        weight_norm, step_norm = widened(variable.weight).norm(), step.norm()
+        defined = (weight_norm > 0) & (step_norm > 0) & (limit != 0)
+        return step.mul_(torch.where(defined, weight_norm.clamp(max=limit) / step_norm, torch.ones_like(step_norm)))
+
+
+class _LAMBWithoutBiasCorrection(_LAMB):
+    corrects_bias = False
+
+
+class _RMSprop:
+    """The gradient over the root of its average square, or with `centered` of its variance (adaptive.hpp:60-120)."""
+
+    centered = False
+
+    @classmethod
+    def new_state(cls, variable: Variable) -> Dict[str, Tensor]:
+        first, second = variable.attributes.moment_types
+        state = {"Accl1___": variable.new(first, 1.0 if variable.attributes.use_tf_variant else 0.0)}
+        if cls.centered:
+            state["Accl2___"] = variable.new(second)
+        if variable.scalars.values["adaptiveMomentum"] or "adaptiveMomentum" in variable.scalars.variable:
+            state["Accl3___"] = variable.new(torch.float32)
+        return state
+
+    @classmethod
+    def enter(cls, variable: Variable, gradient: Tensor, factor: float) -> Tensor:
+        scalars = variable.scalars.values
+        scale = scalars["adaptiveGradientScaling"] / factor
+        return _unscaled(variable, gradient, scale, decay=scalars["weightDecay"])
+
+    @classmethod
+    def update(cls, variable: Variable, entered: Tensor) -> None:
+        scalars, state, tf = variable.scalars.values, variable.state, variable.attributes.use_tf_variant
+        rate = scalars["learningRate"]
+        step = entered / cls._root(variable, entered)
+        if "Accl3___" in state:
+            momentum = scalars["adaptiveMomentum"]
+            scale = rate if tf else 1.0
+            step = variable.change(state["Accl3___"], lambda v: v.mul_(momentum).add_(step, alpha=scale))
+            rate = 1.0 if tf else rate
+        variable.change(variable.weight, lambda w: w.add_(step, alpha=-rate))
+
+    @classmethod
+    def _root(cls, variable: Variable, gradient: Tensor) -> Tensor:
+        scalars, state = variable.scalars.values, variable.state
+        alpha, eps = scalars["adaptiveAlpha"], scalars["adaptiveEps"]
+        dtype = state["Accl1___"].dtype
+        squares = variable.as_if_in(dtype, gradient)
+        square = variable.change(
+            state["Accl1___"], lambda v: v.mul_(alpha).addcmul_(squares, squares, value=1 - alpha)
+        ).clone()
+        if cls.centered:
+            of_mean = variable.as_if_in(state["Accl2___"].dtype, gradient)
+            mean = variable.change(state["Accl2___"], lambda m: m.mul_(alpha).add_(of_mean, alpha=1 - alpha))
+            square.addcmul_(mean, mean, value=-1)
+        root = square.add_(eps).sqrt_() if variable.attributes.use_tf_variant else square.sqrt_().add_(eps)
+        return variable.as_if_in(dtype, root)
+
+
+class _CenteredRMSprop(_RMSprop):
+    centered = True
+
+
+RULES: Dict[str, Any] = {
+    "sgd": _SGD,
+    "sgd_combined": _CombinedSGD,
+    "adam": _Adam,
+    "adamw": _AdamW,
+    "rmsprop": _RMSprop,
+    "rmsprop_centered": _CenteredRMSprop,
+    "lamb": _LAMB,
+    "lamb_no_bias": _LAMBWithoutBiasCorrection,
+}

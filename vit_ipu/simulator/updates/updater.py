@@ -1,0 +1,138 @@
+"""The weight update on the simulated IPU: PopART's formulas, in the order in which it applies them.
+
+Sources: popart/willow adamdecompose.cpp, adaptivedecompose.cpp, sgd{0,1,2}decompose.cpp, optimizerdecompose.cpp,
+compoundscalarhelper.cpp and clipweightgradientsbynorm.cpp. A gradient comes reduced over accumulation and replicas,
+but with the loss scale and, unless the mean is a running one, as a sum: the optimizer's scalars remove both.
+
+A tensor that is kept in float16 is computed with in float32 and rounded once per formula.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from vit_ipu.simulator.arithmetic.rounding import Rounding
+from vit_ipu.simulator.updates.attributes import Attributes
+from vit_ipu.simulator.updates.gradients import Reduction
+from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
+from vit_ipu.simulator.updates.rules import RULES, Variable
+from vit_ipu.simulator.updates.scalars import Scalars, scalars_of
+
+
+class Updater:
+    """The optimizer's state and scalars on the IPU, and the rule that uses them."""
+
+    def __init__(
+        self,
+        attributes: Attributes,
+        weights: Dict[str, Tensor],
+        names: Sequence[Sequence[str]],
+        reduction: Reduction,
+        rounding: Optional[Rounding] = None,
+        automatic_loss_scale: Optional[AutomaticLossScale] = None,
+    ) -> None:
+        """`names`: the parameters of each of the optimizer's groups; without `rounding`, all is computed exactly."""
+        self._attributes, self._names, self._reduction = attributes, names, reduction
+        self.automatic_loss_scale = automatic_loss_scale
+        self._rule = RULES[attributes.kind]
+        self._loaded: Dict[str, Tensor] = {}
+        self._reported: Dict[str, Tensor] = {}
+        scalars = self._scalars(attributes, weights)
+        self._variables: Dict[str, Variable] = {}
+        for group_names in names:
+            for name in group_names:
+                variable = Variable(weights[name], scalars[name], {}, attributes, rounding)
+                variable.state.update(self._rule.new_state(variable))
+                self._variables[name] = variable
+
+    def _scalars(self, attributes: Attributes, weights: Dict[str, Tensor]) -> Dict[str, Scalars]:
+        return {
+            name: scalars_of(attributes, number, self._reduction, weights[name].dtype)
+            for number, group_names in enumerate(self._names)
+            for name in group_names
+        }
+
+    @property
+    def attributes(self) -> Attributes:
+        """The values at the time of setOptimizer; the scalars follow them when they change."""
+        return self._attributes
+
+    @attributes.setter
+    def attributes(self, attributes: Attributes) -> None:
+        changed = not attributes.has_same_values(self._attributes)
+        self._attributes = attributes
+        if changed:
+            self._loaded = {}
+            weights = {name: variable.weight for name, variable in self._variables.items()}
+            for name, scalars in self._scalars(attributes, weights).items():
+                self._variables[name] = self._variables[name]._replace(scalars=scalars, attributes=attributes)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by: the optimizer's scale, times the automatic factor."""
+        return self._attributes.loss_scaling * self._factor
+
+    @property
+    def _factor(self) -> float:
+        return 1.0 if self.automatic_loss_scale is None else float(self.automatic_loss_scale.factor)
+
+    # --------------------------------------------------------------------------------------- state
+
+    @property
+    def state(self) -> Dict[str, Tensor]:
+        """The optimizer state by PopART's tensor names."""
+        state = {prefix + name: tensor for name, v in self._variables.items() for prefix, tensor in v.state.items()}
+        if self.automatic_loss_scale is not None:
+            state["lossScaleUpdateFactor"] = self.automatic_loss_scale.factor
+        return state
+
+    @property
+    def parameters(self) -> Dict[str, Tensor]:
+        """The variable scalars by PopART's tensor names."""
+        parameters = {
+            "{}___specific___{}".format(scalar, name): torch.tensor(variable.scalars.values[scalar])
+            for name, variable in self._variables.items()
+            for scalar in sorted(variable.scalars.variable)
+        }
+        if not self._attributes.is_constant("loss_scaling", self._attributes.loss_scaling):
+            parameters["lossScaling_FLOAT"] = torch.tensor(self._attributes.loss_scaling)
+        parameters.update(self._loaded)
+        self._reported = parameters
+        return dict(parameters)
+
+    def load_parameters(self, parameters: Dict[str, Tensor]) -> None:
+        """Takes scalars that `parameters` gives from now on, until the optimizer is set to other values.
+
+        They are not computed with: PopTorch writes them to the host's copy only, and PopART sends that to the IPU when
+        an optimizer is set (python/poptorch.cpp:1019-1031, popart session.cpp updateOptimizerFromHost).
+        """
+        reported = self._reported  # what an executor writes back when it attaches again is no news
+        known = [name for name in self.parameters if name in parameters]
+        news = [name for name in known if name not in reported or not torch.equal(parameters[name], reported[name])]
+        self._loaded.update({name: parameters[name] for name in news})
+
+    # -------------------------------------------------------------------------------------- update
+
+    @torch.no_grad()
+    def step(self, gradients: Dict[str, Tensor]) -> None:
+        """Updates the weights in place; `gradients` are overwritten."""
+        updated = {name: self._variables[name] for name in gradients if name in self._variables}
+        entering = [self._rule.enter(v, gradients[name], self._factor) for name, v in updated.items()]
+        entering = _clipped(entering, self._attributes.max_grad_norm)
+        for variable, entered in zip(updated.values(), entering):
+            self._rule.update(variable, entered)
+        if self.automatic_loss_scale is not None:
+            self.automatic_loss_scale.update()
+
+
+def _clipped(tensors: List[Tensor], max_norm: float) -> List[Tensor]:
+    """All times c / max(c, norm), the norm being that of all together (clipweightgradientsbynorm.cpp:337-363)."""
+    if math.isinf(max_norm) or not tensors:
+        return tensors
+    norm = torch.stack([tensor.norm() for tensor in tensors]).norm()
+    factor = max_norm / norm.clamp(min=max_norm)
+    return [tensor * factor for tensor in tensors]
