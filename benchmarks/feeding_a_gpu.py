@@ -24,9 +24,9 @@ from record import write_record
 from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data import workers
-from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.loading import workers
+from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.pipeline import BatchPlan
 
 BURN_IN = 6

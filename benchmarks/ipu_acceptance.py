@@ -20,8 +20,8 @@ from record import FOLDER, write_record
 from vit_ipu.backends import Device, build_backend, resolve_device
 from vit_ipu.config import Config, UserError
 from vit_ipu.config_file import load_config
-from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.pipeline import BatchPlan
 
 UPDATES = 20

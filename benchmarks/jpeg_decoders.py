@@ -42,9 +42,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_ipu.config import DataConfig
-from vit_ipu.data.decode import EncodedImage
-from vit_ipu.data.resize import resized
-from vit_ipu.data.transforms import TrainTransform, random_resized_box
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.resize import resized
+from vit_ipu.data.images.transforms import TrainTransform, random_resized_box
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 from vit_ipu.backends import Device
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config
-from vit_ipu.environment import environment
+from vit_ipu.runs.environment import environment
 
 FOLDER = Path(__file__).parent / "records"
 

@@ -20,7 +20,7 @@ from vit_ipu.backends import HostBatch, Instances, build_backend, resolve_device
 from vit_ipu.benchmark import random_batch
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data.transforms import Normalize
+from vit_ipu.data.images.transforms import Normalize
 
 SIZES = {
     # device: variant, global batch, micro-batch

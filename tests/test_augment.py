@@ -11,9 +11,9 @@ from helpers import data_config
 from PIL import Image
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-from vit_ipu.data.augment import Augment
-from vit_ipu.data.decode import DecodedImage
-from vit_ipu.data.transforms import Normalize, TrainTransform
+from vit_ipu.data.images.augment import Augment
+from vit_ipu.data.images.decode import DecodedImage
+from vit_ipu.data.images.transforms import Normalize, TrainTransform
 
 POLICIES = {"auto": {"auto_augment": "imagenet"}, "rand": {"rand_augment": [2, 9]}, "erasing": {"random_erasing": 1.0}}
 

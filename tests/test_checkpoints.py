@@ -10,8 +10,10 @@ import torch
 from helpers import backend_for, equal_states, random_batch, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.checkpoints import run_state
-from vit_ipu.checkpoints.run_state import (
+from vit_ipu.config import ModelConfig, RunFailed
+from vit_ipu.model import ViT
+from vit_ipu.runs import checkpoint as run_state
+from vit_ipu.runs.checkpoint import (
     CheckpointError,
     Description,
     Progress,
@@ -25,8 +27,6 @@ from vit_ipu.checkpoints.run_state import (
     require_same_model,
     save_checkpoint,
 )
-from vit_ipu.config import ModelConfig, RunFailed
-from vit_ipu.model import ViT
 
 CLASSES = tuple("class {}".format(n) for n in range(10))
 CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1})

@@ -12,10 +12,10 @@ from helpers import backend_for, vit_ipu, write_config
 from safetensors.torch import load_file, save_file
 
 from vit_ipu.backends import resolve_device
-from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
-from vit_ipu.data.decode import DataError
-from vit_ipu.metrics import read_metrics
+from vit_ipu.data.images.decode import DataError
 from vit_ipu.predict import predict
+from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.metrics import read_metrics
 
 
 def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
@@ -115,9 +115,9 @@ def test_predict_names_the_images_that_it_cannot_read(run, trained, workplace, m
 
 def test_predictions_are_the_models(run, trained, workplace):
     from vit_ipu.config_file import load_config
-    from vit_ipu.data.loader import stack_images
-    from vit_ipu.data.sources import open_source
-    from vit_ipu.data.transforms import EvalTransform
+    from vit_ipu.data.images.transforms import EvalTransform
+    from vit_ipu.data.loading.loader import stack_images
+    from vit_ipu.data.sources.registry import open_source
 
     config = load_config(trained)
     source = open_source(config.data, config.model, "eval")
@@ -203,7 +203,7 @@ def test_report_is_one_page_with_curves_and_timetable(run, workplace):
 
 
 def test_a_long_update_is_drawn_in_part():
-    from vit_ipu.report import timetable_svg
+    from vit_ipu.report.page import timetable_svg
 
     picture = timetable_svg(4, 2048)
     assert "drawn for 18 of 2048" in picture

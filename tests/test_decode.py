@@ -19,10 +19,10 @@ from pictures import (
 )
 from PIL import Image
 
-from vit_ipu.data.decode import EncodedImage
-from vit_ipu.data.jpeg import PlainJpeg, reduction_for
-from vit_ipu.data.resize import center_box
-from vit_ipu.data.transforms import random_resized_box
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.jpeg import PlainJpeg, reduction_for
+from vit_ipu.data.images.resize import center_box
+from vit_ipu.data.images.transforms import random_resized_box
 
 BOTH_FILTERS = pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 

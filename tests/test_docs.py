@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit_ipu.config_file import shipped_configs
-from vit_ipu.report import timetable_svg
+from vit_ipu.report.page import timetable_svg
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +34,7 @@ def test_make_targets_and_files_exist(path):
 def test_commands_in_the_readme_exist():
     import typer.main
 
-    from vit_ipu.cli import app
+    from vit_ipu.cli.app import app
 
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     readme = (ROOT / "README.md").read_text()

@@ -12,13 +12,13 @@ import torch
 from foreign import assert_same_logits, google_arrays, native_model, randomise
 from safetensors.torch import save_file
 
-from vit_ipu.checkpoints import export
-from vit_ipu.checkpoints.export import _TIMM_VARIANTS, convert, timm_name
-from vit_ipu.checkpoints.formats import NAMINGS, from_ours, recognise, to_ours
-from vit_ipu.checkpoints.run_state import CheckpointError
-from vit_ipu.checkpoints.weights import model_config, read_weights
 from vit_ipu.config import ModelConfig, UserError
 from vit_ipu.model import ViT
+from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.weights import export
+from vit_ipu.weights.export import _TIMM_VARIANTS, convert, timm_name
+from vit_ipu.weights.namings import NAMINGS, from_ours, recognise, to_ours
+from vit_ipu.weights.read import model_config, read_weights
 
 TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
 

@@ -21,13 +21,13 @@ from foreign import (
 )
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.checkpoints.export import FORMATS, convert, lost
-from vit_ipu.checkpoints.formats import NAMINGS, from_ours, recognise, to_ours
-from vit_ipu.checkpoints.position_embeddings import resize_pos_embed
-from vit_ipu.checkpoints.run_state import CheckpointError, load_description
-from vit_ipu.checkpoints.weights import describe, model_config, read_weights
 from vit_ipu.config import ModelConfig, UserError
 from vit_ipu.model import ViT
+from vit_ipu.runs.checkpoint import CheckpointError, load_description
+from vit_ipu.weights.export import FORMATS, convert, lost
+from vit_ipu.weights.namings import NAMINGS, from_ours, recognise, to_ours
+from vit_ipu.weights.position_embeddings import resize_pos_embed
+from vit_ipu.weights.read import describe, model_config, read_weights
 
 SMALL = [("tiny", 16, 64), ("small", 16, 64)]
 LARGE = [(size, patch, pixels) for size, patch in SIZES for pixels in (224, 384)]

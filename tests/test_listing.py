@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from vit_ipu.data import listing
-from vit_ipu.data.base import expanded
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.listing import ListingCache, class_folders, list_images
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.sources import listing
+from vit_ipu.data.sources.base import expanded
+from vit_ipu.data.sources.listing import ListingCache, class_folders, list_images
 
 CLASSES = ["ant", "bee", "cow"]
 

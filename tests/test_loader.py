@@ -14,10 +14,10 @@ from helpers import tiny_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_ipu.data import loader as loading
-from vit_ipu.data import workers as processes
-from vit_ipu.data.loader import EvaluationLoader, HostBatch, SampleGenerators, TrainingLoader, TrainingStream
-from vit_ipu.data.sources import DataError, open_source
+from vit_ipu.data.loading import loader as loading
+from vit_ipu.data.loading import workers as processes
+from vit_ipu.data.loading.loader import EvaluationLoader, HostBatch, SampleGenerators, TrainingLoader, TrainingStream
+from vit_ipu.data.sources.registry import DataError, open_source
 from vit_ipu.pipeline import BatchPlan
 
 
@@ -151,8 +151,8 @@ def test_evaluation_sees_every_image_once(num_images, chunk):
 PEAK = """
 import resource, sys, torch
 from helpers import tiny_config
-from vit_ipu.data.loader import EvaluationLoader
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.loading.loader import EvaluationLoader
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.evaluate import evaluate
 
 class Zeros:

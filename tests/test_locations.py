@@ -19,9 +19,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from vit_ipu.checkpoints import locations
-from vit_ipu.checkpoints.locations import Located, leads_out, locate, weight_file, weight_map
-from vit_ipu.checkpoints.run_state import CheckpointError
+from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.weights import fetch as locations
+from vit_ipu.weights.fetch import Located, leads_out, locate, weight_file, weight_map
 
 CONTENT = b"weights" * 300_000
 SIZE = len(CONTENT)

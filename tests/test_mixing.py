@@ -24,9 +24,9 @@ from vit_ipu import losses, mixing
 from vit_ipu.backends import resolve_device
 from vit_ipu.benchmark import benchmark
 from vit_ipu.config_file import load_config, shipped_configs
-from vit_ipu.data.loader import EvaluationLoader, HostBatch, TrainingLoader
-from vit_ipu.data.sources import open_source
-from vit_ipu.data.transforms import Normalize
+from vit_ipu.data.images.transforms import Normalize
+from vit_ipu.data.loading.loader import EvaluationLoader, HostBatch, TrainingLoader
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.losses import classification_loss
 from vit_ipu.mixing import Mixer, cutmix_boxes, draws_of_update, mixing_of_step
 from vit_ipu.model import ViT

@@ -15,7 +15,7 @@ from helpers import (
     worst,
 )
 
-from vit_ipu.backends.native import NativeBackend, activation_bytes, fitting_micro_batch_size
+from vit_ipu.backends.native.backend import NativeBackend, activation_bytes, fitting_micro_batch_size
 from vit_ipu.config import ModelConfig
 
 
@@ -146,7 +146,7 @@ def test_bfloat16_autocast_is_near_float32():
 
 
 def test_images_may_travel_as_floats():
-    from vit_ipu.data.loader import HostBatch, stack_images
+    from vit_ipu.data.loading.loader import HostBatch, stack_images
 
     config = tiny_config(data={"transfer": "float32"})
     batch = random_batch(config)

@@ -11,14 +11,14 @@ from PIL import Image
 from test_shards import open_split, samples, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data import pack as packing
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.folders import open_folders
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.pack import pack, verify
-from vit_ipu.data.pack_jobs import PackOptions
-from vit_ipu.data.shards import INDEX, TABLE
-from vit_ipu.data.sources import open_picture, open_source
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.packing import pack as packing
+from vit_ipu.data.packing.jobs import PackOptions
+from vit_ipu.data.packing.pack import pack, verify
+from vit_ipu.data.sources.folders import open_folders
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import open_picture, open_source
+from vit_ipu.data.sources.shards import INDEX, TABLE
 
 CLASSES = ("ant", "bee")
 

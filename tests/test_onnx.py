@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
-from vit_ipu.checkpoints import onnx_file
-from vit_ipu.checkpoints.onnx_file import MAX_BYTES, OPSET, write_onnx
 from vit_ipu.config import ModelConfig, RunFailed, UserError
 from vit_ipu.model import ViT
+from vit_ipu.weights import onnx as onnx_file
+from vit_ipu.weights.onnx import MAX_BYTES, OPSET, write_onnx
 
 METADATA = {"classes": '["Kleid", "Schuh ₂"]', "image_size": "28"}
 

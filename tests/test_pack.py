@@ -17,14 +17,14 @@ from helpers import data_config, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.config import ModelConfig, RunFailed, UserError
-from vit_ipu.data import pack as packing
-from vit_ipu.data import pack_jobs
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.pack import PackInterrupted, pack, verify
-from vit_ipu.data.pack_jobs import PackOptions
-from vit_ipu.data.shards import INDEX, TABLE
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.packing import jobs as pack_jobs
+from vit_ipu.data.packing import pack as packing
+from vit_ipu.data.packing.jobs import PackOptions
+from vit_ipu.data.packing.pack import PackInterrupted, pack, verify
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.data.sources.shards import INDEX, TABLE
 
 ODD = ["a.b.c.JPEG", "ä ö.jpg", "-x;'\"*.jpeg", "n" * 200 + ".jpg", "_.jpg", "\udcff.jpg"]
 

@@ -11,12 +11,12 @@ from PIL import Image
 from test_nothing_lost import open_split, packed_shades, run_pack, write_image, write_two_classes
 
 from vit_ipu.config import UserError
-from vit_ipu.data import pack as packing
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.pack import PackInterrupted, pack, verify
-from vit_ipu.data.pack_jobs import PackOptions
-from vit_ipu.data.shards import INDEX
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.packing import pack as packing
+from vit_ipu.data.packing.jobs import PackOptions
+from vit_ipu.data.packing.pack import PackInterrupted, pack, verify
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.shards import INDEX
 
 
 @pytest.fixture

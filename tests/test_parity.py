@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_ipu.backends import HostBatch, open_backend, resolve_device
 from vit_ipu.config import Config
-from vit_ipu.data.transforms import Normalize
+from vit_ipu.data.images.transforms import Normalize
 from vit_ipu.losses import classification_loss
 from vit_ipu.model import ViT
 from vit_ipu.optim import LAMB, learning_rate, optimizer_groups

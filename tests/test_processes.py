@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vit_ipu.config import RunFailed
-from vit_ipu.data.processes import processes
+from vit_ipu.data.process_pool import processes
 
 
 def square(number):

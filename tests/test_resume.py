@@ -17,8 +17,8 @@ import torch
 from helpers import equal_states, vit_ipu, write_config
 from PIL import Image
 
-from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
-from vit_ipu.metrics import read_metrics
+from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.simulator import numerics
 
 AUGMENTED = {

@@ -16,12 +16,12 @@ from helpers import data_config, tiny_config
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data import shards as reading
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.shards import expand_braces
-from vit_ipu.data.sources import open_source
-from vit_ipu.data.tar_headers import scan_shards
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources import shards as reading
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.data.sources.shards import expand_braces
+from vit_ipu.data.sources.tar_headers import scan_shards
 from vit_ipu.pipeline import BatchPlan
 
 

@@ -9,11 +9,11 @@ from helpers import data_config
 from test_shards import LABELS, open_split, png, samples, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.decode import DataError
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.pack import pack
-from vit_ipu.data.pack_jobs import PackOptions
-from vit_ipu.data.shards import open_shards
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.packing.jobs import PackOptions
+from vit_ipu.data.packing.pack import pack
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.shards import open_shards
 
 
 def open_saying(root, split="train", **data):

@@ -11,7 +11,7 @@ from helpers import data_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.sources import SAMPLE, DataError, open_picture, open_source
+from vit_ipu.data.sources.registry import SAMPLE, DataError, open_picture, open_source
 
 MODEL = ModelConfig(variant="vit_test", image_size=28, num_classes=10)
 

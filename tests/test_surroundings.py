@@ -10,16 +10,16 @@ import torch
 from helpers import vit_ipu, write_config
 
 from vit_ipu.__main__ import main
-from vit_ipu.checkpoints.run_state import save_tensors
-from vit_ipu.cli_output import make_console
+from vit_ipu.cli.output import make_console
 from vit_ipu.config import RunFailed
+from vit_ipu.runs.checkpoint import save_tensors
 
 
 def test_ctrl_c_while_importing(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_ipu.cli.main", interrupt)
+    monkeypatch.setattr("vit_ipu.cli.app.main", interrupt)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130

@@ -20,9 +20,9 @@ import torch
 from helpers import equal_states
 from safetensors.torch import save_file
 
-from vit_ipu.checkpoints import tensor_files
-from vit_ipu.checkpoints.run_state import CheckpointError
-from vit_ipu.checkpoints.tensor_files import WEIGHT_SUFFIXES, known_holes, read_tensors
+from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.weights import tensor_files
+from vit_ipu.weights.tensor_files import WEIGHT_SUFFIXES, known_holes, read_tensors
 
 WEIGHTS = {
     "cls_token": torch.linspace(-1, 1, 6).reshape(1, 1, 6),

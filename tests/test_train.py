@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers import vit_ipu, write_config, write_image_folder
 
-from vit_ipu.checkpoints.run_state import load_checkpoint, newest_checkpoint
-from vit_ipu.metrics import read_metrics
+from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.metrics import read_metrics
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))])
@@ -79,7 +79,7 @@ def test_epochs_over_more_images_than_there_are(run, workplace):
 
 def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, workplace):
     from vit_ipu.config_file import load_config
-    from vit_ipu.run_folder import RunFolder
+    from vit_ipu.runs.folder import RunFolder
 
     config = write_config(workplace)
     other = RunFolder.create(Path("runs/tiny"), load_config(config))

@@ -16,10 +16,10 @@ from helpers import tiny_config, write_image_folder
 from loading import ends
 
 from vit_ipu.config import RunFailed
-from vit_ipu.data import workers
-from vit_ipu.data.loader import EvaluationLoader, TrainingLoader
-from vit_ipu.data.sources import DataError, open_source
-from vit_ipu.data.workers import Buffer, filled_by_workers, filled_here
+from vit_ipu.data.loading import workers
+from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.loading.workers import Buffer, filled_by_workers, filled_here
+from vit_ipu.data.sources.registry import DataError, open_source
 from vit_ipu.pipeline import BatchPlan
 
 
@@ -228,7 +228,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
 ORPHANS = """
 import os, signal, sys, time
 from test_workers import buffers, steps, write_numbers
-from vit_ipu.data.workers import filled_by_workers
+from vit_ipu.data.loading.workers import filled_by_workers
 filled = filled_by_workers(steps(4), write_numbers, buffers(2), 2)
 print(int(next(filled).labels[0]), flush=True)
 if sys.argv[1] == "kill":

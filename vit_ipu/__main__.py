@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line, whose imports can be interrupted, too."""
     try:
-        from vit_ipu.cli import main as run
+        from vit_ipu.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

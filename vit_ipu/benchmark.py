@@ -12,9 +12,9 @@ import torch
 
 from vit_ipu.backends import Backend, Device, HostBatch, Instances, open_backend
 from vit_ipu.config import Config
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.loader import TrainingLoader
-from vit_ipu.data.sources import open_source
+from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.mixing import mixing_of_step
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from vit_ipu.backends import Backend, HostBatch
-from vit_ipu.checkpoints.run_state import Description
 from vit_ipu.config import Config, RunFailed, UserError
+from vit_ipu.runs.checkpoint import Description
 
 
 @dataclass(frozen=True)

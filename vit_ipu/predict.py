@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
 from vit_ipu.backends import Device, open_backend
-from vit_ipu.checkpoints.run_state import require_same_model
-from vit_ipu.checkpoints.weights import describe, read_weights
 from vit_ipu.config import Config, RunFailed, UserError
-from vit_ipu.data.loader import stack_images
-from vit_ipu.data.sources import open_picture
-from vit_ipu.data.transforms import EvalTransform
+from vit_ipu.data.images.transforms import EvalTransform
+from vit_ipu.data.loading.loader import stack_images
+from vit_ipu.data.sources.registry import open_picture
 from vit_ipu.pipeline import require_runnable
+from vit_ipu.runs.checkpoint import require_same_model
+from vit_ipu.weights.read import describe, read_weights
 
 
 @dataclass(frozen=True)

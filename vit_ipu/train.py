@@ -13,8 +13,15 @@ from typing import Any, Iterable, Optional, Set
 from rich.console import Console
 
 from vit_ipu.backends import Backend, Device, StepResult, open_backend
-from vit_ipu.checkpoints.initial import load_init
-from vit_ipu.checkpoints.run_state import (
+from vit_ipu.cli.progress import Interrupted, StopSignal, TrainingDisplay
+from vit_ipu.config import Config, RunFailed
+from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import DataError, Source, open_source
+from vit_ipu.evaluate import Evaluation, evaluate
+from vit_ipu.optim import learning_rate
+from vit_ipu.pipeline import BatchPlan
+from vit_ipu.runs.checkpoint import (
     CheckpointError,
     Description,
     Progress,
@@ -22,17 +29,10 @@ from vit_ipu.checkpoints.run_state import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from vit_ipu.config import Config, RunFailed
-from vit_ipu.data.listing import ListingCache
-from vit_ipu.data.loader import EvaluationLoader, TrainingLoader
-from vit_ipu.data.sources import DataError, Source, open_source
-from vit_ipu.display import Interrupted, StopSignal, TrainingDisplay
-from vit_ipu.environment import environment
-from vit_ipu.evaluate import Evaluation, evaluate
-from vit_ipu.metrics import Metrics, read_metrics
-from vit_ipu.optim import learning_rate
-from vit_ipu.pipeline import BatchPlan
-from vit_ipu.run_folder import RunFolder
+from vit_ipu.runs.environment import environment
+from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.metrics import Metrics, read_metrics
+from vit_ipu.weights.fit import load_init
 
 NUM_EXAMPLES = 10
 """Held-out images that a run folder keeps as files, to try predictions on."""

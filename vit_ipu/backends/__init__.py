@@ -16,7 +16,7 @@ from typing_extensions import Protocol
 
 from vit_ipu.backends.ipu.availability import ipu_problem
 from vit_ipu.config import Config, ConfigError, UserError
-from vit_ipu.data.loader import HostBatch
+from vit_ipu.data.loading.loader import HostBatch
 from vit_ipu.pipeline import num_ipus
 
 __all__ = [
@@ -148,7 +148,7 @@ def open_backend(config: Config, device: Device, *, offline: bool = False) -> It
 def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:
     """The backend for a device, with freshly initialised weights from run.seed."""
     if device.kind in ("cpu", "cuda"):
-        from vit_ipu.backends.native import NativeBackend
+        from vit_ipu.backends.native.backend import NativeBackend
 
         return NativeBackend(config, torch.device(device.tensors))
     if device.simulated:

@@ -1,1 +1,1 @@
-"""Images and labels: sources, transforms, and the loader of host steps."""
+"""Images: where they come from, how they become pixels, and how these become host steps."""

@@ -6,7 +6,7 @@ import textwrap
 from typing import Any, Dict, List
 
 from vit_ipu.config import VARIANTS, ModelConfig
-from vit_ipu.planner.cost import forward_flops, num_parameters, printed_flops
+from vit_ipu.model_cost import forward_flops, num_parameters, printed_flops
 
 # Params (M) and Flops (G) as mmclassification 0.x's ViT page prints them, for every image size of the row.
 PRINTED = {

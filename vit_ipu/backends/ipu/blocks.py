@@ -8,7 +8,7 @@ import poptorch
 from torch import Tensor, nn
 
 from vit_ipu.config import Config
-from vit_ipu.data.transforms import Normalize
+from vit_ipu.data.images.transforms import Normalize
 from vit_ipu.losses import classification_loss
 from vit_ipu.mixing import Mixer
 from vit_ipu.model import ViT

@@ -1,0 +1,1 @@
+"""The step contract on one CPU or GPU: plain PyTorch."""

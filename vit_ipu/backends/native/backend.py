@@ -1,0 +1,237 @@
+"""The step contract on one CPU or GPU: plain PyTorch, with accumulation over merged micro-batches."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from vit_ipu.backends import HostBatch, Instances, StepResult
+from vit_ipu.config import Config, ModelConfig
+from vit_ipu.data.images.transforms import Normalize
+from vit_ipu.losses import classification_loss
+from vit_ipu.mixing import Mixer
+from vit_ipu.model import ViT
+from vit_ipu.optim import LAMB, optimizer_groups, parameter_groups
+from vit_ipu.pipeline import resolve_compute
+
+CPU_BUDGET = 1 << 30
+"""Bytes of activations that a CPU run may hold, when the micro-batch size is automatic."""
+CUDA_SHARE = 0.8
+"""Share of a GPU's free memory that activations may take, likewise."""
+
+
+class NativeBackend:
+    """One device of torch's. The replicas of the config are run one after the other."""
+
+    instances = Instances()
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config, self._device = config, device
+        compute = resolve_compute(config.precision.compute, device.type)
+        self._bfloat16 = compute == "bfloat16"
+        torch.manual_seed(config.run.seed)
+        attention = "fused" if config.model.attention == "auto" else config.model.attention
+        self._model = ViT(config.model, attention=attention)
+        self._normalize, self._mixer = Normalize(config.data), Mixer(config.model.image_size)
+        dtype = torch.float64 if compute == "float64" else torch.float32
+        for module in (self._model, self._normalize, self._mixer):
+            module.to(device, dtype)
+        self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
+        self._smoothing = config.optim.label_smoothing
+        self._compiles = _compiles(config, device)
+        self._loss_of = _compiled(self._loss, self._compiles)
+        self._logits_of = _compiled(self._logits, self._compiles)
+        self.micro_batch_size = self._initial_micro_batch_size()
+        self._rng = _rng_state(device)
+
+    # ----------------------------------------------------------------------------------- training
+
+    def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
+        self._model.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        size = self._config.pipeline.global_batch_size
+        with self._own_random_numbers():
+            losses = [self._update(part) for part in batch.split(size)]
+        values = torch.stack(losses).tolist()
+        return StepResult(tuple(values), sum(values) / len(values), len(batch))
+
+    def _update(self, batch: HostBatch) -> Tensor:
+        """One weight update on a global batch; its mean loss. Smaller micro-batches are tried if memory runs out."""
+        rng = _rng_state(self._device)
+        while True:
+            try:
+                loss = self._accumulate(batch)
+                break
+            except torch.cuda.OutOfMemoryError:
+                smaller = [size for size in self._micro_batch_sizes() if size < self.micro_batch_size]
+                if self._config.pipeline.native_micro_batch_size is not None or not smaller:
+                    raise
+                self.micro_batch_size = smaller[-1]
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            _set_rng_state(rng)
+        if self._config.optim.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _accumulate(self, batch: HostBatch) -> Tensor:
+        """Adds the reduced gradient of a global batch; its mean loss."""
+        total = torch.zeros((), device=self._device)
+        for part in batch.split(self.micro_batch_size):
+            share = len(part) / len(batch)
+            loss = self._loss_of(*map(self._to_device, part.inputs))
+            (loss * (share * self._config.reduction_factor)).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach() * share
+        return total
+
+    def _loss(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
+        return classification_loss(self._logits(images, mixing), labels, self._smoothing, mixing)
+
+    def _logits(self, images: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            images = self._normalize(images)
+            return self._model(images if mixing is None else self._mixer(images, mixing))
+
+    # ---------------------------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        self._model.eval()
+        size = self.micro_batch_size
+        logits = [self._predict_chunk(images[start : start + size], size) for start in range(0, len(images), size)]
+        return torch.cat(logits) if logits else torch.empty(0, self._config.model.num_classes)
+
+    def _predict_chunk(self, images: Tensor, size: int) -> Tensor:
+        count = len(images)
+        if self._compiles and count < size:  # one shape, so that nothing is compiled again
+            images = torch.cat([images, images.new_zeros((size - count, *images.shape[1:]))])
+        return self._logits_of(self._to_device(images))[:count].float().cpu()
+
+    # -------------------------------------------------------------------------------------- state
+
+    def compile(self) -> None:
+        """Nothing: torch.compile compiles at the first step."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def state_dict(self) -> Dict[str, Any]:
+        names = [name for name, _ in self._model.named_parameters()]
+        by_index = self._optimizer.state_dict()["state"]
+        order = self._order_of_names()
+        state = {order[index]: values for index, values in by_index.items()}
+        return {
+            "model": _on_host(self._model.state_dict()),
+            "optimizer": _on_host({name: state[name] for name in names if name in state}),
+            "rng": dict(self._rng),
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        if "optimizer" in state:
+            saved = _on_host(state["optimizer"])  # a copy: torch would go on in the caller's tensors
+            by_index = {index: saved[name] for index, name in enumerate(self._order_of_names()) if name in saved}
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": by_index, "param_groups": groups})
+        if "rng" in state:
+            self._rng = dict(self._rng, **state["rng"])
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout draws from a state of its own, so that nothing else in the process (a DataLoader, say) shifts it."""
+        outside = _rng_state(self._device)
+        _set_rng_state(self._rng)
+        try:
+            yield
+        finally:
+            self._rng = _rng_state(self._device)
+            _set_rng_state(outside)
+
+    def _order_of_names(self) -> List[str]:
+        """The parameters in the optimizer's numbering."""
+        groups = parameter_groups(self._model, self._config.optim)
+        return [name for group in groups for name in group.names]
+
+    # --------------------------------------------------------------------------------- micro-batches
+
+    def _initial_micro_batch_size(self) -> int:
+        if self._config.pipeline.native_micro_batch_size is not None:
+            return self._config.pipeline.native_micro_batch_size
+        budget = float(CPU_BUDGET)
+        if self._device.type == "cuda":
+            budget = torch.cuda.mem_get_info(self._device)[0] * CUDA_SHARE
+        return fitting_micro_batch_size(self._micro_batch_sizes(), activation_bytes(self._config.model), budget)
+
+    def _micro_batch_sizes(self) -> List[int]:
+        """Merged sizes, ascending: multiples of the config's micro-batch that divide the global batch."""
+        pipeline = self._config.pipeline
+        micro, total = pipeline.micro_batch_size, pipeline.global_batch_size
+        return [micro * count for count in range(1, total // micro + 1) if total % (micro * count) == 0]
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer of a config, over its decayed and its exempt parameters."""
+    optim = config.optim
+    groups = optimizer_groups(model, optim)
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
+    if optim.optimizer == "lamb":
+        return LAMB(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
+    adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=fused)
+
+
+def activation_bytes(model: ModelConfig) -> int:
+    """Bytes of activations that one sample keeps for its backward pass, in float32: an upper estimate.
+
+    Per block and token: two norms, q, k, v, attention output and projection, two residuals and the MLP's two
+    widths twice; the attention weights twice, as if they were materialised.
+    """
+    per_token = 10 * model.width + 4 * model.mlp_width
+    weights = 2 * model.num_heads * model.num_tokens**2
+    return 4 * model.depth * (per_token * model.num_tokens + weights)
+
+
+def fitting_micro_batch_size(sizes: List[int], bytes_per_sample: int, budget: float) -> int:
+    """The largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
+    return max((size for size in sizes if size * bytes_per_sample <= budget), default=sizes[0])
+
+
+def _compiles(config: Config, device: torch.device) -> bool:
+    choice = config.precision.torch_compile
+    return choice == "always" or (choice == "auto" and device.type == "cuda")
+
+
+def _compiled(function: Callable[..., Tensor], compiles: bool) -> Callable[..., Tensor]:
+    return torch.compile(function) if compiles else function
+
+
+def _on_host(values: Any) -> Any:
+    """The nested dict with copies of its tensors on the host."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().clone()
+    if isinstance(values, dict):
+        return {key: _on_host(value) for key, value in values.items()}
+    return values
+
+
+def _rng_state(device: torch.device) -> Dict[str, Tensor]:
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: Dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

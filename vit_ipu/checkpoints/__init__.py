@@ -1,1 +1,0 @@
-"""Checkpoints: saving and resuming a run, and reading weights to start from."""

@@ -1,0 +1,186 @@
+"""Pictures: images of any size and format, of which a square crop is taken as bytes, decoding no more than it needs.
+
+A plain JPEG is decoded no larger than it must be, and only the crop is resized (jpeg.py). Everything else is Pillow's.
+Pictures are upright: the Exif orientation is applied, and sizes and boxes are those of the upright image.
+Pixels are arrays (H, W, 3) of uint8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Optional, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vit_ipu.config import UserError
+from vit_ipu.data.images.jpeg import PlainJpeg
+from vit_ipu.data.images.resize import (
+    QUICK_IN_TORCH,
+    Box,
+    Size,
+    center_box,
+    center_offset,
+    resized_by_pillow,
+    resized_size,
+)
+
+MAX_PIXELS = 10**9
+"""Of the largest image that is read: 4 GB in Pillow's memory."""
+_MOST_RESIZED = 4
+"""How many times the pixels of its middle are made of an image that is resized whole."""
+
+# Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+
+_TOO_LARGE = "it has more than {} megapixels: make it smaller".format(MAX_PIXELS // 10**6)
+
+
+class DataError(UserError):
+    """Images that are missing or cannot be read: one line with the path and the remedy."""
+
+
+class Picture(Protocol):
+    """An upright image that may not be decoded yet."""
+
+    @property
+    def size(self) -> Size:
+        """Width and height."""
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        """The pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        """The middle (size, size, 3) of the image after its short side became `short_side`."""
+
+
+class DecodedImage:
+    """An image of Pillow's, of any mode; 16 bits are scaled, transparency is dropped."""
+
+    def __init__(self, image: Image.Image) -> None:
+        """Raises ValueError for numbers wider than 16 bits."""
+        self._image = _of_bytes(image)
+
+    @property
+    def size(self) -> Size:
+        return self._image.size
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        if self._image.mode != "RGBA":
+            return np.array(resized_by_pillow(self._image, box, (size, size), interpolation).convert("RGB"))
+        # Pillow would weight the colours by the opacity; and to drop that first doubles the memory of a large image.
+        bands = [resized_by_pillow(self._image.getchannel(name), box, (size, size), interpolation) for name in "RGB"]
+        return np.array(Image.merge("RGB", bands))
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        return self.crop(center_box(self.size, short_side, size), size, interpolation)
+
+    def rgb(self) -> Image.Image:
+        """The whole image."""
+        return self._image if self._image.mode == "RGB" else self._image.convert("RGB")
+
+
+class EncodedImage:
+    """The bytes of an image file."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """`name` stands in messages. Raises DataError if the image is too large; other faults show when it is used."""
+        self.data, self._name = data, name
+        self._decoded: Optional[DecodedImage] = None
+        self._jpeg = PlainJpeg.of(data)
+        if self._jpeg is not None and self._jpeg.size[0] * self._jpeg.size[1] > MAX_PIXELS:
+            raise self._unreadable(_TOO_LARGE)
+
+    @property
+    def size(self) -> Size:
+        return self._by_pillow().size if self._jpeg is None else self._jpeg.size
+
+    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+        """As Picture.crop. Raises DataError if the file is damaged."""
+        pixels = None if self._jpeg is None else self._jpeg.crop(box, size, interpolation)
+        return self._by_pillow().crop(box, size, interpolation) if pixels is None else pixels
+
+    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+        """As Picture.middle. Raises DataError if the file is damaged."""
+        whole = resized_size(self.size, short_side)
+        resizes_whole = interpolation in QUICK_IN_TORCH and whole[0] * whole[1] <= _MOST_RESIZED * size**2
+        if self._jpeg is None or not resizes_whole:
+            return self.crop(center_box(self.size, short_side, size), size, interpolation)
+        pixels = self._jpeg.resized(whole, interpolation)
+        if pixels is None:
+            return self._by_pillow().middle(short_side, size, interpolation)
+        left, top = center_offset(whole, size)
+        return pixels[top : top + size, left : left + size]
+
+    def rgb(self) -> Image.Image:
+        """The whole image, decoded by Pillow. Raises DataError if the file is damaged."""
+        return self._by_pillow().rgb()
+
+    def _by_pillow(self) -> DecodedImage:
+        if self._decoded is None:
+            try:
+                self._decoded = _decode_by_pillow(self.data)
+            except UnidentifiedImageError:
+                raise self._unreadable("it is no image of a known format" if self.data else "it is empty") from None
+            except Image.DecompressionBombError:
+                raise self._unreadable(_TOO_LARGE) from None
+            except Exception as error:  # damaged files make Pillow's plugins raise many kinds
+                raise self._unreadable(str(error) or type(error).__name__) from None
+        return self._decoded
+
+    def _unreadable(self, reason: str) -> DataError:
+        return unreadable(self._name, reason)
+
+
+def unreadable(name: str, reason: str) -> DataError:
+    """The one line that is said of an image that cannot be read."""
+    return DataError("cannot read the image {}: {}".format(one_line(name), one_line(reason)))
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, and what a terminal cannot print, as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+# ------------------------------------------------------------------------------------------- Pillow
+
+
+def _decode_by_pillow(data: bytes) -> DecodedImage:
+    """The first frame, upright."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sizes and odd palettes
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            with contextlib.suppress(Exception):  # damaged metadata of a sound image
+                ImageOps.exif_transpose(image, in_place=True)
+            return DecodedImage(image)
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """The image in mode L, RGB or RGBA. Raises ValueError if its numbers have more than 16 bits."""
+    mode = image.mode
+    if mode in ("L", "RGB", "RGBA"):
+        return image
+    if mode == "F":
+        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
+    if mode.startswith("I"):
+        return _of_sixteen_bits(image)
+    if mode in ("LA", "La"):
+        return image.getchannel("L")
+    return image.convert("L" if mode == "1" else "RGB")
+
+
+def _of_sixteen_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 bits in mode L, a band of rows at a time: an image may be large."""
+    found = Image.new("L", image.size)
+    rows = max(1, (1 << 22) // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
+        found.paste(Image.fromarray((values >> 8).astype(np.uint8)), (0, top))
+    return found

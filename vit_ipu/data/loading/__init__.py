@@ -1,0 +1,1 @@
+"""Host steps: which image stands where, and the processes that fill them."""

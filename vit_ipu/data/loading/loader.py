@@ -1,0 +1,227 @@
+"""Host steps for training and chunks for evaluation, the same whatever the number of workers.
+
+Training images form one stream: the shuffled images of epoch 0, then those of epoch 1, and so on. Host step k
+holds the stream's samples k*S to (k+1)*S - 1, S = samples_per_step, ordered [D][G][R][m]. Order and augmentation
+depend only on (seed, epoch, index), so the stream can be entered anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_ipu.config import Config, DataConfig
+from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, normalize_on_host
+from vit_ipu.data.loading.workers import Buffer, Entry, Filled, Skipped, filled_by_workers, filled_here
+from vit_ipu.data.sources.registry import DataError, Source
+from vit_ipu.mixing import mixing_of_step
+
+CHUNK = 256
+"""Images of an evaluation that are predicted at a time."""
+AHEAD_BYTES = 1 << 30
+"""Of host steps that workers may fill ahead of the one that is consumed; one step always."""
+_MAX_AHEAD = 3
+_TRIES = 100
+"""Images that are tried in place of one that cannot be read."""
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """What one host step consumes, ordered [D][G][R][m] along dim 0.
+
+    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64; mixing: (n / m, 6) float32, if the config mixes. With
+    workers, it is valid until the next one is asked for: its memory is then used again.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mixing: Optional[Tensor] = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def inputs(self) -> Tuple[Tensor, ...]:
+        """The tensors that a training step takes."""
+        return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
+
+    def split(self, size: int) -> "Iterator[HostBatch]":
+        """Its parts of `size` samples each, which must be whole micro-batches."""
+        num_parts = len(self) // size
+        return (HostBatch(*tensors) for tensors in zip(*(tensor.chunk(num_parts) for tensor in self.inputs)))
+
+
+class TrainingStream:
+    """Which image, and in which epoch, stands at a position of the stream."""
+
+    def __init__(self, num_images: int, seed: int) -> None:
+        self._num_images, self._seed = num_images, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def at(self, positions: "Union[Sequence[int], np.ndarray]") -> List[Entry]:
+        """(epoch, index) of each position."""
+        epochs, places = np.divmod(np.asarray(positions, np.int64), self._num_images)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            of_epoch = epochs == epoch
+            indices[of_epoch] = self._order_of(epoch)[places[of_epoch]]
+        return list(zip(epochs.tolist(), indices.tolist()))
+
+    def _order_of(self, epoch: int) -> "np.ndarray":
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
+        return self._order
+
+
+class TrainingLoader:
+    """Yields the host steps start_step, start_step + 1, ... total_steps - 1."""
+
+    def __init__(
+        self, source: Source, config: Config, positions: "np.ndarray", *, start_step: int, total_steps: int
+    ) -> None:
+        """`positions`: those of a host step that this process feeds (BatchPlan.share)."""
+        self._source, self._config = source, config
+        self._stream = TrainingStream(len(source), config.run.seed)
+        self._positions = positions
+        self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
+        self._steps = range(start_step, total_steps)
+        self.skipped: Dict[str, None] = {}
+        """Which images could not be read so far, and why, in order: data.on_error is skip."""
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        fill = TrainingFill(self._source, self._config)
+        filled = _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps))
+        for step, whole in zip(self._steps, filled):
+            self.skipped.update(dict.fromkeys(whole.skipped))
+            yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
+
+    def _entries(self) -> Iterator[List[Entry]]:
+        for step in self._steps:
+            yield self._stream.at(step * self._samples_per_step + self._positions)
+
+
+class EvaluationLoader:
+    """Yields every image of the source once, in order, in chunks of at most CHUNK."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source, self._config = source, config
+        self.skipped: Dict[str, None] = {}
+        """Which images could not be read, and why, in order: data.on_error is skip. They are in no chunk."""
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        count = len(self._source)
+        steps = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        entries = ([(0, index) for index in step] for step in steps)
+        fill = _EvaluationFill(self._source, self._config)
+        for filled in _filled(entries, fill, self._config, min(CHUNK, count), len(steps)):
+            self.skipped.update(dict.fromkeys(filled.skipped))
+            read = filled.labels >= 0
+            images, labels = filled.images, filled.labels
+            yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
+
+
+def _filled(
+    entries: Iterable[List[Entry]], fill: "_Fill", config: Config, samples: int, steps: int
+) -> Iterator[Filled]:
+    """The steps, by the workers of the config or by this process."""
+    dtype = getattr(torch, config.data.transfer)
+
+    def buffer(count: int, *, shared: bool = False) -> Buffer:
+        return Buffer.of(count, config.model.image_size, dtype, shared=shared)
+
+    if config.data.num_workers == 0:
+        return filled_here(entries, fill, buffer)
+    size = samples * 3 * config.model.image_size**2 * torch.empty(0, dtype=dtype).element_size()
+    ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), steps))
+    buffers = [buffer(samples, shared=True) for _ in range(ahead + 1)]
+    return filled_by_workers(entries, fill, buffers, config.data.num_workers)
+
+
+class _Fill:
+    """Loads images into their places of a buffer; one that cannot be read is an error or is skipped."""
+
+    def __init__(self, source: Source, config: Config) -> None:
+        self._source, self._data = source, config.data
+
+    def __call__(self, buffer: Buffer, start: int, entries: Sequence[Entry]) -> List[Skipped]:
+        skipped: List[Skipped] = []
+        images, labels = buffer.images.numpy(), buffer.labels.numpy()
+        for place, (epoch, index) in enumerate(entries, start):
+            pixels = images[place] if images.dtype == np.uint8 else np.zeros(images.shape[1:], np.uint8)
+            labels[place] = self._sample(epoch, index, pixels, skipped)
+            if images.dtype != np.uint8:
+                images[place] = normalize_on_host(pixels, self._data)
+        return skipped
+
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+        """Writes the image to `pixels` (3, S, S) and returns its label."""
+        raise NotImplementedError
+
+    def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
+        if self._data.on_error == "raise":
+            raise DataError("{} (data.on_error: skip goes on without it)".format(error)) from None
+        skipped.append(str(error))
+
+
+class TrainingFill(_Fill):
+    def __init__(self, source: Source, config: Config) -> None:
+        super().__init__(source, config)
+        self._transform = TrainTransform(config.data, config.model.image_size)
+        self._generators = SampleGenerators(config.run.seed)
+
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+        """Those of the image, or of one drawn from (seed, epoch, index) in its place."""
+        rng = self._generators.of(epoch, index)
+        for _ in range(_TRIES):
+            try:
+                self._transform(self._source.picture(index), rng, pixels)
+                return int(self._source.labels[index])
+            except DataError as error:
+                self._skip(error, skipped)
+                last = error
+            index = int(rng.integers(len(self._source)))
+        raise DataError("{} images one after the other could not be read, the last: {}".format(_TRIES, last))
+
+
+class _EvaluationFill(_Fill):
+    def __init__(self, source: Source, config: Config) -> None:
+        super().__init__(source, config)
+        self._transform = EvalTransform(config.data, config.model.image_size)
+
+    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+        """Those of the image, or the label -1 if it is left out."""
+        try:
+            self._transform(self._source.picture(index), pixels)
+            return int(self._source.labels[index])
+        except DataError as error:
+            self._skip(error, skipped)
+            return -1
+
+
+class SampleGenerators:
+    """The random numbers of each sample: those of (seed, epoch, index).
+
+    Philox (Salmon et al., SC 2011) computes its numbers from a key and a counter, so that one generator is set to a
+    sample's place in 2 microseconds; to make a new one from a seed sequence takes 10 to 20.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Generator(np.random.Philox(key=seed))
+        self._state: Any = self._generator.bit_generator.state  # before any draw
+
+    def of(self, epoch: int, index: int) -> "np.random.Generator":
+        """The sample's generator, which is valid until another one is asked for."""
+        self._state["state"]["counter"][:] = (0, 0, index, epoch)  # the lower two count a sample's 2**128 draws
+        self._generator.bit_generator.state = self._state
+        return self._generator
+
+
+def stack_images(pixels: Sequence["np.ndarray"], config: DataConfig) -> Tensor:
+    """Pixels (3, S, S) of uint8 as one tensor (n, 3, S, S), in the form in which images travel."""
+    stacked = np.stack(pixels)
+    return torch.from_numpy(normalize_on_host(stacked, config) if config.transfer == "float32" else stacked)

@@ -1,0 +1,1 @@
+"""The command `vit-ipu pack`: an image folder to tar shards."""

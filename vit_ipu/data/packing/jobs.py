@@ -1,0 +1,235 @@
+"""What the processes of `vit-ipu pack` do: read images, resize them if asked, and write one shard after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import re
+import tarfile
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO, List, Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from vit_ipu.config import UserError
+from vit_ipu.data.images.decode import DataError, EncodedImage
+from vit_ipu.data.sources.base import read_bytes
+from vit_ipu.data.sources.folders import FolderSource
+from vit_ipu.data.sources.tar_headers import scan_shard
+
+TEMPORARY = ".packing-"
+"""What the name of an unfinished file begins with."""
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MEASURED = 64
+"""Images by whose sizes the number of images of a shard is chosen."""
+TAR_OVERHEAD = 3 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE // 2
+"""Bytes of a sample beside its image: two headers, the label's block, and half a block that is not full."""
+_LONGEST_STEM = 60
+_LONGEST_SIDE = 65_500
+"""Of a JPEG, by libjpeg."""
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What shards are to be like."""
+
+    short_side: Optional[int] = None
+    """Larger images are made so small, and encoded as JPEG; others stay the bytes that they are. None: all do."""
+    quality: int = 90
+    """Of JPEG."""
+    shard_size: int = 256_000_000
+    """Bytes of a shard, about."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, rather than stop."""
+
+    @classmethod
+    def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> "PackOptions":
+        """The options as words of a command line. Raises UserError."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", shard_size)
+        size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match is not None else 0
+        if size <= 0:
+            raise UserError("--shard-size {!r} is no size: give one such as 256MB or 1GB".format(shard_size))
+        if on_error not in ("raise", "skip"):
+            raise UserError("--on-error {!r}: use raise or skip".format(on_error))
+        if quality is not None and short_side is None:
+            raise UserError("--quality {} is for images that are resized: give --short-side too".format(quality))
+        return cls(short_side, cls.quality if quality is None else quality, size, skip_bad=on_error == "skip")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is written."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    skipped: Tuple[str, ...]
+    """Paths of images that cannot be read."""
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker knows."""
+
+    source: FolderSource
+    order: "np.ndarray"
+    """Index of the image at each place of the shards."""
+    folder: str
+    options: PackOptions
+
+
+class State:
+    """What workers and the main process tell each other."""
+
+    def __init__(self) -> None:
+        self.count = multiprocessing.Value("q", 0)
+        """Images that are done."""
+        self.stop = multiprocessing.Event()
+
+
+_job: Optional[Job] = None
+_state: Optional[State] = None
+
+
+def begin(job: Job, state: State) -> None:
+    """Keeps what every worker knows."""
+    global _job, _state
+    _job, _state = job, state
+
+
+def size_of_sample(place: int) -> int:
+    """Bytes that the image at a place takes; 0 if it cannot be read."""
+    assert _job is not None
+    path = _job.source.paths[int(_job.order[place])]
+    try:
+        return os.stat(path).st_size if _job.options.short_side is None else len(prepare(path, _job.options)[0])
+    except (OSError, DataError):
+        return 0
+
+
+def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:
+    """Shard `name` with the images at the places `first` to `last`, and whether it was there and right."""
+    assert _job is not None
+    assert _state is not None
+    path = os.path.join(_job.folder, name)
+    is_whole = noted is not None and noted.samples + len(noted.skipped) == last - first
+    if noted is not None and is_whole and has_sha256(path, noted.sha256):
+        with _state.count.get_lock():
+            _state.count.value += last - first
+        return noted, True
+    temporary = os.path.join(_job.folder, "{}{}".format(TEMPORARY, name))
+    with open(temporary, "wb") as file:
+        hashed = _Hashed(file)
+        samples, skipped = _write_samples(hashed, _job, range(first, last), _state)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return Shard(name, samples, hashed.count, hashed.digest.hexdigest(), tuple(skipped)), False
+
+
+def _write_samples(file: "_Hashed", job: Job, places: range, state: State) -> Tuple[int, List[str]]:
+    """Writes a tar of the images at these places: how many, and the paths of those that cannot be read."""
+    skipped: List[str] = []
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for place in places:
+            if state.stop.is_set():
+                raise DataError("stopped")
+            index = int(job.order[place])
+            path = job.source.paths[index]
+            try:
+                data, suffix = prepare(path, job.options)
+            except DataError as error:
+                if not job.options.skip_bad:
+                    raise DataError("{} (--on-error skip leaves such images out)".format(error)) from None
+                skipped.append(path)
+            else:
+                stem = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.splitext(os.path.basename(path))[0])[:_LONGEST_STEM]
+                key = "{:08d}_{}".format(index, stem)
+                _add(tar, key + suffix, data)
+                _add(tar, key + ".cls", str(job.source.labels[index]).encode("ascii"))
+            with state.count.get_lock():
+                state.count.value += 1
+    return len(places) - len(skipped), skipped
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+class _Hashed:
+    """A file that is written from its beginning to its end, its length and its sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.count, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.count += len(data)
+        return self._file.write(data)
+
+
+def has_sha256(path: str, expected: str) -> bool:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for part in iter(lambda: file.read(1 << 20), b""):
+                digest.update(part)
+    except FileNotFoundError:
+        return False
+    return digest.hexdigest() == expected
+
+
+def scan_with_keys(path: str) -> "Tuple[np.ndarray, np.ndarray]":
+    """The rows of a shard of ours, and the index that each key begins with."""
+    rows = scan_shard(path).rows
+    with open(path, "rb") as file:
+        names = [os.pread(file.fileno(), 8, offset - tarfile.BLOCKSIZE) for offset in rows[:, 0].tolist()]
+    return rows, np.array([int(name) for name in names], np.int64)
+
+
+# ----------------------------------------------------------------------------------------- an image
+
+
+def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
+    """The image as it is packed, and its suffix: resized and encoded as JPEG (4:2:0) if larger, else its own bytes.
+
+    Resizing is bicubic and antialiased. What would be too long for a JPEG stays as it is, too. Raises DataError for an
+    image that cannot be decoded to its end.
+    """
+    data, suffix = read_bytes(path), os.path.splitext(path)[1].lower()
+    if options.short_side is None:
+        _check(data, path)
+        return data, suffix
+    image = EncodedImage(data, path).rgb()
+    if min(image.size) <= options.short_side:
+        return data, suffix
+    factor = options.short_side / min(image.size)
+    width, height = (max(options.short_side, round(side * factor)) for side in image.size)
+    if max(width, height) > _LONGEST_SIDE:
+        return data, suffix
+    encoded = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=options.quality)
+    return encoded.getvalue(), ".jpg"
+
+
+def _check(data: bytes, path: str) -> None:
+    """Raises DataError unless the image can be decoded; a JPEG at an eighth of its size, which needs all its bytes."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # the reason is EncodedImage's to tell
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.format == "JPEG":
+                opened.draft(None, (1, 1))
+                opened.load()
+                return
+    EncodedImage(data, path).rgb()

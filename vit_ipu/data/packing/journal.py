@@ -1,0 +1,51 @@
+"""The journal of `vit-ipu pack`: a line of JSON for the settings, and one for each shard that is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any, Dict, List
+
+from vit_ipu.config import UserError
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.sources.shards import JOURNAL
+
+
+def lock(journal: IO[str], folder: Path) -> None:
+    """Keeps other processes away as long as the file is open. Raises UserError if one has it."""
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError("another process is packing into {}: wait for it, or stop it".format(folder)) from None
+
+
+def append_record(journal: IO[str], record: Dict[str, Any]) -> None:
+    """Notes something for good: it is on the disk when this returns."""
+    journal.write(json.dumps(record) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
+def read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
+    """What was noted; a line that was not written to its end is taken away. Raises DataError if it is damaged."""
+    journal.seek(0)
+    try:
+        text = journal.read()
+        whole = text[: text.rfind("\n") + 1]
+        records = [json.loads(line) for line in whole.splitlines()]
+        if not all(map(_is_record, records)):
+            raise ValueError
+    except ValueError:  # JSON's and Unicode's are of this kind
+        raise DataError("{} is damaged: give another TARGET".format(folder / JOURNAL)) from None
+    journal.truncate(len(whole.encode("utf-8")))
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it tells of settings, or of a shard."""
+    if not isinstance(record, dict) or not {"version", "name"} & set(record):
+        return False
+    shards = record.get("shards", 1)
+    return isinstance(shards, int) and shards >= 1

@@ -1,0 +1,372 @@
+"""Writing a folder of images as tar shards that any number of hosts read quickly.
+
+TARGET/train and TARGET/val each get shards in webdataset's layout (KEY.jpg and KEY.cls; the class names are in
+classes.txt), index.json for people and for --verify, and index.npz, which says where each image lies. Images lie
+shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists them in the
+order of the folder, so that a run from the shards takes the same images in the same order as one from the folder.
+
+Which images a shard gets is settled beforehand, by their number, so that shards are made side by side and come out
+the same however many processes make them. A shard appears by a rename when it is whole and on the disk, and is then
+noted in a journal; a killed run goes on after the last one noted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List, Sequence, Set, Tuple
+
+import numpy as np
+
+from vit_ipu.config import UserError
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.packing.jobs import (
+    MEASURED,
+    TAR_OVERHEAD,
+    TEMPORARY,
+    Job,
+    PackOptions,
+    Shard,
+    State,
+    begin,
+    has_sha256,
+    make_shard,
+    scan_with_keys,
+    size_of_sample,
+)
+from vit_ipu.data.packing.journal import append_record, lock, read_journal
+from vit_ipu.data.process_pool import processes
+from vit_ipu.data.sources.base import split_folder
+from vit_ipu.data.sources.folders import FolderSource, imagenet_root, is_imagenet, open_folders, open_imagenet
+from vit_ipu.data.sources.listing import ListingCache, save_arrays
+from vit_ipu.data.sources.shards import (
+    CLASS_FILES,
+    FORMAT,
+    INDEX,
+    JOURNAL,
+    TABLE,
+    read_index,
+    read_table,
+    require_index,
+)
+
+SPLITS = {"train": "train", "eval": "val"}
+"""What the folder of each split is called."""
+_VERSION = 1
+_SEED = 0
+_FEWER = ": try again with fewer --workers"
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """What was packed of one split."""
+
+    samples: int
+    bytes: int
+    shards: int
+    kept: int
+    """Shards of an earlier run that were right."""
+    skipped: Tuple[str, ...]
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears the split, how many images are done, and how many there are."""
+
+
+class PackInterrupted(Exception):
+    """Ctrl-C: the message says how much is done."""
+
+
+def pack(
+    source: Path,
+    target: Path,
+    options: PackOptions,
+    *,
+    workers: int,
+    cache: ListingCache,
+    progress: Progress = lambda split, done, total: None,
+) -> Dict[str, PackedSplit]:
+    """Packs both splits of an image folder, or of ImageNet in its own layout; finishes what an earlier run began.
+
+    Raises UserError for images or a target that cannot be used, PackInterrupted at Ctrl-C.
+    """
+    if not source.is_dir():
+        raise DataError("{} is not a folder".format(source))
+    opener = open_imagenet if is_imagenet(source) else open_folders
+    images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
+    _refuse_strange_target(target, source, images.values())
+    packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
+    if cache.rescan:
+        for packer in packers:
+            packer.require_same_options()
+        for packer in packers:
+            packer.begin_anew()
+    return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
+
+
+def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
+    """The number of images of each split, after every shard was read. Raises DataError if one is not as written."""
+    folders = [target / name for name in SPLITS.values()]
+    if not any((folder / own).is_file() for folder in folders for own in (INDEX, JOURNAL)):
+        raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
+    for folder in folders:
+        if not (folder / INDEX).is_file():
+            raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
+    counts = {}
+    for folder in folders:
+        index, done, wrong = require_index(folder), 0, []
+        tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
+        with processes(workers, remedy=_FEWER) as pool:
+            for number, is_right in pool.finished(has_sha256, tasks):
+                wrong += [] if is_right else [index["shards"][number]["name"]]
+                done += index["shards"][number]["samples"]
+                progress("verify " + folder.name, done, index["samples"])
+        if wrong:
+            raise DataError(
+                "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
+                "makes them anew".format(folder / min(wrong), len(wrong) - 1)
+            )
+        read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
+        counts[folder.name] = index["samples"]
+    return counts
+
+
+def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
+    """Raises UserError if the target is a file, among the images, or a folder with anything but shards of ours."""
+    if target.exists() and not target.is_dir():
+        raise UserError("{} is a file: give another TARGET".format(target))
+    folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
+    around = [str(path) for path in (target.resolve(), *target.resolve().parents)]
+    for folder in itertools.chain(folders, *(found.paths.folders for found in images)):
+        if os.path.realpath(folder) in around:
+            raise UserError("{} is in {}, among the images: give another TARGET".format(target, folder))
+    for place in (target / name for name in SPLITS.values()):
+        is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
+        if place.is_dir() and any(place.iterdir()) and not is_ours:
+            raise UserError("{} holds files that pack has not written: give another TARGET".format(place))
+
+
+# --------------------------------------------------------------------------------------- one split
+
+
+class _Packer:
+    """The shards of one split."""
+
+    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
+        self._source, self._folder, self._name, self._options = source, folder, name, options
+        self._job = Job(source, np.random.default_rng(_SEED).permutation(len(source)), str(folder), options)
+        self._plan: Dict[str, Tuple[int, int]] = {}
+        self._surplus: Set[str] = set()
+        self._settings: Dict[str, Any] = {
+            "version": _VERSION,
+            "short_side": options.short_side,
+            "quality": options.quality if options.short_side else None,
+            "shard_size": options.shard_size,
+            "seed": _SEED,
+            "images": len(source),
+            "images_sha256": source.paths.digest(),
+            "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest(),
+        }
+
+    def require_same_options(self) -> None:
+        """Raises UserError if earlier runs had others: to pack anew is not to pack otherwise."""
+        with self._open_journal() as journal:
+            options = ("version", "short_side", "quality", "shard_size", "seed")
+            self._require_same(self._read_records(journal), options)
+
+    def begin_anew(self) -> None:
+        """Notes that no shard of earlier runs is to be kept; whoever goes on heeds it, until all are made."""
+        with self._open_journal() as journal:
+            records = self._read_records(journal)
+            surplus = {str(record["name"]) for record in records if "name" in record}
+            for record in records:
+                surplus.update(record.get("surplus", ()), _shard_names(self._name, record.get("shards", 0)))
+            journal.truncate(0)
+            append_record(journal, dict(self._settings, anew=True, surplus=sorted(surplus)))
+            for name in (INDEX, TABLE):
+                with contextlib.suppress(FileNotFoundError):
+                    (self._folder / name).unlink()
+
+    def run(self, workers: int, progress: Progress) -> PackedSplit:
+        """Makes the shards that are not there yet, and then the index."""
+        with self._open_journal() as journal:
+            self._remove_temporaries()
+            try:
+                return self._run(journal, workers, progress)
+            finally:
+                self._remove_temporaries()
+
+    @contextlib.contextmanager
+    def _open_journal(self) -> Iterator[IO[str]]:
+        """The journal, for this process alone. Raises UserError if another has it."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
+                lock(journal, self._folder)
+                yield journal
+        except OSError as error:
+            error.filename = error.filename or str(self._folder)  # such as of a disk that is full
+            raise
+
+    def _run(self, journal: IO[str], workers: int, progress: Progress) -> PackedSplit:
+        finished: Dict[str, Shard] = {}
+        kept = 0
+        try:
+            noted = self._begin(journal, workers, progress)
+            with contextlib.closing(self._make(noted, min(workers, len(self._plan)), progress)) as made:
+                for shard, was_kept in made:
+                    finished[shard.name] = shard
+                    kept += was_kept
+                    if not was_kept:
+                        append_record(journal, asdict(shard))
+        except KeyboardInterrupt:
+            of_all = "of {} ".format(len(self._plan)) if self._plan else ""
+            raise PackInterrupted("{} {}shards of {} are done".format(len(finished), of_all, self._name)) from None
+        shards = [finished[name] for name in self._plan]
+        if not any(shard.samples for shard in shards):
+            raise DataError("none of the {:,} images of {} can be read".format(len(self._source), self._name))
+        for name in filter(self._is_shard, self._surplus - set(self._plan)):
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
+        self._write_index(shards, workers)
+        os.unlink(str(self._folder / JOURNAL))
+        skipped = tuple(path for shard in shards for path in shard.skipped)
+        samples, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
+        return PackedSplit(samples, size, len(shards), kept, skipped)
+
+    # ---------------------------------------------------------------------------------- the shards
+
+    def _begin(self, journal: IO[str], workers: int, progress: Progress) -> Dict[str, Shard]:
+        """Settles which images each shard gets, as an earlier run did; the shards that it made, by name."""
+        records = self._read_records(journal)
+        self._require_same(records, tuple(self._settings))
+        settled = [record["shards"] for record in records if "shards" in record]
+        num_shards = settled[0] if settled else self._choose_num_shards(workers, progress)
+        bounds = np.linspace(0, len(self._source), num_shards + 1).astype(np.int64).tolist()
+        self._plan = dict(zip(_shard_names(self._name, num_shards), zip(bounds, bounds[1:])))
+        self._surplus = {name for record in records for name in record.get("surplus", ())}
+        self._settings["shards"] = num_shards
+        append_record(journal, self._settings)
+        fields = Shard.__dataclass_fields__
+        noted = [Shard(**{key: record[key] for key in fields}) for record in records if set(fields) <= set(record)]
+        return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
+
+    def _choose_num_shards(self, workers: int, progress: Progress) -> int:
+        """By the sizes of some samples, which are those of their files unless they are resized."""
+        places, sizes = list(range(min(MEASURED, len(self._source)))), []
+        with processes(workers, begin, self._job, State(), remedy=_FEWER) as pool:
+            for _, size in pool.finished(size_of_sample, [(place,) for place in places]):
+                sizes.append(size)
+                if self._options.short_side is not None:
+                    progress("measure " + self._name, len(sizes), len(places))
+        mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) + TAR_OVERHEAD
+        return max(1, min(len(self._source), round(mean * len(self._source) / self._options.shard_size)))
+
+    def _make(
+        self, noted: Dict[str, Shard], workers: int, progress: Progress
+    ) -> "Generator[Tuple[Shard, bool], None, None]":
+        """Each shard when it is there, and whether it was before."""
+        total, state = len(self._source), State()
+        tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
+        with processes(workers, begin, self._job, state, remedy=_FEWER) as pool:
+            try:
+                for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, state.count.value, total)):
+                    yield made
+            finally:
+                state.stop.set()
+
+    # ------------------------------------------------------------------------------ what is written
+
+    def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
+        """What earlier runs noted: in the index, unless all is to be made anew, and in the journal."""
+        noted = read_journal(journal, self._folder)
+        index = None if any("anew" in record for record in noted) else read_index(self._folder)
+        return noted if index is None else [index["settings"], *index["shards"], *noted]
+
+    def _require_same(self, records: Sequence[Dict[str, Any]], keys: Sequence[str]) -> None:
+        """Raises UserError if earlier runs were to make other shards."""
+        for before in (record for record in records if "version" in record):
+            for key in keys:
+                if before.get(key) != self._settings[key]:
+                    raise UserError(_explain_difference(self._folder, key, before.get(key), self._settings[key]))
+
+    def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
+        table = self._table(shards, workers)
+        classes = "".join(_one_line(name) + "\n" for name in self._source.classes)
+        _write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8", "backslashreplace"))
+        file = io.BytesIO()
+        save_arrays(file, dict(table, sha256=np.array([shard.sha256 for shard in shards])))
+        _write_whole(self._folder / TABLE, file.getvalue())
+        skipped = [path for shard in shards for path in shard.skipped]
+        index = {
+            "format": FORMAT + " (or another suffix) and KEY.cls",
+            "settings": self._settings,
+            "classes": list(self._source.classes),
+            "samples": sum(shard.samples for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "num_skipped": len(skipped),
+            "skipped": skipped,
+            "shards": [asdict(shard) for shard in shards],
+        }
+        _write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"))
+
+    def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, "np.ndarray"]:
+        """Where each image lies, in the order of the folder, by what is in the shards."""
+        parts = []
+        with processes(workers, remedy=_FEWER) as pool:
+            found = pool.in_order(scan_with_keys, [(str(self._folder / shard.name),) for shard in shards])
+        for number, (rows, keys) in enumerate(found):
+            parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))
+        table = np.concatenate(parts)
+        table = table[np.argsort(table[:, 0])]
+        assert np.array_equal(table[:, 4], self._source.labels[table[:, 0]])
+        return {
+            "shard": table[:, 1].astype(np.int32),
+            "offset": table[:, 2],
+            "size": table[:, 3],
+            "label": table[:, 4].astype(np.int32),
+        }
+
+    def _remove_temporaries(self) -> None:
+        for path in self._folder.glob(TEMPORARY + "*"):
+            name = path.name[len(TEMPORARY) :]
+            if name in (INDEX, TABLE, CLASS_FILES[0]) or self._is_shard(name):
+                path.unlink()
+
+    def _is_shard(self, name: str) -> bool:
+        return re.fullmatch(self._name + r"-\d{5,}\.tar", name) is not None
+
+
+def _shard_names(split: str, num_shards: int) -> List[str]:
+    digits = max(5, len(str(num_shards - 1)))
+    return ["{}-{:0{}d}.tar".format(split, number, digits) for number in range(num_shards)]
+
+
+def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
+    if key.startswith(("images", "labels")):
+        found = "{} images, not {}".format(before, value) if key == "images" else "other names of images or classes"
+        return "{} was packed with {}: give another TARGET, or --rescan to pack anew".format(folder, found)
+    return "{} was packed with {} {}, not {}: pack with the same options, or give another TARGET".format(
+        folder, key, before, value
+    )
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file at once or not at all."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(str(temporary), str(path))
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())

@@ -1,0 +1,97 @@
+"""A folder that Hugging Face's `datasets` saved, its images read without being decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import numpy as np
+
+from vit_ipu.data.images.decode import DataError, EncodedImage
+from vit_ipu.data.sources.base import EncodedSource, open_picture, require_same_classes
+
+SPLITS = {"train": ("train",), "eval": ("validation", "val", "test")}
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class SavedSource(EncodedSource):
+    """Rows of a table on the disk, which is mapped into memory rather than read."""
+
+    def __init__(self, images: Any, column: str, labels: "np.ndarray", classes: List[str], name: str) -> None:
+        super().__init__(classes, labels)
+        self._images, self._column, self._name = images, column, name
+
+    def picture(self, index: int) -> EncodedImage:
+        value = self._images[int(index)][self._column] or {}
+        if value.get("bytes") is not None:
+            return EncodedImage(value["bytes"], "{}[{}]".format(self._name, index))
+        if value.get("path"):
+            return open_picture(value["path"])
+        raise DataError("{}[{}] has no image".format(self._name, index))
+
+
+def open_saved(root: Path, split: str) -> SavedSource:
+    """The images of a split that `DatasetDict.save_to_disk(root)` wrote. Raises DataError."""
+    splits = _load(root)
+    name, data = _pick(splits, split, root)
+    image, label = _columns(data, "{}/{}".format(root, name))
+    classes = list(data.features[label].names)
+    if split == "eval":
+        trained = _pick(splits, "train", root)[1]
+        trained_names = getattr(trained.features.get(label), "names", [])
+        require_same_classes(trained_names, classes, root / name)
+    labels = _labels(np.asarray(data.with_format("numpy")[label][:]), "{}/{}".format(root, name))
+    if len(labels) == 0 or labels.min() < 0:
+        raise DataError("{}/{} has no labels: a test split may have hidden ones (-1)".format(root, name))
+    import datasets
+
+    images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return SavedSource(images, image, labels, classes, "{}/{}".format(root, name))
+
+
+def _labels(values: "np.ndarray", where: str) -> "np.ndarray":
+    """(n,) int64. Raises DataError if one is missing, which makes all of them floats or objects."""
+    if values.dtype.kind not in "iu":
+        missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
+        if missing:
+            raise DataError("{} has no label in row {}, and in {} more".format(where, missing[0], len(missing) - 1))
+    return values.astype(np.int64)
+
+
+def _load(root: Path) -> Any:
+    """The splits by name."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError("data.source huggingface needs the extra datasets: pip install 'vit-ipu[datasets]'") from None
+    try:
+        loaded = datasets.load_from_disk(str(root))
+    except Exception as error:  # of datasets, pyarrow and json
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError("{} is not a folder of DatasetDict.save_to_disk: {}".format(root, reason)) from None
+    if not isinstance(loaded, dict):
+        raise DataError("{} holds one set without splits: save a DatasetDict with train and validation".format(root))
+    return loaded
+
+
+def _pick(splits: Any, split: str, root: Path) -> Tuple[str, Any]:
+    for name in SPLITS[split]:
+        if name in splits:
+            return name, splits[name]
+    raise DataError("no split {} in {}, which has {}".format(" or ".join(SPLITS[split]), root, ", ".join(splits)))
+
+
+def _columns(data: Any, where: str) -> Tuple[str, str]:
+    """The columns of the images and of the labels, which need names of classes."""
+    found = []
+    for what, known, kind in (("images", IMAGE_COLUMNS, "Image"), ("labels", LABEL_COLUMNS, "ClassLabel")):
+        names = [name for name in known if type(data.features.get(name)).__name__ == kind]
+        if not names:
+            raise DataError(
+                "{} has no column of {}: expected {} as {}; it has {}".format(
+                    where, what, " or ".join(known), kind, ", ".join(sorted(data.features))
+                )
+            )
+        found.append(names[0])
+    return found[0], found[1]

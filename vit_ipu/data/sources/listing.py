@@ -1,0 +1,210 @@
+"""Which images there are, listed once: the next start takes the list from a cache.
+
+A folder of ImageNet's size takes minutes to list on a network file system. A listing is kept in
+$XDG_CACHE_HOME/vit_ipu/listings and used again as long as what it was made of has the same names, sizes and times of
+modification. An edit that leaves those alone is seen with --rescan. A damaged file is made anew.
+
+Listings are a few arrays, never an object an image: workers share them with the main process, and 1.2 million paths
+take about 35 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.sources.base import IMAGE_SUFFIXES
+
+Arrays = Dict[str, "np.ndarray"]
+Say = Callable[[str], None]
+
+_VERSION = 3
+_WORTH_SAYING_SECONDS = 5.0
+_CLOCK_NS = 2_000_000_000
+"""How coarse a file system's times may be: what changed so shortly before a listing may change again unseen."""
+_LISTERS = 8
+
+
+# ------------------------------------------------------------------------------------------- cache
+
+
+class ListingCache:
+    """Arrays that take long to make, kept from one start to the next."""
+
+    def __init__(self, *, rescan: bool = False, say: Say = lambda line: None) -> None:
+        """`rescan`: make everything anew. `say` hears of what takes long, is left out, or cannot be written."""
+        self.rescan, self.say = rescan, say
+        self._said_unwritable = False
+
+    def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
+        """The arrays called `name`, which `make` makes of the files and folders `made_of`."""
+        key = {"name": _blob([str(_VERSION), name, *made_of]), "state": _state(made_of)}
+        path = cache_folder() / "listings" / (hashlib.sha256(key["name"].tobytes()).hexdigest()[:32] + ".npz")
+        kept = None if self.rescan else _read(path, key)
+        if kept is not None:
+            return kept
+        now, start = time.time_ns(), time.monotonic()
+        arrays = make()
+        seconds = time.monotonic() - start
+        if seconds > _WORTH_SAYING_SECONDS:
+            self.say("listed {} in {:.0f} s; the next start takes the list from the cache".format(name, seconds))
+        if key["state"][:, 0].max(initial=0) < now - _CLOCK_NS:
+            try:
+                _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
+            except OSError as error:
+                self._say_unwritable(path.parent, error.strerror or str(error))
+        return arrays
+
+    def _say_unwritable(self, folder: Path, reason: str) -> None:
+        if not self._said_unwritable:
+            self.say("note: cannot keep the list of images in {}: {}".format(folder, reason))
+        self._said_unwritable = True
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: below the home folder, or that of temporary files if there is none."""
+    home = os.path.expanduser("~")
+    usual = os.path.join(tempfile.gettempdir() if home == "~" else home, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vit_ipu"
+
+
+def _state(paths: Sequence[str]) -> "np.ndarray":
+    """(n, 2) int64: time of modification in ns, and size. Raises DataError if one is not there."""
+    try:
+        found = [os.stat(path) for path in paths]
+    except OSError as error:
+        raise DataError("cannot list {}: {}".format(error.filename, error.strerror)) from None
+    return np.array([(entry.st_mtime_ns, entry.st_size) for entry in found], np.int64).reshape(-1, 2)
+
+
+def _read(path: Path, key: Arrays) -> Optional[Arrays]:
+    """The arrays in a file, unless it is not there, damaged, or was made of something else."""
+    try:
+        with np.load(str(path), allow_pickle=False) as file:
+            for part, value in key.items():
+                if not np.array_equal(file["key_" + part], value):
+                    return None
+            return {name: file[name] for name in file.files if not name.startswith("key_")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # numpy and zipfile raise any of these
+        return None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Writes the file at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".listing-", dir=str(path.parent))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            save_arrays(file, arrays)
+        os.replace(temporary, str(path))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def save_arrays(file: IO[bytes], arrays: Arrays) -> None:
+    """Writes them as numpy's npz, whose checksums numpy compares when it reads them."""
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- paths
+
+
+class ImagePaths:
+    """The paths of many files in a few folders, as arrays."""
+
+    def __init__(self, folders: Sequence[str], arrays: Arrays) -> None:
+        """`arrays`: names, the bytes of all names; ends, where each ends; folder, the number of each one's folder."""
+        self.folders = tuple(folders)
+        self._names, self._ends, self.folder = arrays["names"], arrays["ends"], arrays["folder"]
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> str:
+        return os.path.join(self.folders[int(self.folder[index])], self.name(index))
+
+    def name(self, index: int) -> str:
+        """The name of the file in its folder."""
+        start = int(self._ends[index - 1]) if index > 0 else 0
+        return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
+
+    def digest(self) -> str:
+        """The sha256 of all names and folders."""
+        digest = hashlib.sha256(_blob([os.path.basename(folder) for folder in self.folders]).tobytes())
+        for array in (self._names, self._ends, self.folder):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> ImagePaths:
+    """The image files in `folders` of `root`, folder after folder, each in alphabetical order.
+
+    `folders` are names, or "" for the root itself. Links are followed; hidden files are left out.
+    """
+    absolute = os.path.abspath(str(root))
+    paths = [os.path.join(absolute, folder) if folder else absolute for folder in folders]
+    listed = cache.get("the images in {}".format(absolute), paths, lambda: _list_folders(paths))
+    others = listed["others"]
+    if others.any():
+        folder = folders[int(others.argmax())]
+        cache.say(
+            "note: {:,} entries in {} are no images by their names, most of them in {}: they are left out (images are "
+            "{}; folders in class folders are not searched)".format(
+                int(others.sum()), root, folder or root, " ".join(IMAGE_SUFFIXES)
+            )
+        )
+    return ImagePaths([os.path.join(str(root), folder) for folder in folders], listed)
+
+
+def class_folders(root: Path) -> List[str]:
+    """The folders in a folder in alphabetical order, without hidden ones. Raises DataError if it cannot be listed."""
+    try:
+        with os.scandir(str(root)) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise DataError("cannot list {}: {}".format(error.filename or root, error.strerror)) from None
+
+
+def _list_folders(folders: Sequence[str]) -> Arrays:
+    names: List[bytes] = []
+    lengths: List["np.ndarray"] = []
+    others: List[int] = []
+    with ThreadPoolExecutor(_LISTERS) as pool:  # a network file system answers several at once
+        for joined, ends, num_others in pool.map(_list_folder, folders):
+            names.append(joined)
+            lengths.append(ends)
+            others.append(num_others)
+    counts = [len(part) for part in lengths]
+    return {
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "ends": np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
+        "folder": np.repeat(np.arange(len(folders), dtype=np.int32), counts),
+        "others": np.array(others, np.int64),
+    }
+
+
+def _list_folder(folder: str) -> "Tuple[bytes, np.ndarray, int]":
+    """The names of the images in a folder, all their bytes, and the length of each; how many other entries it has."""
+    try:
+        entries = os.listdir(folder)
+    except OSError as error:
+        raise DataError("cannot list {}: {}".format(folder, error.strerror)) from None
+    shown = [name for name in entries if not name.startswith(".")]
+    kept = sorted(name for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
+    encoded = [os.fsencode(name) for name in kept]
+    return b"".join(encoded), np.array([len(name) for name in encoded], np.int64), len(shown) - len(kept)
+
+
+def _blob(words: Sequence[str]) -> "np.ndarray":
+    return np.frombuffer(b"\0".join(os.fsencode(word) for word in words), np.uint8)

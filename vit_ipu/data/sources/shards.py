@@ -1,0 +1,304 @@
+"""Images in tar shards of webdataset's layout, read in any order.
+
+webdataset streams its shards and shuffles in a window, so that order depends on the number of workers and a run cannot
+resume in the middle. But members of a tar that is not compressed lie there as they are: an index of (shard, offset,
+size, label) makes every one readable at once by pread. Shards are therefore a source like any other: the same global
+shuffle, the same share of each instance and worker, and the same order after a resume, all of which the loader derives
+from (seed, epoch, index).
+
+The index is index.npz and index.json, which `vit-ipu pack` writes; without them the headers of all shards are read
+once and kept like the listing of a folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from vit_ipu.config import DataConfig
+from vit_ipu.data.images.decode import DataError, EncodedImage
+from vit_ipu.data.sources.base import EncodedSource, expanded, has_split, require_same_classes, split_folder
+from vit_ipu.data.sources.listing import Arrays, ListingCache, Say
+from vit_ipu.data.sources.tar_headers import scan_shards
+
+INDEX, TABLE = "index.json", "index.npz"
+FORMAT = "webdataset: KEY.jpg"
+"""What the index of `pack` says first; other programs have an index.json, too."""
+JOURNAL = ".packing.jsonl"
+"""What `pack` notes while it packs."""
+CLASS_FILES = ("classes.txt", "classnames.txt")
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_OPEN = 256
+"""Shards that a process keeps open, of the 1,024 files that it usually may."""
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+class ShardSource(EncodedSource):
+    """Members of tar files."""
+
+    def __init__(self, shards: "OpenShards", table: Arrays, classes: Sequence[str]) -> None:
+        """`table`: shard, offset, size and label of each image, (n,) each."""
+        super().__init__(classes, table["label"].astype(np.int64))
+        self._shards = shards
+        self._shard, self._offset, self._size = table["shard"], table["offset"], table["size"]
+
+    def picture(self, index: int) -> EncodedImage:
+        return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
+
+
+def open_shards(config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
+    """The images of a split in `config.path`, a folder with train/ and val/ as `pack` writes it.
+
+    With `config.eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such
+    as imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
+    """
+    path, eval_path = config.path, config.eval_path
+    assert path is not None
+    if eval_path is None and not expanded(path).is_dir():
+        raise DataError(
+            "data.path {} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, the "
+            "held-out ones".format(path)
+        )
+    if eval_path is None:
+        root = expanded(path)
+        needed = ("train", split) if has_split(root, "train") else (split,)
+        places = {name: str(split_folder(root, name)) for name in dict.fromkeys(needed)}
+    else:
+        places = {"train": path, "eval": eval_path}
+    shards = _find_shards(places[split], cache.say)
+    folder = Path(shards[0]).parent
+    index = read_index(folder)
+    if (folder / JOURNAL).is_file() and index is None:
+        raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
+    if index is not None and expanded(places[split]).is_dir():
+        table, remedy = read_table(folder, shards), "run vit-ipu pack again"
+    else:
+        table, remedy = _scanned(shards, cache, skip_bad=config.on_error == "skip"), "list them anew with --rescan"
+    classes = _classes_of(shards)
+    if split == "eval" and "train" in places:
+        trained = _classes_of(_find_shards(places["train"]))
+        classes = classes or trained
+        if trained:
+            require_same_classes(trained, classes, folder)
+    classes = classes or ["class {}".format(label) for label in range(num_classes)]
+    _check_labels(table["label"], len(classes), shards[0])
+    return ShardSource(OpenShards(shards, remedy), table, classes)
+
+
+def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
+    """The table of shards that have no index. `skip_bad`: samples without an image or a label are left out."""
+    absolute = [os.path.abspath(shard) for shard in shards]
+    made = "the images in {} and {} more shards".format(absolute[0], len(shards) - 1)
+    table = cache.get(made, absolute, lambda: scan_shards(shards))
+    if table["num_strange"].any():
+        example = bytes(table["strange"]).decode("utf-8")
+        if not skip_bad:
+            raise DataError(example)
+        cache.say("note: {:,} samples are left out: {}".format(int(table["num_strange"].sum()), example))
+    return table
+
+
+def expand_braces(pattern: str) -> List[str]:
+    """What a shell makes of {a,b} and {000..127}, which may occur several times but not in each other.
+
+    >>> expand_braces("{a,b}-{08..10}.tar")[1:4]
+    ['a-09.tar', 'a-10.tar', 'b-08.tar']
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else _alternatives(part) for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _alternatives(inside: str) -> List[str]:
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is not None:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+        step = 1 if int(first) <= int(last) else -1
+        return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
+    return inside.split(",") if "," in inside else ["{" + inside + "}"]
+
+
+def _find_shards(place: str, say: Say = lambda line: None) -> List[str]:
+    """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing.
+
+    A pattern may have braces, which tell all there must be, and a shell's *, ? and [], which tell what there is.
+    `say` hears of compressed shards in a folder, which are left out.
+    """
+    folder = expanded(place)
+    if folder.is_dir():
+        shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        shards = [str(path) for path in shown if path.name.endswith(".tar")]
+        compressed = [path for path in shown if path.name.endswith(_COMPRESSED_SUFFIXES)]
+        if not shards:
+            raise DataError("no shards in {}: expected {}/*.tar, not compressed".format(folder, folder))
+        if compressed:
+            say("note: {} and {} more compressed shards are left out".format(compressed[0], len(compressed) - 1))
+        return shards
+    shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    if not shards:
+        raise DataError("no shard at {}".format(place))
+    if missing:
+        raise DataError("no shard at {} ({} of {} are missing)".format(missing[0], len(missing), len(shards)))
+    return shards
+
+
+def _matching(pattern: str) -> List[str]:
+    """The files that a shell's pattern means; a name that is no pattern, or is that of a file as it stands, is one."""
+    return sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern]
+
+
+def _check_labels(labels: "np.ndarray", num_classes: int, where: str) -> None:
+    if len(labels) == 0:
+        raise DataError("no images in {}".format(where))
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < num_classes:
+            raise DataError(
+                "the shards beside {} have the label {}, but there are {} classes: see model.num_classes".format(
+                    where, label, num_classes
+                )
+            )
+
+
+# ---------------------------------------------------------------------------------- one image
+
+
+class OpenShards:
+    """Tar files that are opened when they are first read, in each process, and a limited number of them at a time."""
+
+    def __init__(self, paths: Sequence[str], remedy: str) -> None:
+        """`remedy`: what to do, other than copying, if they are not those of their index."""
+        self._paths, self._remedy = tuple(paths), remedy
+        self._open = lru_cache(maxsize=_MAX_OPEN)(_OpenFile)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return OpenShards, (self._paths, self._remedy)
+
+    def read(self, number: int, offset: int, size: int) -> EncodedImage:
+        """The member of a shard whose bytes begin at `offset`. Raises DataError if it is not there any more."""
+        shard = self._paths[number]
+        try:
+            opened = self._open(shard)  # held, so that it stays open when it leaves the cache meanwhile
+            found = os.pread(opened.descriptor, _BLOCK + size, offset - _BLOCK)
+        except FileNotFoundError:
+            raise DataError("no shard at {}".format(shard)) from None
+        except OSError as error:
+            raise DataError("cannot read {}: {}".format(shard, error.strerror)) from None
+        if len(found) != _BLOCK + size or _size_in(found) != size:
+            raise DataError(
+                "{} is not the shard of its index (no image at byte {}): copy it again, or {}".format(
+                    shard, offset, self._remedy
+                )
+            )
+        return EncodedImage(found[_BLOCK:], "{}/{}".format(shard, _name_in(found)))
+
+
+def _size_in(header: bytes) -> int:
+    """The size of a member by its header, or -1 (POSIX 1003.1, pax); tarfile takes 20 microseconds to say it."""
+    try:
+        return int(header[124:136].rstrip(b" \0"), 8)
+    except ValueError:
+        return -1
+
+
+def _name_in(header: bytes) -> str:
+    name, prefix = header[:100], header[345:500] if header[257:263] == b"ustar\0" else b""
+    parts = [part.split(b"\0", 1)[0] for part in (prefix, name)]
+    return b"/".join(part for part in parts if part).decode("utf-8", "surrogateescape")
+
+
+class _OpenFile:
+    """A file that is open as long as somebody holds this; a pread moves nothing that processes would share."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: at Python's end, `os` is gone before
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
+# ------------------------------------------------------------------------------------------ index
+
+
+def read_index(folder: Path) -> Optional[Dict[str, Any]]:
+    """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
+            return None  # such as that of another program
+        texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
+        numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
+        numbers.append(index["settings"]["version"])
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+            raise TypeError
+        if not 1 <= len(index["shards"]) == index["settings"]["shards"]:
+            raise ValueError
+        return index
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError("cannot read {}: {}".format(folder / INDEX, error.strerror)) from None
+    except (ValueError, LookupError, TypeError):
+        raise DataError("{} is damaged: copy it again, or move it away".format(folder / INDEX)) from None
+
+
+def require_index(folder: Path) -> Dict[str, Any]:
+    """The same. Raises DataError if there is none."""
+    index = read_index(folder)
+    if index is None:
+        raise DataError("{} is not pack's".format(folder / INDEX))
+    return index
+
+
+def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
+    """The table of the shards in a folder. Raises DataError if they are not those of the index."""
+    index = require_index(folder)
+    for shard in index["shards"]:
+        path = folder / shard["name"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard["bytes"]:
+            found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
+            raise DataError("{} {}: copy it again, or run vit-ipu pack again".format(path, found))
+    strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
+    if strange:
+        raise DataError("{} is not in {}: move it away".format(folder / min(strange), INDEX))
+    try:
+        with np.load(str(folder / TABLE), allow_pickle=False) as file:
+            table = {name: file[name] for name in ("shard", "offset", "size", "label")}
+            if len({array.shape for array in table.values()}) != 1 or file["sha256"].tolist() != [
+                shard["sha256"] for shard in index["shards"]
+            ]:
+                raise ValueError
+    except Exception:  # numpy and zipfile raise many kinds
+        raise DataError(
+            "{} is missing or damaged: copy it again, or run vit-ipu pack again".format(folder / TABLE)
+        ) from None
+    return table
+
+
+def _classes_of(shards: Sequence[str]) -> List[str]:
+    index = read_index(Path(shards[0]).parent)
+    return _named_classes(Path(shards[0]).parent) if index is None else list(index["classes"])
+
+
+def _named_classes(folder: Path) -> List[str]:
+    """The names in a list beside the shards, one a line, or none."""
+    for place in (folder, folder.parent):
+        for name in CLASS_FILES:
+            if (place / name).is_file():
+                try:
+                    return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
+                except (OSError, UnicodeDecodeError) as error:
+                    raise DataError("cannot read {}: {}".format(place / name, error)) from None
+    return []

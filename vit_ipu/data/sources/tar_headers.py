@@ -1,0 +1,148 @@
+"""The headers of tar shards: where each image lies, and its label.
+
+A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number in text, or KEY.json with
+"label". Its key ends at the first dot of the file name, as webdataset has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tarfile
+from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from vit_ipu.data.images.decode import DataError, one_line
+from vit_ipu.data.process_pool import processes
+from vit_ipu.data.sources.base import IMAGE_SUFFIXES
+from vit_ipu.data.sources.listing import Arrays
+
+_BLOCK = tarfile.BLOCKSIZE
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAX_LABEL_BYTES = 1 << 20
+_MOST_NAMED = 4
+"""Members of a strange sample that a message names."""
+
+
+class _StrangeSample(Exception):
+    """A sample without an image or without a label: the message says which."""
+
+
+def scan_shards(shards: Sequence[str]) -> Arrays:
+    """The table of some shards by the headers of their members, in the order in which they lie there.
+
+    Beside it, num_strange: how many samples of each shard have no image or no label; strange: what is wrong with one.
+    """
+    workers = min(len(shards), os.cpu_count() or 1)
+    if workers == 1:
+        found = [scan_shard(shard) for shard in shards]
+    else:
+        with processes(workers) as pool:
+            found = pool.in_order(scan_shard, [(shard,) for shard in shards])
+    table = np.concatenate([scan.rows for scan in found])
+    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(scan.rows) for scan in found])
+    example = next((scan.example for scan in found if scan.num_strange), "")
+    return {
+        "shard": numbers,
+        "offset": table[:, 0],
+        "size": table[:, 1],
+        "label": table[:, 2],
+        "num_strange": np.array([scan.num_strange for scan in found], np.int64),
+        "strange": np.frombuffer(one_line(example).encode("utf-8"), np.uint8),
+    }
+
+
+class Scan(NamedTuple):
+    """What the headers of a shard tell."""
+
+    rows: "np.ndarray"
+    """(n, 3) int64: offset, size and label of each image."""
+    num_strange: int
+    """How many samples have no image or no label."""
+    example: str
+    """What is wrong with the first of them."""
+
+
+def scan_shard(shard: str) -> Scan:
+    """Reads the headers of a shard. Raises DataError if it is not whole."""
+    rows: List[Tuple[int, int, int]] = []
+    num_strange, example = 0, ""
+    try:
+        with open(shard, "rb") as file:
+            _refuse_compressed(file, shard)
+            for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
+                try:
+                    rows.append(_sample(file, shard, key, list(members)))
+                except _StrangeSample as error:
+                    num_strange, example = num_strange + 1, example or str(error)
+    except OSError as error:
+        raise DataError("cannot read {}: {}".format(shard, error.strerror or error)) from None
+    return Scan(np.array(rows, np.int64).reshape(-1, 3), num_strange, example)
+
+
+def _refuse_compressed(file: BinaryIO, shard: str) -> None:
+    start = file.read(8)
+    file.seek(0)
+    for magic, kind in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError("{} is compressed ({}): shards are read in any order, so unpack it".format(shard, kind))
+
+
+def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar. Raises DataError unless it ends as a tar does: tarfile takes damage for the end."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
+                if member.issparse():
+                    raise DataError("{}: {} is stored with holes: pack without --sparse".format(shard, member.name))
+                if member.isfile() and not os.path.basename(member.name).startswith("."):
+                    yield member
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise DataError("{} is not a tar, or is cut off: {}".format(shard, error)) from None
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise DataError("{} is cut off or damaged at byte {}: copy it again".format(shard, end))
+
+
+def _key(name: str) -> Tuple[str, str]:
+    """A member's key, up to the first dot of its file name, and its suffix, as webdataset has them."""
+    folder, _, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
+
+
+def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
+    """Offset and size of a sample's image, and its label. Raises _StrangeSample if it has not one of each."""
+    by_suffix = {_key(member.name)[1]: member for member in members}
+    images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
+    if len(images) != 1 or len(by_suffix) != len(members):
+        names = [member.name for member in members[:_MOST_NAMED]]
+        names += ["{} more".format(len(members) - len(names))] if len(members) > len(names) else []
+        raise _StrangeSample(
+            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls (the first dot of a name "
+            "ends its key)".format(shard, key, ", ".join(names), key, key)
+        )
+    member = by_suffix.get(".cls") or by_suffix.get(".json")
+    label = None
+    if member is not None and member.size <= _MAX_LABEL_BYTES:
+        text = os.pread(file.fileno(), member.size, member.offset_data)
+        label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
+    if label is None:
+        raise _StrangeSample(
+            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json, beside its image".format(
+                shard, key, key, key
+            )
+        )
+    return images[0].offset_data, images[0].size, label
+
+
+def _parse_label(text: bytes, *, is_json: bool) -> Optional[int]:
+    try:
+        value = json.loads(text.decode("utf-8"))["label"] if is_json else int(text)
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None

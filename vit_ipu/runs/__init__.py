@@ -1,0 +1,1 @@
+"""What a run writes and resumes from: its folder, checkpoints, metrics and environment."""

@@ -1,0 +1,54 @@
+"""What a result depends on beside its config: versions, commit, device, and whether it was simulated."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import cv2
+
+from vit_ipu import __version__
+from vit_ipu.backends import Device, describe_hardware
+from vit_ipu.config import Config
+from vit_ipu.pipeline import resolve_compute
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
+
+
+def environment(config: Config, device: Device) -> Dict[str, Any]:
+    """The facts, as values for JSON."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions["opencv"] = cv2.__version__  # packages of several names have it
+    if "poptorch" in sys.modules and device.kind in ("ipu", "ipu-sim"):
+        versions["poptorch"] = sys.modules["poptorch"].__version__
+    return {
+        "vit_ipu": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": str(device),
+        "hardware": describe_hardware(device),
+        "simulated": device.simulated,
+        "compute": resolve_compute(config.precision.compute, device.kind),
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> Optional[str]:
+    """The commit of the checkout that this code runs from, if it is one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

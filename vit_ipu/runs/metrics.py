@@ -1,0 +1,122 @@
+"""What a run measures: metrics.jsonl, and a tracker beside it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List
+
+from typing_extensions import Protocol
+
+from vit_ipu.config import Config, UserError
+from vit_ipu.runs.folder import RunFolder
+
+
+class Metrics:
+    """metrics.jsonl, one JSON object a line, and the tracker of the config."""
+
+    def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
+        """Lines after update `resumed_at` belong to work that a resumed run does again, and are dropped."""
+        self.lines = [line for line in read_metrics(folder.metrics) if line["update"] <= resumed_at]
+        temporary = folder.metrics.with_suffix(".new")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        os.replace(str(temporary), str(folder.metrics))
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._tracker = _TRACKERS[config.run.tracking](folder, config)
+
+    def write(self, line: Dict[str, Any]) -> None:
+        self.lines.append(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._tracker.write(line)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tracker.close()
+
+
+def read_metrics(path: Path) -> List[Dict[str, Any]]:
+    """The lines of a metrics.jsonl, up to one that is damaged, such as a last one that a crash cut off."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("update"), int):
+            break
+        lines.append(line)
+    return lines
+
+
+class Tracker(Protocol):
+    """Where metrics go beside metrics.jsonl."""
+
+    def write(self, line: Dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NoTracker:
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        pass
+
+    def write(self, line: Dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def write(self, line: Dict[str, Any]) -> None:
+        for name, value in _measured(line).items():
+            self._writer.add_scalar(name, value, line["update"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class _WandB:
+    """Weights & Biases; WANDB_MODE=offline keeps the run on this machine."""
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project="vit_ipu", name=folder.path.name, dir=str(folder.path), config=config.model_dump(mode="json")
+        )
+
+    def write(self, line: Dict[str, Any]) -> None:
+        self._run.log(_measured(line), step=line["update"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _measured(line: Dict[str, Any]) -> Dict[str, float]:
+    return {name: value for name, value in line.items() if name not in ("update", "host_step")}
+
+
+_TRACKERS: Dict[str, Any] = {"none": _NoTracker, "tensorboard": _TensorBoard, "wandb": _WandB}
+
+
+def require_tracking(config: Config) -> None:
+    """Raises UserError if the package of run.tracking is not installed."""
+    if config.run.tracking == "none":
+        return
+    try:
+        importlib.import_module(config.run.tracking)
+    except ImportError:
+        raise UserError(
+            "run.tracking {} needs a package: pip install 'vit-ipu[tracking]'".format(config.run.tracking)
+        ) from None

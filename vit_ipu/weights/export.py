@@ -1,0 +1,327 @@
+"""Checkpoints for other tools: written whole or not at all, and read back before they are given their name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vit_ipu.config import VARIANTS, ModelConfig, RunFailed, UserError, suggest
+from vit_ipu.runs.checkpoint import CheckpointError, Description, save_tensors, sync_folder, write_description
+from vit_ipu.weights.metadata import HIDDEN_ACT, RESAMPLE, metadata_of
+from vit_ipu.weights.namings import NAMINGS, from_ours
+from vit_ipu.weights.read import Say, Weights, describe, read_weights, without_head
+
+FORMATS = ("native", "timm", "huggingface", "torchvision", "mmpretrain", "google", "graphcore", "onnx")
+_FILE_SUFFIXES = {
+    "timm": (".safetensors", ".pth", ".pt", ".bin"),
+    "huggingface": (),
+    "torchvision": (".pth", ".pt", ".safetensors"),
+    "mmpretrain": (".pth", ".pt"),
+    "google": (".npz",),
+    "graphcore": (".bin", ".pt", ".pth"),
+    "onnx": (".onnx",),
+    "native": (),
+}
+_FOLDERS = ("native", "timm", "huggingface")
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class Export:
+    """One model on its way out."""
+
+    tensors: Dict[str, Tensor]
+    """By our names."""
+    description: Description
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.description.config.model
+
+
+def convert(
+    source: str,
+    target: Path,
+    to: str,
+    *,
+    sha256: Optional[str] = None,
+    trust_pickle: bool = False,
+    num_heads: Optional[int] = None,
+    features: bool = False,
+    say: Say,
+) -> Weights:
+    """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns what was read.
+
+    `features` leaves out the head and the representation layer: weights to start from. Nothing is
+    written over. Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that
+    the format has no place for.
+    """
+    _check_target(target, to, features)
+    weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, say=say)
+    if features:
+        weights = without_head(weights)
+    export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
+    as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
+    for note in lost(export.model, to, as_file=as_file):
+        say("note: {}".format(note))
+    temporary = target.with_name("{}{}{}".format(_TEMPORARY, os.getpid(), target.suffix))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _WRITERS[to](export, temporary, as_file)
+        _check_written(export, temporary, to)
+        sync_folder(temporary)
+        os.rename(str(temporary), str(target))
+    except (UserError, RunFailed):
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' ways to say that they cannot
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError("cannot write {}: {}".format(target, reason)) from None
+    finally:
+        _remove(temporary)
+    return weights
+
+
+def lost(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
+    """Notes on what a format cannot say of the model, and its reader must be told."""
+    naming = NAMINGS.get(to)
+    if naming is None or to == "huggingface":  # their files say it
+        return []
+    if to == "timm" and not as_file:  # its config.json has the activation
+        naming = replace(naming, gelu=model.gelu)
+    notes = []
+    if model.gelu != naming.gelu:
+        notes.append("{} computes GELU as {}, but the model was trained with {}".format(to, naming.gelu, model.gelu))
+    if model.layer_norm_eps != naming.layer_norm_eps:
+        notes.append(
+            "{} has a layer norm epsilon of {:g}, but the model was trained with {:g}".format(
+                to, naming.layer_norm_eps, model.layer_norm_eps
+            )
+        )
+    return notes
+
+
+def _check_target(target: Path, to: str, features: bool) -> None:
+    if to not in FORMATS:
+        raise UserError("--to {}: unknown{}".format(to, suggest(to, FORMATS)))
+    if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
+        raise UserError("{}: a {} without its head classifies nothing: write a file --to timm".format(target, to))
+    if target.exists() or target.is_symlink():
+        raise UserError("{} is already there: give another name".format(target))
+    suffixes = _FILE_SUFFIXES[to]
+    if to not in _FOLDERS and target.suffix not in suffixes:
+        raise UserError("{}: a {} file ends in {}".format(target, to, " or ".join(suffixes)))
+    known = {suffix for group in _FILE_SUFFIXES.values() for suffix in group}
+    if to in _FOLDERS and target.suffix in known and target.suffix not in suffixes:
+        raise UserError("{}: {} is written as a folder{}".format(target, to, _or_files(suffixes)))
+
+
+def _or_files(suffixes: Any) -> str:
+    return " or as a file that ends in {}".format(" or ".join(suffixes)) if suffixes else ", without a suffix"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(str(path), ignore_errors=True)
+    elif path.exists():
+        path.unlink()
+
+
+def _check_written(export: Export, path: Path, to: str) -> None:
+    """Reads it back: every tensor must be equal to the last bit. ONNX is checked by its logits when it is written."""
+    if to == "onnx":
+        return
+    back = _read_back(path, to)
+    for name, tensor in export.tensors.items():
+        if name not in back or not torch.equal(back[name], tensor):
+            raise RunFailed("{} was not written as it should be: {} differs".format(to, name))
+
+
+def _read_back(path: Path, to: str) -> Dict[str, Tensor]:
+    return read_weights(str(path), trust_pickle=True).tensors  # we wrote it a moment ago
+
+
+# ----------------------------------------------------------------------------------------- writers
+
+
+def _write_native(export: Export, path: Path, as_file: bool) -> None:
+    path.mkdir()
+    save_tensors(export.tensors, path / "model.safetensors")
+    write_description(path, export.description)
+
+
+def _write_timm(export: Export, path: Path, as_file: bool) -> None:
+    if as_file:
+        _save(export, "timm", path)
+        return
+    path.mkdir()
+    _save(export, "timm", path / "model.safetensors")
+    _write_json(path / "config.json", timm_config(export))
+
+
+def _write_huggingface(export: Export, path: Path, as_file: bool) -> None:
+    path.mkdir()
+    _save(export, "huggingface", path / "model.safetensors")
+    _write_json(path / "config.json", huggingface_config(export))
+    _write_json(path / "preprocessor_config.json", huggingface_pixels(export))
+
+
+def _write_torchvision(export: Export, path: Path, as_file: bool) -> None:
+    _save(export, "torchvision", path)
+
+
+def _write_mmpretrain(export: Export, path: Path, as_file: bool) -> None:
+    classes = list(export.description.classes)
+    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # of mmclassification 0.x, and of mmpretrain
+    state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
+    torch.save(dict(state, **metadata_of(export.model)), str(path))
+
+
+def _write_google(export: Export, path: Path, as_file: bool) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        arrays: Dict[str, Any] = {key: tensor.numpy() for key, tensor in _named(export, "google").items()}
+        np.savez(file, **arrays)
+
+
+def _write_graphcore(export: Export, path: Path, as_file: bool) -> None:
+    torch.save(_named(export, "graphcore"), str(path))
+
+
+def _write_onnx(export: Export, path: Path, as_file: bool) -> None:
+    from vit_ipu.weights.onnx import write_onnx
+
+    data = export.description.config.data
+    metadata = {
+        "classes": json.dumps(list(export.description.classes)),
+        "mean": json.dumps(list(data.mean)),
+        "std": json.dumps(list(data.std)),
+        "image_size": str(export.model.image_size),
+    }
+    write_onnx(path, export.model, export.tensors, metadata=metadata)
+
+
+_WRITERS: Dict[str, Callable[[Export, Path, bool], None]] = {
+    "native": _write_native,
+    "timm": _write_timm,
+    "huggingface": _write_huggingface,
+    "torchvision": _write_torchvision,
+    "mmpretrain": _write_mmpretrain,
+    "google": _write_google,
+    "graphcore": _write_graphcore,
+    "onnx": _write_onnx,
+}
+
+
+def _named(export: Export, to: str) -> Dict[str, Tensor]:
+    return from_ours(export.tensors, NAMINGS[to], num_heads=export.model.num_heads)
+
+
+def _save(export: Export, to: str, path: Path) -> None:
+    tensors = _named(export, to)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        torch.save(tensors, str(path))
+    else:
+        save_tensors(tensors, path, metadata_of(export.model))
+
+
+def _write_json(path: Path, values: Dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------- what their files must say
+
+
+def huggingface_config(export: Export) -> Dict[str, Any]:
+    """The config.json of transformers' ViTForImageClassification."""
+    model = export.model
+    names = list(export.description.classes)
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.mlp_width,
+        "hidden_act": next(name for name, gelu in HIDDEN_ACT.items() if gelu == model.gelu),
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.attention_dropout,
+        "layer_norm_eps": model.layer_norm_eps,
+        "image_size": model.image_size,
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+        "torch_dtype": "float32",
+    }
+
+
+def huggingface_pixels(export: Export) -> Dict[str, Any]:
+    """The preprocessor_config.json: short side, centre crop, mean and deviation.
+
+    transformers' ViTImageProcessor squeezes the whole image into a square; CLIPImageProcessor does what we do.
+    """
+    data, size = export.description.config.data, export.model.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": data.eval_resize or size},
+        "resample": next(number for number, name in RESAMPLE.items() if name == data.interpolation),
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.mean),
+        "image_std": list(data.std),
+        "do_convert_rgb": True,
+    }
+
+
+def timm_config(export: Export) -> Dict[str, Any]:
+    """The config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
+    model, data = export.model, export.description.config.data
+    return {
+        "architecture": timm_name(model),
+        "num_classes": model.num_classes,
+        "num_features": model.width,
+        "label_names": list(export.description.classes),
+        "model_args": {"img_size": model.image_size, **({"act_layer": "gelu_tanh"} if model.gelu == "tanh" else {})},
+        "pretrained_cfg": {
+            "input_size": [3, model.image_size, model.image_size],
+            "fixed_input_size": True,
+            "interpolation": data.interpolation,
+            "crop_pct": model.image_size / (data.eval_resize or model.image_size),
+            "crop_mode": "center",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "num_classes": model.num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+_TIMM_VARIANTS = ["vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16", "vit_base_patch32"]
+_TIMM_VARIANTS += ["vit_large_patch14", "vit_large_patch16", "vit_large_patch32", "vit_huge_patch14"]
+
+
+def timm_name(model: ModelConfig) -> str:
+    """timm's model of this shape. Raises CheckpointError if it has none, so that only a file can be written."""
+    for variant in _TIMM_VARIANTS:
+        if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
+            return "{}_224".format(variant)
+    raise CheckpointError(
+        "timm has no model of width {}, depth {} and patch size {}: write a file, such as model.safetensors".format(
+            model.width, model.depth, model.patch_size
+        )
+    )

@@ -1,0 +1,104 @@
+"""Weights to start from (model.init): fitted to the model's grid of patches and its number of classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, List
+
+from torch import Tensor
+
+from vit_ipu.config import Config
+from vit_ipu.runs.checkpoint import CheckpointError, unmatched
+from vit_ipu.weights.position_embeddings import resize_pos_embed
+from vit_ipu.weights.read import Say, Weights, read_weights
+
+
+def load_init(config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = False, say: Say) -> Dict[str, Tensor]:
+    """The state dict to start from: `own`, a fresh model's, with the weights of model.init wherever they belong.
+
+    Position embeddings are resized to the model's grid, by the rule of the library that they come from. A head for
+    another number of classes keeps its fresh value, which is zero (arXiv:2010.11929, section 3.2); so does a
+    representation layer that the weights lack, and one that the model lacks is dropped. What is done is said.
+    Raises CheckpointError for anything else that does not fit.
+    """
+    source = config.model.init
+    assert source is not None
+    try:
+        weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, say=say)
+        require_heads(weights, config)
+        say("starting from {}, {} naming".format(source, weights.origin))
+        for note in differing_facts(weights, config):
+            say("note: {}".format(note))
+        return fit(weights, own, say=say)
+    except CheckpointError as error:
+        raise CheckpointError("model.init: {}".format(error)) from None
+
+
+def fit(weights: Weights, own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
+    """The tensors with the names, shapes and types of `own`. Raises CheckpointError if they are another variant's."""
+    tensors = dict(weights.tensors)
+    grid, new_grid = (math.isqrt(state["pos_embed"].shape[1] - 1) for state in (tensors, own))
+    if grid != new_grid:
+        say("position embeddings resized from {0} x {0} to {1} x {1} ({2})".format(grid, new_grid, weights.resize_rule))
+        tensors["pos_embed"] = resize_pos_embed(tensors["pos_embed"], new_grid**2, weights.resize_rule)
+    tensors = _without_unfit_head(tensors, own, say=say)
+    missing, extra = unmatched(list(own), list(tensors))
+    for name in missing + extra:
+        if not name.startswith(("head.", "pre_logits.")):
+            raise CheckpointError(
+                "{}: {} is {}: is it another variant?".format(
+                    weights.source, name, "missing" if name in missing else "more than the model has"
+                )
+            )
+    return {name: _fitting(name, tensors.get(name, tensor), tensor, weights.source) for name, tensor in own.items()}
+
+
+def differing_facts(weights: Weights, config: Config) -> List[str]:
+    """Notes on what the weights were trained with, as far as is known, and this config does otherwise."""
+    facts, model, data = weights.facts, config.model, config.data
+    compared = (
+        ("model.gelu", model.gelu, facts.gelu),
+        ("model.layer_norm_eps", model.layer_norm_eps, facts.layer_norm_eps),
+        ("data.mean", data.mean, facts.mean),
+        ("data.std", data.std, facts.std),
+    )
+    why = "but the weights were trained with {}" if facts.stated else "but {} is usual for its naming"
+    return ["{} is {}, {}".format(key, now, why.format(before)) for key, now, before in compared if now != before]
+
+
+def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
+    """Without a head for other classes, and without what stands between the class token and another kind of head."""
+    classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
+    found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
+    if found != classes:
+        say("the head is new, for {} classes: the weights have {}".format(classes, found))
+        tensors = _without(tensors, "head.")
+    if (features in tensors) != (features in own):
+        what = "dropped: model.representation_size is null" if features in tensors else "new, and so is the head"
+        say("the representation layer is {}".format(what))
+        tensors = _without(_without(tensors, "pre_logits."), "head.")
+    return tensors
+
+
+def require_heads(weights: Weights, config: Config) -> None:
+    """Raises CheckpointError if the weights are known to have another number of attention heads than the config."""
+    if weights.facts.num_heads not in (None, config.model.num_heads):
+        raise CheckpointError(
+            "{} has {} attention heads but model.num_heads is {}: is it another variant?".format(
+                weights.source, weights.facts.num_heads, config.model.num_heads
+            )
+        )
+
+
+def _without(tensors: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+
+
+def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
+    if tensor.shape != own.shape:
+        raise CheckpointError(
+            "{}: {} has shape {} but the model needs {}: is it another variant?".format(
+                source, name, tuple(tensor.shape), tuple(own.shape)
+            )
+        )
+    return tensor.to(own.dtype)

@@ -1,0 +1,221 @@
+"""What a checkpoint's other files and its naming say of its model: heads, epsilon, GELU, classes, pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.runs.checkpoint import CheckpointError, Description
+from vit_ipu.weights.fetch import leads_out
+from vit_ipu.weights.namings import Naming
+
+Triple = Tuple[float, float, float]
+
+HIDDEN_ACT = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+"""transformers' names of activations: ours."""
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of filters: our names."""
+_ACT_LAYER = {"gelu": "erf", "gelu_tanh": "tanh", "gelu_erf": "erf"}
+"""timm's names of activations: ours."""
+_METADATA = "vit_ipu"
+_MAX_JSON = 16 << 20
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What tensors do not show; without other files, what is usual for the naming."""
+
+    layer_norm_eps: float
+    gelu: str
+    mean: Triple
+    std: Triple
+    num_heads: Optional[int] = None
+    classes: Tuple[str, ...] = ()
+    eval_resize: Optional[int] = None
+    """Short side in pixels before the centre crop; the image size when None."""
+    interpolation: str = "bilinear"
+    stated: bool = False
+    """Whether the checkpoint's own files say so, rather than what is usual."""
+
+
+def facts_of(description: Description) -> Facts:
+    """Those of a checkpoint of ours."""
+    model, data = description.config.model, description.config.data
+    return Facts(
+        layer_norm_eps=model.layer_norm_eps,
+        gelu=model.gelu,
+        mean=data.mean,
+        std=data.std,
+        num_heads=model.num_heads,
+        classes=description.classes,
+        eval_resize=data.eval_resize,
+        interpolation=data.interpolation,
+        stated=True,
+    )
+
+
+def facts_beside(file: Path, naming: Naming, metadata: Dict[str, Any]) -> Facts:
+    """From the naming, what the file holds beside its tensors, and config.json and preprocessor_config.json beside it.
+
+    Raises CheckpointError if one of them cannot be read, or says that it is not a ViT that we can compute.
+    """
+    facts = Facts(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std)
+    description = file.parent / "config.json"
+    try:
+        config = _read_json(description) if _is_of_a_folder(file) else {}
+        if "pretrained_cfg" in config or "architecture" in config:
+            return _from_timm(facts, config, description)
+        if config.get("model_type") is not None:
+            pixels = _read_json(file.parent / "preprocessor_config.json")
+            return _from_huggingface_pixels(_from_huggingface(facts, config, description), pixels)
+        return _from_metadata(facts, metadata)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError("{}: damaged: {}".format(description, error)) from None
+
+
+def metadata_of(model: ModelConfig) -> Dict[str, str]:
+    """What a file of ours says beside its tensors, for `facts_beside` to read back."""
+    stated = {"num_heads": model.num_heads, "layer_norm_eps": model.layer_norm_eps, "gelu": model.gelu}
+    return {_METADATA: json.dumps(stated)}
+
+
+def _is_of_a_folder(file: Path) -> bool:
+    """Whether the files beside it are about it."""
+    return file.name.startswith(("model.safetensors", "pytorch_model.bin"))
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    if not path.exists():
+        return {}
+    if not path.is_file() or leads_out(path) or path.stat().st_size > _MAX_JSON:
+        raise CheckpointError("cannot read {}: expected a file of at most 16 MiB in that folder".format(path))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+    if not isinstance(values, dict):
+        raise CheckpointError("cannot read {}: it is not a JSON object".format(path))
+    return values
+
+
+def _from_metadata(facts: Facts, metadata: Dict[str, Any]) -> Facts:
+    """Of a file of ours, or the class names of mmpretrain and mmclassification."""
+    stated = metadata.get(_METADATA)
+    if isinstance(stated, str):
+        values = json.loads(stated)
+        return replace(
+            facts,
+            num_heads=_heads(values["num_heads"]),
+            layer_norm_eps=float(values["layer_norm_eps"]),
+            gelu=_one_of(values["gelu"], ("erf", "tanh"), "gelu"),
+            classes=_mmpretrain_classes(metadata),
+            stated=True,
+        )
+    return replace(facts, classes=_mmpretrain_classes(metadata))
+
+
+def _from_timm(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
+    """A folder of timm's, as on the Hugging Face Hub."""
+    pixels, arguments = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
+    pooling = arguments.get("global_pool", config.get("global_pool") or "token")
+    if pooling != "token":
+        raise CheckpointError("{}: its global_pool is {}, not the class token".format(path, pooling))
+    if "norm_layer" in arguments:
+        raise CheckpointError("{}: its norm_layer {} is not known".format(path, arguments["norm_layer"]))
+    _require_square(arguments.get("img_size"), path)
+    found: Dict[str, Any] = {"stated": True}
+    if "act_layer" in arguments:
+        activation = arguments["act_layer"]
+        found["gelu"] = _ACT_LAYER[_one_of(activation, tuple(_ACT_LAYER), "act_layer")]
+    if "num_heads" in arguments:
+        found["num_heads"] = _heads(arguments["num_heads"])
+    if "mean" in pixels and "std" in pixels:
+        found.update(mean=_triple(pixels["mean"]), std=_triple(pixels["std"]))
+    if pixels.get("interpolation") in RESAMPLE.values():
+        found["interpolation"] = pixels["interpolation"]
+    if "crop_pct" in pixels and "input_size" in pixels:
+        found["eval_resize"] = math.floor(pixels["input_size"][-1] / pixels["crop_pct"])
+    names = config.get("label_names") or pixels.get("label_names")
+    return replace(facts, classes=_names(names), **found)
+
+
+def _from_huggingface(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
+    if config["model_type"] != "vit":
+        raise CheckpointError("{}: its model_type is {}, not vit".format(path, config["model_type"]))
+    activation = config.get("hidden_act", "gelu")
+    if activation not in HIDDEN_ACT:
+        raise CheckpointError(
+            "{}: its hidden_act {} is none of {}".format(path, activation, ", ".join(sorted(HIDDEN_ACT)))
+        )
+    _require_square(config.get("image_size"), path)
+    names = config.get("id2label") or {}
+    missing = [label for label in range(len(names)) if str(label) not in names]
+    if missing:
+        raise CheckpointError("{}: its id2label has no label {}".format(path, missing[0]))
+    return replace(
+        facts,
+        num_heads=_heads(config.get("num_attention_heads", 12)),
+        layer_norm_eps=float(config.get("layer_norm_eps", facts.layer_norm_eps)),
+        gelu=HIDDEN_ACT[activation],
+        stated=True,
+        classes=tuple(str(names[str(label)]) for label in range(len(names))),
+    )
+
+
+def _from_huggingface_pixels(facts: Facts, pixels: Dict[str, Any]) -> Facts:
+    found: Dict[str, Any] = {}
+    mean, std = facts.mean, facts.std
+    if not pixels.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif "image_mean" in pixels and "image_std" in pixels:
+        mean, std = _triple(pixels["image_mean"]), _triple(pixels["image_std"])
+    # Ours are of pixels in [0, 1]; theirs of pixels times the factor.
+    factor = 255 * float(pixels.get("rescale_factor", 1 / 255)) if pixels.get("do_rescale", True) else 255.0
+    if not math.isclose(factor, 1):
+        mean, std = ((a / factor, b / factor, c / factor) for a, b, c in (mean, std))
+    if pixels.get("resample") in RESAMPLE:
+        found["interpolation"] = RESAMPLE[pixels["resample"]]
+    size = pixels.get("size")
+    if pixels.get("do_center_crop") and isinstance(size, dict) and "shortest_edge" in size:
+        found["eval_resize"] = int(size["shortest_edge"])
+    return replace(facts, mean=mean, std=std, **found)
+
+
+def _mmpretrain_classes(metadata: Dict[str, Any]) -> Tuple[str, ...]:
+    meta = metadata.get("meta")
+    if not isinstance(meta, dict):
+        return ()
+    return _names((meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES"))
+
+
+def _names(values: Any) -> Tuple[str, ...]:
+    return tuple(str(name) for name in values) if isinstance(values, (list, tuple)) else ()
+
+
+def _heads(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("{} attention heads".format(value))
+    return value
+
+
+def _one_of(value: Any, known: Sequence[str], what: str) -> str:
+    if value not in known:
+        raise ValueError("its {} {} is none of {}".format(what, value, ", ".join(known)))
+    return str(value)
+
+
+def _require_square(size: Any, path: Path) -> None:
+    if isinstance(size, (list, tuple)) and len(set(size)) > 1:
+        sides = " x ".join(map(str, size))
+        raise CheckpointError("{}: its images are {} pixels, and ours are square".format(path, sides))
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    first, second, third = values
+    return float(first), float(second), float(third)

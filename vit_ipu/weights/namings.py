@@ -1,0 +1,375 @@
+"""The names that others give to a ViT's tensors, as tables, and the translation from and to timm's, which are ours.
+
+A table has a row for each module: our name, and theirs. `{}` is the number of a block; `*` stands for weight and
+bias, `[kernel|bias]` for what they call these two; a triple is the query, key and value that we keep as the thirds
+of one tensor. Sources: timm 1.0 `vision_transformer.py`; transformers 4 and 5 `modeling_vit.py`; torchvision
+`vision_transformer.py`; mmpretrain 1.2 and mmclassification 0.x `vision_transformer.py`; the checkpoints of
+google-research/vision_transformer and big_vision; graphcore/examples `vision/vit/pytorch/models/modules.py`.
+
+D width, H heads, P patch side, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Dict, List, Mapping, Optional, Pattern, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.weights.layouts import fold_layer_scale, from_flax, split_stacked_blocks, to_flax
+
+_NUMBER = r"(0|[1-9][0-9]{0,3})"
+"""Of a block: written one way only, and no more than a hostile file may make us count."""
+Tensors = Dict[str, Tensor]
+Theirs = Union[str, Tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One library's names, and how its ViT differs from the others."""
+
+    name: str
+    rows: Mapping[str, Theirs]
+    """Our name to theirs, by module."""
+    aliases: Sequence[Tuple[str, str]] = ()
+    """Regular expressions that turn other spellings of a key into that of `rows`, applied in order."""
+    ignored: str = r"$^"
+    """Regular expression of keys that do not take part in classification."""
+    prefixes: Tuple[str, ...] = ()
+    """If some keys have one of these before them, the others are not weights."""
+    flax: bool = False
+    """Linear kernels are stored (in, out), convolutions (P, P, in, out), attention by head."""
+    resize: str = "timm"
+    """The rule by which its position embeddings are resized: checkpoints/position_embeddings.py."""
+    layer_norm_eps: float = 1e-6
+    gelu: str = "erf"
+    mean: Tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: Tuple[float, float, float] = (0.5, 0.5, 0.5)
+    has_pre_logits: bool = True
+    """Whether its classifier can have the representation layer."""
+    pooler_apart: bool = False
+    """Whether what stands in the place of the representation layer is left out where there is a head."""
+    patterns: List[Tuple[Pattern[str], str, Optional[int]]] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        for ours, theirs in self.rows.items():
+            for third, name in enumerate(theirs if isinstance(theirs, tuple) else (theirs,)):
+                for our_leaf, leaf in _leaves(name):
+                    pattern = re.compile("^{}$".format(re.escape(leaf).replace(r"\{\}", _NUMBER)))
+                    self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
+
+    def ours(self, key: str) -> "Optional[tuple[str, Optional[int]]]":
+        """Our name for a key after aliases, and which third of it, or None if it is not of this naming."""
+        for pattern, name, third in self.patterns:
+            match = pattern.match(key)
+            if match is not None:
+                return name.format(*match.groups()), third
+        return None
+
+    def theirs(self, name: str) -> "Union[str, tuple[str, ...], None]":
+        """Their key, or three keys, for a tensor of ours; None if they have no such tensor."""
+        number = re.search(r"\.(\d+)\.", name)
+        general = name.replace(".{}.".format(number.group(1)), ".{}.", 1) if number else name
+        leaf = "" if general in self.rows else general.rpartition(".")[2]
+        row = self.rows.get(general if not leaf else general[: -len(leaf)] + "*")
+        if row is None:
+            return None
+        index = number.group(1) if number else ""
+        keys = tuple(dict(_leaves(part))[leaf].format(index) for part in (row if isinstance(row, tuple) else (row,)))
+        return keys if isinstance(row, tuple) else keys[0]
+
+
+def _leaves(name: str) -> List[Tuple[str, str]]:
+    """The tensors of a module's row: our leaf name, and their full name."""
+    named = re.search(r"\[(\w+)\|(\w+)\]", name)
+    if named is not None:
+        return [
+            ("weight", name.replace(named.group(0), named.group(1))),
+            ("bias", name.replace(named.group(0), named.group(2))),
+        ]
+    return [(leaf, name.replace("*", leaf)) for leaf in ("weight", "bias")] if "*" in name else [("", name)]
+
+
+# ---------------------------------------------------------------------------------------- the tables
+
+_UNITS = (
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.*",
+    "blocks.{}.norm1.*",
+    "blocks.{}.attn.qkv.*",
+    "blocks.{}.attn.proj.*",
+    "blocks.{}.norm2.*",
+    "blocks.{}.mlp.fc1.*",
+    "blocks.{}.mlp.fc2.*",
+    "norm.*",
+    "pre_logits.fc.*",
+    "head.*",
+)
+
+TIMM = Naming(
+    name="timm",
+    rows={name: name for name in (*_UNITS, "blocks.{}.ls1.gamma", "blocks.{}.ls2.gamma")},
+    aliases=(
+        (r"^model\.", ""),  # a LightningModule's
+        (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
+    ),
+    ignored=r"mask_token$",
+    has_pre_logits=False,  # since timm 0.6
+)
+
+HUGGINGFACE = Naming(
+    name="huggingface",
+    rows={
+        "cls_token": "vit.embeddings.cls_token",
+        "pos_embed": "vit.embeddings.position_embeddings",
+        "patch_embed.proj.*": "vit.embeddings.patch_embeddings.projection.*",
+        "blocks.{}.norm1.*": "vit.encoder.layer.{}.layernorm_before.*",
+        "blocks.{}.attn.qkv.*": (
+            "vit.encoder.layer.{}.attention.attention.query.*",
+            "vit.encoder.layer.{}.attention.attention.key.*",
+            "vit.encoder.layer.{}.attention.attention.value.*",
+        ),
+        "blocks.{}.attn.proj.*": "vit.encoder.layer.{}.attention.output.dense.*",
+        "blocks.{}.norm2.*": "vit.encoder.layer.{}.layernorm_after.*",
+        "blocks.{}.mlp.fc1.*": "vit.encoder.layer.{}.intermediate.dense.*",
+        "blocks.{}.mlp.fc2.*": "vit.encoder.layer.{}.output.dense.*",
+        "norm.*": "vit.layernorm.*",
+        "pre_logits.fc.*": "vit.pooler.dense.*",
+        "head.*": "classifier.*",
+    },
+    aliases=(
+        (r"^(embeddings|encoder|layers|layernorm|pooler)\.", r"vit.\1."),  # a ViTModel, without the classifier
+        (r"^vit\.layers\.(\d+)\.attention\.q_proj\.", r"vit.encoder.layer.\1.attention.attention.query."),  # from 5.0
+        (r"^vit\.layers\.(\d+)\.attention\.k_proj\.", r"vit.encoder.layer.\1.attention.attention.key."),
+        (r"^vit\.layers\.(\d+)\.attention\.v_proj\.", r"vit.encoder.layer.\1.attention.attention.value."),
+        (r"^vit\.layers\.(\d+)\.attention\.o_proj\.", r"vit.encoder.layer.\1.attention.output.dense."),
+        (r"^vit\.layers\.(\d+)\.mlp\.fc1\.", r"vit.encoder.layer.\1.intermediate.dense."),
+        (r"^vit\.layers\.(\d+)\.mlp\.fc2\.", r"vit.encoder.layer.\1.output.dense."),
+        (r"^vit\.layers\.(\d+)\.layernorm_", r"vit.encoder.layer.\1.layernorm_"),
+    ),
+    ignored=r"^vit\.embeddings\.mask_token$",
+    resize="huggingface",
+    layer_norm_eps=1e-12,
+    has_pre_logits=False,
+    pooler_apart=True,  # it belongs to ViTModel; ViTForImageClassification does not use it
+)
+
+TORCHVISION = Naming(
+    name="torchvision",
+    rows={
+        "cls_token": "class_token",
+        "pos_embed": "encoder.pos_embedding",
+        "patch_embed.proj.*": "conv_proj.*",
+        "blocks.{}.norm1.*": "encoder.layers.encoder_layer_{}.ln_1.*",
+        "blocks.{}.attn.qkv.*": "encoder.layers.encoder_layer_{}.self_attention.in_proj_*",
+        "blocks.{}.attn.proj.*": "encoder.layers.encoder_layer_{}.self_attention.out_proj.*",
+        "blocks.{}.norm2.*": "encoder.layers.encoder_layer_{}.ln_2.*",
+        "blocks.{}.mlp.fc1.*": "encoder.layers.encoder_layer_{}.mlp.0.*",
+        "blocks.{}.mlp.fc2.*": "encoder.layers.encoder_layer_{}.mlp.3.*",
+        "norm.*": "encoder.ln.*",
+        "pre_logits.fc.*": "heads.pre_logits.*",
+        "head.*": "heads.head.*",
+    },
+    aliases=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),  # the published files
+    resize="torchvision",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+MMPRETRAIN = Naming(
+    name="mmpretrain",
+    rows={
+        "cls_token": "backbone.cls_token",
+        "pos_embed": "backbone.pos_embed",
+        "patch_embed.proj.*": "backbone.patch_embed.projection.*",
+        "blocks.{}.norm1.*": "backbone.layers.{}.ln1.*",
+        "blocks.{}.attn.qkv.*": "backbone.layers.{}.attn.qkv.*",
+        "blocks.{}.attn.proj.*": "backbone.layers.{}.attn.proj.*",
+        "blocks.{}.ls1.gamma": "backbone.layers.{}.attn.gamma1.weight",
+        "blocks.{}.norm2.*": "backbone.layers.{}.ln2.*",
+        "blocks.{}.mlp.fc1.*": "backbone.layers.{}.ffn.layers.0.0.*",
+        "blocks.{}.mlp.fc2.*": "backbone.layers.{}.ffn.layers.1.*",
+        "blocks.{}.ls2.gamma": "backbone.layers.{}.ffn.gamma2.weight",
+        "norm.*": "backbone.ln1.*",
+        "pre_logits.fc.*": "head.layers.pre_logits.*",
+        "head.*": "head.layers.head.*",
+    },
+    aliases=(
+        (r"^(cls_token|pos_embed|patch_embed|layers|ln1)\b", r"backbone.\1"),  # a backbone by itself
+        (r"\.attn\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),  # mmclassification up to 0.16
+        (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+        (r"\.mlp\.layers\.", ".ffn.layers."),
+        (r"\.gamma2\.scale$", ".gamma2.weight"),
+    ),
+    ignored=r"^data_preprocessor\.",
+    resize="mmpretrain",
+)
+
+GOOGLE = Naming(
+    name="google",
+    rows={
+        "cls_token": "cls",
+        "pos_embed": "Transformer/posembed_input/pos_embedding",
+        "patch_embed.proj.*": "embedding/[kernel|bias]",
+        "blocks.{}.norm1.*": "Transformer/encoderblock_{}/LayerNorm_0/[scale|bias]",
+        "blocks.{}.attn.qkv.*": (
+            "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/query/[kernel|bias]",
+            "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/key/[kernel|bias]",
+            "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/value/[kernel|bias]",
+        ),
+        "blocks.{}.attn.proj.*": "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/out/[kernel|bias]",
+        "blocks.{}.norm2.*": "Transformer/encoderblock_{}/LayerNorm_2/[scale|bias]",
+        "blocks.{}.mlp.fc1.*": "Transformer/encoderblock_{}/MlpBlock_3/Dense_0/[kernel|bias]",
+        "blocks.{}.mlp.fc2.*": "Transformer/encoderblock_{}/MlpBlock_3/Dense_1/[kernel|bias]",
+        "norm.*": "Transformer/encoder_norm/[scale|bias]",
+        "pre_logits.fc.*": "pre_logits/[kernel|bias]",
+        "head.*": "head/[kernel|bias]",
+    },
+    aliases=(  # big_vision
+        (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),
+        (r"/MultiHeadDotProductAttention_0/", "/MultiHeadDotProductAttention_1/"),
+        (r"/MlpBlock_0/", "/MlpBlock_3/"),
+        (r"/LayerNorm_1/", "/LayerNorm_2/"),
+    ),
+    prefixes=("opt/target/", "params/img/", "params/"),
+    flax=True,
+    resize="google",
+    gelu="tanh",
+)
+
+GRAPHCORE = Naming(
+    name="graphcore",
+    rows={
+        "cls_token": "model.embeddings.cls_token",
+        "pos_embed": "model.embeddings.position_embeddings",
+        "patch_embed.proj.*": "model.embeddings.patch_embeddings.*",
+        "blocks.{}.norm1.*": "model.encoder.layer.{}.attention_norm.*",
+        "blocks.{}.attn.qkv.*": (
+            "model.encoder.layer.{}.attn.query.*",
+            "model.encoder.layer.{}.attn.key.*",
+            "model.encoder.layer.{}.attn.value.*",
+        ),
+        "blocks.{}.attn.proj.*": "model.encoder.layer.{}.attn.out.*",
+        "blocks.{}.norm2.*": "model.encoder.layer.{}.ffn_norm.*",
+        "blocks.{}.mlp.fc1.*": "model.encoder.layer.{}.ffn.fc1.*",
+        "blocks.{}.mlp.fc2.*": "model.encoder.layer.{}.ffn.fc2.*",
+        "norm.*": "model.encoder.encoder_norm.*",
+        "pre_logits.fc.*": "model.representation.representation_layer.*",
+        "head.*": "model.head.*",
+    },
+    aliases=((r"^(embeddings|encoder|representation|head)\.", r"model.\1."),),
+    gelu="tanh",  # on its device
+)
+
+NAMINGS: Dict[str, Naming] = {
+    naming.name: naming for naming in (TIMM, HUGGINGFACE, TORCHVISION, MMPRETRAIN, GOOGLE, GRAPHCORE)
+}
+
+# ------------------------------------------------------------------------------------- recognition
+
+
+def recognise(tensors: Tensors, source: str) -> Naming:
+    """The naming that all keys belong to. Raises CheckpointError with the first foreign keys if none or several do."""
+    unmatched = {name: _unmatched(naming, tensors) for name, naming in NAMINGS.items()}
+    fitting = [name for name, (left, _) in unmatched.items() if not left]
+    if len(fitting) == 1:
+        return NAMINGS[fitting[0]]
+    if fitting:
+        raise CheckpointError(
+            "{}: its {} keys ({}, ...) fit the namings {}: too few to tell".format(
+                source, len(tensors), next(iter(tensors), "none"), " and ".join(fitting)
+            )
+        )
+    nearest = max(unmatched, key=lambda name: unmatched[name][1])
+    left, matched = unmatched[nearest]
+    if matched == 0:
+        raise CheckpointError(
+            "{}: no ViT by any naming that is known ({}): its first keys are {}".format(
+                source, ", ".join(NAMINGS), _first(list(tensors))
+            )
+        )
+    raise CheckpointError(
+        "{}: not a plain ViT: {} of its keys are unknown to the nearest naming, {}: {}".format(
+            source, len(left), nearest, _first(left)
+        )
+    )
+
+
+def _unmatched(naming: Naming, tensors: Tensors) -> "tuple[List[str], int]":
+    """The keys that the naming does not know, and how many it knows."""
+    keys = _weights_of(naming, tensors)
+    left = [original for original, key in keys.items() if naming.ours(key) is None]
+    return left, len(keys) - len(left)
+
+
+def _weights_of(naming: Naming, tensors: Tensors) -> Dict[str, str]:
+    """Each key that is a weight, and its spelling in the table."""
+    prefix = next((p for p in naming.prefixes if any(key.startswith(p) for key in tensors)), "")
+    spelled = {key: _respell(naming, key[len(prefix) :]) for key in tensors if key.startswith(prefix)}
+    return {key: name for key, name in spelled.items() if not re.search(naming.ignored, name)}
+
+
+def _respell(naming: Naming, key: str) -> str:
+    if naming.flax:  # blocks stacked along the first axis are split later
+        key = key.replace("/encoderblock/", "/encoderblock_0/")
+    for pattern, replacement in naming.aliases:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+
+
+# ------------------------------------------------------------------------------------- translation
+
+
+def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
+    """Tensors by our names, float32 (float64 stays), LayerScale folded in.
+
+    Raises CheckpointError if a tensor of a block is missing, or shapes do not fit together.
+    """
+    if naming.flax:
+        tensors = split_stacked_blocks(tensors, source)
+    thirds: Dict[str, Dict[Optional[int], Tensor]] = {}
+    for original, key in _weights_of(naming, tensors).items():
+        found = naming.ours(key)
+        assert found is not None, "recognise() said that it is of this naming"
+        name, third = found
+        tensor = tensors[original]
+        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+        if third in thirds.setdefault(name, {}):
+            raise CheckpointError("{}: {} is there twice, by two spellings".format(source, original))
+        thirds[name][third] = from_flax(name, tensor, original, source) if naming.flax else tensor
+    ours = {name: _join(name, parts, source) for name, parts in thirds.items()}
+    if naming.pooler_apart and "head.weight" in ours:
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith("pre_logits.")}
+    return fold_layer_scale(ours, source)
+
+
+def from_ours(state: Tensors, naming: Naming, *, num_heads: int) -> Tensors:
+    """The same tensors by their names, in their layout. Raises CheckpointError for one that they have no name for."""
+    result: Tensors = {}
+    for name, tensor in state.items():
+        keys = naming.theirs(name)
+        if keys is None or (name.startswith("pre_logits.") and not naming.has_pre_logits):
+            raise CheckpointError(
+                "{} has no place for {}: its classifier has no representation layer".format(naming.name, name)
+            )
+        parts = tensor.chunk(3) if isinstance(keys, tuple) else (tensor,)
+        for key, part in zip(keys if isinstance(keys, tuple) else (keys,), parts):
+            result[key] = (to_flax(name, part, num_heads) if naming.flax else part).contiguous().clone()
+    return result
+
+
+def _join(name: str, parts: Dict[Optional[int], Tensor], source: str) -> Tensor:
+    if None in parts:
+        return parts[None]
+    if set(parts) != {0, 1, 2} or len({tuple(part.shape) for part in parts.values()}) != 1:
+        shapes = [tuple(parts[third].shape) if third in parts else "missing" for third in (0, 1, 2)]
+        raise CheckpointError("{}: query, key and value of {} have shapes {}, {} and {}".format(source, name, *shapes))
+    return torch.cat([parts[third] for third in (0, 1, 2)])
