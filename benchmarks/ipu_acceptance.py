@@ -26,7 +26,7 @@ from vit_ipu.pipeline import BatchPlan
 
 UPDATES = 20
 # Named, since other files of tests install the simulator.
-HARDWARE_TESTS = ["tests/test_hardware.py", "tests/test_parity.py", "tests/test_train.py"]
+HARDWARE_TESTS = ["tests/backends/test_hardware.py", "tests/backends/test_parity.py", "tests/test_train.py"]
 OVERRIDES = [
     "optim.optimizer=sgd",
     "optim.learning_rate=0.05",

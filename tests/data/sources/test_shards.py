@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import pickle
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from helpers import data_config, tiny_config
-from PIL import Image
+from shard_files import LABELS, open_split, png, samples, shades, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.data.images.decode import DataError
@@ -23,52 +22,6 @@ from vit_ipu.data.sources.registry import open_source
 from vit_ipu.data.sources.shards import expand_braces
 from vit_ipu.data.sources.tar_headers import scan_shards
 from vit_ipu.pipeline import BatchPlan
-
-
-def png(shade, mode="PNG"):
-    file = io.BytesIO()
-    Image.new("RGB", (9, 7), (shade, 0, 0)).save(file, mode)
-    return file.getvalue()
-
-
-def write_tar(path, members, format=tarfile.USTAR_FORMAT):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(str(path), "w", format=format) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-def samples(labels, start=0, suffix="png"):
-    """Two members a sample: an image whose shade is its place, and the label."""
-    return [
-        part
-        for place, label in enumerate(labels, start=start)
-        for part in (
-            ("{:04d}.{}".format(place, suffix), png(place)),
-            ("{:04d}.cls".format(place), str(label).encode()),
-        )
-    ]
-
-
-LABELS = [2, 0, 1, 1, 0, 2, 1]
-
-
-def write_shards(root, format=tarfile.USTAR_FORMAT):
-    """Seven training images in three shards, and two held-out ones."""
-    for number, (first, last) in enumerate(((0, 3), (3, 4), (4, 7))):
-        write_tar(root / "train" / "x-{:02d}.tar".format(number), samples(LABELS[first:last], first), format)
-    write_tar(root / "val" / "x-00.tar", samples([1, 2]), format)
-
-
-def open_split(path, split="train", num_classes=3, **data):
-    model = ModelConfig(variant="vit_test", image_size=28, num_classes=num_classes)
-    return open_source(data_config(source="shards", path=str(path), **data), model, split)
-
-
-def shades(source, order=None):
-    return [source.image(index).getpixel((0, 0))[0] for index in (range(len(source)) if order is None else order)]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

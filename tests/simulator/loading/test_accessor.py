@@ -295,7 +295,7 @@ def program(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts a program that reads a little of a loader; its first line is the worker's process."""
     (tmp_path / "own_dataset.py").write_text(textwrap.dedent(DATASET))
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
 
     def start(*arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(

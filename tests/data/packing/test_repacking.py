@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 from helpers import vit_ipu
+from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
-from test_nothing_lost import open_split, packed_shades, run_pack, write_image, write_two_classes
+from shard_files import open_split
 
 from vit_ipu.config import UserError
 from vit_ipu.data.images.decode import DataError

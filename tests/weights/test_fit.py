@@ -177,7 +177,7 @@ def published(workplace, run):
 
 
 def write(workplace):
-    from test_train import write_config
+    from helpers import write_config
 
     return write_config(workplace, run={"updates": 1})
 

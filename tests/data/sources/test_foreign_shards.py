@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 from helpers import data_config
-from test_shards import LABELS, open_split, png, samples, write_shards, write_tar
+from shard_files import LABELS, open_split, png, samples, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.data.images.decode import DataError

@@ -6,21 +6,18 @@ import os
 import shutil
 
 import pytest
-from helpers import data_config, vit_ipu
+from helpers import vit_ipu
+from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
-from test_shards import open_split, samples, write_shards, write_tar
+from shard_files import open_split, samples, write_shards, write_tar
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.packing import pack as packing
-from vit_ipu.data.packing.jobs import PackOptions
-from vit_ipu.data.packing.pack import pack, verify
+from vit_ipu.data.packing.pack import verify
 from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import open_picture, open_source
+from vit_ipu.data.sources.registry import open_picture
 from vit_ipu.data.sources.shards import INDEX, TABLE
-
-CLASSES = ("ant", "bee")
 
 
 @pytest.fixture
@@ -28,34 +25,9 @@ def root(tmp_path):
     return write_two_classes(tmp_path / "images")
 
 
-def write_two_classes(root):
-    """Two classes of three images, in two splits."""
-    for split in ("train", "val"):
-        for label, name in enumerate(CLASSES):
-            (root / split / name).mkdir(parents=True)
-            for number in range(3):
-                write_image(root / split / name / "{}.png".format(number), 10 * label + number)
-    return root
-
-
-def write_image(path, shade):
-    Image.new("RGB", (9, 7), (shade, 0, 0)).save(str(path))
-
-
 def open_saying(root, split):
     said = []
     return open_folders(root, split, ListingCache(say=said.append)), said
-
-
-def run_pack(root, target, *, rescan=False, **options):
-    chosen = PackOptions(**{"shard_size": 4_000, **options})
-    return pack(root, target, chosen, workers=1, cache=ListingCache(rescan=rescan))
-
-
-def packed_shades(target):
-    config = data_config(source="shards", path=str(target))
-    source = open_source(config, ModelConfig(variant="vit_test", image_size=28, num_classes=2), "train")
-    return [source.image(index).getpixel((0, 0))[0] for index in range(len(source))]
 
 
 # ----------------------------------------------------------------------------------------- folders

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "ipu_acceptance.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ipu_acceptance.py"
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

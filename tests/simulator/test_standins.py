@@ -18,7 +18,7 @@ from vit_ipu.simulator.__main__ import main as simulator_main
 from vit_ipu.simulator.installation.poprun import environment_of, run_instances
 from vit_ipu.simulator.installation.standins import horovod_torch, popart, popdist, popdist_poptorch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def simulate(*arguments: str, folder: Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
