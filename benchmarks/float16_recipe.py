@@ -59,12 +59,12 @@ def main() -> None:
     write_record(
         "float16-recipe",
         "The float16 recipe against float32 on the quickstart, simulated"
-        + (", shortened to {} updates".format(arguments.updates) if arguments.updates else ""),
+        + (f", shortened to {arguments.updates} updates" if arguments.updates else ""),
         device,
         load_config("quickstart"),
         [
-            "float16 minus float32 over {} paired seeds: mean {:+.2f} points of top-1, 95 % interval {:+.2f} to "
-            "{:+.2f}.".format(len(differences), mean, mean - half, mean + half),
+            f"float16 minus float32 over {len(differences)} paired seeds: mean {mean:+.2f} points of top-1, 95 % "
+            f"interval {mean - half:+.2f} to {mean + half:+.2f}.",
             "Recipe: {}, loss scale {:g}. {} runs at a time.".format(
                 ", ".join("{} {}".format(*item) for item in RECIPE.items()), LOSS_SCALE, arguments.jobs
             ),
@@ -77,8 +77,8 @@ def main() -> None:
 def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, Any]:
     """One run in a process of its own; its summary, with a top-1 of NaN if training failed. Goes on if interrupted."""
     name, seed = run
-    folder = arguments.folder / "{}_seed_{}".format(name, seed)
-    done = arguments.folder / "{}_seed_{}.json".format(name, seed)
+    folder = arguments.folder / f"{name}_seed_{seed}"
+    done = arguments.folder / f"{name}_seed_{seed}.json"
     if not done.exists():
         settings = dict(_settings(name), **{"run.seed": str(seed), "run.checkpoint_every": "140"})
         if arguments.updates:
@@ -88,11 +88,11 @@ def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, An
         command += ["train", "quickstart", "--device", "ipu-sim", "--json", "--output", str(folder)]
         command += ["--resume"] if (folder / "checkpoints").is_dir() else []
         for key, value in settings.items():
-            command += ["--set", "{}={}".format(key, value)]
+            command += ["--set", f"{key}={value}"]
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
         process = subprocess.run(command, capture_output=True, text=True, env=environment)
         if process.returncode != 0:
-            print("{} seed {} failed: {}".format(name, seed, process.stderr.strip()[-300:]), file=sys.stderr)
+            print(f"{name} seed {seed} failed: {process.stderr.strip()[-300:]}", file=sys.stderr)
         done.write_text(process.stdout if process.returncode == 0 else json.dumps({"top1": None}))
     summary: Dict[str, Any] = json.loads(done.read_text())
     if summary["top1"] is None:
@@ -116,7 +116,7 @@ def interval(differences: List[float]) -> Tuple[float, float]:
 
 
 def _top1(value: float) -> str:
-    return "failed" if value != value else "{:.2f}".format(value)
+    return "failed" if value != value else f"{value:.2f}"
 
 
 def _json(tops: Dict[Run, float]) -> Dict[str, Any]:

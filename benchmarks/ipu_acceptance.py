@@ -32,7 +32,7 @@ OVERRIDES = [
     "optim.learning_rate=0.05",
     "optim.warmup_updates=0",
     "run.epochs=null",
-    "run.updates={}".format(UPDATES),
+    f"run.updates={UPDATES}",
 ]
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         device = resolve_device(arguments.device)
     except UserError as error:
-        print("make test-ipu: {}".format(error), file=sys.stderr)
+        print(f"make test-ipu: {error}", file=sys.stderr)
         sys.exit(2)
     config = load_config("quickstart", OVERRIDES)
     rows, results = compare(config, device)
@@ -49,11 +49,11 @@ def main() -> None:
         results.update(run_tests())
     write_record(
         "test-ipu",
-        "Twenty updates on {} against the CPU, and the tests for hardware".format(device),
+        f"Twenty updates on {device} against the CPU, and the tests for hardware",
         device,
         config,
         _paragraphs(results),
-        (("update", "loss on {}".format(device), "loss on cpu"), rows),
+        (("update", f"loss on {device}", "loss on cpu"), rows),
         results,
         folder=arguments.folder,
     )
@@ -81,7 +81,7 @@ def compare(config: Config, device: Device) -> Tuple[List[List[str]], Dict[str, 
         for name, b in weights[1].items()
     }
     worst = max(errors, key=lambda name: errors[name])
-    rows = [[str(i + 1), "{:.6f}".format(a), "{:.6f}".format(b)] for i, (a, b) in enumerate(zip(*losses))]
+    rows = [[str(i + 1), f"{a:.6f}", f"{b:.6f}"] for i, (a, b) in enumerate(zip(*losses))]
     differences = [abs(a - b) for a, b in zip(*losses)]
     results = {"largest_loss_difference": max(differences), "largest_relative_error": errors[worst], "of_tensor": worst}
     return rows, results

@@ -62,7 +62,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     boxes = [random_resized_box((500, 375), (0.08, 1.0), (0.75, 4 / 3), rng) for _ in files]
     decoders, resizers = installed(DECODERS), installed(RESIZERS)
-    print("{} files of {:.0f} bytes on average; load {:.1f}".format(len(files), mean_size(files), os.getloadavg()[0]))
+    print(f"{len(files)} files of {mean_size(files):.0f} bytes on average; load {os.getloadavg()[0]:.1f}")
 
     rates: Dict[str, float] = {}
     ways = {name: on_files(decoder, files) for name, decoder in decoders.items()}
@@ -140,7 +140,7 @@ def installed(candidates: Dict[str, Callable[[], Any]]) -> Dict[str, Any]:
         try:
             found[name] = make()
         except (ImportError, AttributeError) as error:
-            print("left out: {} ({})".format(name, error))
+            print(f"left out: {name} ({error})")
     return found
 
 
@@ -185,7 +185,7 @@ def pillow_resizer() -> Resizer:
 
 
 def torch_resizer() -> Resizer:
-    def resize(pixels: "np.ndarray") -> "np.ndarray":
+    def resize(pixels: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
         return resized.permute(0, 2, 3, 1)[0].numpy()
@@ -202,7 +202,7 @@ def opencv_resizer(downwards: str) -> Resizer:
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(1)
 
-    def resize(pixels: "np.ndarray") -> "np.ndarray":
+    def resize(pixels: np.ndarray) -> np.ndarray:
         larger = max(pixels.shape[:2]) > SIZE
         filter_ = getattr(cv2, downwards) if larger else cv2.INTER_LINEAR
         return cv2.resize(pixels, (SIZE, SIZE), interpolation=filter_)
@@ -271,8 +271,8 @@ RECIPES: Dict[str, Callable[[], Callable[[bytes], Any]]] = {
 }
 
 
-def cropping(decoder: Decoder, resizer: Resizer) -> "Callable[[bytes, Box], np.ndarray]":
-    def crop(data: bytes, box: Box) -> "np.ndarray":
+def cropping(decoder: Decoder, resizer: Resizer) -> Callable[[bytes, Box], np.ndarray]:
+    def crop(data: bytes, box: Box) -> np.ndarray:
         left, top, right, bottom = box
         return resizer(decoder(data)[top:bottom, left:right])
 
@@ -305,7 +305,7 @@ def take_turns(ways: Dict[str, Callable[[], float]], runs: int) -> Dict[str, flo
 
 def show_decoders(decoders: Sequence[str], resizers: Sequence[str], rates: Dict[str, float]) -> None:
     rows = [
-        [name, *("{:.0f}".format(rates[key]) for key in [name, *(name + ", " + resizer for resizer in resizers)])]
+        [name, *(f"{rates[key]:.0f}" for key in [name, *(name + ", " + resizer for resizer in resizers)])]
         for name in decoders
     ]
     show("Images/s and core, by decoder", ["decoder", "alone", *("with " + name for name in resizers)], rows)
@@ -321,12 +321,12 @@ def show_differences(resizers: Dict[str, Resizer], files: Sequence[bytes], boxes
             for crop in (decode(data)[top:bottom, left:right] for data, (left, top, right, bottom) in zip(files, boxes))
         ]
         worst = max(d.mean() for d in differences), max(np.percentile(d, 99) for d in differences)
-        rows.append([name, "{:.2f}".format(worst[0]), "{:.0f}".format(worst[1])])
+        rows.append([name, f"{worst[0]:.2f}", f"{worst[1]:.0f}"])
     show("Difference from Pillow's resize, the worst photograph", ["resizer", "mean", "99th percentile"], rows)
 
 
 def show_recipes(recipes: Sequence[str], rates: Dict[str, float]) -> None:
-    rows = [[name, "{:.0f}".format(rates[name]), "{:.2f}".format(rates["vit_ipu"] / rates[name])] for name in recipes]
+    rows = [[name, f"{rates[name]:.0f}", "{:.2f}".format(rates["vit_ipu"] / rates[name])] for name in recipes]
     show("Images/s and core, from file to tensor", ["recipe", "images/s", "vit_ipu is faster by"], rows)
 
 

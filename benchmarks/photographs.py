@@ -28,7 +28,7 @@ def photographs() -> List[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths]
 
 
-def crop(originals: List[Image.Image], rng: "np.random.Generator") -> Image.Image:
+def crop(originals: List[Image.Image], rng: np.random.Generator) -> Image.Image:
     """A random part of a random photograph, no smaller than half the target: what is enlarged stays a photograph."""
     image = originals[int(rng.integers(len(originals)))]
     width, height = SIZE
@@ -51,6 +51,6 @@ def write_folder(root: Path, num_images: int, num_classes: int = 10) -> None:
     originals, rng = photographs(), np.random.default_rng(0)
     for split in ("train", "val"):
         for index in range(num_images):
-            folder = root / split / "class_{:02d}".format(index % num_classes)
+            folder = root / split / f"class_{index % num_classes:02d}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "{:05d}.jpg".format(index)).write_bytes(encoded(crop(originals, rng)))
+            (folder / f"{index:05d}.jpg").write_bytes(encoded(crop(originals, rng)))

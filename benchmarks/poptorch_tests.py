@@ -31,17 +31,17 @@ def main() -> None:
     arguments = _parser().parse_args()
     tests = Path(arguments.poptorch).resolve() / "tests"
     if not (tests / "conftest.py").is_file():
-        sys.exit("{} is no checkout of graphcore/poptorch: it has no tests/conftest.py".format(tests.parent))
+        sys.exit(f"{tests.parent} is no checkout of graphcore/poptorch: it has no tests/conftest.py")
     expected = _expected(arguments.files)
     outcomes: Dict[str, str] = {}
     for name, cases in expected.items():
         of_file = run_file(tests, name, arguments.file_timeout)
         outcomes.update({case: of_file.get(case, "missing") for case in cases})
         passed = sum(outcomes[case] == "passed" for case in cases)
-        print("{:<30} {:>4} of {:>4}".format(name, passed, len(cases)), flush=True)
+        print(f"{name:<30} {passed:>4} of {len(cases):>4}", flush=True)
         for case in cases:
             if outcomes[case] != "passed" and arguments.verbose:
-                print("    {} {}".format(outcomes[case], case))
+                print(f"    {outcomes[case]} {case}")
     total = sum(outcome == "passed" for outcome in outcomes.values())
     print(
         "{:<30} {:>4} of {:>4}  torch {}, Python {}".format(
@@ -65,7 +65,7 @@ def run_file(tests: Path, name: str, timeout: float) -> Dict[str, str]:
             try:
                 subprocess.run(command, cwd=str(tests), env=environment, timeout=timeout, stdout=output, stderr=output)
             except subprocess.TimeoutExpired:
-                print("{} took longer than {:.0f} s".format(name, timeout))
+                print(f"{name} took longer than {timeout:.0f} s")
         return _outcomes(report)
 
 

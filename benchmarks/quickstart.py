@@ -28,14 +28,12 @@ def main() -> None:
     ]
     write_record(
         "quickstart",
-        "The quickstart on {}".format(device),
+        f"The quickstart on {device}",
         device,
         load_config("quickstart"),
         [
-            "{} seeds, one run each, no burn-in: top-1 {:.2f} to {:.2f} %, median {:.2f} %; training and evaluations "
-            "{:.0f} to {:.0f} s.".format(
-                len(runs), min(tops), max(tops), statistics.median(tops), min(seconds), max(seconds)
-            )
+            f"{len(runs)} seeds, one run each, no burn-in: top-1 {min(tops):.2f} to {max(tops):.2f} %, median "
+            f"{statistics.median(tops):.2f} %; training and evaluations {min(seconds):.0f} to {max(seconds):.0f} s."
         ],
         (("seed", "top-1 (%)", "top-5 (%)", "seconds"), rows),
         {"top1": tops, "top5": [run["top5"] for run in runs], "seconds": seconds},
@@ -47,7 +45,7 @@ def train(device: str, seed: int) -> Dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run")
         command: List[str] = [sys.executable, "-m", "vit_ipu", "train", "quickstart", "--device", device, "--json"]
-        command += ["--output", output, "--set", "run.seed={}".format(seed)]
+        command += ["--output", output, "--set", f"run.seed={seed}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     summary: Dict[str, Any] = json.loads(done.stdout)
     return summary

@@ -51,7 +51,7 @@ def write_record(
     lines += ["Results:", "", "```json", json.dumps(results, indent=1), "```", ""]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
-    print("record {}".format(path))
+    print(f"record {path}")
     print(json.dumps(dict(results, simulated=facts["simulated"], record=str(path))))
     return path
 

@@ -28,16 +28,13 @@ def main() -> None:
     times = take_turns(steps, config, runs=arguments.runs, burn_in=arguments.burn_in)
     medians = {name: statistics.median(found) for name, found in times.items()}
     ratio = medians["simulated"] / medians["native"]
-    rows = [
-        [name, "{:.4f}".format(medians[name]), "{:.4f} to {:.4f}".format(min(found), max(found))]
-        for name, found in times.items()
-    ]
+    rows = [[name, f"{medians[name]:.4f}", f"{min(found):.4f} to {max(found):.4f}"] for name, found in times.items()]
     write_record(
         "simulator-overhead",
-        "What simulating costs on {}: {:.3f} x the native time".format(arguments.device, ratio),
+        f"What simulating costs on {arguments.device}: {ratio:.3f} x the native time",
         resolve_device(simulated),
         config,
-        ["{} updates timed of each, taking turns, after {} untimed.".format(arguments.runs, arguments.burn_in)],
+        [f"{arguments.runs} updates timed of each, taking turns, after {arguments.burn_in} untimed."],
         (("backend", "seconds an update (median)", "spread"), rows),
         {"ratio": ratio, "seconds": times},
     )

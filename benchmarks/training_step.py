@@ -44,18 +44,18 @@ def main() -> None:
     rows = [
         [
             name,
-            "{:.1f}".format(images / medians[name]),
-            "{:.4f} to {:.4f} s".format(min(found), max(found)),
+            f"{images / medians[name]:.1f}",
+            f"{min(found):.4f} to {max(found):.4f} s",
             "{:.3f}".format(medians["native"] / medians[name]),
         ]
         for name, found in times.items()
     ]
     write_record(
         "training-step",
-        "Training step of {} on {}".format(config.model.variant, device),
+        f"Training step of {config.model.variant} on {device}",
         device,
         config,
-        ["{} updates timed of each, taking turns, after {} untimed.".format(arguments.runs, arguments.burn_in)],
+        [f"{arguments.runs} updates timed of each, taking turns, after {arguments.burn_in} untimed."],
         (("what", "images/s (median)", "spread of an update", "speed relative to native"), rows),
         {"images_per_second": {name: images / median for name, median in medians.items()}, "seconds": times},
     )

@@ -25,7 +25,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import poptorch
 
         if getattr(poptorch, "__simulated__", False) or not poptorch.ipuHardwareIsAvailable(max(wanted)):
-            pytest.skip("needs {} IPUs".format(max(wanted)))
+            pytest.skip(f"needs {max(wanted)} IPUs")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 

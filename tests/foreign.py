@@ -36,9 +36,9 @@ def timm_model(size, patch, pixels, folder: Path, load=None):
     torch.manual_seed(0)
     arguments = {"pretrained": False, "img_size": pixels, "num_classes": 5}
     if load is not None:
-        name = "vit_{}_patch{}_224".format(size, patch)
+        name = f"vit_{size}_patch{patch}_224"
         return timm.create_model(name, checkpoint_path=str(load), **arguments).eval(), load
-    model = randomise(timm.create_model("vit_{}_patch{}_224".format(size, patch), **arguments).eval())
+    model = randomise(timm.create_model(f"vit_{size}_patch{patch}_224", **arguments).eval())
     save_file(model.state_dict(), str(folder / "timm.safetensors"))
     return model, folder / "timm.safetensors"
 
@@ -102,7 +102,7 @@ def assert_same_logits(theirs, ours, pixels, bound=1e-5, compare_epsilon=False):
     with torch.no_grad():
         a, b = theirs(images), ours(images)
     assert a.std() > 0.01
-    assert float((a - b).abs().max()) <= bound, "{} apart".format(float((a - b).abs().max()))
+    assert float((a - b).abs().max()) <= bound, f"{float((a - b).abs().max())} apart"
 
 
 def google_arrays(state, *, num_heads, big_vision=False):
@@ -132,23 +132,23 @@ def google_arrays(state, *, num_heads, big_vision=False):
             arrays[theirs + "/bias"] = state[ours + ".bias"]
     depth = 1 + max(int(re.search(r"blocks\.(\d+)", key).group(1)) for key in state if key.startswith("blocks."))
     for index in range(depth):
-        block, to = "blocks.{}.".format(index), "Transformer/encoderblock_{}/".format(index)
+        block, to = f"blocks.{index}.", f"Transformer/encoderblock_{index}/"
         for third, name in enumerate(("query", "key", "value")):
             rows = slice(third * width, (third + 1) * width)
             kernel = state[block + "attn.qkv.weight"][rows].T.reshape(width, num_heads, head_width)
-            arrays["{}{}/{}/kernel".format(to, attention, name)] = kernel
+            arrays[f"{to}{attention}/{name}/kernel"] = kernel
             bias = state[block + "attn.qkv.bias"][rows].reshape(num_heads, head_width)
-            arrays["{}{}/{}/bias".format(to, attention, name)] = bias
+            arrays[f"{to}{attention}/{name}/bias"] = bias
         out = state[block + "attn.proj.weight"].T.reshape(num_heads, head_width, width)
-        arrays["{}{}/out/kernel".format(to, attention)] = out
-        arrays["{}{}/out/bias".format(to, attention)] = state[block + "attn.proj.bias"]
+        arrays[f"{to}{attention}/out/kernel"] = out
+        arrays[f"{to}{attention}/out/bias"] = state[block + "attn.proj.bias"]
         for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", norm2)):
-            arrays["{}{}/scale".format(to, theirs)] = state["{}{}.weight".format(block, ours)]
-            arrays["{}{}/bias".format(to, theirs)] = state["{}{}.bias".format(block, ours)]
+            arrays[f"{to}{theirs}/scale"] = state[f"{block}{ours}.weight"]
+            arrays[f"{to}{theirs}/bias"] = state[f"{block}{ours}.bias"]
         for number in (1, 2):
-            dense = "{}{}/Dense_{}/".format(to, mlp, number - 1)
-            arrays[dense + "kernel"] = state["{}mlp.fc{}.weight".format(block, number)].T
-            arrays[dense + "bias"] = state["{}mlp.fc{}.bias".format(block, number)]
+            dense = f"{to}{mlp}/Dense_{number - 1}/"
+            arrays[dense + "kernel"] = state[f"{block}mlp.fc{number}.weight"].T
+            arrays[dense + "bias"] = state[f"{block}mlp.fc{number}.bias"]
     return {key: np.ascontiguousarray(tensor.numpy()) for key, tensor in arrays.items()}
 
 

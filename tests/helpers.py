@@ -95,7 +95,7 @@ def equal_states(a: Any, b: Any) -> bool:
 
 def write_config(folder: Path, name: str = "tiny", **sections: Dict[str, Any]) -> str:
     """Writes a tiny config with some values changed; its path."""
-    path = folder / "{}.yaml".format(name)
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tiny_values(**sections)))
     return str(path)
 
@@ -123,4 +123,4 @@ def write_image_folder(
             (root / split / name).mkdir(parents=True)
             for index in range(count):
                 color = (label * 80, index * 40, 7)
-                Image.new("RGB", (30 + index, 40), color).save(str(root / split / name / "{}.png".format(index)))
+                Image.new("RGB", (30 + index, 40), color).save(str(root / split / name / f"{index}.png"))

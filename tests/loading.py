@@ -90,7 +90,7 @@ def of_process(process: int, num_processes: int, *, seed: Optional[int] = None) 
 
 def is_alive(pid: int) -> bool:
     try:
-        with open("/proc/{}/stat".format(pid)) as status:
+        with open(f"/proc/{pid}/stat") as status:
             return status.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -20,7 +20,7 @@ def write_two_classes(root):
         for label, name in enumerate(CLASSES):
             (root / split / name).mkdir(parents=True)
             for number in range(3):
-                write_image(root / split / name / "{}.png".format(number), 10 * label + number)
+                write_image(root / split / name / f"{number}.png", 10 * label + number)
     return root
 
 

@@ -33,8 +33,8 @@ def samples(labels, start=0, suffix="png"):
         part
         for place, label in enumerate(labels, start=start)
         for part in (
-            ("{:04d}.{}".format(place, suffix), png(place)),
-            ("{:04d}.cls".format(place), str(label).encode()),
+            (f"{place:04d}.{suffix}", png(place)),
+            (f"{place:04d}.cls", str(label).encode()),
         )
     ]
 
@@ -45,7 +45,7 @@ LABELS = [2, 0, 1, 1, 0, 2, 1]
 def write_shards(root, format=tarfile.USTAR_FORMAT):
     """Seven training images in three shards, and two held-out ones."""
     for number, (first, last) in enumerate(((0, 3), (3, 4), (4, 7))):
-        write_tar(root / "train" / "x-{:02d}.tar".format(number), samples(LABELS[first:last], first), format)
+        write_tar(root / "train" / f"x-{number:02d}.tar", samples(LABELS[first:last], first), format)
     write_tar(root / "val" / "x-00.tar", samples([1, 2]), format)
 
 

@@ -29,8 +29,8 @@ PUBLISHED = {
 
 def test_every_row_of_the_reference_table_has_a_config():
     rows = {"quickstart", *PUBLISHED}
-    rows |= {"mmcls_vit_{}_pretrain_224".format(v) for v in ("base_patch16", "base_patch32", "large_patch16")}
-    rows |= {"mmcls_vit_{}_finetune_384".format(v) for v in ("base_patch16", "base_patch32", "large_patch16")}
+    rows |= {f"mmcls_vit_{v}_pretrain_224" for v in ("base_patch16", "base_patch32", "large_patch16")}
+    rows |= {f"mmcls_vit_{v}_finetune_384" for v in ("base_patch16", "base_patch32", "large_patch16")}
     assert set(SHIPPED) == rows
 
 
@@ -42,7 +42,7 @@ def test_shipped_config_is_valid_and_runs_on_ipus(name):
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_config_opens_with_its_command_and_reference(name):
     header = SHIPPED[name].read_text().split("\nmodel:")[0]
-    assert "vit-ipu train pipeline_configs/{}.yaml --device ipu".format(name) in header
+    assert f"vit-ipu train pipeline_configs/{name}.yaml --device ipu" in header
     if name != "quickstart":
         assert "Reference" in header
         assert "Not yet measured here" in header
@@ -53,7 +53,7 @@ def test_shipped_config_states_only_what_differs_from_the_defaults(name):
     config = load_config(SHIPPED[name])
     defaults = {section: type(getattr(config, section)).model_fields for section in Config.model_fields}
     repeated = [
-        "{}.{}".format(section, key)
+        f"{section}.{key}"
         for section, fields in defaults.items()
         for key in getattr(config, section).model_fields_set - {"width", "depth", "num_heads", "patch_size"}
         if not fields[key].is_required() and fields[key].default == getattr(getattr(config, section), key)
@@ -100,7 +100,7 @@ def test_variants_are_the_papers_sizes_at_three_patch_sizes():
     sizes.update(large=(1024, 24, 16), huge=(1280, 32, 16))
     for size, shape in sizes.items():
         for patch in (14, 16, 32):
-            variant = VARIANTS["vit_{}_patch{}".format(size, patch)]
+            variant = VARIANTS[f"vit_{size}_patch{patch}"]
             assert (variant["width"], variant["depth"], variant["num_heads"], variant["patch_size"]) == (*shape, patch)
 
 

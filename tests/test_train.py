@@ -92,12 +92,12 @@ def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, workplace
 def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, workplace):
     config = write_config(workplace)
     for name in ("environment.json", "metrics.jsonl", "checkpoints"):
-        folder = workplace / "mine-{}".format(name)
+        folder = workplace / f"mine-{name}"
         folder.mkdir()
         (folder / name).write_text("mine")
         code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", str(folder))
         assert code == 2
-        assert "already holds {}".format(name) in err
+        assert f"already holds {name}" in err
         assert [(p.name, p.read_text()) for p in folder.iterdir()] == [(name, "mine")]
 
 

@@ -36,7 +36,7 @@ _SIZES = {
     "huge": {"width": 1280, "depth": 32, "num_heads": 16},
 }
 VARIANTS: Dict[str, Dict[str, int]] = {
-    "vit_{}_patch{}".format(size, patch): dict(shape, patch_size=patch)
+    f"vit_{size}_patch{patch}": dict(shape, patch_size=patch)
     for size, shape in _SIZES.items()
     for patch in (14, 16, 32)
 }
@@ -63,7 +63,7 @@ FloatType = Literal["float16", "float32"]
 def suggest(word: str, known: Iterable[str]) -> str:
     """What a misspelt word may have meant, as the end of a message."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return "; did you mean {!r}?".format(close[0]) if close else ": use one of {}".format(", ".join(known))
+    return f"; did you mean {close[0]!r}?" if close else ": use one of {}".format(", ".join(known))
 
 
 class Section(BaseModel):
@@ -123,22 +123,17 @@ class ModelConfig(Section):
         return dict(VARIANTS[values["variant"]], **values)
 
     @model_validator(mode="after")
-    def _check_shape(self) -> "ModelConfig":
+    def _check_shape(self) -> ModelConfig:
         if self.image_size % self.patch_size:
             raise ValueError(
-                "image_size {} is not a multiple of patch_size {}: use {} or {}".format(
-                    self.image_size,
-                    self.patch_size,
-                    max(self.image_size // self.patch_size, 1) * self.patch_size,
-                    (self.image_size // self.patch_size + 1) * self.patch_size,
-                )
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: use "
+                f"{max(self.image_size // self.patch_size, 1) * self.patch_size} or "
+                f"{(self.image_size // self.patch_size + 1) * self.patch_size}"
             )
         if (self.init or "").startswith("https://") and self.init_sha256 is None:
             raise ValueError("init is an https address: pin the file with init_sha256")
         if self.width % self.num_heads:
-            raise ValueError(
-                "width {} is not a multiple of num_heads {}: change one of them".format(self.width, self.num_heads)
-            )
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: change one of them")
         return self
 
     @property
@@ -224,30 +219,27 @@ class DataConfig(Section):
     """An image that cannot be read ends the run, or is named and another takes its place (in evaluation: none)."""
 
     @model_validator(mode="after")
-    def _check_ranges(self) -> "DataConfig":
+    def _check_ranges(self) -> DataConfig:
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError("{}: {} to {} is not a range above 0: give the smaller first".format(name, low, high))
+                raise ValueError(f"{name}: {low} to {high} is not a range above 0: give the smaller first")
         if self.crop_scale[1] > 1:
-            raise ValueError("crop_scale: {} is more than the whole image: at most 1".format(self.crop_scale[1]))
+            raise ValueError(f"crop_scale: {self.crop_scale[1]} is more than the whole image: at most 1")
         if min(self.std) <= 0:
-            raise ValueError("std: {} must be above 0".format(min(self.std)))
+            raise ValueError(f"std: {min(self.std)} must be above 0")
         for name in ("mean", "std"):
             for value in getattr(self, name):
                 if not 0 <= value <= 1:
                     raise ValueError(
-                        "{}: {} is not in [0, 1], as pixels are: divide what is meant for 0 to 255 by 255".format(
-                            name, value
-                        )
+                        f"{name}: {value} is not in [0, 1], as pixels are: divide what is meant for 0 to 255 by 255"
                     )
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
-            raise ValueError("download: source {} cannot be downloaded: remove the key".format(self.source))
+            raise ValueError(f"download: source {self.source} cannot be downloaded: remove the key")
         if self.auto_augment is not None and self.rand_augment is not None:
             raise ValueError(
-                "auto_augment {} and rand_augment {} exclude each other: remove one".format(
-                    self.auto_augment, list(self.rand_augment)
-                )
+                f"auto_augment {self.auto_augment} and rand_augment {list(self.rand_augment)} exclude each other: "
+                "remove one"
             )
         return self
 
@@ -300,7 +292,7 @@ class PipelineConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _check_arithmetic(self) -> "PipelineConfig":
+    def _check_arithmetic(self) -> PipelineConfig:
         at_once = self.micro_batch_size * self.replication_factor
         if self.global_batch_size % at_once:
             below = self.global_batch_size // at_once * at_once
@@ -311,25 +303,23 @@ class PipelineConfig(Section):
                     self.micro_batch_size,
                     self.replication_factor,
                     at_once,
-                    "{} or ".format(below) if below else "",
+                    f"{below} or " if below else "",
                     below + at_once,
                 )
             )
         native = self.native_micro_batch_size
         if native is not None and (self.global_batch_size % native or native % self.micro_batch_size):
             raise ValueError(
-                "native_micro_batch_size {} must be a multiple of micro_batch_size {} and divide "
-                "global_batch_size {}".format(native, self.micro_batch_size, self.global_batch_size)
+                f"native_micro_batch_size {native} must be a multiple of micro_batch_size {self.micro_batch_size} and "
+                f"divide global_batch_size {self.global_batch_size}"
             )
         for count in self.layers_per_ipu or ():
             if count < 0:
-                raise ValueError("layers_per_ipu: {} is negative".format(count))
+                raise ValueError(f"layers_per_ipu: {count} is negative")
         if self.layers_per_ipu is not None and 0 in self.layers_per_ipu[1:-1]:
             raise ValueError(
-                "layers_per_ipu {}: IPU {} would have nothing to do: only the first, with the embedding, and "
-                "the last, with the head, may have 0 blocks".format(
-                    list(self.layers_per_ipu), self.layers_per_ipu[1:-1].index(0) + 1
-                )
+                f"layers_per_ipu {list(self.layers_per_ipu)}: IPU {self.layers_per_ipu[1:-1].index(0) + 1} would have "
+                "nothing to do: only the first, with the embedding, and the last, with the head, may have 0 blocks"
             )
         return self
 
@@ -406,18 +396,16 @@ class OptimConfig(Section):
     """Learning rate at the end of cosine and linear schedules."""
 
     @model_validator(mode="after")
-    def _check_learning_rates(self) -> "OptimConfig":
+    def _check_learning_rates(self) -> OptimConfig:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
-                "min_learning_rate {} is above learning_rate {}: swap them".format(
-                    self.min_learning_rate, self.learning_rate
-                )
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: swap them"
             )
         for beta in self.betas:
             if not 0 <= beta < 1:
-                raise ValueError("betas: {} is not in [0, 1)".format(beta))
+                raise ValueError(f"betas: {beta} is not in [0, 1)")
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: true needs momentum above 0, which is {}".format(self.momentum))
+            raise ValueError(f"nesterov: true needs momentum above 0, which is {self.momentum}")
         return self
 
 
@@ -446,11 +434,9 @@ class RunConfig(Section):
     """Where metrics go beside metrics.jsonl."""
 
     @model_validator(mode="after")
-    def _check_length(self) -> "RunConfig":
+    def _check_length(self) -> RunConfig:
         if (self.updates is None) == (self.epochs is None):
-            raise ValueError(
-                "give either updates or epochs: updates is {}, epochs is {}".format(self.updates, self.epochs)
-            )
+            raise ValueError(f"give either updates or epochs: updates is {self.updates}, epochs is {self.epochs}")
         return self
 
 
@@ -465,32 +451,29 @@ class Config(Section):
     run: RunConfig
 
     @model_validator(mode="after")
-    def _check_sections_agree(self) -> "Config":
+    def _check_sections_agree(self) -> Config:
         layers = self.pipeline.layers_per_ipu
         if layers is not None and sum(layers) != self.model.depth:
             raise ValueError(
-                "pipeline.layers_per_ipu {} sums to {} but model.depth is {}: make them equal".format(
-                    list(layers), sum(layers), self.model.depth
-                )
+                f"pipeline.layers_per_ipu {list(layers)} sums to {sum(layers)} but model.depth is {self.model.depth}: "
+                "make them equal"
             )
         known = SOURCE_CLASSES.get(self.data.source)
         if known is not None and known != self.model.num_classes:
             raise ValueError(
-                "model.num_classes is {} but data.source {} has {} classes: set model.num_classes: {}".format(
-                    self.model.num_classes, self.data.source, known, known
-                )
+                f"model.num_classes is {self.model.num_classes} but data.source {self.data.source} has {known} "
+                f"classes: set model.num_classes: {known}"
             )
         self._check_counts_of_updates()
         if self.data.mixes and self.pipeline.micro_batch_size == 1:
             raise ValueError(
-                "pipeline.micro_batch_size 1 leaves data.mixup_alpha {} and data.cutmix_alpha {} nothing to mix with: "
-                "use 2 or more, or set both to 0".format(self.data.mixup_alpha, self.data.cutmix_alpha)
+                f"pipeline.micro_batch_size 1 leaves data.mixup_alpha {self.data.mixup_alpha} and data.cutmix_alpha "
+                f"{self.data.cutmix_alpha} nothing to mix with: use 2 or more, or set both to 0"
             )
         if self.data.eval_resize is not None and self.data.eval_resize < self.model.image_size:
             raise ValueError(
-                "data.eval_resize {} is below model.image_size {}: the centre crop would not fit".format(
-                    self.data.eval_resize, self.model.image_size
-                )
+                f"data.eval_resize {self.data.eval_resize} is below model.image_size {self.model.image_size}: the "
+                "centre crop would not fit"
             )
         return self
 
@@ -500,9 +483,8 @@ class Config(Section):
             count = getattr(self.run, name)
             if count is not None and count % iterations:
                 raise ValueError(
-                    "run.{} {} is not a multiple of pipeline.device_iterations {}: use {}".format(
-                        name, count, iterations, (count // iterations + 1) * iterations
-                    )
+                    f"run.{name} {count} is not a multiple of pipeline.device_iterations {iterations}: use "
+                    f"{(count // iterations + 1) * iterations}"
                 )
         if self.run.updates is not None:
             self._check_warmup(self.run.updates)
@@ -510,9 +492,8 @@ class Config(Section):
     def _check_warmup(self, total_updates: int) -> None:
         if self.optim.warmup_updates > total_updates:
             raise ConfigError(
-                "optim.warmup_updates {} is more than the {} updates of the run: shorten the warmup".format(
-                    self.optim.warmup_updates, total_updates
-                )
+                f"optim.warmup_updates {self.optim.warmup_updates} is more than the {total_updates} updates of the "
+                "run: shorten the warmup"
             )
 
     @property
@@ -561,20 +542,20 @@ _READ_BY = {
 def unused_options(config: Config) -> List[str]:
     """Notes on options that the config sets and this run does not read."""
     notes = [
-        "optim.{} has no effect with {}".format(name, config.optim.optimizer)
+        f"optim.{name} has no effect with {config.optim.optimizer}"
         for name, readers in _READ_BY.items()
         if name in config.optim.model_fields_set and config.optim.optimizer not in readers
     ]
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
     if config.data.path is not None and config.data.source in ("sample", "generated"):
-        notes.append("data.path has no effect with source {}".format(config.data.source))
+        notes.append(f"data.path has no effect with source {config.data.source}")
     if config.data.eval_path is not None and config.data.source != "shards":
-        notes.append("data.eval_path has no effect with source {}".format(config.data.source))
+        notes.append(f"data.eval_path has no effect with source {config.data.source}")
     read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
     for name, crop in read_by_crop.items():
         if name in config.data.model_fields_set and config.data.crop != crop:
-            notes.append("data.{} has no effect with crop {}".format(name, config.data.crop))
+            notes.append(f"data.{name} has no effect with crop {config.data.crop}")
     return notes + _unused_mixing(config.data)
 
 
@@ -585,7 +566,7 @@ def _unused_mixing(data: DataConfig) -> List[str]:
         notes.append("data.cutmix_share has no effect unless mixup_alpha and cutmix_alpha are both above 0")
     for name in ("mixing_draw", "mixing_probability"):
         if name in data.model_fields_set and not any(alphas.values()):
-            notes.append("data.{} has no effect without mixup_alpha or cutmix_alpha".format(name))
+            notes.append(f"data.{name} has no effect without mixup_alpha or cutmix_alpha")
     if data.mixing_probability == 0:
-        notes += ["data.{} has no effect with mixing_probability 0".format(name) for name in alphas if alphas[name]]
+        notes += [f"data.{name} has no effect with mixing_probability 0" for name in alphas if alphas[name]]
     return notes

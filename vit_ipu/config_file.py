@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag != "tag:yaml.org,2002:str":
                 raise ConfigError("line {}: {} is no word, and so no key".format(line, key if key else "an empty key"))
             if key in seen:
-                raise ConfigError("line {}: key {!r} is given twice: remove one".format(line, key))
+                raise ConfigError(f"line {line}: key {key!r} is given twice: remove one")
             seen.add(key)
         result: Dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
@@ -54,11 +54,11 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError("cannot read the config {}: {}".format(path, reason)) from None
+        raise ConfigError(f"cannot read the config {path}: {reason}") from None
     try:
         return parse_config(_load_yaml(text), overrides)
     except ConfigError as error:
-        raise ConfigError("{}: {}".format(path, error)) from None
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def shipped_configs() -> Dict[str, Path]:
@@ -102,20 +102,18 @@ def _load_yaml(text: str) -> Any:
     except RecursionError:
         raise ConfigError("nested too deeply for a config") from None
     except yaml.YAMLError as error:
-        raise ConfigError("not YAML: {}".format(str(error).splitlines()[0])) from None
+        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}") from None
 
 
 def _apply_override(values: Dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.partition(".")
     if not equals or not dot or not name:
-        raise ConfigError("--set {}: expected section.key=value".format(override))
+        raise ConfigError(f"--set {override}: expected section.key=value")
     if section not in Config.model_fields:
-        raise ConfigError(
-            "--set {}: no section {!r}{}".format(override, section, suggest(section, Config.model_fields))
-        )
+        raise ConfigError(f"--set {override}: no section {section!r}{suggest(section, Config.model_fields)}")
     if not isinstance(values.setdefault(section, {}), dict):
-        raise ConfigError("{}: expected a mapping of keys".format(section))
+        raise ConfigError(f"{section}: expected a mapping of keys")
     values[section][name] = _load_yaml(text)
 
 
@@ -134,5 +132,5 @@ def _one_line(error: ValidationError) -> str:
         text = str(first["ctx"]["error"])
     else:
         text = "{}, got {!r}".format(first["msg"].replace("Input should be", "should be"), first["input"])
-    more = " (and {} more)".format(len(errors) - 1) if len(errors) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return "{}{}{}{}".format(where, ": " if where else "", text, more)

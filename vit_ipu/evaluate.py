@@ -45,19 +45,18 @@ def differences_from(trained: Description, config: Config, classes: Sequence[str
     """
     if config.model.num_heads != trained.config.model.num_heads:
         raise UserError(
-            "the checkpoint was trained with model.num_heads {}, but the config has {}: use its own config".format(
-                trained.config.model.num_heads, config.model.num_heads
-            )
+            f"the checkpoint was trained with model.num_heads {trained.config.model.num_heads}, but the config has "
+            f"{config.model.num_heads}: use its own config"
         )
     for ours, theirs in zip(classes, trained.classes) if trained.num_train else ():  # ours; others name them otherwise
         if ours != theirs:
-            raise UserError("the checkpoint knows the class {}, where the images have {}".format(theirs, ours))
+            raise UserError(f"the checkpoint knows the class {theirs}, where the images have {ours}")
     before_and_now = (
         (section, key, getattr(getattr(trained.config, section), key), getattr(getattr(config, section), key))
         for section, key in _MAY_DIFFER
     )
     return [
-        "{}.{} is {}, but the checkpoint was trained with {}".format(section, key, now, before)
+        f"{section}.{key} is {now}, but the checkpoint was trained with {before}"
         for section, key, before, now in before_and_now
         if before != now
     ]

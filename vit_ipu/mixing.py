@@ -60,7 +60,7 @@ def _partners(groups: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- the host's draws
 
 
-def mixing_of_step(config: Config, step: int, positions: "np.ndarray") -> Optional[Tensor]:
+def mixing_of_step(config: Config, step: int, positions: np.ndarray) -> Optional[Tensor]:
     """The mixing tensor of host step `step` for the samples at `positions` (BatchPlan.share); None without mixing.
 
     The draws depend on the seed, the update and the micro-batch's number in it alone, not on who feeds it.
@@ -72,7 +72,7 @@ def mixing_of_step(config: Config, step: int, positions: "np.ndarray") -> Option
     return torch.from_numpy(draws[positions[::size] // size])
 
 
-def draws_of_update(config: Config, update: int) -> "np.ndarray":
+def draws_of_update(config: Config, update: int) -> np.ndarray:
     """The rows (M, 6) of all micro-batches of an update, counted from 0."""
     data, side = config.data, config.model.image_size
     num_micro_batches = config.pipeline.global_batch_size // config.pipeline.micro_batch_size
@@ -90,7 +90,7 @@ def draws_of_update(config: Config, update: int) -> "np.ndarray":
     return np.repeat(rows, num_micro_batches // count, axis=0)
 
 
-def cutmix_boxes(own_shares: "np.ndarray", side: int, rng: "np.random.Generator") -> "np.ndarray":
+def cutmix_boxes(own_shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """Boxes (n, 4), left, top, right, bottom, of area 1 - own_shares about uniform centres, clipped to the image.
 
     As in the cutmix paper's algorithm A1. Clipping makes them smaller, so their true area is what labels go by.
@@ -100,7 +100,7 @@ def cutmix_boxes(own_shares: "np.ndarray", side: int, rng: "np.random.Generator"
     return np.concatenate([np.clip(centres - half, 0, side), np.clip(centres + half, 0, side)], axis=1)
 
 
-def _beta(alpha: float, rng: "np.random.Generator", count: int) -> "np.ndarray":
+def _beta(alpha: float, rng: np.random.Generator, count: int) -> np.ndarray:
     """Draws of Beta(alpha, alpha); of any use only where alpha is above 0, but of the same number always."""
     return rng.beta(alpha or 1.0, alpha or 1.0, count)
 

@@ -165,7 +165,7 @@ class DropPath(nn.Module):
         return x * mask / keep
 
     def extra_repr(self) -> str:
-        return "rate={:.3f}".format(self.rate)
+        return f"rate={self.rate:.3f}"
 
 
 def image_size_of(state: Dict[str, Tensor]) -> Tuple[int, int]:

@@ -28,7 +28,7 @@ def place_units(layers_per_ipu: Sequence[int]) -> Tuple[Tuple[str, ...], ...]:
     units: List[List[str]] = []
     start = 0
     for count in layers_per_ipu:
-        units.append(["blocks.{}".format(index) for index in range(start, start + count)])
+        units.append([f"blocks.{index}" for index in range(start, start + count)])
         start += count
     units[0].insert(0, "embed")
     units[-1].append("head")
@@ -53,7 +53,7 @@ class BatchPlan:
     device_iterations: int
 
     @classmethod
-    def of(cls, config: Config) -> "BatchPlan":
+    def of(cls, config: Config) -> BatchPlan:
         """The plan of training."""
         pipeline = config.pipeline
         return cls(
@@ -64,7 +64,7 @@ class BatchPlan:
         )
 
     @classmethod
-    def of_evaluation(cls, config: Config) -> "BatchPlan":
+    def of_evaluation(cls, config: Config) -> BatchPlan:
         """The plan of inference on IPUs: no accumulation, and at least as many device iterations as stages."""
         return cls(
             micro_batch_size=config.evaluation_micro_batch_size,
@@ -83,15 +83,15 @@ class BatchPlan:
         """Samples per host step."""
         return self.global_batch_size * self.device_iterations
 
-    def share(self, instance: int, num_instances: int) -> "np.ndarray":
+    def share(self, instance: int, num_instances: int) -> np.ndarray:
         """Positions in a host step, ordered [D][G][R][m], of the samples that one host process feeds.
 
         Each of `num_instances` processes owns consecutive replicas, as poprun assigns them.
         """
         if self.replication_factor % num_instances:
             raise ConfigError(
-                "pipeline.replication_factor {} is not a multiple of the {} instances of poprun: change "
-                "--num-instances".format(self.replication_factor, num_instances)
+                f"pipeline.replication_factor {self.replication_factor} is not a multiple of the {num_instances} "
+                "instances of poprun: change --num-instances"
             )
         local = self.replication_factor // num_instances
         shape = (-1, self.replication_factor, self.micro_batch_size)
@@ -170,12 +170,10 @@ def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *
                     device_kind, resolve_compute("auto", device_kind)
                 )
             )
-        return [
-            "only on IPUs: {}".format(text) for text in ipu_violations(config, "ipu", num_instances, training=training)
-        ]
+        return [f"only on IPUs: {text}" for text in ipu_violations(config, "ipu", num_instances, training=training)]
     violations = ipu_violations(config, device_kind, num_instances, training=training)
     if violations:
-        more = " (and {} more)".format(len(violations) - 1) if len(violations) > 1 else ""
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
         raise ConfigError(violations[0] + more)
     return []
 
@@ -209,17 +207,10 @@ def _too_few_micro_batches(config: Config) -> Optional[str]:
         return None
     at_once = config.pipeline.micro_batch_size * config.pipeline.replication_factor
     return (
-        "gradient accumulation is {} (global_batch_size {} / (micro_batch_size {} x replication_factor {})) but a "
-        "pipeline of {} IPUs has {} stages in training: raise pipeline.global_batch_size to {} or lower "
-        "pipeline.micro_batch_size".format(
-            accumulation,
-            config.pipeline.global_batch_size,
-            config.pipeline.micro_batch_size,
-            config.pipeline.replication_factor,
-            len(config.layers_per_ipu),
-            stages,
-            stages * at_once,
-        )
+        f"gradient accumulation is {accumulation} (global_batch_size {config.pipeline.global_batch_size} / "
+        f"(micro_batch_size {config.pipeline.micro_batch_size} x replication_factor "
+        f"{config.pipeline.replication_factor})) but a pipeline of {len(config.layers_per_ipu)} IPUs has {stages} "
+        f"stages in training: raise pipeline.global_batch_size to {stages * at_once} or lower pipeline.micro_batch_size"
     )
 
 
@@ -229,14 +220,9 @@ def _not_a_power_of_two(config: Config) -> Optional[str]:
     if total & (total - 1) == 0:
         return None
     return (
-        "{} IPUs a replica x replication_factor {} = {} IPUs, which is not a power of two: change "
-        "pipeline.layers_per_ipu or pipeline.replication_factor, to {} or {} IPUs".format(
-            len(config.layers_per_ipu),
-            config.pipeline.replication_factor,
-            total,
-            1 << (total.bit_length() - 1),
-            1 << total.bit_length(),
-        )
+        f"{len(config.layers_per_ipu)} IPUs a replica x replication_factor {config.pipeline.replication_factor} = "
+        f"{total} IPUs, which is not a power of two: change pipeline.layers_per_ipu or pipeline.replication_factor, to "
+        f"{1 << (total.bit_length() - 1)} or {1 << total.bit_length()} IPUs"
     )
 
 
@@ -245,8 +231,10 @@ def _too_many_ipus(config: Config, num_instances: int) -> Optional[str]:
     per_process = num_ipus(config) // num_instances
     if per_process <= MAX_IPUS_PER_PROCESS:
         return None
-    return "{} IPUs in one process, but PopTorch takes at most {}: start {} instances with poprun".format(
-        per_process, MAX_IPUS_PER_PROCESS, -(-num_ipus(config) // MAX_IPUS_PER_PROCESS)
+    fewest_instances = -(-num_ipus(config) // MAX_IPUS_PER_PROCESS)
+    return (
+        f"{per_process} IPUs in one process, but PopTorch takes at most {MAX_IPUS_PER_PROCESS}: start "
+        f"{fewest_instances} instances with poprun"
     )
 
 
@@ -255,7 +243,7 @@ def _io_tiles(config: Config) -> Optional[str]:
     tiles = config.pipeline.io_tiles
     if tiles is None or (32 <= tiles <= 192 and tiles % 2 == 0):
         return None
-    return "pipeline.io_tiles {} must be an even number from 32 to 192".format(tiles)
+    return f"pipeline.io_tiles {tiles} must be an even number from 32 to 192"
 
 
 def _memory_proportions(config: Config) -> Optional[str]:
@@ -263,12 +251,13 @@ def _memory_proportions(config: Config) -> Optional[str]:
     if proportions is None:
         return None
     if len(proportions) not in (1, len(config.layers_per_ipu)):
-        return "pipeline.available_memory_proportion has {} numbers for {} IPUs: give one, or one each".format(
-            len(proportions), len(config.layers_per_ipu)
+        return (
+            f"pipeline.available_memory_proportion has {len(proportions)} numbers for {len(config.layers_per_ipu)} "
+            "IPUs: give one, or one each"
         )
     for proportion in proportions:
         if not 0 < proportion <= 1:
-            return "pipeline.available_memory_proportion {} is not in (0, 1]".format(proportion)
+            return f"pipeline.available_memory_proportion {proportion} is not in (0, 1]"
     return None
 
 
@@ -277,8 +266,9 @@ def _evaluation_device_iterations(config: Config) -> Optional[str]:
     iterations, stages = config.run.evaluation_device_iterations, len(config.layers_per_ipu)
     if iterations is None or iterations >= stages or config.pipeline.execution != "pipelined":
         return None
-    return "run.evaluation_device_iterations {} is below the {} stages of the pipeline: use {} or null".format(
-        iterations, stages, stages
+    return (
+        f"run.evaluation_device_iterations {iterations} is below the {stages} stages of the pipeline: use {stages} or "
+        "null"
     )
 
 
@@ -286,7 +276,7 @@ def _number_format(config: Config, device_kind: str) -> Optional[str]:
     # LowerToPopart.cpp:141-166 (bfloat16); Utils.cpp:141-151 (float64). The simulator does compute in float64.
     compute = resolve_compute(config.precision.compute, device_kind)
     if compute == "bfloat16" or (compute == "float64" and device_kind == "ipu"):
-        return "precision.compute {} does not exist on IPUs: use float16, float32 or auto".format(compute)
+        return f"precision.compute {compute} does not exist on IPUs: use float16, float32 or auto"
     return None
 
 
@@ -296,9 +286,7 @@ def _loss_scale(config: Config) -> Optional[str]:
     if not precision.automatic_loss_scale:
         return None
     if resolve_compute(precision.compute, "ipu") != "float16":
-        return "precision.automatic_loss_scale needs float16 gradients, but precision.compute is {}".format(
-            precision.compute
-        )
+        return f"precision.automatic_loss_scale needs float16 gradients, but precision.compute is {precision.compute}"
     return None
 
 
@@ -308,7 +296,7 @@ def _not_simulated(config: Config) -> Optional[str]:
         ("precision.automatic_loss_scale", config.precision.automatic_loss_scale),
     ):
         if is_used:
-            return "{} is not simulated: set it to false".format(key)
+            return f"{key} is not simulated: set it to false"
     return None
 
 
@@ -322,7 +310,7 @@ def _gelu(model: ModelConfig) -> Optional[str]:
 def _layer_norm(model: ModelConfig) -> Optional[str]:
     if model.layer_norm_eps >= 1e-6:
         return None
-    return "model.layer_norm_eps {} is below 1e-06, which underflows in float16: use 1e-6".format(model.layer_norm_eps)
+    return f"model.layer_norm_eps {model.layer_norm_eps} is below 1e-06, which underflows in float16: use 1e-6"
 
 
 def _attention(model: ModelConfig) -> Optional[str]:
@@ -341,4 +329,4 @@ def _clipping(config: Config) -> Optional[str]:
         "adam": "PopTorch clips the gradient of Adam after adding the L2 term",
         "lamb": "PopTorch's LAMB has no clipping",
     }[optim.optimizer]
-    return "optim.max_grad_norm {} with {}: {}; use adamw, or null".format(optim.max_grad_norm, optim.optimizer, reason)
+    return f"optim.max_grad_norm {optim.max_grad_norm} with {optim.optimizer}: {reason}; use adamw, or null"

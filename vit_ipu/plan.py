@@ -45,5 +45,5 @@ def plan_lines(config: Config) -> List[str]:
         "most {utilisation_bound:.1%}".format(**plan),
         "evaluation {evaluation_samples_per_step:,} images a call".format(**plan),
     ]
-    refused = ["PopTorch would refuse: {}".format(text) for text in plan["violations"]]
+    refused = [f"PopTorch would refuse: {text}" for text in plan["violations"]]
     return lines + refused

@@ -58,9 +58,7 @@ def predict(
         backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
         probabilities = backend.predict(stack_images(list(pixels.values()), config.data)).softmax(dim=1)
     if not probabilities.isfinite().all():
-        raise RunFailed(
-            "the outputs of {} are not finite: its weights are damaged, or have diverged".format(checkpoint)
-        )
+        raise RunFailed(f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged")
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
     names = description.classes
     return [

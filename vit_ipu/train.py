@@ -87,7 +87,7 @@ def train(
         recorder = Recorder(config, folder, backend, progress, total_updates, console)
         with recorder, StopSignal(recorder.say) as stop:
             if resume:
-                recorder.say("going on at update {:,}".format(progress.update))
+                recorder.say(f"going on at update {progress.update:,}")
             loader = training_loader(train_source, config, backend, progress, total_updates)
             for batch in stop.until_asked(loader):
                 recorder.skipped(loader.skipped)
@@ -115,9 +115,7 @@ def restore(backend: Backend, description: Description, newest: Path, device: De
     try:
         backend.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError):
-        raise CheckpointError(
-            "{} does not fit this run: remove it to go on from the one before".format(newest)
-        ) from None
+        raise CheckpointError(f"{newest} does not fit this run: remove it to go on from the one before") from None
     return progress
 
 
@@ -163,7 +161,7 @@ def save_examples(source: Source, folder: Path) -> None:
         name = source.classes[int(source.labels[index])].lower()
         file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
         with suppress(DataError):  # the evaluation has named it
-            source.image(index).save(str(folder / "{:02d}_{}.png".format(index, file_name)))
+            source.image(index).save(str(folder / f"{index:02d}_{file_name}.png"))
 
 
 class Recorder:
@@ -188,7 +186,7 @@ class Recorder:
         self._skipped: Set[str] = set()
         self._last_time = time.monotonic()
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> Recorder:
         self._display.start()
         return self
 
@@ -218,7 +216,7 @@ class Recorder:
         for image in images:
             if image not in self._skipped:
                 self._skipped.add(image)
-                self.say("skipped, {:,} so far: {}".format(len(self._skipped), image))
+                self.say(f"skipped, {len(self._skipped):,} so far: {image}")
 
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
         """Evaluates on all images of the source, unless it was done at this update; nothing is noted if interrupted."""
@@ -233,9 +231,8 @@ class Recorder:
         fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
         self.say(
-            "update {}: top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f} on {:,} held-out images".format(
-                progress.update, found.top1, found.top5, found.loss, found.num_images
-            )
+            f"update {progress.update}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} on "
+            f"{found.num_images:,} held-out images"
         )
         self._seconds_since_last()
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
 
 
@@ -37,7 +37,7 @@ def test_help_answers_within_half_a_second():
 def test_help_names_every_command():
     text = run("-m", "vit_ipu", "--help").stdout
     for command in ("train", "evaluate", "predict", "plan", "compile", "benchmark", "models", "report"):
-        assert "\n  {} ".format(command) in text
+        assert f"\n  {command} " in text
 
 
 def test_version():

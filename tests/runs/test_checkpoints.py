@@ -28,7 +28,7 @@ from vit_ipu.runs.checkpoint import (
     save_checkpoint,
 )
 
-CLASSES = tuple("class {}".format(n) for n in range(10))
+CLASSES = tuple(f"class {n}" for n in range(10))
 CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1})
 
 

@@ -161,7 +161,7 @@ def break_an_image(folder: Path) -> None:
         for label in ("a", "b"):
             (folder / split / label).mkdir(parents=True)
             for index in range(40):
-                Image.new("RGB", (30, 30), (index, 5, 9)).save(str(folder / split / label / "{:02d}.png".format(index)))
+                Image.new("RGB", (30, 30), (index, 5, 9)).save(str(folder / split / label / f"{index:02d}.png"))
     (folder / "val" / "b" / "39.png").write_text("no image")
 
 
@@ -214,7 +214,7 @@ def test_a_signal_to_the_whole_group_reaches_no_worker(workplace):
     assert out.count("stopping after this host step") == 1
     assert err == ""
     last = read_metrics(metrics)[-1]["update"]
-    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == f"update-{last:08d}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -233,4 +233,4 @@ def test_a_signal_from_outside_ends_with_a_checkpoint(workplace, number):
     assert "--output run --resume" in out
     assert "Traceback" not in err
     last = read_metrics(metrics)[-1]["update"]
-    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-{:08d}".format(last)
+    assert newest_checkpoint(workplace / "run" / "checkpoints").name == f"update-{last:08d}"

@@ -275,7 +275,7 @@ def test_a_tensor_that_the_forward_takes_away(name, kind):
             delattr(self, name)
             return out
 
-    with pytest.raises(poptorch.Error, match="{} {} is removed from the model when calling".format(kind, name)):
+    with pytest.raises(poptorch.Error, match=f"{kind} {name} is removed from the model when calling"):
         poptorch.inferenceModel(Model())(torch.ones(2))
 
 

@@ -82,7 +82,7 @@ def test_offline_compilation_holds_nothing_and_runs_nothing():
         executor(*data(8))
 
 
-def run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments, "-c", code], capture_output=True, text=True, check=False)
 
 

@@ -318,7 +318,7 @@ def test_names_of_state_are_poparts(make, prefixes):
     executor = executor_of(model, optimizer)
     executor.compile(*data(8))
     state = optimizer.state_dict()["ipu_state"]
-    assert set(state) == {"{}___{}".format(p, name) for p in prefixes for name, _ in TwoStages().named_parameters()}
+    assert set(state) == {f"{p}___{name}" for p in prefixes for name, _ in TwoStages().named_parameters()}
 
 
 def test_scalars_are_poparts_and_only_the_variable_ones():

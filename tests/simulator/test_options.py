@@ -92,7 +92,7 @@ SETTERS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "option", "value"), SETTERS, ids=["{}-{}".format(i, s[0]) for i, s in enumerate(SETTERS)]
+    ("name", "arguments", "option", "value"), SETTERS, ids=[f"{i}-{s[0]}" for i, s in enumerate(SETTERS)]
 )
 def test_setters_set_what_poptorchs_cpp_side_takes(name, arguments, option, value):
     made = poptorch.Options()
@@ -181,9 +181,7 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"), INVALID, ids=["{}={}".format(n, type(v).__name__) for n, v, _ in INVALID]
-)
+@pytest.mark.parametrize(("name", "value", "message"), INVALID, ids=[f"{n}={type(v).__name__}" for n, v, _ in INVALID])
 def test_what_popart_would_not_take_is_found_at_compilation(name, value, message):
     wrong = options()
     wrong._Popart.set(name, value)

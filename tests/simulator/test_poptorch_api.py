@@ -40,7 +40,7 @@ def entries(*kinds: str) -> List[Any]:
     for module, names in API["modules"].items():
         for name, entry in names.items():
             if entry["kind"] in kinds:
-                found.append(pytest.param(module, name, entry, id="{}.{}".format(module, name)))
+                found.append(pytest.param(module, name, entry, id=f"{module}.{name}"))
     return found
 
 
@@ -49,9 +49,9 @@ def signatures() -> Iterator[Any]:
     for module, names in API["modules"].items():
         for name, entry in names.items():
             if entry["kind"] == "function":
-                yield pytest.param(module, name, entry, id="{}.{}".format(module, name))
+                yield pytest.param(module, name, entry, id=f"{module}.{name}")
             for method, signature in entry.get("methods", {}).items():
-                yield pytest.param(module, name + "." + method, signature, id="{}.{}.{}".format(module, name, method))
+                yield pytest.param(module, name + "." + method, signature, id=f"{module}.{name}.{method}")
 
 
 def lookup(module: str, dotted: str) -> Tuple[Any, Any]:

@@ -21,7 +21,7 @@ from vit_ipu.simulator.installation.standins import horovod_torch, popart, popdi
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def simulate(*arguments: str, folder: Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+def simulate(*arguments: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """`python -m vit_ipu.simulator ARGUMENTS` in a folder; the repository is found by PYTHONPATH."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "vit_ipu.simulator", *arguments]
@@ -262,7 +262,7 @@ def test_what_popdist_decides_cannot_be_set(name, arguments):
     setter = popdist_poptorch.Options(ipus_per_replica=2)
     for part in name.split("."):
         setter = getattr(setter, part)
-    with pytest.raises(RuntimeError, match="Cannot call `{}` with popdist.poptorch.Options".format(name)):
+    with pytest.raises(RuntimeError, match=f"Cannot call `{name}` with popdist.poptorch.Options"):
         setter(*arguments)
 
 

@@ -73,7 +73,7 @@ def test_a_pinned_file_is_verified(tmp_path):
     path = written(tmp_path / "a.pth")
     assert locate(str(path), sha256=PIN) == Located(path, verified=True)
     assert locate(str(path), sha256=PIN.upper()).verified
-    refused(str(path), "a.pth has the sha256 {} and not {}: it is damaged or another".format(PIN, OTHER), sha256=OTHER)
+    refused(str(path), f"a.pth has the sha256 {PIN} and not {OTHER}: it is damaged or another", sha256=OTHER)
     refused(str(tmp_path), "is a folder: a sha256 pins a file, so name its file of weights", sha256=PIN)
 
 
@@ -135,9 +135,9 @@ def serve(monkeypatch):
 def test_a_pinned_url_is_fetched_once(cache, serve):
     asked, said = serve(Response()), []
     found = locate(URL + "?download=true", sha256=PIN, say=said.append)
-    assert found == Located(cache / "{}-vit.safetensors".format(PIN[:16]), verified=True)
+    assert found == Located(cache / f"{PIN[:16]}-vit.safetensors", verified=True)
     assert found.path.read_bytes() == CONTENT
-    assert said == ["fetching {}?download=true (2 MB)".format(URL)]
+    assert said == [f"fetching {URL}?download=true (2 MB)"]
     assert locate(URL, sha256=PIN, say=said.append) == found
     assert len(asked) == len(said) == 1
     assert list(cache.iterdir()) == [found.path]
@@ -158,7 +158,7 @@ def test_a_cached_file_is_verified_again_and_replaced_if_it_has_changed(cache, s
     serve(Response(claimed=None))
     assert locate(URL, sha256=PIN, say=said.append).path == path
     assert path.read_bytes() == CONTENT
-    assert said == ["fetching {}".format(URL)]
+    assert said == [f"fetching {URL}"]
 
 
 @pytest.mark.parametrize("name", ["a%2Fb.npz", "..%2f.npz", "a b.npz", "a:b.npz", "\u00e9" * 300 + ".npz"])
@@ -177,9 +177,9 @@ def test_a_url_must_be_pinned_and_name_a_file_of_weights(cache, serve):
 
 
 FAILURES = [
-    (lambda: Response(b"other", 5), "has the sha256 d9298a10d1b0735837dc4bd85dac641b.* and not {}".format(PIN)),
+    (lambda: Response(b"other", 5), f"has the sha256 d9298a10d1b0735837dc4bd85dac641b.* and not {PIN}"),
     (lambda: Response(CONTENT[:-1]), "it broke off after 2099999 of 2100000 bytes: try again"),
-    (lambda: Response(CONTENT[:-1], None), "has the sha256 .* and not {}: it is another file".format(PIN)),
+    (lambda: Response(CONTENT[:-1], None), f"has the sha256 .* and not {PIN}: it is another file"),
     (lambda: Response(CONTENT, 33 << 30), "cannot fetch .*: 33 GiB is more than 32"),
     (lambda: Response(failure=ConnectionResetError("reset by peer")), "cannot fetch .*: reset by peer"),
     (lambda: Response(failure=http.client.IncompleteRead(b"")), "cannot fetch .*: IncompleteRead"),
@@ -235,7 +235,7 @@ def redirected(target):
 def test_redirects_stay_on_https():
     assert redirected("https://cdn.example.org/a").full_url == "https://cdn.example.org/a"
     for target in ("http://example.org/a", "ftp://example.org/a", "file:///etc/passwd"):
-        with pytest.raises(CheckpointError, match="it redirects to {}, which is not https".format(target)):
+        with pytest.raises(CheckpointError, match=f"it redirects to {target}, which is not https"):
             redirected(target)
 
 
@@ -287,7 +287,7 @@ def test_links_out_of_a_folder_are_refused(tmp_path, name):
     written(tmp_path / "folder" / "inside" / "file")
     assert weight_file(linked(tmp_path / "folder", name, "inside/file").parent).name == name
     link = linked(tmp_path / "other", name, "../secret")
-    with pytest.raises(CheckpointError, match="{} leads out of the folder: name the file that it links".format(link)):
+    with pytest.raises(CheckpointError, match=f"{link} leads out of the folder: name the file that it links"):
         weight_file(tmp_path / "other")
     through = linked(tmp_path / "third", name, "../folder/" + name)  # inside is another's inside
     assert leads_out(through)
@@ -382,7 +382,7 @@ class Hub(BaseHTTPRequestHandler):
         if error is not None:
             self.send_header("X-Error-Code", error[1])
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", '"{}"'.format(hashlib.sha256(content).hexdigest()))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if with_body:
@@ -406,7 +406,7 @@ def hub(tmp_path, monkeypatch):
     server.files, server.asked = {}, []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    url = "http://127.0.0.1:{}".format(server.server_port)
+    url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     agents = written(tmp_path / "agents.json", b'{"harnesses": {}}')  # else version 2 asks the real Hub for a list
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(agents), raising=False)
@@ -440,7 +440,7 @@ def names_in(folder):
 
 
 def index_of(*names):
-    return json.dumps({"weight_map": {"tensor {}".format(i): name for i, name in enumerate(names)}}).encode()
+    return json.dumps({"weight_map": {f"tensor {i}": name for i, name in enumerate(names)}}).encode()
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_all_files_are_of_the_commit_of_the_first(hub):
 def test_a_pinned_repository_is_verified(hub):
     hub.files["model.safetensors"] = CONTENT
     assert locate("hf-hub:owner/name", sha256=PIN).verified
-    refused("hf-hub:owner/name", "model.safetensors has the sha256 {} and not {}".format(PIN, OTHER), sha256=OTHER)
+    refused("hf-hub:owner/name", f"model.safetensors has the sha256 {PIN} and not {OTHER}", sha256=OTHER)
 
 
 @pytest.mark.parametrize(

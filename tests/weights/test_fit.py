@@ -78,7 +78,7 @@ def test_positions_are_resized_by_the_rule_of_the_origin(tmp_path, name):
     loaded = init(str(path), fresh(image_size=70), said)
     assert torch.equal(loaded["pos_embed"], resize_pos_embed(source["pos_embed"], 100, naming.resize))
     assert image_size_of(loaded) == (70, 7)
-    assert "position embeddings resized from 6 x 6 to 10 x 10 ({})".format(naming.resize) in said
+    assert f"position embeddings resized from 6 x 6 to 10 x 10 ({naming.resize})" in said
 
 
 def test_a_representation_layer_is_dropped_or_made_as_the_config_says(tmp_path):

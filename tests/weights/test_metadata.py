@@ -58,7 +58,7 @@ def test_files_of_ours_say_what_tensors_do_not(tmp_path, to, name):
 @pytest.mark.parametrize("number", ["00", "\u0663", "2000000000", "5" * 5000])
 def test_a_block_has_one_number(tmp_path, number):
     """Not two spellings of it, nor one that would make us count for ever."""
-    state = dict(tiny_state(), **{"blocks.{}.norm1.weight".format(number): torch.ones(32)})
+    state = dict(tiny_state(), **{f"blocks.{number}.norm1.weight": torch.ones(32)})
     save_file(state, str(tmp_path / "w.safetensors"))
     with pytest.raises(CheckpointError, match="not a plain ViT: 1 of its keys"):
         read_weights(str(tmp_path / "w.safetensors"))
@@ -172,7 +172,7 @@ def test_timms_folder_needs_a_model_of_timms():
     for config in (ModelConfig(variant="vit_tiny_patch14"), ModelConfig(variant="vit_tiny_patch16", mlp_ratio=3.0)):
         with pytest.raises(CheckpointError, match="timm has no model of width 192"):
             timm_name(config)
-    assert all(timm.is_model("{}_224".format(name)) for name in _TIMM_VARIANTS)
+    assert all(timm.is_model(f"{name}_224") for name in _TIMM_VARIANTS)
 
 
 def test_convert_leaves_the_head_out_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ WITH_LAYER = ModelConfig(variant="vit_test", image_size=28, num_classes=5, repre
 def test_a_round_trip_through_names_is_bit_equal(name, config):
     naming, state = NAMINGS[name], state_of(config)
     if config.representation_size and not naming.has_pre_logits:
-        with pytest.raises(CheckpointError, match="{} has no place for pre_logits".format(name)):
+        with pytest.raises(CheckpointError, match=f"{name} has no place for pre_logits"):
             from_ours(state, naming, num_heads=2)
         return
     theirs = from_ours(state, naming, num_heads=2)
@@ -405,7 +405,7 @@ def test_features_are_weights_to_start_from(tmp_path):
         state = read_weights(str(tmp_path / name)).tensors
         assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
     for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
-        with pytest.raises(UserError, match="{} without its head classifies nothing".format(to)):
+        with pytest.raises(UserError, match=f"{to} without its head classifies nothing"):
             convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, say=quiet)
 
 

@@ -37,7 +37,7 @@ def refused(path, message, **options):
     with pytest.raises(CheckpointError, match=message) as caught:
         read_tensors(path, **options)
     line = str(caught.value)
-    assert line.startswith("cannot read {}: ".format(path))
+    assert line.startswith(f"cannot read {path}: ")
     assert line.isprintable()
     return line
 
@@ -245,7 +245,7 @@ class Touch:
         self.marker = marker
 
     def __reduce__(self):
-        return os.system, ("touch {}".format(self.marker),)
+        return os.system, (f"touch {self.marker}",)
 
 
 def test_an_array_of_objects_is_refused_and_not_unpickled(tmp_path):
@@ -490,7 +490,7 @@ def test_names_cannot_write_to_the_terminal(tmp_path, safe_torch):
 def test_code_in_a_pickle_is_not_executed(tmp_path, monkeypatch, version, trust_pickle):
     marker = tmp_path / "executed"
     for number, value in enumerate([Touch(marker), {"model": {"w": torch.ones(1), "x": Touch(marker)}}]):
-        path = saved(tmp_path / "evil{}.pth".format(number), value)
+        path = saved(tmp_path / f"evil{number}.pth", value)
         monkeypatch.setattr(torch, "__version__", version)
         refused(path, "it asks for posix.system, which is neither a tensor|CVE", trust_pickle=trust_pickle)
         assert not marker.exists()

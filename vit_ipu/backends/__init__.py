@@ -113,11 +113,11 @@ def resolve_device(name: str, *, offline: bool = False) -> Device:
         name = "ipu" if ipu_problem() is None else "cuda" if torch.cuda.is_available() else "cpu"
     if name.endswith("cuda") and not torch.cuda.is_available():
         instead = "cpu" if name == "cuda" else "ipu-sim"
-        raise DeviceError("--device {}: torch sees no CUDA device; use --device {}".format(name, instead))
+        raise DeviceError(f"--device {name}: torch sees no CUDA device; use --device {instead}")
     if name == "ipu":
         problem = ipu_problem(offline=offline)
         if problem is not None:
-            raise DeviceError("--device ipu: {}".format(problem))
+            raise DeviceError(f"--device ipu: {problem}")
     if name in ("cuda", "cpu"):
         _refuse_several_processes()
     return Device(name.partition(":")[0], "cuda" if name.endswith("cuda") else "cpu")
@@ -157,7 +157,7 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
         try:
             simulator.install(num_ipus(config), device=device.tensors)
         except ImportError as error:
-            raise DeviceError("--device {}: {}".format(device, error)) from None
+            raise DeviceError(f"--device {device}: {error}") from None
     from vit_ipu.backends.ipu.executor import IpuBackend
 
     return IpuBackend(config, device.kind, offline=offline)
@@ -167,16 +167,14 @@ def describe_hardware(device: Device) -> str:
     """What the device is, in words, for records and environment files."""
     if device.kind == "ipu":
         return "IPU"
-    if device.tensors == "cuda":
-        hardware = torch.cuda.get_device_name()
-    else:
-        hardware = "CPU, {} threads".format(torch.get_num_threads())
-    return "simulated IPUs on {}".format(hardware) if device.simulated else hardware
+    on_cpu = f"CPU, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
+    return f"simulated IPUs on {hardware}" if device.simulated else hardware
 
 
 def _refuse_several_processes() -> None:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size.isdigit() and int(world_size) > 1:
         raise ConfigError(
-            "WORLD_SIZE is {}, but one process drives one GPU or CPU here: start without torchrun".format(world_size)
+            f"WORLD_SIZE is {world_size}, but one process drives one GPU or CPU here: start without torchrun"
         )

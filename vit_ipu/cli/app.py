@@ -75,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print("vit-ipu: {}".format(one_line(error)), file=sys.stderr)
+        print(f"vit-ipu: {one_line(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
 
 
@@ -189,20 +189,20 @@ def evaluate(
         require_heads(weights, loaded)
         notes = differing_facts(weights, loaded)
     for note in notes:
-        console.print("note: {}".format(note))
+        console.print(f"note: {note}")
     with open_backend(loaded, resolved) as backend:
         own = backend.state_dict()["model"]
         backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
         loader = EvaluationLoader(source, loaded)
         found = run(backend, loader)
     for skipped in loader.skipped:
-        console.print("skipped: {}".format(skipped))
+        console.print(f"skipped: {skipped}")
     if as_json:
         facts = {"checkpoint": str(weights.path), "device": str(resolved), "simulated": resolved.simulated}
         print_json(dict(asdict(found), skipped=list(loader.skipped), **facts))
     else:
-        console.print("top-1 {:.2f} %, top-5 {:.2f} %, loss {:.4f}".format(found.top1, found.top5, found.loss))
-        console.print("{:,} images, {}".format(found.num_images, weights.path))
+        console.print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f}")
+        console.print(f"{found.num_images:,} images, {weights.path}")
 
 
 @app.command()
@@ -223,7 +223,7 @@ def predict(
 
     def leave_out(path: str, error: Exception) -> None:
         unreadable[path] = one_line(error)
-        print("vit-ipu: {}".format(unreadable[path]), file=sys.stderr)
+        print(f"vit-ipu: {unreadable[path]}", file=sys.stderr)
 
     found = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle, on_error=leave_out)
     print_predictions(found, unreadable, as_json=as_json)
@@ -267,7 +267,7 @@ def compile(
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, offline=offline)
     if resolved.kind not in ("ipu", "ipu-sim"):
-        raise UserError("compile is for IPUs, but --device is {}: use ipu or ipu-sim".format(resolved))
+        raise UserError(f"compile is for IPUs, but --device is {resolved}: use ipu or ipu-sim")
     if resolved.kind == "ipu" and loaded.pipeline.executable_cache is None:
         raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
     start = time.monotonic()
@@ -279,7 +279,7 @@ def compile(
     elif resolved.simulated:
         console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
     else:
-        console.print("compiled in {:.0f} s into {}".format(seconds, loaded.pipeline.executable_cache))
+        console.print(f"compiled in {seconds:.0f} s into {loaded.pipeline.executable_cache}")
 
 
 @app.command()
@@ -364,9 +364,8 @@ def convert(
         print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes))
     else:
         console.print(
-            "{} ({}, {:,} parameters, {} classes) written as {} to {}".format(
-                source, weights.origin, num_parameters, weights.num_classes, to, target
-            )
+            f"{source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) written as "
+            f"{to} to {target}"
         )
 
 
@@ -428,7 +427,7 @@ def pack(
             else:
                 packed = packing.pack(source, target, options, workers=count, cache=cache, progress=display.show)
     except (KeyboardInterrupt, packing.PackInterrupted) as error:
-        print("vit-ipu: {}".format(interrupted_pack(error)), file=sys.stderr)
+        print(f"vit-ipu: {interrupted_pack(error)}", file=sys.stderr)
         return 130
     if verify:
         print_verified(console, target, counts, as_json=as_json)
@@ -474,7 +473,7 @@ def _prepare(
     instances = find_instances(loaded, resolved)
     notes = require_runnable(loaded, resolved.kind, instances.count, training=training)
     for note in notes + unused_options(loaded):
-        console.print("note: {}".format(note))
+        console.print(f"note: {note}")
     return loaded, resolved
 
 
@@ -487,7 +486,7 @@ def _refuse_synthetic_data(config: "Config") -> None:
 
 def _default_output(config: Path, *, resume: bool) -> Path:
     """runs/NAME, or the first free runs/NAME-2, -3, ...; to resume, the last one there is."""
-    paths = [Path("runs") / config.stem] + [Path("runs") / "{}-{}".format(config.stem, n) for n in range(2, 10000)]
+    paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
     taken = [path for path in paths if (path / "config.yaml").exists()]
     if resume:
         return taken[-1] if taken else paths[0]

@@ -39,7 +39,7 @@ def one_line(error: Exception) -> str:
     from vit_ipu.config import RunFailed, UserError
 
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
-        return "{}{}".format("{}: ".format(error.filename) if error.filename else "", error.strerror)
+        return "{}{}".format(f"{error.filename}: " if error.filename else "", error.strerror)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, (UserError, RunFailed, _USAGE_ERROR)):
         return " ".join(text.split())
@@ -95,7 +95,7 @@ def introduce(console: "Console", config: "Config", device: "Device", folder: "R
 
     pipeline, ipus = config.pipeline, len(config.layers_per_ipu)
     compute = resolve_compute(config.precision.compute, device.kind)
-    console.print("{}: {}, {}".format(device, describe_hardware(device), compute))
+    console.print(f"{device}: {describe_hardware(device)}, {compute}")
     console.print(
         "global batch {:,} = micro-batch {} x accumulation {} x replicas {}, on {} IPU{} each".format(
             pipeline.global_batch_size,
@@ -106,7 +106,7 @@ def introduce(console: "Console", config: "Config", device: "Device", folder: "R
             "" if ipus == 1 else "s",
         )
     )
-    console.print("run folder {}".format(folder.path))
+    console.print(f"run folder {folder.path}")
 
 
 def summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
@@ -129,17 +129,15 @@ def print_summary(console: "Console", summary: "Summary", folder: "RunFolder") -
     """How a run ended, as text."""
     if summary.evaluation is None or summary.interrupted:
         console.print(
-            "interrupted at update {:,} of {:,}; go on with: {}".format(
-                summary.progress.update, summary.total_updates, _command_to_resume(folder)
-            )
+            f"interrupted at update {summary.progress.update:,} of {summary.total_updates:,}; go on with: "
+            f"{_command_to_resume(folder)}"
         )
         return
     console.print(
-        "top-1 {:.2f} % after {:,} updates, {:.0f} s in this process".format(
-            summary.evaluation.top1, summary.progress.update, summary.seconds
-        )
+        f"top-1 {summary.evaluation.top1:.2f} % after {summary.progress.update:,} updates, {summary.seconds:.0f} s in "
+        "this process"
     )
-    console.print("report {}".format(folder.report))
+    console.print(f"report {folder.report}")
 
 
 def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str], *, as_json: bool) -> None:
@@ -153,7 +151,7 @@ def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str
     for prediction in predictions:
         print(printable(prediction.path))
         for name, probability in prediction.classes:
-            print("  {:6.2f} %  {}".format(100 * probability, printable(name)))
+            print(f"  {100 * probability:6.2f} %  {printable(name)}")
 
 
 def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSplit]", *, as_json: bool) -> None:
@@ -181,7 +179,7 @@ def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, 
         print_json({"target": str(target), "verified": counts})
         return
     for name, count in counts.items():
-        console.print("{}: {:,} images in shards as they were written".format(target / name, count))
+        console.print(f"{target / name}: {count:,} images in shards as they were written")
 
 
 def interrupted_pack(error: BaseException) -> str:

@@ -50,9 +50,8 @@ class TrainingDisplay:
         if due and not self._console.is_terminal:
             self._last_line = now
             self.say(
-                "update {} of {}: loss {:.4f}, learning rate {:.2e}, {:,.0f} images/s".format(
-                    update, self._total, loss, learning_rate, images_per_second
-                )
+                f"update {update} of {self._total}: loss {loss:.4f}, learning rate {learning_rate:.2e}, "
+                f"{images_per_second:,.0f} images/s"
             )
 
     def say(self, text: str) -> None:
@@ -80,7 +79,7 @@ class CountDisplay:
         )
         self._tasks: Dict[str, Any] = {}
 
-    def __enter__(self) -> "CountDisplay":
+    def __enter__(self) -> CountDisplay:
         self._bar.start()
         return self
 
@@ -95,7 +94,7 @@ class CountDisplay:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES and not (self._quiet or self._console.is_terminal):
             self._last_line = now
-            text = "{}: {:,} of {:,} {}".format(what, done, total, self._unit)
+            text = f"{what}: {done:,} of {total:,} {self._unit}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -114,7 +113,7 @@ class StopSignal:
         self._say = say
         self._previous: Dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignal":
+    def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._ask)

@@ -28,12 +28,12 @@ def _nothing() -> None:
 class Processes:
     """A number of processes, as long as `processes` lasts."""
 
-    def __init__(self, executor: ProcessPoolExecutor, signals: "_HeldSignals", remedy: str) -> None:
+    def __init__(self, executor: ProcessPoolExecutor, signals: _HeldSignals, remedy: str) -> None:
         self._executor, self._signals, self._remedy = executor, signals, remedy
 
     def finished(
         self, function: Callable[..., Any], tasks: Sequence[Tuple[Any, ...]], poll: Callable[[], None] = _nothing
-    ) -> "Generator[Tuple[int, Any], None, None]":
+    ) -> Generator[Tuple[int, Any], None, None]:
         """The number of each task and what `function` returns for it, as they finish.
 
         `poll` is called at least twice a second. Raises what the function raises, and RunFailed if a process is
@@ -92,7 +92,7 @@ class _HeldSignals:
         self._previous: Dict[int, Any] = {}
         self._held: List[int] = []
 
-    def __enter__(self) -> "_HeldSignals":
+    def __enter__(self) -> _HeldSignals:
         if threading.current_thread() is threading.main_thread():  # others never see a signal
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._hold)

@@ -93,8 +93,8 @@ def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
 
 
 def _table(rows: Sequence[Tuple[str, str]]) -> str:
-    cells = "".join("<tr><th>{}</th><td>{}</td></tr>".format(name, html.escape(value)) for name, value in rows)
-    return "<table>{}</table>".format(cells)
+    cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+    return f"<table>{cells}</table>"
 
 
 # ------------------------------------------------------------------------------------------ curves
@@ -141,24 +141,22 @@ def _curve(axes: Any, metrics: List[Dict[str, Any]], key: str, label: Any, color
 
 def _pipeline(config: Config) -> str:
     plan, ipus = BatchPlan.of(config), len(config.layers_per_ipu)
-    rows = [("IPU {}".format(ipu), ", ".join(units)) for ipu, units in enumerate(place_units(config.layers_per_ipu))]
+    rows = [(f"IPU {ipu}", ", ".join(units)) for ipu, units in enumerate(place_units(config.layers_per_ipu))]
     rows += [
         ("Replicas", str(plan.replication_factor)),
         (
             "Global batch",
-            "{:,} = micro-batch {} x accumulation {} x replicas {}".format(
-                plan.global_batch_size, plan.micro_batch_size, plan.gradient_accumulation, plan.replication_factor
-            ),
+            f"{plan.global_batch_size:,} = micro-batch {plan.micro_batch_size} x accumulation "
+            f"{plan.gradient_accumulation} x replicas {plan.replication_factor}",
         ),
         (
             "Cycles of an update",
-            "{:,}, of which an IPU works in {:.1%} at most".format(
-                num_cycles(ipus, plan.gradient_accumulation), utilisation(ipus, plan.gradient_accumulation)
-            ),
+            f"{num_cycles(ipus, plan.gradient_accumulation):,}, of which an IPU works in "
+            f"{utilisation(ipus, plan.gradient_accumulation):.1%} at most",
         ),
     ]
     picture = timetable_svg(ipus, plan.gradient_accumulation)
-    return '{}<div class="wide">{}</div>'.format(_table(rows), picture)
+    return f'{_table(rows)}<div class="wide">{picture}</div>'
 
 
 def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
@@ -170,10 +168,10 @@ def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
     slots, cycles = timetable(num_ipus, drawn), num_cycles(num_ipus, drawn)
     width, height = _LEFT + max(cycles * _CELL, 520) + 8, _TOP + num_ipus * _ROW + 44
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
-        'font-family="system-ui, sans-serif" font-size="11">'.format(width, height)
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="11">'
     ]
-    parts += [_label(6, _TOP + ipu * _ROW + 20, "IPU {}".format(ipu), anchor="start") for ipu in range(num_ipus)]
+    parts += [_label(6, _TOP + ipu * _ROW + 20, f"IPU {ipu}", anchor="start") for ipu in range(num_ipus)]
     both = {(slot.cycle, slot.ipu) for slot in slots if slot.backward} & {
         (slot.cycle, slot.ipu) for slot in slots if not slot.backward
     }
@@ -188,20 +186,20 @@ def _slot(slot: Slot, *, half: bool) -> str:
     if half and slot.backward:
         y += height
     color = _BACKWARD if slot.backward else _FORWARD
-    box = '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" rx="2"/>'.format(x, y, _CELL - 2, height, color)
+    box = f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{height}" fill="{color}" rx="2"/>'
     return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color="#ffffff")
 
 
 def _legend(y: int, drawn: int, gradient_accumulation: int) -> List[str]:
     parts = []
     for x, color, text in ((_LEFT, _FORWARD, "forward"), (_LEFT + 84, _BACKWARD, "backward")):
-        parts.append('<rect x="{}" y="{}" width="12" height="12" fill="{}" rx="2"/>'.format(x, y - 10, color))
+        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{color}" rx="2"/>')
         parts.append(_label(x + 17, y, text, anchor="start"))
     note = "numbers: micro-batches of one weight update"
     if drawn < gradient_accumulation:
-        note += ", drawn for {} of {}".format(drawn, gradient_accumulation)
+        note += f", drawn for {drawn} of {gradient_accumulation}"
     return parts + [_label(_LEFT + 180, y, note, anchor="start")]
 
 
 def _label(x: int, y: int, text: str, *, anchor: str = "middle", color: str = _INK) -> str:
-    return '<text x="{}" y="{}" text-anchor="{}" fill="{}">{}</text>'.format(x, y, anchor, color, text)
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}">{text}</text>'

@@ -72,11 +72,10 @@ def save_checkpoint(
     for name, tensor in state["model"].items():
         if not tensor.isfinite().all():
             raise RunFailed(
-                "{} is not finite after update {}: lower optim.learning_rate or precision.loss_scale".format(
-                    name, progress.update
-                )
+                f"{name} is not finite after update {progress.update}: lower optim.learning_rate or "
+                "precision.loss_scale"
             )
-    final = folder / "{}{:08d}".format(_PREFIX, progress.update)
+    final = folder / f"{_PREFIX}{progress.update:08d}"
     if (final / _STATE).is_file():  # the same update of the same run is the same state
         return final
     shutil.rmtree(final, ignore_errors=True)  # damaged: no reader takes it
@@ -104,7 +103,7 @@ def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict
     try:
         save_file(contiguous, str(path), {"format": "pt", **(metadata or {})})
     except SafetensorError as error:
-        raise RunFailed("cannot write {}: {}".format(path, error)) from None
+        raise RunFailed(f"cannot write {path}: {error}") from None
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -176,8 +175,8 @@ def find_checkpoint(path: Path) -> Path:
         if newest is not None:
             return newest
     if not path.exists():
-        raise CheckpointError("no checkpoint at {}: there is no such file or folder".format(path))
-    raise CheckpointError("no checkpoint at {}: expected a run folder or a checkpoint folder".format(path))
+        raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
+    raise CheckpointError(f"no checkpoint at {path}: expected a run folder or a checkpoint folder")
 
 
 def load_weights(checkpoint: Path) -> Dict[str, Tensor]:
@@ -189,13 +188,12 @@ def require_same_model(weights: Dict[str, Tensor], own: Dict[str, Tensor], sourc
     """The weights, if they have the names and shapes of `own`. Raises CheckpointError if they are another model's."""
     missing, extra = unmatched(list(own), list(weights))
     for name in missing + extra:
-        raise CheckpointError("{} is of another model: {} is in only one of them".format(source, name))
+        raise CheckpointError(f"{source} is of another model: {name} is in only one of them")
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:
             raise CheckpointError(
-                "{} is of another model: {} has shape {} there and {} in the config".format(
-                    source, name, tuple(weights[name].shape), tuple(tensor.shape)
-                )
+                f"{source} is of another model: {name} has shape {tuple(weights[name].shape)} there and "
+                f"{tuple(tensor.shape)} in the config"
             )
     return weights
 
@@ -209,7 +207,7 @@ def load_description(checkpoint: Path) -> Description:
         config, num_train = parse_config(values["config"]), int(values["num_train"])
         return Description(config, classes, num_train, values.get("labels_sha256"))
     except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError("{} is damaged: {}".format(checkpoint / _CONFIG, error)) from None
+        raise CheckpointError(f"{checkpoint / _CONFIG} is damaged: {error}") from None
 
 
 def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, Any], Progress]:
@@ -218,16 +216,16 @@ def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, An
     try:
         progress, made_on, rest = Progress(**values["progress"]), values["device"], values["state"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError("{} is damaged: {}".format(checkpoint / _STATE, error)) from None
+        raise CheckpointError(f"{checkpoint / _STATE} is damaged: {error}") from None
     if made_on != device_kind and not {made_on, device_kind} <= _NATIVE:
         raise CheckpointError(
-            "{} was made on {} and cannot be resumed on {}: resume with --device {}, or start a new run with "
-            "--set model.init={}".format(checkpoint, made_on, device_kind, made_on, checkpoint)
+            f"{checkpoint} was made on {made_on} and cannot be resumed on {device_kind}: resume with --device "
+            f"{made_on}, or start a new run with --set model.init={checkpoint}"
         )
     try:
         state = _put_tensors(rest, _read_tensors(checkpoint / _OPTIMIZER))
     except KeyError as error:
-        raise CheckpointError("{} is damaged: it lacks {}".format(checkpoint / _OPTIMIZER, error)) from None
+        raise CheckpointError(f"{checkpoint / _OPTIMIZER} is damaged: it lacks {error}") from None
     return dict(state, model=load_weights(checkpoint)), progress
 
 
@@ -242,9 +240,8 @@ def load_resumable(checkpoint: Path, description: Description, *, device_kind: s
     digests = {saved.labels_sha256, description.labels_sha256} - {None}
     if len(digests) > 1:
         raise CheckpointError(
-            "{} was trained on as many images, but in another order or with other labels: give the same images".format(
-                checkpoint
-            )
+            f"{checkpoint} was trained on as many images, but in another order or with other labels: give the same "
+            "images"
         )
     return load_checkpoint(checkpoint, device_kind=device_kind)
 
@@ -261,14 +258,14 @@ def _read_tensors(path: Path) -> Dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+        raise CheckpointError(f"cannot read {path}: {error}") from None
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+        raise CheckpointError(f"cannot read {path}: {error}") from None
 
 
 # -------------------------------------------------------------------- tensors in nested dictionaries
@@ -280,9 +277,9 @@ def _take_tensors(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().contiguous()
         return {_TENSOR: name}
     if isinstance(value, dict):
-        return {key: _take_tensors(part, "{}/{}".format(name, key), tensors) for key, part in value.items()}
+        return {key: _take_tensors(part, f"{name}/{key}", tensors) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_take_tensors(part, "{}/{}".format(name, i), tensors) for i, part in enumerate(value)]
+        return [_take_tensors(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]
     return value
 
 

@@ -30,37 +30,37 @@ class RunFolder:
         self._made: List[Path] = []
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> "RunFolder":
+    def create(cls, path: Path, config: Config) -> RunFolder:
         """A new run. Raises UserError if the folder holds one, or files in its place, or cannot be written."""
         folder = cls(path)
         if folder.config.exists():
-            raise UserError("{} already holds a run: continue it with --resume, or give another --output".format(path))
+            raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
         for ours in (folder.checkpoints, folder.examples, folder.environment, folder.metrics, folder.report):
             if ours.exists():
-                raise UserError("{} already holds {}: give another --output".format(path, ours.name))
+                raise UserError(f"{path} already holds {ours.name}: give another --output")
         try:
             folder._make_folders()
             folder._acquire()
             folder.config.write_text(dump_config(config), encoding="utf-8")
         except OSError as error:
-            raise UserError("cannot write the run folder {}: {}".format(path, error.strerror)) from None
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
 
     @classmethod
-    def reopen(cls, path: Path, config: Config) -> "RunFolder":
+    def reopen(cls, path: Path, config: Config) -> RunFolder:
         """An interrupted run to go on with. Raises UserError if there is none, or its config was another."""
         folder = cls(path)
         if not folder.config.is_file():
-            raise UserError("--resume: no run in {}: start it without --resume".format(path))
+            raise UserError(f"--resume: no run in {path}: start it without --resume")
         for key, before, now in _differences(load_config(folder.config), config):
             raise UserError(
-                "--resume: {} was started with {} {}, not {}: resume with the same config, or give another "
-                "--output".format(path, key, before, now)
+                f"--resume: {path} was started with {key} {before}, not {now}: resume with the same config, or give "
+                "another --output"
             )
         try:
             folder._acquire()
         except OSError as error:
-            raise UserError("cannot write the run folder {}: {}".format(path, error.strerror)) from None
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
 
     def begin(self, facts: Dict[str, Any]) -> None:
@@ -77,11 +77,11 @@ class RunFolder:
         try:
             facts = json.loads(self.environment.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError("{} is not a run folder: it has no environment.json".format(self.path)) from None
+            raise UserError(f"{self.path} is not a run folder: it has no environment.json") from None
         except ValueError:
             facts = None
         if not isinstance(facts, dict) or "simulated" not in facts:
-            raise UserError("{} is damaged".format(self.environment))
+            raise UserError(f"{self.environment} is damaged")
         return facts
 
     def release(self) -> None:
@@ -111,7 +111,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another process is training in {}: wait for it, or stop it".format(self.path)) from None
+            raise UserError(f"another process is training in {self.path}: wait for it, or stop it") from None
 
 
 # Settings that a resumed run may change: they do not touch what it computes.
@@ -129,12 +129,12 @@ _MAY_CHANGE = {
 }
 
 
-def _differences(before: Config, after: Config) -> "List[tuple[str, Any, Any]]":
+def _differences(before: Config, after: Config) -> List[tuple[str, Any, Any]]:
     """Each setting that differs and may not: its key, and its value then and now."""
     old, new = (config.model_dump(mode="json") for config in (before, after))
     return [
-        ("{}.{}".format(section, key), value, new[section][key])
+        (f"{section}.{key}", value, new[section][key])
         for section, values in old.items()
         for key, value in values.items()
-        if "{}.{}".format(section, key) not in _MAY_CHANGE and value != new[section][key]
+        if f"{section}.{key}" not in _MAY_CHANGE and value != new[section][key]
     ]

@@ -118,5 +118,5 @@ def require_tracking(config: Config) -> None:
         importlib.import_module(config.run.tracking)
     except ImportError:
         raise UserError(
-            "run.tracking {} needs a package: pip install 'vit-ipu[tracking]'".format(config.run.tracking)
+            f"run.tracking {config.run.tracking} needs a package: pip install 'vit-ipu[tracking]'"
         ) from None

@@ -60,11 +60,11 @@ def _check(options: argparse.Namespace) -> None:
     """Exits with a line on stderr where the program cannot be started."""
     parser = _parser()
     if options.ipus < 1:
-        parser.error("--ipus {}: a machine has at least one".format(options.ipus))
+        parser.error(f"--ipus {options.ipus}: a machine has at least one")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if options.num_instances < 1:
-        parser.error("--num-instances {}: a program has at least one".format(options.num_instances))
+        parser.error(f"--num-instances {options.num_instances}: a program has at least one")
     try:
         replicas = options.num_instances if options.num_replicas is None else options.num_replicas
         environment_of(0, instances=options.num_instances, replicas=replicas, ipus_per_replica=1, port=0)
@@ -75,7 +75,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.module is None and not options.program:
         parser.error("give a SCRIPT, or -m MODULE")
     if options.module is None and not os.path.isfile(options.program[0]):
-        parser.error("there is no script {}".format(options.program[0]))
+        parser.error(f"there is no script {options.program[0]}")
 
 
 def _parser() -> argparse.ArgumentParser:

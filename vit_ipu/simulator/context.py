@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from vit_ipu.simulator.tracing.trace import Trace
 
 on_ipu = False
-stage_manager: Optional["StageManager"] = None
-trace: Optional["Trace"] = None
+stage_manager: Optional[StageManager] = None
+trace: Optional[Trace] = None
 _losses: Optional[List[Tensor]] = None
 
 
@@ -47,7 +47,7 @@ def running(losses: List[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def tracing(new_trace: "Trace", manager: "StageManager") -> Iterator[None]:
+def tracing(new_trace: Trace, manager: StageManager) -> Iterator[None]:
     """The model is traced: its blocks are reported to `new_trace`."""
     global stage_manager, trace
     stage_manager, trace = manager, new_trace

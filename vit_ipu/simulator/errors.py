@@ -23,7 +23,7 @@ class UnrecoverableError(Error):
 
 def error(message: str, kind: str = "poptorch_py_error") -> Error:
     """An Error as PopTorch words it: 'poptorch_py_error' from its Python side, 'poptorch_cpp_error' else."""
-    raised = Error("'{}': {}".format(kind, message))
+    raised = Error(f"'{kind}': {message}")
     raised.type, raised.message = kind, message
     return raised
 

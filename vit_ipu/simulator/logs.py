@@ -34,7 +34,7 @@ def setLogLevel(level: Union[str, int]) -> None:
         level = named[0]
     if level not in _LEVELS:
         known = " and ".join([", ".join(_PUBLIC_LEVELS[:-1]), _PUBLIC_LEVELS[-1]])
-        raise ValueError("Unknown log level: {}. Valid values are {}".format(level, known))
+        raise ValueError(f"Unknown log level: {level}. Valid values are {known}")
     logger.setLevel(_LEVELS[level][1])
 
 

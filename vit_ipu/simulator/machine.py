@@ -20,8 +20,8 @@ class Machine:
 
     def __init__(self, num_ipus: int = 16, *, device: str = "cpu", hardware: bool = True) -> None:
         self.num_ipus, self.device, self.hardware = num_ipus, torch.device(device), hardware
-        self._held: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
-        self._ids: "weakref.WeakKeyDictionary[Any, Optional[int]]" = weakref.WeakKeyDictionary()
+        self._held: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._ids: weakref.WeakKeyDictionary[Any, Optional[int]] = weakref.WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
         """A pickle does not hold the machine: an executor that is read from one is on that of the reading process."""
@@ -38,16 +38,16 @@ class Machine:
         Raises Error if the machine has not so many left, or if the device is taken.
         """
         if num_ipus and not self.hardware:
-            raise cpp_error("Failed to acquire {} IPU(s)\n{}".format(num_ipus, _NO_HARDWARE))
+            raise cpp_error(f"Failed to acquire {num_ipus} IPU(s)\n{_NO_HARDWARE}")
         if self.ipus_held + num_ipus > self.num_ipus:
             gc.collect()  # an executor and its optimizer hold each other until then
         if self.ipus_held + num_ipus > self.num_ipus:
             hint = ""
             if num_ipus > self.num_ipus:
-                hint = "\nNo device found on the system with {} IPUs: the configuration needs changing".format(num_ipus)
-            raise cpp_error("Failed to acquire {} IPU(s){}".format(num_ipus, hint))
+                hint = f"\nNo device found on the system with {num_ipus} IPUs: the configuration needs changing"
+            raise cpp_error(f"Failed to acquire {num_ipus} IPU(s){hint}")
         if num_ipus and ipu_id is not None and ipu_id in self._ids.values():
-            raise cpp_error("Failed to acquire device id {} with {} IPU(s): it is in use".format(ipu_id, num_ipus))
+            raise cpp_error(f"Failed to acquire device id {ipu_id} with {num_ipus} IPU(s): it is in use")
         self._held[owner], self._ids[owner] = num_ipus, ipu_id
 
     def detach(self, owner: Any) -> None:
@@ -64,15 +64,15 @@ def round_up_num_ipus(num_ipus: int, auto_round: bool) -> int:
     rounded = 1 << (num_ipus - 1).bit_length()
     if rounded > MAX_IPUS_PER_PROCESS:
         raise cpp_error(
-            "Too many IPUs requested ({}). Experiments that need more than {} IPUs require distributed "
-            "execution.".format(rounded, MAX_IPUS_PER_PROCESS)
+            f"Too many IPUs requested ({rounded}). Experiments that need more than {MAX_IPUS_PER_PROCESS} IPUs require "
+            "distributed execution."
         )
     if rounded != num_ipus and not auto_round:
         raise cpp_error(
-            "The model specifies the use of {} IPUs, however PopTorch must reserve a minimum of {} in order to allow "
-            "the model to run, because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process. Please "
-            "reconfigure your model to use a different number of IPUs or set "
-            "poptorch.Options().autoRoundNumIPUs(True).".format(num_ipus, rounded)
+            f"The model specifies the use of {num_ipus} IPUs, however PopTorch must reserve a minimum of {rounded} in "
+            "order to allow the model to run, because PopTorch must reserve a power of 2 or maximum of 64 IPUs per "
+            "process. Please reconfigure your model to use a different number of IPUs or set "
+            "poptorch.Options().autoRoundNumIPUs(True)."
         )
     return rounded
 

@@ -33,9 +33,7 @@ class VariableAttributes:
         self._variable_attributes.append(attr)
 
     def _check(self, attr: str) -> None:
-        assert attr in self._allowed_attributes, "Unknown attribute {}, allowed values: {}".format(
-            attr, self._allowed_attributes
-        )
+        assert attr in self._allowed_attributes, f"Unknown attribute {attr}, allowed values: {self._allowed_attributes}"
 
 
 class Optimizer:

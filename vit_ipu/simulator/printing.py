@@ -12,14 +12,14 @@ __all__ = ["module_repr", "print"]
 
 def module_repr(m: nn.Module) -> str:
     """`repr(m)` with the forward pre-hooks, BeginBlock among them, before each module's name."""
-    hooks = "".join("{!r} ".format(hook) for hook in m._forward_pre_hooks.values())
+    hooks = "".join(f"{hook!r} " for hook in m._forward_pre_hooks.values())
     extra = m.extra_repr()
     lines = extra.split("\n") if extra else []
     for name, child in m._modules.items():
         text = "None" if child is None else module_repr(child)
         lines.append("({}): {}".format(name, text.replace("\n", "\n  ")))
     if not m._modules and len(lines) <= 1:
-        return "{}{}({})".format(hooks, type(m).__name__, extra)
+        return f"{hooks}{type(m).__name__}({extra})"
     return "{}{}(\n  {}\n)".format(hooks, type(m).__name__, "\n  ".join(lines))
 
 

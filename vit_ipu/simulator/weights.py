@@ -17,11 +17,11 @@ class Weights:
         self.parameters, self.buffers = parameters, buffers
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Weights":
+    def of(cls, model: nn.Module) -> Weights:
         """The model's own."""
         return cls(dict(model.named_parameters()), dict(model.named_buffers()))
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Weights":
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
         """The result of `function` for each, requiring gradients as the original does."""
         return Weights(
             {n: nn.Parameter(function(t.detach()), t.requires_grad) for n, t in self.parameters.items()},
@@ -77,17 +77,16 @@ def _places(model: nn.Module) -> Iterator[Tuple[Dict[str, Any], str, str]]:
         for registry in (module._parameters, module._buffers):
             for key, tensor in registry.items():
                 if tensor is not None:
-                    name = names.setdefault(id(tensor), "{}.{}".format(prefix, key) if prefix else key)
+                    name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
                     yield registry, key, name
 
 
 def _replaced(name: str, *, is_buffer: bool, is_removed: bool) -> Exception:
     kind = "Buffer" if is_buffer else "Parameter"
     if is_removed:
-        return error("{} {} is removed from the model when calling the forward method.".format(kind, name))
+        return error(f"{kind} {name} is removed from the model when calling the forward method.")
     return error(
-        "{} {} is reassigned within the model when calling the forward method. This is not supported. Consider using "
-        "self.{}.copy_(src) to copy data from a source tensor, where src is the name of the source tensor.".format(
-            kind, name, name
-        )
+        f"{kind} {name} is reassigned within the model when calling the forward method. This is not supported. "
+        f"Consider using self.{name}.copy_(src) to copy data from a source tensor, where src is the name of the source "
+        "tensor."
     )

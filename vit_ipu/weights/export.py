@@ -71,8 +71,8 @@ def convert(
     export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
     for note in lost(export.model, to, as_file=as_file):
-        say("note: {}".format(note))
-    temporary = target.with_name("{}{}{}".format(_TEMPORARY, os.getpid(), target.suffix))
+        say(f"note: {note}")
+    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _WRITERS[to](export, temporary, as_file)
@@ -83,7 +83,7 @@ def convert(
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' ways to say that they cannot
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError("cannot write {}: {}".format(target, reason)) from None
+        raise UserError(f"cannot write {target}: {reason}") from None
     finally:
         _remove(temporary)
     return weights
@@ -98,29 +98,28 @@ def lost(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
         naming = replace(naming, gelu=model.gelu)
     notes = []
     if model.gelu != naming.gelu:
-        notes.append("{} computes GELU as {}, but the model was trained with {}".format(to, naming.gelu, model.gelu))
+        notes.append(f"{to} computes GELU as {naming.gelu}, but the model was trained with {model.gelu}")
     if model.layer_norm_eps != naming.layer_norm_eps:
         notes.append(
-            "{} has a layer norm epsilon of {:g}, but the model was trained with {:g}".format(
-                to, naming.layer_norm_eps, model.layer_norm_eps
-            )
+            f"{to} has a layer norm epsilon of {naming.layer_norm_eps:g}, but the model was trained with "
+            f"{model.layer_norm_eps:g}"
         )
     return notes
 
 
 def _check_target(target: Path, to: str, features: bool) -> None:
     if to not in FORMATS:
-        raise UserError("--to {}: unknown{}".format(to, suggest(to, FORMATS)))
+        raise UserError(f"--to {to}: unknown{suggest(to, FORMATS)}")
     if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
-        raise UserError("{}: a {} without its head classifies nothing: write a file --to timm".format(target, to))
+        raise UserError(f"{target}: a {to} without its head classifies nothing: write a file --to timm")
     if target.exists() or target.is_symlink():
-        raise UserError("{} is already there: give another name".format(target))
+        raise UserError(f"{target} is already there: give another name")
     suffixes = _FILE_SUFFIXES[to]
     if to not in _FOLDERS and target.suffix not in suffixes:
         raise UserError("{}: a {} file ends in {}".format(target, to, " or ".join(suffixes)))
     known = {suffix for group in _FILE_SUFFIXES.values() for suffix in group}
     if to in _FOLDERS and target.suffix in known and target.suffix not in suffixes:
-        raise UserError("{}: {} is written as a folder{}".format(target, to, _or_files(suffixes)))
+        raise UserError(f"{target}: {to} is written as a folder{_or_files(suffixes)}")
 
 
 def _or_files(suffixes: Any) -> str:
@@ -141,7 +140,7 @@ def _check_written(export: Export, path: Path, to: str) -> None:
     back = _read_back(path, to)
     for name, tensor in export.tensors.items():
         if name not in back or not torch.equal(back[name], tensor):
-            raise RunFailed("{} was not written as it should be: {} differs".format(to, name))
+            raise RunFailed(f"{to} was not written as it should be: {name} differs")
 
 
 def _read_back(path: Path, to: str) -> Dict[str, Tensor]:
@@ -319,9 +318,8 @@ def timm_name(model: ModelConfig) -> str:
     """timm's model of this shape. Raises CheckpointError if it has none, so that only a file can be written."""
     for variant in _TIMM_VARIANTS:
         if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
-            return "{}_224".format(variant)
+            return f"{variant}_224"
     raise CheckpointError(
-        "timm has no model of width {}, depth {} and patch size {}: write a file, such as model.safetensors".format(
-            model.width, model.depth, model.patch_size
-        )
+        f"timm has no model of width {model.width}, depth {model.depth} and patch size {model.patch_size}: write a "
+        "file, such as model.safetensors"
     )

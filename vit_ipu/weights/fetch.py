@@ -45,7 +45,7 @@ class Located:
 def locate(source: str, *, sha256: Optional[str] = None, say: Callable[[str], None] = lambda line: None) -> Located:
     """The local path of a source, fetched if it is elsewhere; `say` hears of downloads. Raises CheckpointError."""
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise CheckpointError("sha256 {!r} is not 64 hexadecimal digits: see sha256sum FILE".format(sha256))
+        raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
     pinned = sha256.lower() if sha256 is not None else None
     scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
     if scheme is None:
@@ -53,9 +53,9 @@ def locate(source: str, *, sha256: Optional[str] = None, say: Callable[[str], No
     if scheme.group() == "hf-hub:":
         return _from_hub(source, pinned)
     if scheme.group().lower() != "https://":
-        raise CheckpointError("cannot fetch {}: use https:// or a local path".format(source))
+        raise CheckpointError(f"cannot fetch {source}: use https:// or a local path")
     if pinned is None:
-        raise CheckpointError("cannot fetch {} without its sha256: give model.init_sha256 (or --sha256)".format(source))
+        raise CheckpointError(f"cannot fetch {source} without its sha256: give model.init_sha256 (or --sha256)")
     return Located(_downloaded(source, pinned, say), verified=True)
 
 
@@ -66,7 +66,7 @@ def weight_file(folder: Path) -> Path:
         found = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise CheckpointError("{} holds several files of weights ({}): name one of them".format(folder, names))
+            raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
     if not found:
         raise CheckpointError(
             "{} holds no weights: expected {} or one file that ends in {}".format(
@@ -74,7 +74,7 @@ def weight_file(folder: Path) -> Path:
             )
         )
     if leads_out(found[0]):
-        raise CheckpointError("{} leads out of the folder: name the file that it links to".format(found[0]))
+        raise CheckpointError(f"{found[0]} leads out of the folder: name the file that it links to")
     return found[0]
 
 
@@ -98,12 +98,10 @@ def weight_map(index: Path) -> Dict[str, str]:
         shards: Dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         plain = [re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in shards.values()]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise CheckpointError("cannot read {}: it is not an index of safetensors files".format(index)) from None
+        raise CheckpointError(f"cannot read {index}: it is not an index of safetensors files") from None
     for name, match in zip(shards.values(), plain):
         if match is None:
-            raise CheckpointError(
-                "cannot read {}: its shard {!r} is not a .safetensors file beside it".format(index, name)
-            )
+            raise CheckpointError(f"cannot read {index}: its shard {name!r} is not a .safetensors file beside it")
     return shards
 
 
@@ -115,12 +113,12 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
         path = Path(source).expanduser()
         exists = path.exists()
     except (OSError, ValueError, RuntimeError, KeyError) as error:  # an impossible name; the last two: of nobody's ~
-        raise CheckpointError("cannot read {}: {}".format(source, _line(error))) from None
+        raise CheckpointError(f"cannot read {source}: {_line(error)}") from None
     if not exists:
-        raise CheckpointError("no checkpoint at {}: there is no such file or folder".format(path))
+        raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
     if pinned is not None:
         if path.is_dir():
-            raise CheckpointError("{} is a folder: a sha256 pins a file, so name its file of weights".format(path))
+            raise CheckpointError(f"{path} is a folder: a sha256 pins a file, so name its file of weights")
         _check_sha256(path, pinned)
     return Located(path, verified=pinned is not None)
 
@@ -128,9 +126,7 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
 def _check_sha256(path: Path, pinned: str) -> None:
     found = _sha256_of(path)
     if found != pinned:
-        raise CheckpointError(
-            "{} has the sha256 {} and not {}: it is damaged or another file".format(path, found, pinned)
-        )
+        raise CheckpointError(f"{path} has the sha256 {found} and not {pinned}: it is damaged or another file")
 
 
 def _sha256_of(path: Path) -> str:
@@ -140,7 +136,7 @@ def _sha256_of(path: Path) -> str:
             for part in iter(lambda: file.read(_CHUNK), b""):
                 digest.update(part)
     except OSError as error:
-        raise CheckpointError("cannot read {}: {}".format(path, error.strerror)) from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
 
 
@@ -155,7 +151,7 @@ def _downloaded(url: str, pinned: str, say: Callable[[str], None]) -> Path:
             "cannot fetch {}: expected a file that ends in {}".format(url, ", ".join(WEIGHT_SUFFIXES))
         )
     folder = cache_folder()
-    cached = folder / "{}-{}".format(pinned[:16], name)
+    cached = folder / f"{pinned[:16]}-{name}"
     if cached.is_file() and _sha256_of(cached) == pinned:
         return cached
     try:
@@ -171,7 +167,7 @@ def _downloaded(url: str, pinned: str, say: Callable[[str], None]) -> Path:
     except CheckpointError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CheckpointError("cannot fetch {}: {}".format(url, _line(error))) from error
+        raise CheckpointError(f"cannot fetch {url}: {_line(error)}") from error
     return cached
 
 
@@ -182,25 +178,20 @@ def _fetch(url: str, file: BinaryIO, pinned: str, say: Callable[[str], None]) ->
         length = response.headers.get("Content-Length", "")
         expected = int(length) if length.isdigit() else None
         if expected is not None and expected > _MAX_DOWNLOAD:
-            raise CheckpointError(
-                "cannot fetch {}: {} GiB is more than {}".format(url, expected >> 30, _MAX_DOWNLOAD >> 30)
-            )
-        say("fetching {}{}".format(url, "" if expected is None else " ({:.0f} MB)".format(expected / 1e6)))
+            raise CheckpointError(f"cannot fetch {url}: {expected >> 30} GiB is more than {_MAX_DOWNLOAD >> 30}")
+        say("fetching {}{}".format(url, "" if expected is None else f" ({expected / 1e6:.0f} MB)"))
         for part in iter(lambda: response.read(_CHUNK), b""):
             digest.update(part)
             file.write(part)
             count += len(part)
             if count > _MAX_DOWNLOAD:
-                raise CheckpointError("cannot fetch {}: more than {} GiB".format(url, _MAX_DOWNLOAD >> 30))
+                raise CheckpointError(f"cannot fetch {url}: more than {_MAX_DOWNLOAD >> 30} GiB")
     if expected is not None and count < expected:
-        raise CheckpointError(
-            "cannot fetch {}: it broke off after {} of {} bytes: try again".format(url, count, expected)
-        )
+        raise CheckpointError(f"cannot fetch {url}: it broke off after {count} of {expected} bytes: try again")
     if digest.hexdigest() != pinned:
         raise CheckpointError(
-            "{} has the sha256 {} and not {}: it is another file than the one that was pinned".format(
-                url, digest.hexdigest(), pinned
-            )
+            f"{url} has the sha256 {digest.hexdigest()} and not {pinned}: it is another file than the one that was "
+            "pinned"
         )
     file.flush()
     os.fsync(file.fileno())
@@ -209,15 +200,13 @@ def _fetch(url: str, file: BinaryIO, pinned: str, say: Callable[[str], None]) ->
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.lower().startswith("https://"):
-            raise CheckpointError(
-                "cannot fetch {}: it redirects to {}, which is not https".format(req.full_url, newurl)
-            )
+            raise CheckpointError(f"cannot fetch {req.full_url}: it redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open_url(url: str) -> Any:
     """The response of the server, a context manager with `headers` and `read`."""
-    request = urllib.request.Request(url, headers={"User-Agent": "vit-ipu/{}".format(__version__)})
+    request = urllib.request.Request(url, headers={"User-Agent": f"vit-ipu/{__version__}"})
     return urllib.request.build_opener(_SecureRedirects).open(request, timeout=_TIMEOUT_SECONDS)
 
 
@@ -232,7 +221,7 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     """The snapshot folder of a repository in huggingface_hub's cache, with its config and its weights."""
     match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
-        raise CheckpointError("{} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION".format(source))
+        raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
     repository = _Repository(source, match.group(1), match.group(2))
     for name in _DESCRIPTIONS:
         repository.fetch(name)
@@ -241,10 +230,10 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
         raise repository.lacks("weights: {} or {}".format(", ".join(_WEIGHTS[:-1]), _WEIGHTS[-1]))
     if weights.name.endswith(INDEX_SUFFIX):
         if pinned is not None:
-            raise CheckpointError("{} has its weights in several files, and a sha256 pins one".format(source))
+            raise CheckpointError(f"{source} has its weights in several files, and a sha256 pins one")
         for name in sorted(set(weight_map(weights).values())):
             if repository.fetch(name) is None:
-                raise repository.lacks("{}, which {} names".format(name, weights.name))
+                raise repository.lacks(f"{name}, which {weights.name} names")
     if pinned is not None:
         _check_sha256(weights, pinned)
     return Located(weights.parent, verified=pinned is not None)
@@ -259,7 +248,7 @@ class _Repository:
             import huggingface_hub.constants
             import huggingface_hub.errors
         except ImportError:
-            raise CheckpointError("{} needs the extra hub: pip install 'vit-ipu[hub]'".format(source)) from None
+            raise CheckpointError(f"{source} needs the extra hub: pip install 'vit-ipu[hub]'") from None
         self._hub: Any = huggingface_hub
         self._source, self._name, self._revision = source, name, revision
 
@@ -272,25 +261,23 @@ class _Repository:
             if self._is_offline or self._is_known_to_lack(name):
                 return None
             raise CheckpointError(
-                "cannot reach the Hugging Face Hub for {} of {}, and the cache {} has none: check the network".format(
-                    name, self._source, self._hub.constants.HF_HUB_CACHE
-                )
+                f"cannot reach the Hugging Face Hub for {name} of {self._source}, and the cache "
+                f"{self._hub.constants.HF_HUB_CACHE} has none: check the network"
             ) from error
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # requests in huggingface_hub 0, httpx since: their errors have no common base
-            raise CheckpointError("cannot fetch {}: {}".format(self._source, self._problem(error))) from error
+            raise CheckpointError(f"cannot fetch {self._source}: {self._problem(error)}") from error
         self._revision = path.parent.name  # a push between two files must not mix commits
         return path
 
     def lacks(self, what: str) -> CheckpointError:
         if self._is_offline:
             return CheckpointError(
-                "the cache {} of {} has no {}: unset HF_HUB_OFFLINE where there is a network".format(
-                    self._hub.constants.HF_HUB_CACHE, self._source, what
-                )
+                f"the cache {self._hub.constants.HF_HUB_CACHE} of {self._source} has no {what}: unset HF_HUB_OFFLINE "
+                "where there is a network"
             )
-        return CheckpointError("{} has no {}".format(self._source, what))
+        return CheckpointError(f"{self._source} has no {what}")
 
     @property
     def _is_offline(self) -> bool:
@@ -303,9 +290,9 @@ class _Repository:
     def _problem(self, error: Exception) -> str:
         errors = self._hub.errors
         if isinstance(error, errors.GatedRepoError):  # before its base, RepositoryNotFoundError
-            return "it is gated: accept its terms at https://huggingface.co/{}, then hf auth login".format(self._name)
+            return f"it is gated: accept its terms at https://huggingface.co/{self._name}, then hf auth login"
         if isinstance(error, errors.RepositoryNotFoundError):
             return "there is no such repository, or it is private: check the name, or hf auth login"
         if isinstance(error, errors.RevisionNotFoundError):
-            return "it has no revision {}".format(self._revision)
+            return f"it has no revision {self._revision}"
         return _line(error)

@@ -26,12 +26,12 @@ def load_init(config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = Fa
     try:
         weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, say=say)
         require_heads(weights, config)
-        say("starting from {}, {} naming".format(source, weights.origin))
+        say(f"starting from {source}, {weights.origin} naming")
         for note in differing_facts(weights, config):
-            say("note: {}".format(note))
+            say(f"note: {note}")
         return fit(weights, own, say=say)
     except CheckpointError as error:
-        raise CheckpointError("model.init: {}".format(error)) from None
+        raise CheckpointError(f"model.init: {error}") from None
 
 
 def fit(weights: Weights, own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
@@ -39,7 +39,7 @@ def fit(weights: Weights, own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tens
     tensors = dict(weights.tensors)
     grid, new_grid = (math.isqrt(state["pos_embed"].shape[1] - 1) for state in (tensors, own))
     if grid != new_grid:
-        say("position embeddings resized from {0} x {0} to {1} x {1} ({2})".format(grid, new_grid, weights.resize_rule))
+        say(f"position embeddings resized from {grid} x {grid} to {new_grid} x {new_grid} ({weights.resize_rule})")
         tensors["pos_embed"] = resize_pos_embed(tensors["pos_embed"], new_grid**2, weights.resize_rule)
     tensors = _without_unfit_head(tensors, own, say=say)
     missing, extra = unmatched(list(own), list(tensors))
@@ -63,7 +63,7 @@ def differing_facts(weights: Weights, config: Config) -> List[str]:
         ("data.std", data.std, facts.std),
     )
     why = "but the weights were trained with {}" if facts.stated else "but {} is usual for its naming"
-    return ["{} is {}, {}".format(key, now, why.format(before)) for key, now, before in compared if now != before]
+    return [f"{key} is {now}, {why.format(before)}" for key, now, before in compared if now != before]
 
 
 def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
@@ -71,11 +71,11 @@ def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, s
     classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
     found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
     if found != classes:
-        say("the head is new, for {} classes: the weights have {}".format(classes, found))
+        say(f"the head is new, for {classes} classes: the weights have {found}")
         tensors = _without(tensors, "head.")
     if (features in tensors) != (features in own):
         what = "dropped: model.representation_size is null" if features in tensors else "new, and so is the head"
-        say("the representation layer is {}".format(what))
+        say(f"the representation layer is {what}")
         tensors = _without(_without(tensors, "pre_logits."), "head.")
     return tensors
 
@@ -84,9 +84,8 @@ def require_heads(weights: Weights, config: Config) -> None:
     """Raises CheckpointError if the weights are known to have another number of attention heads than the config."""
     if weights.facts.num_heads not in (None, config.model.num_heads):
         raise CheckpointError(
-            "{} has {} attention heads but model.num_heads is {}: is it another variant?".format(
-                weights.source, weights.facts.num_heads, config.model.num_heads
-            )
+            f"{weights.source} has {weights.facts.num_heads} attention heads but model.num_heads is "
+            f"{config.model.num_heads}: is it another variant?"
         )
 
 
@@ -97,8 +96,7 @@ def _without(tensors: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
 def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
     if tensor.shape != own.shape:
         raise CheckpointError(
-            "{}: {} has shape {} but the model needs {}: is it another variant?".format(
-                source, name, tuple(tensor.shape), tuple(own.shape)
-            )
+            f"{source}: {name} has shape {tuple(tensor.shape)} but the model needs {tuple(own.shape)}: is it another "
+            "variant?"
         )
     return tensor.to(own.dtype)

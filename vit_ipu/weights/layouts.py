@@ -26,7 +26,7 @@ def split_stacked_blocks(tensors: Tensors, source: str) -> Tensors:
             result[key] = tensor
         elif tensor.numel() == 0 or tensor.ndim == 0 or len(tensor) > _MAX_DEPTH:
             raise CheckpointError(
-                "{}: {} has shape {}, which is not one tensor for each block".format(source, key, tuple(tensor.shape))
+                f"{source}: {key} has shape {tuple(tensor.shape)}, which is not one tensor for each block"
             )
         else:
             for index, part in enumerate(tensor):
@@ -47,7 +47,7 @@ def from_flax(name: str, tensor: Tensor, key: str, source: str) -> Tensor:
     expected = _flax_rank(name)
     if tensor.ndim != expected:
         raise CheckpointError(
-            "{}: {} has shape {} where {} dimensions are expected".format(source, key, tuple(tensor.shape), expected)
+            f"{source}: {key} has shape {tuple(tensor.shape)} where {expected} dimensions are expected"
         )
     if name == "patch_embed.proj.weight":
         return tensor.permute(3, 2, 0, 1)
@@ -93,7 +93,7 @@ def fold_layer_scale(state: Tensors, source: str) -> Tensors:
     for name, gamma in gammas.items():
         block, layer = name[: -len(".ls1.gamma")], "attn.proj" if ".ls1." in name else "mlp.fc2"
         for leaf in ("weight", "bias"):
-            target = "{}.{}.{}".format(block, layer, leaf)
+            target = f"{block}.{layer}.{leaf}"
             if target not in result or gamma.shape != result[target].shape[:1]:
                 raise CheckpointError(
                     "{}: {} has shape {} but {} has {}".format(

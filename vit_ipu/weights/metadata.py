@@ -76,7 +76,7 @@ def facts_beside(file: Path, naming: Naming, metadata: Dict[str, Any]) -> Facts:
     except CheckpointError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError("{}: damaged: {}".format(description, error)) from None
+        raise CheckpointError(f"{description}: damaged: {error}") from None
 
 
 def metadata_of(model: ModelConfig) -> Dict[str, str]:
@@ -94,13 +94,13 @@ def _read_json(path: Path) -> Dict[str, Any]:
     if not path.exists():
         return {}
     if not path.is_file() or leads_out(path) or path.stat().st_size > _MAX_JSON:
-        raise CheckpointError("cannot read {}: expected a file of at most 16 MiB in that folder".format(path))
+        raise CheckpointError(f"cannot read {path}: expected a file of at most 16 MiB in that folder")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError("cannot read {}: {}".format(path, error)) from None
+        raise CheckpointError(f"cannot read {path}: {error}") from None
     if not isinstance(values, dict):
-        raise CheckpointError("cannot read {}: it is not a JSON object".format(path))
+        raise CheckpointError(f"cannot read {path}: it is not a JSON object")
     return values
 
 
@@ -125,7 +125,7 @@ def _from_timm(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
     pixels, arguments = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pooling = arguments.get("global_pool", config.get("global_pool") or "token")
     if pooling != "token":
-        raise CheckpointError("{}: its global_pool is {}, not the class token".format(path, pooling))
+        raise CheckpointError(f"{path}: its global_pool is {pooling}, not the class token")
     if "norm_layer" in arguments:
         raise CheckpointError("{}: its norm_layer {} is not known".format(path, arguments["norm_layer"]))
     _require_square(arguments.get("img_size"), path)
@@ -157,7 +157,7 @@ def _from_huggingface(facts: Facts, config: Dict[str, Any], path: Path) -> Facts
     names = config.get("id2label") or {}
     missing = [label for label in range(len(names)) if str(label) not in names]
     if missing:
-        raise CheckpointError("{}: its id2label has no label {}".format(path, missing[0]))
+        raise CheckpointError(f"{path}: its id2label has no label {missing[0]}")
     return replace(
         facts,
         num_heads=_heads(config.get("num_attention_heads", 12)),
@@ -200,7 +200,7 @@ def _names(values: Any) -> Tuple[str, ...]:
 
 def _heads(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
-        raise ValueError("{} attention heads".format(value))
+        raise ValueError(f"{value} attention heads")
     return value
 
 
@@ -213,7 +213,7 @@ def _one_of(value: Any, known: Sequence[str], what: str) -> str:
 def _require_square(size: Any, path: Path) -> None:
     if isinstance(size, (list, tuple)) and len(set(size)) > 1:
         sides = " x ".join(map(str, size))
-        raise CheckpointError("{}: its images are {} pixels, and ours are square".format(path, sides))
+        raise CheckpointError(f"{path}: its images are {sides} pixels, and ours are square")
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -61,7 +61,7 @@ class Naming:
                     pattern = re.compile("^{}$".format(re.escape(leaf).replace(r"\{\}", _NUMBER)))
                     self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
 
-    def ours(self, key: str) -> "Optional[tuple[str, Optional[int]]]":
+    def ours(self, key: str) -> Optional[tuple[str, Optional[int]]]:
         """Our name for a key after aliases, and which third of it, or None if it is not of this naming."""
         for pattern, name, third in self.patterns:
             match = pattern.match(key)
@@ -69,10 +69,10 @@ class Naming:
                 return name.format(*match.groups()), third
         return None
 
-    def theirs(self, name: str) -> "Union[str, tuple[str, ...], None]":
+    def theirs(self, name: str) -> Union[str, tuple[str, ...], None]:
         """Their key, or three keys, for a tensor of ours; None if they have no such tensor."""
         number = re.search(r"\.(\d+)\.", name)
-        general = name.replace(".{}.".format(number.group(1)), ".{}.", 1) if number else name
+        general = name.replace(f".{number.group(1)}.", ".{}.", 1) if number else name
         leaf = "" if general in self.rows else general.rpartition(".")[2]
         row = self.rows.get(general if not leaf else general[: -len(leaf)] + "*")
         if row is None:
@@ -293,13 +293,12 @@ def recognise(tensors: Tensors, source: str) -> Naming:
             )
         )
     raise CheckpointError(
-        "{}: not a plain ViT: {} of its keys are unknown to the nearest naming, {}: {}".format(
-            source, len(left), nearest, _first(left)
-        )
+        f"{source}: not a plain ViT: {len(left)} of its keys are unknown to the nearest naming, {nearest}: "
+        f"{_first(left)}"
     )
 
 
-def _unmatched(naming: Naming, tensors: Tensors) -> "tuple[List[str], int]":
+def _unmatched(naming: Naming, tensors: Tensors) -> tuple[List[str], int]:
     """The keys that the naming does not know, and how many it knows."""
     keys = _weights_of(naming, tensors)
     left = [original for original, key in keys.items() if naming.ours(key) is None]
@@ -343,7 +342,7 @@ def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
         tensor = tensors[original]
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
         if third in thirds.setdefault(name, {}):
-            raise CheckpointError("{}: {} is there twice, by two spellings".format(source, original))
+            raise CheckpointError(f"{source}: {original} is there twice, by two spellings")
         thirds[name][third] = from_flax(name, tensor, original, source) if naming.flax else tensor
     ours = {name: _join(name, parts, source) for name, parts in thirds.items()}
     if naming.pooler_apart and "head.weight" in ours:
@@ -357,9 +356,7 @@ def from_ours(state: Tensors, naming: Naming, *, num_heads: int) -> Tensors:
     for name, tensor in state.items():
         keys = naming.theirs(name)
         if keys is None or (name.startswith("pre_logits.") and not naming.has_pre_logits):
-            raise CheckpointError(
-                "{} has no place for {}: its classifier has no representation layer".format(naming.name, name)
-            )
+            raise CheckpointError(f"{naming.name} has no place for {name}: its classifier has no representation layer")
         parts = tensor.chunk(3) if isinstance(keys, tuple) else (tensor,)
         for key, part in zip(keys if isinstance(keys, tuple) else (keys,), parts):
             result[key] = (to_flax(name, part, num_heads) if naming.flax else part).contiguous().clone()

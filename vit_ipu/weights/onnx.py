@@ -60,8 +60,8 @@ def _check_size(path: Path, state: Dict[str, Tensor]) -> None:
     size = 4 * sum(tensor.numel() for tensor in state.values())
     if size > MAX_BYTES:
         raise UserError(
-            "{}: the weights take {:.2f} GiB in float32 and an ONNX file holds {:.2f} GiB at most: convert to another "
-            "format".format(path, size / 2**30, MAX_BYTES / 2**30)
+            f"{path}: the weights take {size / 2**30:.2f} GiB in float32 and an ONNX file holds "
+            f"{MAX_BYTES / 2**30:.2f} GiB at most: convert to another format"
         )
 
 
@@ -103,7 +103,7 @@ def _check(file: Path, network: ViT, model: ModelConfig, path: Path) -> None:
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except onnx.checker.ValidationError as error:
-        raise RunFailed("{} is not valid ONNX, and was not written: {}".format(path, error)) from None
+        raise RunFailed(f"{path} is not valid ONNX, and was not written: {error}") from None
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for count in (1, 3):
         images = _random_images(count, model)
@@ -112,8 +112,8 @@ def _check(file: Path, network: ViT, model: ModelConfig, path: Path) -> None:
         found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
         if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
             raise RunFailed(
-                "{} was not written: ONNX Runtime's logits of {} random images differ from the model's by {:.1e}, and "
-                "{:.0e} is allowed".format(path, count, float((found - expected).abs().max()), TOLERANCE)
+                f"{path} was not written: ONNX Runtime's logits of {count} random images differ from the model's by "
+                f"{float((found - expected).abs().max()):.1e}, and {TOLERANCE:.0e} is allowed"
             )
 
 

@@ -48,7 +48,6 @@ def with_class_position(pos_embed: Tensor, source: str) -> Tensor:
     if tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
         return torch.cat([torch.zeros_like(pos_embed[:, :1]), pos_embed], dim=1)
     raise CheckpointError(
-        "{}: the position embeddings have shape {}, not that of a class token and a square grid of patches".format(
-            source, tuple(pos_embed.shape)
-        )
+        f"{source}: the position embeddings have shape {tuple(pos_embed.shape)}, not that of a class token and a "
+        "square grid of patches"
     )

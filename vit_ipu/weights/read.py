@@ -107,23 +107,21 @@ def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> No
     """Raises CheckpointError if a tensor is missing, or has a shape that does not fit the others."""
     for name, rank in _MEASURED.items():
         if name not in tensors:
-            raise CheckpointError("{}: {} is missing".format(source, _their_name(name, naming)))
+            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing")
         if tensors[name].ndim != rank or 0 in tensors[name].shape:
             raise CheckpointError(
-                "{}: {} has shape {} where {} dimensions are expected".format(
-                    source, _their_name(name, naming), tuple(tensors[name].shape), rank
-                )
+                f"{source}: {_their_name(name, naming)} has shape {tuple(tensors[name].shape)} where {rank} dimensions "
+                "are expected"
             )
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     expected = expected_shapes(tensors, depth)
     for name, shape in expected.items():
         if name not in tensors:
-            raise CheckpointError("{}: {} is missing".format(source, _their_name(name, naming)))
+            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing")
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
-                "{}: {} has shape {} where the other tensors ask for {}".format(
-                    source, _their_name(name, naming), tuple(tensors[name].shape), shape
-                )
+                f"{source}: {_their_name(name, naming)} has shape {tuple(tensors[name].shape)} where the other tensors "
+                f"ask for {shape}"
             )
 
 
@@ -147,7 +145,7 @@ def expected_shapes(tensors: Dict[str, Tensor], depth: int) -> Dict[str, Tuple[i
             "mlp.fc2": (width, mlp),
         }
         for layer, shape in block.items():
-            _add(shapes, "blocks.{}.{}".format(index, layer), shape)
+            _add(shapes, f"blocks.{index}.{layer}", shape)
     _add(shapes, "norm", (width,))
     features = width
     if any(name.startswith("pre_logits.") for name in tensors):
@@ -183,7 +181,7 @@ def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless:
     """
     stated = weights.facts.num_heads
     if num_heads is not None and stated is not None and num_heads != stated:
-        raise CheckpointError("{} has {} attention heads, not {}".format(weights.source, stated, num_heads))
+        raise CheckpointError(f"{weights.source} has {stated} attention heads, not {num_heads}")
     if weights.description is not None:
         return weights.description.config.model
     tensors = weights.tensors
@@ -204,15 +202,14 @@ def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless:
     }
     if weights.num_classes == 0 and not headless:
         raise CheckpointError(
-            "{}: it has no classification head: fine-tune it first, with --set model.init={}".format(
-                weights.source, weights.source
-            )
+            f"{weights.source}: it has no classification head: fine-tune it first, with --set "
+            f"model.init={weights.source}"
         )
     try:
         return ModelConfig(**values)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].replace("Value error, ", "")
-        raise CheckpointError("{}: {}".format(weights.source, reason)) from None
+        raise CheckpointError(f"{weights.source}: {reason}") from None
 
 
 def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> Description:
@@ -235,7 +232,7 @@ def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: boo
     try:
         config: Config = parse_config(values)
     except ConfigError as error:
-        raise CheckpointError("{}: {}".format(weights.source, error)) from None
+        raise CheckpointError(f"{weights.source}: {error}") from None
     return Description(config, class_names(weights), 0)
 
 
@@ -245,7 +242,7 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
         return weights.description.classes
     if len(weights.facts.classes) == weights.num_classes:
         return weights.facts.classes
-    return tuple("class {}".format(label) for label in range(weights.num_classes))
+    return tuple(f"class {label}" for label in range(weights.num_classes))
 
 
 _USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -255,7 +252,7 @@ _USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 def _usual_heads(width: int, source: str) -> int:
     if width not in _USUAL_HEADS:
         raise CheckpointError(
-            "{}: the number of attention heads cannot be told from width {}: give it by vit-ipu convert "
-            "--num-heads".format(source, width)
+            f"{source}: the number of attention heads cannot be told from width {width}: give it by vit-ipu convert "
+            "--num-heads"
         )
     return _USUAL_HEADS[width]

@@ -88,7 +88,7 @@ def _check_is_weights(path: Path) -> None:
     if path.is_dir():
         raise _refusal(path, "it is a folder: name a file")
     if not path.exists():
-        raise CheckpointError("no checkpoint at {}: there is no such file or folder".format(path))
+        raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
     if not path.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX)):
         raise _refusal(path, "expected a file that ends in {}", ", ".join((*WEIGHT_SUFFIXES, INDEX_SUFFIX)))
     if not path.is_file():
@@ -211,7 +211,7 @@ def _read_array(path: Path, name: str, member: zipfile.ZipInfo, archive: zipfile
         if not is_bfloat16 and (dtype.kind != "f" or dtype.itemsize > 8):
             if dtype.kind in "iu" and _is_counter(name, shape):
                 return None
-            raise _wrong_type(path, name, "an array of {}".format(dtype))
+            raise _wrong_type(path, name, f"an array of {dtype}")
         claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if claimed != held or min(shape, default=0) < 0:
             raise _refusal(path, _UNBACKED, name, shape, claimed, held)
@@ -330,7 +330,7 @@ def _check_dense_float(path: Path, name: str, tensor: Tensor) -> None:
     if tensor.device.type != "cpu":  # map_location moves all but those on "meta", which have a shape and no data
         strange = tensor.device.type
     if strange or tensor.dtype not in _FLOATS.values():
-        raise _wrong_type(path, name, "{} {}".format(strange, tensor.dtype).replace("torch.", "").strip())
+        raise _wrong_type(path, name, f"{strange} {tensor.dtype}".replace("torch.", "").strip())
 
 
 def _is_plain(value: Any, left: List[int], depth: int = 0) -> bool:

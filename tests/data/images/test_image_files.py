@@ -239,7 +239,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
     with pytest.raises(DataError) as caught:
         open_picture(str(path)).crop((0, 0, 10, 10), 224, "bilinear")
     message = str(caught.value)
-    assert message.startswith("cannot read the image {}: ".format(path))
+    assert message.startswith(f"cannot read the image {path}: ")
     assert reason in message
     assert message.isprintable()
 
@@ -262,6 +262,6 @@ def test_odd_names_are_printed_in_one_line(tmp_path, name, shown):
         file.write(b"no image")
     with pytest.raises(DataError) as caught:
         open_picture(path).rgb()
-    assert str(caught.value) == "cannot read the image {}/{}: it is no image of a known format".format(tmp_path, shown)
-    assert one_line(path) == "{}/{}".format(tmp_path, shown)
+    assert str(caught.value) == f"cannot read the image {tmp_path}/{shown}: it is no image of a known format"
+    assert one_line(path) == f"{tmp_path}/{shown}"
     str(caught.value).encode()

@@ -32,7 +32,7 @@ def write_numbers(buffer, start, entries):
     for place, (_, index) in enumerate(entries, start):
         buffer.images[place] = index % 251
         buffer.labels[place] = os.getpid()
-    return ["{} is odd".format(index) for _, index in entries if index == 7]
+    return [f"{index} is odd" for _, index in entries if index == 7]
 
 
 def steps(count, size=40):
@@ -136,7 +136,7 @@ def test_the_order_of_what_is_skipped_and_the_first_error_do_not_depend_on_worke
 
     def fail(buffer, start, entries):
         time.sleep(0.2 if start == 0 else 0)
-        raise DataError("cannot read the image {}".format(entries[0][1]))
+        raise DataError(f"cannot read the image {entries[0][1]}")
 
     monkeypatch.setattr(workers, "JOB_SIZES", (10, 10))
     filled = filled_by_workers(steps(1), skip, buffers(2), num_workers)
@@ -311,7 +311,7 @@ def test_a_folder_without_a_readable_image_fails_rather_than_trying_for_ever(fol
 
 
 def resident_kib(pid):
-    with open("/proc/{}/statm".format(pid)) as status:
+    with open(f"/proc/{pid}/statm") as status:
         return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -330,7 +330,7 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path):
             measured.append([resident_kib(pid) for pid in (os.getpid(), *children)])
     assert len(measured[0]) >= 3
     growth = [after - before for before, after in zip(*measured)]
-    assert max(growth) < 8 * 1024, "KiB: {}".format(growth)
+    assert max(growth) < 8 * 1024, f"KiB: {growth}"
 
 
 def test_too_little_shared_memory_is_said(monkeypatch):

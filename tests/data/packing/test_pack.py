@@ -36,7 +36,7 @@ def write_images(root, count=12, size=(40, 30)):
         for name in ("cat", "dog.v2"):
             folder = root / split / name
             folder.mkdir(parents=True)
-            names = [*ODD, *("{}.jpg".format(number) for number in range(count - len(ODD)))]
+            names = [*ODD, *(f"{number}.jpg" for number in range(count - len(ODD)))]
             for file in names:
                 pixels = rng.integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
                 encoded = io.BytesIO()

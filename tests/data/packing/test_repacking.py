@@ -104,7 +104,7 @@ def test_a_target_among_the_images_is_refused(root, tmp_path, monkeypatch, capsy
     before = sorted(root.rglob("*"))
     code, _, err = vit_ipu(monkeypatch, capsys, "pack", "images", target)
     assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("vit-ipu: {} is in images/".format(target))
+    assert err.startswith(f"vit-ipu: {target} is in images/")
     assert "among the images: give another TARGET" in err
     assert sorted(root.rglob("*")) == before
 
@@ -116,7 +116,7 @@ def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
     run_pack(root, target)
     name = INDEX if damage == "index" else packing.JOURNAL
     (target / "train" / name).write_bytes({"index": b"{", "journal": b"\0\n", "journal of bytes": b"\xff\n"}[damage])
-    message = "train/{} is damaged: (copy it again, or move it away|give another TARGET)$".format(name)
+    message = f"train/{name} is damaged: (copy it again, or move it away|give another TARGET)$"
     with pytest.raises(DataError, match=message):
         run_pack(root, target, rescan=rescan)
     assert len(names_of_shards(target)) == 3

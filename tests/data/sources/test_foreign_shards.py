@@ -52,7 +52,7 @@ def test_samples_without_a_label_or_an_image_follow_on_error(tmp_path):
 
 def test_a_strange_sample_is_not_told_at_length(tmp_path):
     write_shards(tmp_path)
-    write_tar(tmp_path / "train" / "x-01.tar", [("IMG.{:04d}.jpg".format(number), b"") for number in range(1000)])
+    write_tar(tmp_path / "train" / "x-01.tar", [(f"IMG.{number:04d}.jpg", b"") for number in range(1000)])
     with pytest.raises(DataError, match=r"members IMG.0000.jpg, .*, IMG.0003.jpg, 996 more: .*first dot") as raised:
         open_saying(tmp_path)
     assert len(str(raised.value)) < 400 + len(str(tmp_path))
@@ -63,7 +63,7 @@ def test_compressed_shards_beside_others_are_said_to_be_left_out(tmp_path):
     for name in ("y.tar.gz", "z.tgz"):
         (tmp_path / "train" / name).write_bytes(b"")
     _, said = open_saying(tmp_path)
-    assert said == ["note: {}/train/y.tar.gz and 1 more compressed shards are left out".format(tmp_path)]
+    assert said == [f"note: {tmp_path}/train/y.tar.gz and 1 more compressed shards are left out"]
     for path in (tmp_path / "train").glob("*.tar"):
         path.unlink()
     with pytest.raises(DataError, match=r"no shards in .*: expected .*/\*.tar, not compressed"):

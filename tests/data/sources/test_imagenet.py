@@ -30,13 +30,13 @@ def image(path, shade):
 def write_train(root):
     for label, wnid in enumerate(WNIDS):
         for number in range(2):
-            image(root / "train" / wnid / "{}_{}.JPEG".format(wnid, number), 80 * label)
+            image(root / "train" / wnid / f"{wnid}_{number}.JPEG", 80 * label)
 
 
 def write_flat(root):
     write_train(root)
     for number, label in enumerate(VAL, start=1):
-        image(root / "val" / "ILSVRC2012_val_{:08d}.JPEG".format(number), 80 * label)
+        image(root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", 80 * label)
 
 
 def write_solution(root, wnids=tuple(WNIDS)):
@@ -52,12 +52,12 @@ def write_truth(root, ids=None):
     devkit = root / "ILSVRC2012_devkit_t12" / "data"
     devkit.mkdir(parents=True)
     ids = ids or [ORDER.index(label) + 1 for label in VAL]
-    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join("{}\n".format(number) for number in ids))
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in ids))
     return devkit
 
 
 def write_mapping(devkit):
-    lines = ["{} {} a_name\n".format(WNIDS[label], number) for number, label in enumerate(ORDER, start=1)]
+    lines = [f"{WNIDS[label]} {number} a_name\n" for number, label in enumerate(ORDER, start=1)]
     (devkit / "map_clsloc.txt").write_text("".join(lines))
 
 
@@ -78,7 +78,7 @@ def check(root):
 def test_class_folders(tmp_path):
     write_train(tmp_path)
     for number, label in enumerate(VAL):
-        image(tmp_path / "val" / WNIDS[label] / "{}.JPEG".format(number), 80 * label)
+        image(tmp_path / "val" / WNIDS[label] / f"{number}.JPEG", 80 * label)
     assert open_split(tmp_path, "train").labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert open_split(tmp_path, "eval").labels.tolist() == sorted(VAL)
     assert open_split(tmp_path, "eval").classes == tuple(WNIDS)
@@ -88,9 +88,7 @@ def test_class_folders(tmp_path):
 def test_kaggles_layout(tmp_path):
     write_flat(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
     write_solution(tmp_path)
-    (tmp_path / "LOC_synset_mapping.txt").write_text(
-        "".join("{} {}\n".format(wnid, name) for wnid, name in zip(WNIDS, NAMES))
-    )
+    (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES)))
     for root in (tmp_path, tmp_path / "ILSVRC" / "Data" / "CLS-LOC"):
         check(root)
         assert open_split(root, "train").classes == tuple(NAMES)
@@ -139,7 +137,7 @@ def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
     names = folders._class_names([tmp_path], wnids)
     assert (len(names), names[0], names[-1]) == (1000, "tench", "toilet tissue")
     assert folders._class_names([tmp_path], [*wnids[:-1], "n99999999"])[0] == "n01440764"
-    (tmp_path / "words.txt").write_text("".join("{}\tword {}\n".format(wnid, n) for n, wnid in enumerate(wnids)))
+    (tmp_path / "words.txt").write_text("".join(f"{wnid}\tword {n}\n" for n, wnid in enumerate(wnids)))
     assert folders._class_names([tmp_path], wnids)[:2] == ["word 0", "word 1"]
 
 

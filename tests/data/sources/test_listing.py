@@ -136,7 +136,7 @@ def test_a_cache_that_cannot_be_written_is_only_noted(root, monkeypatch):
     for _ in range(2):
         images = list_images(root, CLASSES, cache)
         assert [images[index] for index in range(len(images))] == expected(root)
-    reason = "note: cannot keep the list of images in {}/file/vit_ipu/listings: Not a directory".format(root.parent)
+    reason = f"note: cannot keep the list of images in {root.parent}/file/vit_ipu/listings: Not a directory"
     assert said.count(reason) == 1
 
 
@@ -158,7 +158,7 @@ def test_a_long_listing_is_said(root, monkeypatch):
     monkeypatch.setattr(listing, "_WORTH_SAYING_SECONDS", -1.0)
     said = []
     listed(root, say=said.append)
-    assert said[0] == "listed the images in {} in 0 s; the next start takes the list from the cache".format(root)
+    assert said[0] == f"listed the images in {root} in 0 s; the next start takes the list from the cache"
 
 
 def test_what_is_left_out_is_said_at_every_start(root):
@@ -169,8 +169,8 @@ def test_what_is_left_out_is_said_at_every_start(root):
         listed(root, say=said.append)
         assert len(said) == 1
         assert said[0].startswith(
-            "note: 4 entries in {} are no images by their names, most of them in bee: they are left out (images are "
-            ".jpg ".format(root)
+            f"note: 4 entries in {root} are no images by their names, most of them in bee: they are left out (images "
+            "are .jpg "
         )
 
 

@@ -85,7 +85,7 @@ CIFAR = [
         "cifar10",
         "CIFAR10",
         "cifar-10-batches-py",
-        [*("data_batch_{}".format(n) for n in range(1, 6)), "test_batch"],
+        [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"],
         "labels",
     ),
     ("cifar100", "CIFAR100", "cifar-100-python", ["train", "test"], "fine_labels"),
@@ -97,11 +97,11 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch, source_name
     from torchvision import datasets
 
     count = int(source_name[5:])
-    names = ["name {}".format(label) for label in range(count)]
+    names = [f"name {label}" for label in range(count)]
     write_cifar(tmp_path, folder, files, "batches.meta" if count == 10 else "meta", names, key, count)
     config = data_config(source=source_name, path=str(tmp_path))
     model = ModelConfig(variant="vit_test", image_size=28, num_classes=count)
-    with pytest.raises(DataError, match="damaged or incomplete {} in .*{}".format(dataset, folder)):
+    with pytest.raises(DataError, match=f"damaged or incomplete {dataset} in .*{folder}"):
         open_source(config, model, "train")  # the checksums are wrong: nothing is unpickled
     # ours are made up, so the check of the published checksums is off from here on
     monkeypatch.setattr(getattr(datasets, dataset), "_check_integrity", lambda self: True)

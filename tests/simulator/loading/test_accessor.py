@@ -291,13 +291,13 @@ PROGRAM = """
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def program(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts a program that reads a little of a loader; its first line is the worker's process."""
     (tmp_path / "own_dataset.py").write_text(textwrap.dedent(DATASET))
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
 
-    def start(*arguments: str) -> "subprocess.Popen[str]":
+    def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(tmp_path / "program.py"), *arguments],
             stdout=subprocess.PIPE,
@@ -310,17 +310,17 @@ def program(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
     return start
 
 
-def test_a_program_that_ends_leaves_no_process(program: Callable[..., "subprocess.Popen[str]"]):
+def test_a_program_that_ends_leaves_no_process(program: Callable[..., subprocess.Popen[str]]):
     """Its dataset's module imports poptorch, in a process that did not install the simulator."""
     process = program("ForkServer")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert output.strip().isdigit(), "nothing but the worker's number: {}".format(output)
+    assert output.strip().isdigit(), f"nothing but the worker's number: {output}"
     assert not is_alive(int(output))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_program_that_is_stopped_leaves_no_process(number: int, program: Callable[..., "subprocess.Popen[str]"]):
+def test_a_program_that_is_stopped_leaves_no_process(number: int, program: Callable[..., subprocess.Popen[str]]):
     process = program("Fork", "wait")
     assert process.stdout is not None
     worker = int(process.stdout.readline())

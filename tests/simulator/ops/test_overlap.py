@@ -144,7 +144,7 @@ class Holder:
 def test_only_tensors_are_marked(mark, kind):
     poptorch.registerCustomArgParser(Holder, Ignorant())
     try:
-        with pytest.raises(poptorch.Error, match="overlap for torch.tensor {}. <class 'int'> is not".format(kind)):
+        with pytest.raises(poptorch.Error, match=f"overlap for torch.tensor {kind}. <class 'int'> is not"):
             mark(Holder())
     finally:
         poptorch.registerCustomArgParser(Holder, None)

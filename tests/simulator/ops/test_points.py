@@ -210,5 +210,5 @@ def test_what_nearest_refuses(arguments, raised, message):
 
 @pytest.mark.parametrize(("name", "arguments"), [("fps", (SRC, [0, 4])), ("nearest", (CORNERS, CENTRES))])
 def test_points_have_no_host_implementation(name, arguments):
-    with pytest.raises(NotImplementedError, match="Could not run 'poptorch::{}'".format(name)):
+    with pytest.raises(NotImplementedError, match=f"Could not run 'poptorch::{name}'"):
         getattr(poptorch, name)(*arguments)

@@ -89,6 +89,6 @@ def test_a_module_is_printed_with_its_blocks(capsys):
     assert poptorch.module_repr(model) == marked
     poptorch.print(model)
     poptorch.print("text")
-    assert capsys.readouterr().out == "{}\n{}\ntext\n".format(marked, model)
+    assert capsys.readouterr().out == f"{marked}\n{model}\ntext\n"
     poptorch.removeBlocks(model)
     assert poptorch.module_repr(model) == repr(model)

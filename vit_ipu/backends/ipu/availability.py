@@ -23,13 +23,13 @@ def ipu_problem(*, offline: bool = False) -> Optional[str]:
         )
     version = torch.__version__.partition("+")[0]
     if version != TORCH:
-        return "PopTorch needs torch {} but this is {}: pip install -c constraints-ipu.txt torch torchvision".format(
-            TORCH, version
+        return (
+            f"PopTorch needs torch {TORCH} but this is {version}: pip install -c constraints-ipu.txt torch torchvision"
         )
     try:
         import poptorch
     except ImportError as error:
-        return "PopTorch cannot be loaded ({}): source the SDK's enable.sh scripts first".format(error)
+        return f"PopTorch cannot be loaded ({error}): source the SDK's enable.sh scripts first"
     if getattr(poptorch, "__simulated__", False):
         return "the installed PopTorch is a simulator, not hardware: use --device ipu-sim"
     if not offline and not poptorch.ipuHardwareIsAvailable():

@@ -19,7 +19,7 @@ def begin_stages(model: ViT, config: Config) -> None:
     """Marks the first module on each IPU as the begin of a block there."""
     modules = dict(model.named_modules())
     for ipu, units in enumerate(place_units(config.layers_per_ipu)):
-        poptorch.BeginBlock(modules[first_module(units[0])], user_id="ipu{}".format(ipu), ipu_id=ipu)
+        poptorch.BeginBlock(modules[first_module(units[0])], user_id=f"ipu{ipu}", ipu_id=ipu)
 
 
 def keep_block_outputs(model: ViT) -> None:

@@ -26,13 +26,11 @@ def instances(config: Config) -> Instances:
         ("ipus-per-replica", popdist.getNumIpusPerReplica(), "layers_per_ipu", len(config.layers_per_ipu)),
     ):
         if given != wanted:
-            raise ConfigError(
-                "poprun --{} is {} but pipeline.{} makes {}: make them equal".format(flag, given, key, wanted)
-            )
+            raise ConfigError(f"poprun --{flag} is {given} but pipeline.{key} makes {wanted}: make them equal")
     return Instances(popdist.getInstanceIndex(), popdist.getNumInstances())
 
 
-def new_options(config: Config) -> "poptorch.Options":
+def new_options(config: Config) -> poptorch.Options:
     """Options that know the replicas: all of them, or this instance's under poprun."""
     if _under_poprun():
         import popdist.poptorch

@@ -73,7 +73,7 @@ class IpuBackend:
             if self._saved_rng is not None and not self._offline:
                 self._restore_random_state()
 
-    def _wrap_for_training(self) -> "poptorch.PoplarExecutor":
+    def _wrap_for_training(self) -> poptorch.PoplarExecutor:
         model = self._training_step.model
         begin_stages(model, self._config)
         if self._config.pipeline.recompute == "every_block":
@@ -111,7 +111,7 @@ class IpuBackend:
     def _samples_per_call(self) -> int:
         return BatchPlan.of_evaluation(self._config).samples_per_step // self.instances.count
 
-    def _current_inference(self) -> "poptorch.PoplarExecutor":
+    def _current_inference(self) -> poptorch.PoplarExecutor:
         """The inference executor with the weights that training has reached."""
         if self._inference is None:
             begin_stages(self._inference_step.model, self._config)

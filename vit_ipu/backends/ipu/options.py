@@ -15,7 +15,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.f
 _RECOMPUTE_NONE, _RECOMPUTE_PIPELINE, _RECOMPUTE_ALL = 0, 3, 4
 
 
-def training_options(config: Config, *, offline: bool = False) -> "poptorch.Options":
+def training_options(config: Config, *, offline: bool = False) -> poptorch.Options:
     """Options of the training executor: it returns the loss of every micro-batch."""
     plan = BatchPlan.of(config)
     options = _common_options(config, offline=offline)
@@ -31,7 +31,7 @@ def training_options(config: Config, *, offline: bool = False) -> "poptorch.Opti
     return options
 
 
-def inference_options(config: Config, *, offline: bool = False) -> "poptorch.Options":
+def inference_options(config: Config, *, offline: bool = False) -> poptorch.Options:
     """Options of the inference executor: no accumulation, and every micro-batch rounds to nearest."""
     options = _common_options(config, offline=offline)
     options.deviceIterations(BatchPlan.of_evaluation(config).device_iterations)
@@ -40,7 +40,7 @@ def inference_options(config: Config, *, offline: bool = False) -> "poptorch.Opt
     return options
 
 
-def _common_options(config: Config, *, offline: bool) -> "poptorch.Options":
+def _common_options(config: Config, *, offline: bool) -> poptorch.Options:
     pipeline = config.pipeline
     options = new_options(config)
     options.randomSeed(config.run.seed)
@@ -63,14 +63,14 @@ def _common_options(config: Config, *, offline: bool) -> "poptorch.Options":
     return options
 
 
-def _proportions(config: Config) -> "dict[str, float]":
+def _proportions(config: Config) -> dict[str, float]:
     proportions = config.pipeline.available_memory_proportion or ()
     ipus = len(config.layers_per_ipu)
     each = proportions if len(proportions) == ipus else proportions * ipus
-    return {"IPU{}".format(ipu): proportion for ipu, proportion in enumerate(each)}
+    return {f"IPU{ipu}": proportion for ipu, proportion in enumerate(each)}
 
 
-def _optimizer_location(config: Config) -> "poptorch.TensorLocationSettings":
+def _optimizer_location(config: Config) -> poptorch.TensorLocationSettings:
     pipeline = config.pipeline
     location = poptorch.TensorLocationSettings()
     location.useOnChipStorage(pipeline.optimizer_state == "on_chip")
@@ -82,7 +82,7 @@ def _optimizer_location(config: Config) -> "poptorch.TensorLocationSettings":
     return location
 
 
-def _set_recomputation(options: "poptorch.Options", config: Config) -> None:
+def _set_recomputation(options: poptorch.Options, config: Config) -> None:
     if config.pipeline.recompute == "none":
         options._Popart.set("autoRecomputation", _RECOMPUTE_NONE)
     elif config.pipeline.recompute == "every_block":

@@ -30,7 +30,7 @@ class Augment:
             # The mean's nearest byte, so that what is erased is zero after normalisation, to half a byte.
             self._erase = RandomErasing(config.random_erasing, value=[round(255 * mean) for mean in config.mean])
 
-    def __call__(self, pixels: "np.ndarray", rng: "np.random.Generator") -> "np.ndarray":
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self._policy is None and self._erase is None:
             return pixels
         with torchs_generator_from(rng):
@@ -51,7 +51,7 @@ def _policy(config: DataConfig) -> Any:
 
 
 @contextmanager
-def torchs_generator_from(rng: "np.random.Generator") -> Iterator[None]:
+def torchs_generator_from(rng: np.random.Generator) -> Iterator[None]:
     """Within, torch's global CPU generator is seeded by a draw of `rng`; afterwards it is as it was before."""
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(int(rng.integers(1 << 63)))  # not torch.manual_seed, which seeds GPUs too

@@ -35,7 +35,7 @@ _MOST_RESIZED = 4
 # Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
-_TOO_LARGE = "it has more than {} megapixels: make it smaller".format(MAX_PIXELS // 10**6)
+_TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} megapixels: make it smaller"
 
 
 class DataError(UserError):
@@ -49,10 +49,10 @@ class Picture(Protocol):
     def size(self) -> Size:
         """Width and height."""
 
-    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+    def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
         """The pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
 
-    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+    def middle(self, short_side: int, size: int, interpolation: str) -> np.ndarray:
         """The middle (size, size, 3) of the image after its short side became `short_side`."""
 
 
@@ -67,14 +67,14 @@ class DecodedImage:
     def size(self) -> Size:
         return self._image.size
 
-    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+    def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
         if self._image.mode != "RGBA":
             return np.array(resized_by_pillow(self._image, box, (size, size), interpolation).convert("RGB"))
         # Pillow would weight the colours by the opacity; and to drop that first doubles the memory of a large image.
         bands = [resized_by_pillow(self._image.getchannel(name), box, (size, size), interpolation) for name in "RGB"]
         return np.array(Image.merge("RGB", bands))
 
-    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+    def middle(self, short_side: int, size: int, interpolation: str) -> np.ndarray:
         return self.crop(center_box(self.size, short_side, size), size, interpolation)
 
     def rgb(self) -> Image.Image:
@@ -97,12 +97,12 @@ class EncodedImage:
     def size(self) -> Size:
         return self._by_pillow().size if self._jpeg is None else self._jpeg.size
 
-    def crop(self, box: Box, size: int, interpolation: str) -> "np.ndarray":
+    def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
         """As Picture.crop. Raises DataError if the file is damaged."""
         pixels = None if self._jpeg is None else self._jpeg.crop(box, size, interpolation)
         return self._by_pillow().crop(box, size, interpolation) if pixels is None else pixels
 
-    def middle(self, short_side: int, size: int, interpolation: str) -> "np.ndarray":
+    def middle(self, short_side: int, size: int, interpolation: str) -> np.ndarray:
         """As Picture.middle. Raises DataError if the file is damaged."""
         whole = resized_size(self.size, short_side)
         resizes_whole = interpolation in QUICK_IN_TORCH and whole[0] * whole[1] <= _MOST_RESIZED * size**2
@@ -136,7 +136,7 @@ class EncodedImage:
 
 def unreadable(name: str, reason: str) -> DataError:
     """The one line that is said of an image that cannot be read."""
-    return DataError("cannot read the image {}: {}".format(one_line(name), one_line(reason)))
+    return DataError(f"cannot read the image {one_line(name)}: {one_line(reason)}")
 
 
 def one_line(text: str) -> str:

@@ -49,7 +49,7 @@ class PlainJpeg:
         self._orientation = _orientation(data)
 
     @classmethod
-    def of(cls, data: bytes) -> Optional["PlainJpeg"]:
+    def of(cls, data: bytes) -> Optional[PlainJpeg]:
         """None for anything else."""
         if not data.startswith(b"\xff\xd8"):
             return None
@@ -67,15 +67,15 @@ class PlainJpeg:
         width, height = self._stored_size
         return (height, width) if self._orientation[0] else (width, height)
 
-    def crop(self, box: Box, size: int, interpolation: str) -> Optional["np.ndarray"]:
+    def crop(self, box: Box, size: int, interpolation: str) -> Optional[np.ndarray]:
         """Pixels (size, size, 3) of the box."""
         return self._resized(_box_as_stored(box, self._stored_size, self._orientation), (size, size), interpolation)
 
-    def resized(self, size: Size, interpolation: str) -> Optional["np.ndarray"]:
+    def resized(self, size: Size, interpolation: str) -> Optional[np.ndarray]:
         """All pixels, as an image of this width and height."""
         return self._resized((0, 0, *self._stored_size), size[::-1] if self._orientation[0] else size, interpolation)
 
-    def _resized(self, box: Box, size: Size, interpolation: str) -> Optional["np.ndarray"]:
+    def _resized(self, box: Box, size: Size, interpolation: str) -> Optional[np.ndarray]:
         """The box as stored, of this size as stored, made upright."""
         reduction = reduction_for(box, min(size)) if self._is_reducible else 1
         # The smallest of libjpeg-turbo's sizes that is at least this; 0 is the full size.
@@ -134,7 +134,7 @@ def _box_as_stored(box: Box, stored_size: Size, orientation: Orientation) -> Box
     return left, top, right, bottom
 
 
-def _upright(pixels: "np.ndarray", orientation: Orientation) -> "np.ndarray":
+def _upright(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
     transposed, rows_flipped, columns_flipped = orientation
     pixels = pixels[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
     return pixels.swapaxes(0, 1) if transposed else pixels

@@ -26,7 +26,7 @@ cv2.setNumThreads(0)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def resized(pixels: "np.ndarray", box: Box, size: Size, interpolation: str) -> "np.ndarray":
+def resized(pixels: np.ndarray, box: Box, size: Size, interpolation: str) -> np.ndarray:
     """The box of pixels (H, W, 3), whose edges may lie within pixels, as an image of this size, with antialiasing."""
     left, top = math.floor(box[0]), math.floor(box[1])
     pixels = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
@@ -42,7 +42,7 @@ def resized(pixels: "np.ndarray", box: Box, size: Size, interpolation: str) -> "
     return np.array(resized_by_pillow(Image.fromarray(np.ascontiguousarray(pixels)), inner, size, interpolation))
 
 
-def _resize_by_torch(pixels: "np.ndarray", size: Size, interpolation: str) -> "np.ndarray":
+def _resize_by_torch(pixels: np.ndarray, size: Size, interpolation: str) -> np.ndarray:
     four = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA))  # torch is quicker with four bytes a pixel
     images = four.unsqueeze(0).permute(0, 3, 1, 2)  # (1, 4, H, W) in memory format channels_last
     images = F.interpolate(images, size[::-1], mode=interpolation, antialias=True)

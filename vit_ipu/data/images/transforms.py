@@ -26,15 +26,13 @@ class TrainTransform:
         self._config, self._size = config, image_size
         self._augment = Augment(config)
 
-    def __call__(
-        self, picture: Picture, rng: "np.random.Generator", out: "Optional[np.ndarray]" = None
-    ) -> "np.ndarray":
+    def __call__(self, picture: Picture, rng: np.random.Generator, out: Optional[np.ndarray] = None) -> np.ndarray:
         image = self._crop(picture, rng)
         if rng.random() < self._config.horizontal_flip:
             image = cv2.flip(image, 1)
         return to_pixels(self._augment(image, rng), out)
 
-    def _crop(self, picture: Picture, rng: "np.random.Generator") -> "np.ndarray":
+    def _crop(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         config, size = self._config, self._size
         if config.crop == "random_resized":
             box = random_resized_box(picture.size, config.crop_scale, config.crop_ratio, rng)
@@ -49,7 +47,7 @@ class EvalTransform:
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
 
-    def __call__(self, picture: Picture, out: "Optional[np.ndarray]" = None) -> "np.ndarray":
+    def __call__(self, picture: Picture, out: Optional[np.ndarray] = None) -> np.ndarray:
         short_side = self._config.eval_resize or self._size
         return to_pixels(picture.middle(short_side, self._size, self._config.interpolation), out)
 
@@ -75,14 +73,14 @@ class Normalize(nn.Module):
         return images * self.scale + self.shift if self.from_bytes else images
 
 
-def normalize_on_host(pixels: "np.ndarray", config: DataConfig) -> "np.ndarray":
+def normalize_on_host(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
     """Bytes (..., 3, S, S) as float32, normalised."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (config.mean, config.std))
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 
 def random_resized_box(
-    size: Tuple[int, int], scale: Tuple[float, float], ratio: Tuple[float, float], rng: "np.random.Generator"
+    size: Tuple[int, int], scale: Tuple[float, float], ratio: Tuple[float, float], rng: np.random.Generator
 ) -> Tuple[int, int, int, int]:
     """A box (left, top, right, bottom) of random area and log-uniform aspect, as in arXiv:1409.4842.
 
@@ -104,18 +102,18 @@ def random_resized_box(
     return left, top, left + w, top + h
 
 
-def to_pixels(image: "np.ndarray", out: "Optional[np.ndarray]" = None) -> "np.ndarray":
+def to_pixels(image: np.ndarray, out: Optional[np.ndarray] = None) -> np.ndarray:
     """An image (H, W, 3) as (3, H, W). Raises ValueError if it is not bytes, or `out` is not of that shape."""
     if out is None:
         out = np.empty((3, *image.shape[:2]), np.uint8)
     is_bytes = image.dtype == np.uint8 and out.dtype == np.uint8
     if not is_bytes or out.shape != (3, *image.shape[:2]):  # OpenCV would write somewhere else, and say nothing
-        raise ValueError("pixels {} {} into {} {}".format(image.shape, image.dtype, out.shape, out.dtype))
+        raise ValueError(f"pixels {image.shape} {image.dtype} into {out.shape} {out.dtype}")
     cv2.split(image, list(out))  # a fifth of the time of numpy's strided copy
     return out
 
 
-def _shift(image: "np.ndarray", padding: int, rng: "np.random.Generator") -> "np.ndarray":
+def _shift(image: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
     """The image (S, S, 3), moved by up to `padding` pixels over black."""
     size = len(image)
     left, top = rng.integers(2 * padding + 1, size=2).tolist()

@@ -49,7 +49,7 @@ class HostBatch:
         """The tensors that a training step takes."""
         return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
 
-    def split(self, size: int) -> "Iterator[HostBatch]":
+    def split(self, size: int) -> Iterator[HostBatch]:
         """Its parts of `size` samples each, which must be whole micro-batches."""
         num_parts = len(self) // size
         return (HostBatch(*tensors) for tensors in zip(*(tensor.chunk(num_parts) for tensor in self.inputs)))
@@ -62,7 +62,7 @@ class TrainingStream:
         self._num_images, self._seed = num_images, seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def at(self, positions: "Union[Sequence[int], np.ndarray]") -> List[Entry]:
+    def at(self, positions: Union[Sequence[int], np.ndarray]) -> List[Entry]:
         """(epoch, index) of each position."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), self._num_images)
         indices = np.empty_like(places)
@@ -71,7 +71,7 @@ class TrainingStream:
             indices[of_epoch] = self._order_of(epoch)[places[of_epoch]]
         return list(zip(epochs.tolist(), indices.tolist()))
 
-    def _order_of(self, epoch: int) -> "np.ndarray":
+    def _order_of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
@@ -82,7 +82,7 @@ class TrainingLoader:
     """Yields the host steps start_step, start_step + 1, ... total_steps - 1."""
 
     def __init__(
-        self, source: Source, config: Config, positions: "np.ndarray", *, start_step: int, total_steps: int
+        self, source: Source, config: Config, positions: np.ndarray, *, start_step: int, total_steps: int
     ) -> None:
         """`positions`: those of a host step that this process feeds (BatchPlan.share)."""
         self._source, self._config = source, config
@@ -125,9 +125,7 @@ class EvaluationLoader:
             yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
 
 
-def _filled(
-    entries: Iterable[List[Entry]], fill: "_Fill", config: Config, samples: int, steps: int
-) -> Iterator[Filled]:
+def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples: int, steps: int) -> Iterator[Filled]:
     """The steps, by the workers of the config or by this process."""
     dtype = getattr(torch, config.data.transfer)
 
@@ -158,13 +156,13 @@ class _Fill:
                 images[place] = normalize_on_host(pixels, self._data)
         return skipped
 
-    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+    def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
         """Writes the image to `pixels` (3, S, S) and returns its label."""
         raise NotImplementedError
 
     def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
         if self._data.on_error == "raise":
-            raise DataError("{} (data.on_error: skip goes on without it)".format(error)) from None
+            raise DataError(f"{error} (data.on_error: skip goes on without it)") from None
         skipped.append(str(error))
 
 
@@ -174,7 +172,7 @@ class TrainingFill(_Fill):
         self._transform = TrainTransform(config.data, config.model.image_size)
         self._generators = SampleGenerators(config.run.seed)
 
-    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+    def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
         """Those of the image, or of one drawn from (seed, epoch, index) in its place."""
         rng = self._generators.of(epoch, index)
         for _ in range(_TRIES):
@@ -185,7 +183,7 @@ class TrainingFill(_Fill):
                 self._skip(error, skipped)
                 last = error
             index = int(rng.integers(len(self._source)))
-        raise DataError("{} images one after the other could not be read, the last: {}".format(_TRIES, last))
+        raise DataError(f"{_TRIES} images one after the other could not be read, the last: {last}")
 
 
 class _EvaluationFill(_Fill):
@@ -193,7 +191,7 @@ class _EvaluationFill(_Fill):
         super().__init__(source, config)
         self._transform = EvalTransform(config.data, config.model.image_size)
 
-    def _sample(self, epoch: int, index: int, pixels: "np.ndarray", skipped: List[Skipped]) -> int:
+    def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
         """Those of the image, or the label -1 if it is left out."""
         try:
             self._transform(self._source.picture(index), pixels)
@@ -214,14 +212,14 @@ class SampleGenerators:
         self._generator = np.random.Generator(np.random.Philox(key=seed))
         self._state: Any = self._generator.bit_generator.state  # before any draw
 
-    def of(self, epoch: int, index: int) -> "np.random.Generator":
+    def of(self, epoch: int, index: int) -> np.random.Generator:
         """The sample's generator, which is valid until another one is asked for."""
         self._state["state"]["counter"][:] = (0, 0, index, epoch)  # the lower two count a sample's 2**128 draws
         self._generator.bit_generator.state = self._state
         return self._generator
 
 
-def stack_images(pixels: Sequence["np.ndarray"], config: DataConfig) -> Tensor:
+def stack_images(pixels: Sequence[np.ndarray], config: DataConfig) -> Tensor:
     """Pixels (3, S, S) of uint8 as one tensor (n, 3, S, S), in the form in which images travel."""
     stacked = np.stack(pixels)
     return torch.from_numpy(normalize_on_host(stacked, config) if config.transfer == "float32" else stacked)

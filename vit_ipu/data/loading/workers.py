@@ -48,7 +48,7 @@ class Buffer:
     labels: Tensor
 
     @classmethod
-    def of(cls, count: int, image_size: int, dtype: torch.dtype, *, shared: bool) -> "Buffer":
+    def of(cls, count: int, image_size: int, dtype: torch.dtype, *, shared: bool) -> Buffer:
         images = torch.empty(count, 3, image_size, image_size, dtype=dtype)
         labels = torch.empty(count, dtype=torch.int64)
         if shared:
@@ -56,8 +56,8 @@ class Buffer:
                 images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
             except RuntimeError as error:  # of torch, if /dev/shm is full
                 raise RunFailed(
-                    "no shared memory for a host step of {:,} images: make /dev/shm larger (a container's --shm-size), "
-                    "or set data.num_workers: 0 ({})".format(count, str(error).splitlines()[0])
+                    f"no shared memory for a host step of {count:,} images: make /dev/shm larger (a container's "
+                    f"--shm-size), or set data.num_workers: 0 ({str(error).splitlines()[0]})"
                 ) from None
         return cls(images, labels)
 
@@ -73,7 +73,7 @@ class _Step:
     slot: int
     count: int
     jobs_left: int
-    answers: Dict[int, "_Answer"] = field(default_factory=dict)
+    answers: Dict[int, _Answer] = field(default_factory=dict)
     """By the place where each job starts, so that it does not matter which was done first."""
 
     @property
@@ -272,7 +272,7 @@ class _Pool:
             self._next_step += 1
         return True
 
-    def _take_answer(self, worker: "_Worker") -> None:
+    def _take_answer(self, worker: _Worker) -> None:
         answer = worker.answer()
         with self._changed:
             step = self._under_way[answer.step]
@@ -312,8 +312,8 @@ class _Worker:
     def death(self) -> RunFailed:
         self.process.join(_GRACE)
         return RunFailed(
-            "a process that loads images died (exit code {}): out of memory? Lower data.num_workers, and see the "
-            "system's log".format(self.process.exitcode)
+            f"a process that loads images died (exit code {self.process.exitcode}): out of memory? Lower "
+            "data.num_workers, and see the system's log"
         )
 
     def ask_to_end(self) -> None:
@@ -350,12 +350,12 @@ def _work(pipe: Connection, fill: Fill, buffers: Sequence[Buffer], parent: int) 
             return
 
 
-def _do(job: _Job, fill: Fill, buffers: Sequence[Buffer]) -> "tuple[List[Skipped], Optional[Exception]]":
+def _do(job: _Job, fill: Fill, buffers: Sequence[Buffer]) -> tuple[List[Skipped], Optional[Exception]]:
     try:
         return fill(buffers[job.slot], job.start, job.entries), None
     except UserError as error:
         return [], error
     except Exception as error:  # a traceback does not travel: its last line does
         place = traceback.extract_tb(error.__traceback__)[-1]
-        text = "{}: {} ({}, line {})".format(type(error).__name__, error, place.filename, place.lineno)
-        return [], RunFailed("a process that loads images failed: {}".format(text))
+        text = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        return [], RunFailed(f"a process that loads images failed: {text}")

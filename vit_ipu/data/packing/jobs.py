@@ -48,16 +48,16 @@ class PackOptions:
     """Leave out images that cannot be read, rather than stop."""
 
     @classmethod
-    def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> "PackOptions":
+    def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> PackOptions:
         """The options as words of a command line. Raises UserError."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", shard_size)
         size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match is not None else 0
         if size <= 0:
-            raise UserError("--shard-size {!r} is no size: give one such as 256MB or 1GB".format(shard_size))
+            raise UserError(f"--shard-size {shard_size!r} is no size: give one such as 256MB or 1GB")
         if on_error not in ("raise", "skip"):
-            raise UserError("--on-error {!r}: use raise or skip".format(on_error))
+            raise UserError(f"--on-error {on_error!r}: use raise or skip")
         if quality is not None and short_side is None:
-            raise UserError("--quality {} is for images that are resized: give --short-side too".format(quality))
+            raise UserError(f"--quality {quality} is for images that are resized: give --short-side too")
         return cls(short_side, cls.quality if quality is None else quality, size, skip_bad=on_error == "skip")
 
 
@@ -81,7 +81,7 @@ class Job:
     """What every worker knows."""
 
     source: FolderSource
-    order: "np.ndarray"
+    order: np.ndarray
     """Index of the image at each place of the shards."""
     folder: str
     options: PackOptions
@@ -126,7 +126,7 @@ def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tupl
         with _state.count.get_lock():
             _state.count.value += last - first
         return noted, True
-    temporary = os.path.join(_job.folder, "{}{}".format(TEMPORARY, name))
+    temporary = os.path.join(_job.folder, f"{TEMPORARY}{name}")
     with open(temporary, "wb") as file:
         hashed = _Hashed(file)
         samples, skipped = _write_samples(hashed, _job, range(first, last), _state)
@@ -136,7 +136,7 @@ def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tupl
     return Shard(name, samples, hashed.count, hashed.digest.hexdigest(), tuple(skipped)), False
 
 
-def _write_samples(file: "_Hashed", job: Job, places: range, state: State) -> Tuple[int, List[str]]:
+def _write_samples(file: _Hashed, job: Job, places: range, state: State) -> Tuple[int, List[str]]:
     """Writes a tar of the images at these places: how many, and the paths of those that cannot be read."""
     skipped: List[str] = []
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
@@ -149,11 +149,11 @@ def _write_samples(file: "_Hashed", job: Job, places: range, state: State) -> Tu
                 data, suffix = prepare(path, job.options)
             except DataError as error:
                 if not job.options.skip_bad:
-                    raise DataError("{} (--on-error skip leaves such images out)".format(error)) from None
+                    raise DataError(f"{error} (--on-error skip leaves such images out)") from None
                 skipped.append(path)
             else:
                 stem = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.splitext(os.path.basename(path))[0])[:_LONGEST_STEM]
-                key = "{:08d}_{}".format(index, stem)
+                key = f"{index:08d}_{stem}"
                 _add(tar, key + suffix, data)
                 _add(tar, key + ".cls", str(job.source.labels[index]).encode("ascii"))
             with state.count.get_lock():
@@ -190,7 +190,7 @@ def has_sha256(path: str, expected: str) -> bool:
     return digest.hexdigest() == expected
 
 
-def scan_with_keys(path: str) -> "Tuple[np.ndarray, np.ndarray]":
+def scan_with_keys(path: str) -> Tuple[np.ndarray, np.ndarray]:
     """The rows of a shard of ours, and the index that each key begins with."""
     rows = scan_shard(path).rows
     with open(path, "rb") as file:

@@ -18,7 +18,7 @@ def lock(journal: IO[str], folder: Path) -> None:
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError("another process is packing into {}: wait for it, or stop it".format(folder)) from None
+        raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from None
 
 
 def append_record(journal: IO[str], record: Dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
         if not all(map(_is_record, records)):
             raise ValueError
     except ValueError:  # JSON's and Unicode's are of this kind
-        raise DataError("{} is damaged: give another TARGET".format(folder / JOURNAL)) from None
+        raise DataError(f"{folder / JOURNAL} is damaged: give another TARGET") from None
     journal.truncate(len(whole.encode("utf-8")))
     return records
 

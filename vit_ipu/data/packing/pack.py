@@ -98,7 +98,7 @@ def pack(
     Raises UserError for images or a target that cannot be used, PackInterrupted at Ctrl-C.
     """
     if not source.is_dir():
-        raise DataError("{} is not a folder".format(source))
+        raise DataError(f"{source} is not a folder")
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
     _refuse_strange_target(target, source, images.values())
@@ -118,7 +118,7 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
         raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
     for folder in folders:
         if not (folder / INDEX).is_file():
-            raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
+            raise DataError(f"{folder} is not packed to its end: run the same vit-ipu pack again")
     counts = {}
     for folder in folders:
         index, done, wrong = require_index(folder), 0, []
@@ -130,8 +130,8 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
                 progress("verify " + folder.name, done, index["samples"])
         if wrong:
             raise DataError(
-                "{} is missing or not as it was written, and {} other shards: run the same vit-ipu pack again, which "
-                "makes them anew".format(folder / min(wrong), len(wrong) - 1)
+                f"{folder / min(wrong)} is missing or not as it was written, and {len(wrong) - 1} other shards: run "
+                "the same vit-ipu pack again, which makes them anew"
             )
         read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
         counts[folder.name] = index["samples"]
@@ -141,16 +141,16 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
 def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
     """Raises UserError if the target is a file, among the images, or a folder with anything but shards of ours."""
     if target.exists() and not target.is_dir():
-        raise UserError("{} is a file: give another TARGET".format(target))
+        raise UserError(f"{target} is a file: give another TARGET")
     folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
     around = [str(path) for path in (target.resolve(), *target.resolve().parents)]
     for folder in itertools.chain(folders, *(found.paths.folders for found in images)):
         if os.path.realpath(folder) in around:
-            raise UserError("{} is in {}, among the images: give another TARGET".format(target, folder))
+            raise UserError(f"{target} is in {folder}, among the images: give another TARGET")
     for place in (target / name for name in SPLITS.values()):
         is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
         if place.is_dir() and any(place.iterdir()) and not is_ours:
-            raise UserError("{} holds files that pack has not written: give another TARGET".format(place))
+            raise UserError(f"{place} holds files that pack has not written: give another TARGET")
 
 
 # --------------------------------------------------------------------------------------- one split
@@ -227,11 +227,11 @@ class _Packer:
                     if not was_kept:
                         append_record(journal, asdict(shard))
         except KeyboardInterrupt:
-            of_all = "of {} ".format(len(self._plan)) if self._plan else ""
-            raise PackInterrupted("{} {}shards of {} are done".format(len(finished), of_all, self._name)) from None
+            of_all = f"of {len(self._plan)} " if self._plan else ""
+            raise PackInterrupted(f"{len(finished)} {of_all}shards of {self._name} are done") from None
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
-            raise DataError("none of the {:,} images of {} can be read".format(len(self._source), self._name))
+            raise DataError(f"none of the {len(self._source):,} images of {self._name} can be read")
         for name in filter(self._is_shard, self._surplus - set(self._plan)):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
@@ -271,7 +271,7 @@ class _Packer:
 
     def _make(
         self, noted: Dict[str, Shard], workers: int, progress: Progress
-    ) -> "Generator[Tuple[Shard, bool], None, None]":
+    ) -> Generator[Tuple[Shard, bool], None, None]:
         """Each shard when it is there, and whether it was before."""
         total, state = len(self._source), State()
         tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
@@ -317,7 +317,7 @@ class _Packer:
         }
         _write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"))
 
-    def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, "np.ndarray"]:
+    def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, np.ndarray]:
         """Where each image lies, in the order of the folder, by what is in the shards."""
         parts = []
         with processes(workers, remedy=_FEWER) as pool:
@@ -351,11 +351,9 @@ def _shard_names(split: str, num_shards: int) -> List[str]:
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
     if key.startswith(("images", "labels")):
-        found = "{} images, not {}".format(before, value) if key == "images" else "other names of images or classes"
-        return "{} was packed with {}: give another TARGET, or --rescan to pack anew".format(folder, found)
-    return "{} was packed with {} {}, not {}: pack with the same options, or give another TARGET".format(
-        folder, key, before, value
-    )
+        found = f"{before} images, not {value}" if key == "images" else "other names of images or classes"
+        return f"{folder} was packed with {found}: give another TARGET, or --rescan to pack anew"
+    return f"{folder} was packed with {key} {before}, not {value}: pack with the same options, or give another TARGET"
 
 
 def _write_whole(path: Path, content: bytes) -> None:

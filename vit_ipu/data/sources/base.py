@@ -22,7 +22,7 @@ class Source:
     Order and augmentation depend on (seed, epoch, index) alone, so what a source gives at an index never changes.
     """
 
-    def __init__(self, classes: Sequence[str], labels: "np.ndarray") -> None:
+    def __init__(self, classes: Sequence[str], labels: np.ndarray) -> None:
         self.classes = tuple(classes)
         """The name of each label."""
         self.labels = labels
@@ -63,7 +63,7 @@ def read_bytes(path: str) -> bytes:
                 raise unreadable(path, "it is no regular file")
             return file.read()
     except FileNotFoundError:
-        raise DataError("no image at {}".format(one_line(path))) from None
+        raise DataError(f"no image at {one_line(path)}") from None
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from None
 
@@ -77,7 +77,7 @@ def expanded(path: str) -> Path:
     """The path with ~ as the home folder. Raises DataError if nobody knows that."""
     found = os.path.expanduser(path)
     if found.startswith("~"):  # pathlib raises one or the other kind, by Python's version
-        raise DataError("{}: nobody knows this home folder: give the whole path".format(path))
+        raise DataError(f"{path}: nobody knows this home folder: give the whole path")
     return Path(found)
 
 
@@ -99,7 +99,5 @@ def require_same_classes(trained: Sequence[str], held_out: Sequence[str], where:
     if list(trained) != list(held_out):
         differing = sorted(set(trained) ^ set(held_out)) or ["their order"]
         raise DataError(
-            "{} and its train folder have different classes: {} and {} more".format(
-                where, differing[0], len(differing) - 1
-            )
+            f"{where} and its train folder have different classes: {differing[0]} and {len(differing) - 1} more"
         )

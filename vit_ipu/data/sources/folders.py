@@ -26,7 +26,7 @@ _NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")
 class FolderSource(EncodedSource):
     """Image files with labels."""
 
-    def __init__(self, paths: ImagePaths, labels: "np.ndarray", classes: Sequence[str]) -> None:
+    def __init__(self, paths: ImagePaths, labels: np.ndarray, classes: Sequence[str]) -> None:
         super().__init__(classes, labels)
         self.paths = paths
 
@@ -39,7 +39,7 @@ def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
     folder = split_folder(root, split)
     classes = class_folders(folder)
     if not classes:
-        raise DataError("no class folders in {}: expected {}/CLASS/*.jpg".format(folder, folder))
+        raise DataError(f"no class folders in {folder}: expected {folder}/CLASS/*.jpg")
     if split == "eval" and has_split(root, "train"):
         require_same_classes(class_folders(split_folder(root, "train")), classes, folder)
     return _by_class(folder, classes, classes, split, cache)
@@ -51,19 +51,17 @@ def _by_class(
     """The images in the folders `class_names` of a split's folder, whose labels are called `names`."""
     paths = list_images(folder, class_names, cache)
     if not len(paths):
-        raise DataError("no images below {}: expected {}/CLASS/*.jpg".format(folder, folder))
+        raise DataError(f"no images below {folder}: expected {folder}/CLASS/*.jpg")
     empty = np.flatnonzero(np.bincount(paths.folder, minlength=len(class_names)) == 0)
     if len(empty) and split == "train":
         raise DataError(
-            "no images in {}, and in {} more class folders: add images, or remove the folders".format(
-                folder / class_names[int(empty[0])], len(empty) - 1
-            )
+            f"no images in {folder / class_names[int(empty[0])]}, and in {len(empty) - 1} more class folders: add "
+            "images, or remove the folders"
         )
     if len(empty):
         cache.say(
-            "note: {} of {} class folders in {} hold no images, such as {}".format(
-                len(empty), len(class_names), folder, class_names[int(empty[0])]
-            )
+            f"note: {len(empty)} of {len(class_names)} class folders in {folder} hold no images, such as "
+            f"{class_names[int(empty[0])]}"
         )
     return FolderSource(paths, paths.folder.astype(np.int64), names)
 
@@ -96,7 +94,7 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
         return _by_class(folder, wnids, names, split, cache)
     paths = list_images(folder, [""], cache)
     if not len(paths):
-        raise DataError("no images in {}: expected {}/nXXXXXXXX/*.JPEG or ILSVRC2012_val_*.JPEG".format(folder, folder))
+        raise DataError(f"no images in {folder}: expected {folder}/nXXXXXXXX/*.JPEG or ILSVRC2012_val_*.JPEG")
     return FolderSource(paths, _flat_labels(paths, folder, _places(root, base), wnids), names)
 
 
@@ -124,13 +122,12 @@ def _is_wnid(name: str) -> bool:
 def _wnids(train: Path) -> List[str]:
     found = class_folders(train)
     if not found:
-        raise DataError("no class folders in {}: expected {}/nXXXXXXXX/*.JPEG".format(train, train))
+        raise DataError(f"no class folders in {train}: expected {train}/nXXXXXXXX/*.JPEG")
     for name in found:
         if not _is_wnid(name):
             raise DataError(
-                "{} holds the folder {}, which is no WordNet id such as n01440764: use data.source: imagefolder".format(
-                    train, name
-                )
+                f"{train} holds the folder {name}, which is no WordNet id such as n01440764: use data.source: "
+                "imagefolder"
             )
     return found
 
@@ -154,7 +151,7 @@ def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
     return [known.get(wnid, wnid) for wnid in wnids]
 
 
-def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> "np.ndarray":
+def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> np.ndarray:
     """(n,) int64: the labels of files that no class folder tells. Raises DataError."""
     solution, truth = _find(places, _SOLUTION), _find(places, _GROUND_TRUTH)
     if solution is not None:
@@ -163,17 +160,17 @@ def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids:
         known, where = _read_ground_truth(truth, places), truth
     else:
         raise DataError(
-            "{} has no class folders: put {} or the devkit's {} beside it, or sort its images into class "
-            "folders".format(folder, _SOLUTION, _GROUND_TRUTH)
+            f"{folder} has no class folders: put {_SOLUTION} or the devkit's {_GROUND_TRUTH} beside it, or sort its "
+            "images into class folders"
         )
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels = np.empty(len(paths), np.int64)
     for index in range(len(paths)):
         name = paths.name(index).rsplit(".", 1)[0]
         if name not in known:
-            raise DataError("{} says nothing of the image {}".format(where, paths[index]))
+            raise DataError(f"{where} says nothing of the image {paths[index]}")
         if known[name] not in label_of:
-            raise DataError("{} gives {} the class {}, which has no training images".format(where, name, known[name]))
+            raise DataError(f"{where} gives {name} the class {known[name]}, which has no training images")
         labels[index] = label_of[known[name]]
     return labels
 
@@ -182,7 +179,7 @@ def _read_solution(path: Path) -> Dict[str, str]:
     """The WordNet id of each image in Kaggle's list: lines `ImageId,PredictionString`, the latter starting with it."""
     rows = list(csv.reader(_read_lines(path)))
     if not rows or rows[0] != ["ImageId", "PredictionString"] or not all(len(row) == 2 and row[1] for row in rows):
-        raise DataError("{} is not Kaggle's list: expected lines ImageId,PredictionString".format(path))
+        raise DataError(f"{path} is not Kaggle's list: expected lines ImageId,PredictionString")
     return {name: boxes.split()[0] for name, boxes in rows[1:]}
 
 
@@ -191,16 +188,14 @@ def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
     synsets = _read_devkit([path.parent, *places])
     if synsets is None:
         raise DataError(
-            "{} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it".format(
-                path
-            )
+            f"{path} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it"
         )
     wnid_of = {synset.ilsvrc_id: synset.wnid for synset in synsets}
     known = {}
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip() not in wnid_of:
-            raise DataError("{} line {}: {!r} is no ILSVRC id of the devkit".format(path, number, line.strip()))
-        known["ILSVRC2012_val_{:08d}".format(number)] = wnid_of[line.strip()]
+            raise DataError(f"{path} line {number}: {line.strip()!r} is no ILSVRC id of the devkit")
+        known[f"ILSVRC2012_val_{number:08d}"] = wnid_of[line.strip()]
     return known
 
 
@@ -218,7 +213,7 @@ def _read_devkit(places: Sequence[Path]) -> Optional[List[_Synset]]:
     if mapping is not None:
         rows = [line.split() for line in _read_lines(mapping)]
         if not all(len(row) >= 2 and _is_wnid(row[0]) for row in rows):
-            raise DataError("{} is not the devkit's: expected lines such as `n02119789 1 kit_fox`".format(mapping))
+            raise DataError(f"{mapping} is not the devkit's: expected lines such as `n02119789 1 kit_fox`")
         return [_Synset(row[1], row[0], " ".join(row[2:]).replace("_", " ") or row[0]) for row in rows]
     return None if meta is None else _read_meta(meta)
 
@@ -228,17 +223,17 @@ def _read_meta(path: Path) -> List[_Synset]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise DataError("{} needs a package: pip install scipy".format(path)) from None
+        raise DataError(f"{path} needs a package: pip install scipy") from None
     try:
         synsets = loadmat(str(path), squeeze_me=True)["synsets"]
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
         return [_Synset(str(int(row["ILSVRC2012_ID"])), str(row["WNID"]), str(row["words"])) for row in leaves]
     except Exception as error:  # scipy raises many kinds
-        raise DataError("cannot read {}: {}".format(path, error)) from None
+        raise DataError(f"cannot read {path}: {error}") from None
 
 
 def _read_lines(path: Path) -> List[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read {}: {}".format(path, error)) from None
+        raise DataError(f"cannot read {path}: {error}") from None

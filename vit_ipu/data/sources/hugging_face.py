@@ -18,44 +18,44 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 class SavedSource(EncodedSource):
     """Rows of a table on the disk, which is mapped into memory rather than read."""
 
-    def __init__(self, images: Any, column: str, labels: "np.ndarray", classes: List[str], name: str) -> None:
+    def __init__(self, images: Any, column: str, labels: np.ndarray, classes: List[str], name: str) -> None:
         super().__init__(classes, labels)
         self._images, self._column, self._name = images, column, name
 
     def picture(self, index: int) -> EncodedImage:
         value = self._images[int(index)][self._column] or {}
         if value.get("bytes") is not None:
-            return EncodedImage(value["bytes"], "{}[{}]".format(self._name, index))
+            return EncodedImage(value["bytes"], f"{self._name}[{index}]")
         if value.get("path"):
             return open_picture(value["path"])
-        raise DataError("{}[{}] has no image".format(self._name, index))
+        raise DataError(f"{self._name}[{index}] has no image")
 
 
 def open_saved(root: Path, split: str) -> SavedSource:
     """The images of a split that `DatasetDict.save_to_disk(root)` wrote. Raises DataError."""
     splits = _load(root)
     name, data = _pick(splits, split, root)
-    image, label = _columns(data, "{}/{}".format(root, name))
+    image, label = _columns(data, f"{root}/{name}")
     classes = list(data.features[label].names)
     if split == "eval":
         trained = _pick(splits, "train", root)[1]
         trained_names = getattr(trained.features.get(label), "names", [])
         require_same_classes(trained_names, classes, root / name)
-    labels = _labels(np.asarray(data.with_format("numpy")[label][:]), "{}/{}".format(root, name))
+    labels = _labels(np.asarray(data.with_format("numpy")[label][:]), f"{root}/{name}")
     if len(labels) == 0 or labels.min() < 0:
-        raise DataError("{}/{} has no labels: a test split may have hidden ones (-1)".format(root, name))
+        raise DataError(f"{root}/{name} has no labels: a test split may have hidden ones (-1)")
     import datasets
 
     images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return SavedSource(images, image, labels, classes, "{}/{}".format(root, name))
+    return SavedSource(images, image, labels, classes, f"{root}/{name}")
 
 
-def _labels(values: "np.ndarray", where: str) -> "np.ndarray":
+def _labels(values: np.ndarray, where: str) -> np.ndarray:
     """(n,) int64. Raises DataError if one is missing, which makes all of them floats or objects."""
     if values.dtype.kind not in "iu":
         missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
         if missing:
-            raise DataError("{} has no label in row {}, and in {} more".format(where, missing[0], len(missing) - 1))
+            raise DataError(f"{where} has no label in row {missing[0]}, and in {len(missing) - 1} more")
     return values.astype(np.int64)
 
 
@@ -69,9 +69,9 @@ def _load(root: Path) -> Any:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # of datasets, pyarrow and json
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError("{} is not a folder of DatasetDict.save_to_disk: {}".format(root, reason)) from None
+        raise DataError(f"{root} is not a folder of DatasetDict.save_to_disk: {reason}") from None
     if not isinstance(loaded, dict):
-        raise DataError("{} holds one set without splits: save a DatasetDict with train and validation".format(root))
+        raise DataError(f"{root} holds one set without splits: save a DatasetDict with train and validation")
     return loaded
 
 

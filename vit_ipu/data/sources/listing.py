@@ -57,7 +57,7 @@ class ListingCache:
         arrays = make()
         seconds = time.monotonic() - start
         if seconds > _WORTH_SAYING_SECONDS:
-            self.say("listed {} in {:.0f} s; the next start takes the list from the cache".format(name, seconds))
+            self.say(f"listed {name} in {seconds:.0f} s; the next start takes the list from the cache")
         if key["state"][:, 0].max(initial=0) < now - _CLOCK_NS:
             try:
                 _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
@@ -67,7 +67,7 @@ class ListingCache:
 
     def _say_unwritable(self, folder: Path, reason: str) -> None:
         if not self._said_unwritable:
-            self.say("note: cannot keep the list of images in {}: {}".format(folder, reason))
+            self.say(f"note: cannot keep the list of images in {folder}: {reason}")
         self._said_unwritable = True
 
 
@@ -78,12 +78,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vit_ipu"
 
 
-def _state(paths: Sequence[str]) -> "np.ndarray":
+def _state(paths: Sequence[str]) -> np.ndarray:
     """(n, 2) int64: time of modification in ns, and size. Raises DataError if one is not there."""
     try:
         found = [os.stat(path) for path in paths]
     except OSError as error:
-        raise DataError("cannot list {}: {}".format(error.filename, error.strerror)) from None
+        raise DataError(f"cannot list {error.filename}: {error.strerror}") from None
     return np.array([(entry.st_mtime_ns, entry.st_size) for entry in found], np.int64).reshape(-1, 2)
 
 
@@ -154,7 +154,7 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
     """
     absolute = os.path.abspath(str(root))
     paths = [os.path.join(absolute, folder) if folder else absolute for folder in folders]
-    listed = cache.get("the images in {}".format(absolute), paths, lambda: _list_folders(paths))
+    listed = cache.get(f"the images in {absolute}", paths, lambda: _list_folders(paths))
     others = listed["others"]
     if others.any():
         folder = folders[int(others.argmax())]
@@ -173,12 +173,12 @@ def class_folders(root: Path) -> List[str]:
         with os.scandir(str(root)) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
-        raise DataError("cannot list {}: {}".format(error.filename or root, error.strerror)) from None
+        raise DataError(f"cannot list {error.filename or root}: {error.strerror}") from None
 
 
 def _list_folders(folders: Sequence[str]) -> Arrays:
     names: List[bytes] = []
-    lengths: List["np.ndarray"] = []
+    lengths: List[np.ndarray] = []
     others: List[int] = []
     with ThreadPoolExecutor(_LISTERS) as pool:  # a network file system answers several at once
         for joined, ends, num_others in pool.map(_list_folder, folders):
@@ -194,17 +194,17 @@ def _list_folders(folders: Sequence[str]) -> Arrays:
     }
 
 
-def _list_folder(folder: str) -> "Tuple[bytes, np.ndarray, int]":
+def _list_folder(folder: str) -> Tuple[bytes, np.ndarray, int]:
     """The names of the images in a folder, all their bytes, and the length of each; how many other entries it has."""
     try:
         entries = os.listdir(folder)
     except OSError as error:
-        raise DataError("cannot list {}: {}".format(folder, error.strerror)) from None
+        raise DataError(f"cannot list {folder}: {error.strerror}") from None
     shown = [name for name in entries if not name.startswith(".")]
     kept = sorted(name for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
     encoded = [os.fsencode(name) for name in kept]
     return b"".join(encoded), np.array([len(name) for name in encoded], np.int64), len(shown) - len(kept)
 
 
-def _blob(words: Sequence[str]) -> "np.ndarray":
+def _blob(words: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"\0".join(os.fsencode(word) for word in words), np.uint8)

@@ -44,7 +44,7 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 class ArraySource(Source):
     """Images held in memory: grey (n, H, W) or colour (n, H, W, 3), uint8."""
 
-    def __init__(self, images: "np.ndarray", labels: "np.ndarray", classes: Sequence[str]) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
         super().__init__(classes, labels)
         self._images = images
 
@@ -57,7 +57,7 @@ class GeneratedSource(Source):
 
     def __init__(self, num_images: int, image_size: int, num_classes: int, seed: int) -> None:
         labels = np.random.default_rng([seed, num_images]).integers(num_classes, size=num_images)
-        super().__init__(["class {}".format(label) for label in range(num_classes)], labels)
+        super().__init__([f"class {label}" for label in range(num_classes)], labels)
         self._shape, self._seed = (image_size, image_size, 3), seed
 
     def image(self, index: int) -> Image.Image:
@@ -88,9 +88,8 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
         source = LimitedSource(source, limit)
     if len(source.classes) != model.num_classes:
         raise DataError(
-            "data.path {} has {} classes but model.num_classes is {}: set model.num_classes: {}".format(
-                config.path, len(source.classes), model.num_classes, len(source.classes)
-            )
+            f"data.path {config.path} has {len(source.classes)} classes but model.num_classes is {model.num_classes}: "
+            f"set model.num_classes: {len(source.classes)}"
         )
     return source
 
@@ -110,9 +109,8 @@ def _open_fashion_mnist(config: DataConfig, model: ModelConfig, split: str, cach
         if any((folder / (_IDX[split][0] + suffix)).is_file() for suffix in _DECOMPRESS):
             return _fashion_mnist(folder, split)
     raise DataError(
-        "no Fashion-MNIST in {}: put {}.gz and the other three idx files there, or set data.download: true".format(
-            root, _IDX[split][0]
-        )
+        f"no Fashion-MNIST in {root}: put {_IDX[split][0]}.gz and the other three idx files there, or set "
+        "data.download: true"
     )
 
 
@@ -177,14 +175,14 @@ _OPEN: Dict[str, Callable[[DataConfig, ModelConfig, str, ListingCache], Source]]
 
 def _named_path(config: DataConfig) -> str:
     if config.path is None:
-        raise DataError("data.source {} needs data.path, the folder of the images".format(config.source))
+        raise DataError(f"data.source {config.source} needs data.path, the folder of the images")
     return config.path
 
 
 def _path(config: DataConfig) -> Path:
     path = expanded(_named_path(config))
     if not config.download and not path.is_dir():
-        raise DataError("data.path {} is not a folder".format(path))
+        raise DataError(f"data.path {path} is not a folder")
     return path
 
 
@@ -194,7 +192,7 @@ def _download(name: str, root: Path) -> None:
     try:
         getattr(datasets, name)(str(root), download=True)
     except Exception as error:  # urllib, ssl and torchvision raise many kinds
-        raise DataError("cannot download {} into {}: {}".format(name, root, str(error).splitlines()[0])) from None
+        raise DataError(f"cannot download {name} into {root}: {str(error).splitlines()[0]}") from None
 
 
 # -------------------------------------------------------------------------------------- idx files
@@ -213,19 +211,16 @@ _DECOMPRESS: Dict[str, Callable[[bytes], bytes]] = {
 def _fashion_mnist(folder: Path, split: str) -> Source:
     images, labels = (_read_idx(folder, name) for name in _IDX[split])
     if images.ndim != 3 or labels.shape != images.shape[:1] or len(images) == 0:
-        raise DataError(
-            "{} holds {} images and {} labels: fetch the files again".format(folder, len(images), len(labels))
-        )
+        raise DataError(f"{folder} holds {len(images)} images and {len(labels)} labels: fetch the files again")
     if labels.max() >= len(FASHION_CLASSES):
         raise DataError(
-            "{} holds the label {}, but there are {} classes: fetch the files again".format(
-                folder, labels.max(), len(FASHION_CLASSES)
-            )
+            f"{folder} holds the label {labels.max()}, but there are {len(FASHION_CLASSES)} classes: fetch the files "
+            "again"
         )
     return ArraySource(images, labels.astype(np.int64), FASHION_CLASSES)
 
 
-def _read_idx(folder: Path, name: str) -> "np.ndarray":
+def _read_idx(folder: Path, name: str) -> np.ndarray:
     """An idx file of bytes (http://yann.lecun.com/exdb/mnist), plain or compressed."""
     for suffix, decompress in _DECOMPRESS.items():
         path = folder / (name + suffix)
@@ -236,5 +231,5 @@ def _read_idx(folder: Path, name: str) -> "np.ndarray":
             shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
             return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape([int(n) for n in shape])
         except (OSError, EOFError, ValueError, IndexError, lzma.LZMAError, zlib.error) as error:
-            raise DataError("{} is not an idx file: {}".format(path, error)) from None
-    raise DataError("no {}.gz in {}".format(name, folder))
+            raise DataError(f"{path} is not an idx file: {error}") from None
+    raise DataError(f"no {name}.gz in {folder}")

@@ -45,7 +45,7 @@ _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 class ShardSource(EncodedSource):
     """Members of tar files."""
 
-    def __init__(self, shards: "OpenShards", table: Arrays, classes: Sequence[str]) -> None:
+    def __init__(self, shards: OpenShards, table: Arrays, classes: Sequence[str]) -> None:
         """`table`: shard, offset, size and label of each image, (n,) each."""
         super().__init__(classes, table["label"].astype(np.int64))
         self._shards = shards
@@ -65,8 +65,8 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
     assert path is not None
     if eval_path is None and not expanded(path).is_dir():
         raise DataError(
-            "data.path {} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, the "
-            "held-out ones".format(path)
+            f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
+            "the held-out ones"
         )
     if eval_path is None:
         root = expanded(path)
@@ -78,7 +78,7 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
     folder = Path(shards[0]).parent
     index = read_index(folder)
     if (folder / JOURNAL).is_file() and index is None:
-        raise DataError("{} is not packed to its end: run the same vit-ipu pack again".format(folder))
+        raise DataError(f"{folder} is not packed to its end: run the same vit-ipu pack again")
     if index is not None and expanded(places[split]).is_dir():
         table, remedy = read_table(folder, shards), "run vit-ipu pack again"
     else:
@@ -89,7 +89,7 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
         classes = classes or trained
         if trained:
             require_same_classes(trained, classes, folder)
-    classes = classes or ["class {}".format(label) for label in range(num_classes)]
+    classes = classes or [f"class {label}" for label in range(num_classes)]
     _check_labels(table["label"], len(classes), shards[0])
     return ShardSource(OpenShards(shards, remedy), table, classes)
 
@@ -97,7 +97,7 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
 def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
     """The table of shards that have no index. `skip_bad`: samples without an image or a label are left out."""
     absolute = [os.path.abspath(shard) for shard in shards]
-    made = "the images in {} and {} more shards".format(absolute[0], len(shards) - 1)
+    made = f"the images in {absolute[0]} and {len(shards) - 1} more shards"
     table = cache.get(made, absolute, lambda: scan_shards(shards))
     if table["num_strange"].any():
         example = bytes(table["strange"]).decode("utf-8")
@@ -140,16 +140,16 @@ def _find_shards(place: str, say: Say = lambda line: None) -> List[str]:
         shards = [str(path) for path in shown if path.name.endswith(".tar")]
         compressed = [path for path in shown if path.name.endswith(_COMPRESSED_SUFFIXES)]
         if not shards:
-            raise DataError("no shards in {}: expected {}/*.tar, not compressed".format(folder, folder))
+            raise DataError(f"no shards in {folder}: expected {folder}/*.tar, not compressed")
         if compressed:
-            say("note: {} and {} more compressed shards are left out".format(compressed[0], len(compressed) - 1))
+            say(f"note: {compressed[0]} and {len(compressed) - 1} more compressed shards are left out")
         return shards
     shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
     if not shards:
-        raise DataError("no shard at {}".format(place))
+        raise DataError(f"no shard at {place}")
     if missing:
-        raise DataError("no shard at {} ({} of {} are missing)".format(missing[0], len(missing), len(shards)))
+        raise DataError(f"no shard at {missing[0]} ({len(missing)} of {len(shards)} are missing)")
     return shards
 
 
@@ -158,15 +158,14 @@ def _matching(pattern: str) -> List[str]:
     return sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern]
 
 
-def _check_labels(labels: "np.ndarray", num_classes: int, where: str) -> None:
+def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     if len(labels) == 0:
-        raise DataError("no images in {}".format(where))
+        raise DataError(f"no images in {where}")
     for label in (int(labels.min()), int(labels.max())):
         if not 0 <= label < num_classes:
             raise DataError(
-                "the shards beside {} have the label {}, but there are {} classes: see model.num_classes".format(
-                    where, label, num_classes
-                )
+                f"the shards beside {where} have the label {label}, but there are {num_classes} classes: see "
+                "model.num_classes"
             )
 
 
@@ -191,16 +190,14 @@ class OpenShards:
             opened = self._open(shard)  # held, so that it stays open when it leaves the cache meanwhile
             found = os.pread(opened.descriptor, _BLOCK + size, offset - _BLOCK)
         except FileNotFoundError:
-            raise DataError("no shard at {}".format(shard)) from None
+            raise DataError(f"no shard at {shard}") from None
         except OSError as error:
-            raise DataError("cannot read {}: {}".format(shard, error.strerror)) from None
+            raise DataError(f"cannot read {shard}: {error.strerror}") from None
         if len(found) != _BLOCK + size or _size_in(found) != size:
             raise DataError(
-                "{} is not the shard of its index (no image at byte {}): copy it again, or {}".format(
-                    shard, offset, self._remedy
-                )
+                f"{shard} is not the shard of its index (no image at byte {offset}): copy it again, or {self._remedy}"
             )
-        return EncodedImage(found[_BLOCK:], "{}/{}".format(shard, _name_in(found)))
+        return EncodedImage(found[_BLOCK:], f"{shard}/{_name_in(found)}")
 
 
 def _size_in(header: bytes) -> int:
@@ -248,16 +245,16 @@ def read_index(folder: Path) -> Optional[Dict[str, Any]]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError("cannot read {}: {}".format(folder / INDEX, error.strerror)) from None
+        raise DataError(f"cannot read {folder / INDEX}: {error.strerror}") from None
     except (ValueError, LookupError, TypeError):
-        raise DataError("{} is damaged: copy it again, or move it away".format(folder / INDEX)) from None
+        raise DataError(f"{folder / INDEX} is damaged: copy it again, or move it away") from None
 
 
 def require_index(folder: Path) -> Dict[str, Any]:
     """The same. Raises DataError if there is none."""
     index = read_index(folder)
     if index is None:
-        raise DataError("{} is not pack's".format(folder / INDEX))
+        raise DataError(f"{folder / INDEX} is not pack's")
     return index
 
 
@@ -269,10 +266,10 @@ def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
             found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
-            raise DataError("{} {}: copy it again, or run vit-ipu pack again".format(path, found))
+            raise DataError(f"{path} {found}: copy it again, or run vit-ipu pack again")
     strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
     if strange:
-        raise DataError("{} is not in {}: move it away".format(folder / min(strange), INDEX))
+        raise DataError(f"{folder / min(strange)} is not in {INDEX}: move it away")
     try:
         with np.load(str(folder / TABLE), allow_pickle=False) as file:
             table = {name: file[name] for name in ("shard", "offset", "size", "label")}
@@ -281,9 +278,7 @@ def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
             ]:
                 raise ValueError
     except Exception:  # numpy and zipfile raise many kinds
-        raise DataError(
-            "{} is missing or damaged: copy it again, or run vit-ipu pack again".format(folder / TABLE)
-        ) from None
+        raise DataError(f"{folder / TABLE} is missing or damaged: copy it again, or run vit-ipu pack again") from None
     return table
 
 
@@ -300,5 +295,5 @@ def _named_classes(folder: Path) -> List[str]:
                 try:
                     return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
                 except (OSError, UnicodeDecodeError) as error:
-                    raise DataError("cannot read {}: {}".format(place / name, error)) from None
+                    raise DataError(f"cannot read {place / name}: {error}") from None
     return []

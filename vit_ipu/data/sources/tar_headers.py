@@ -57,7 +57,7 @@ def scan_shards(shards: Sequence[str]) -> Arrays:
 class Scan(NamedTuple):
     """What the headers of a shard tell."""
 
-    rows: "np.ndarray"
+    rows: np.ndarray
     """(n, 3) int64: offset, size and label of each image."""
     num_strange: int
     """How many samples have no image or no label."""
@@ -78,7 +78,7 @@ def scan_shard(shard: str) -> Scan:
                 except _StrangeSample as error:
                     num_strange, example = num_strange + 1, example or str(error)
     except OSError as error:
-        raise DataError("cannot read {}: {}".format(shard, error.strerror or error)) from None
+        raise DataError(f"cannot read {shard}: {error.strerror or error}") from None
     return Scan(np.array(rows, np.int64).reshape(-1, 3), num_strange, example)
 
 
@@ -87,7 +87,7 @@ def _refuse_compressed(file: BinaryIO, shard: str) -> None:
     file.seek(0)
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
-            raise DataError("{} is compressed ({}): shards are read in any order, so unpack it".format(shard, kind))
+            raise DataError(f"{shard} is compressed ({kind}): shards are read in any order, so unpack it")
 
 
 def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
@@ -97,15 +97,15 @@ def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
                 if member.issparse():
-                    raise DataError("{}: {} is stored with holes: pack without --sparse".format(shard, member.name))
+                    raise DataError(f"{shard}: {member.name} is stored with holes: pack without --sparse")
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member
             end = tar.offset
     except tarfile.TarError as error:
-        raise DataError("{} is not a tar, or is cut off: {}".format(shard, error)) from None
+        raise DataError(f"{shard} is not a tar, or is cut off: {error}") from None
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
-        raise DataError("{} is cut off or damaged at byte {}: copy it again".format(shard, end))
+        raise DataError(f"{shard} is cut off or damaged at byte {end}: copy it again")
 
 
 def _key(name: str) -> Tuple[str, str]:
@@ -121,7 +121,7 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
     images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
     if len(images) != 1 or len(by_suffix) != len(members):
         names = [member.name for member in members[:_MOST_NAMED]]
-        names += ["{} more".format(len(members) - len(names))] if len(members) > len(names) else []
+        names += [f"{len(members) - len(names)} more"] if len(members) > len(names) else []
         raise _StrangeSample(
             "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls (the first dot of a name "
             "ends its key)".format(shard, key, ", ".join(names), key, key)
@@ -133,9 +133,8 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
         label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
     if label is None:
         raise _StrangeSample(
-            "{}: sample {} has no label: expected a number in {}.cls or a `label` in {}.json, beside its image".format(
-                shard, key, key, key
-            )
+            f"{shard}: sample {key} has no label: expected a number in {key}.cls or a `label` in {key}.json, beside "
+            "its image"
         )
     return images[0].offset_data, images[0].size, label
 

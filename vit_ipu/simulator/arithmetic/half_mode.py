@@ -53,7 +53,7 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounding, self.partials = rounding, partials
 
     @classmethod
-    def of(cls, options: Options, numerics: Numerics, device: torch.device) -> "HalfArithmetic":
+    def of(cls, options: Options, numerics: Numerics, device: torch.device) -> HalfArithmetic:
         """As the options' partials and stochastic rounding say."""
         popart = options._Popart.options
         seed = int(options.random_seed) if options.exists("random_seed") else None

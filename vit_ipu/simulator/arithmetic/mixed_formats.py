@@ -19,7 +19,7 @@ _POSITIONS: Dict[Callable[..., Any], Tuple[int, int]] = {
     F.group_norm: (2, 3),
     F.batch_norm: (3, 4),
 }
-_POSITIONS.update((getattr(F, "conv{}{}d".format(kind, n)), (1, 2)) for kind in ("", "_transpose") for n in (1, 2, 3))
+_POSITIONS.update((getattr(F, f"conv{kind}{n}d"), (1, 2)) for kind in ("", "_transpose") for n in (1, 2, 3))
 
 
 class MixedFormats(TorchFunctionMode):

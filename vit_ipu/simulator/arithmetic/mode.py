@@ -44,11 +44,11 @@ class numerics:
         if mode not in MODES:
             raise ValueError("Unknown numerics {!r}: choose one of {}".format(mode, ", ".join(MODES)))
         if partials_chunk < 1:
-            raise ValueError("partials_chunk is {}, but must be at least 1".format(partials_chunk))
+            raise ValueError(f"partials_chunk is {partials_chunk}, but must be at least 1")
         self._before = _chosen
         _choose(Numerics(mode, partials_chunk))
 
-    def __enter__(self) -> "numerics":
+    def __enter__(self) -> numerics:
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -126,7 +126,7 @@ def _names(schedule: Schedule) -> List[Dict[str, Any]]:
     events = []
     lanes = dict(_LANES, **{"weight update": _UPDATE_LANE}) if schedule.training else {FORWARD: 0}
     for ipu in sorted(set(schedule.stage_ipus)):
-        events.append(_metadata("process_name", ipu, 0, "IPU {} (simulated)".format(ipu)))
+        events.append(_metadata("process_name", ipu, 0, f"IPU {ipu} (simulated)"))
         events += [_metadata("thread_name", ipu, lane, name) for name, lane in lanes.items()]
     return events
 
@@ -153,8 +153,8 @@ def _work(schedule: Schedule, flops: Sequence[Dict[str, int]], scale: float, sta
         events.append(
             {
                 "ph": "X",
-                "name": "{} {}".format(slot.work, slot.micro_batch),
-                "cat": "{},{}".format(slot.work, slot.ramp),
+                "name": f"{slot.work} {slot.micro_batch}",
+                "cat": f"{slot.work},{slot.ramp}",
                 "pid": slot.ipu,
                 "tid": _LANES[slot.work],
                 "ts": round(begin, 3),
@@ -176,7 +176,7 @@ def _weight_updates(schedule: Schedule, update: int, start: int) -> List[Dict[st
     return [
         {
             "ph": "X",
-            "name": "weight update {}".format(update),
+            "name": f"weight update {update}",
             "cat": "weight update",
             "pid": ipu,
             "tid": _UPDATE_LANE,

@@ -52,7 +52,7 @@ class Anchors:
         name = long[len(UPDATED) :] if long.startswith(UPDATED) else long
         found = weights.get(name, state.get(long))
         if found is None:
-            raise cpp_error("Anchored tensor {} is not in the graph".format(long))
+            raise cpp_error(f"Anchored tensor {long} is not in the graph")
         return found
 
     def _note(self, long: str, gradient: Tensor) -> None:

@@ -34,22 +34,21 @@ class Executable:
 
     def write(self, filename: str) -> None:
         """Writes the file under a temporary name and renames it."""
-        temporary = "{}.{}".format(filename, os.getpid())
+        temporary = f"{filename}.{os.getpid()}"
         with open(temporary, "wb") as file:
             file.write(_MAGIC)
             pickle.dump(self, file, protocol=4)
         os.replace(temporary, filename)
 
     @classmethod
-    def read(cls, filename: str, version: str) -> "Executable":
+    def read(cls, filename: str, version: str) -> Executable:
         """The executable in a file. Raises AssertionError if there is none, or one of another version."""
         with open(filename, "rb") as file:
             assert file.read(len(_MAGIC)) == _MAGIC, "it was not written by this simulator"
             executable = pickle.load(file)
         assert executable.version == version, (
-            "PopTorch version mismatch: File was created with version: {} and this is version {}".format(
-                executable.version, version
-            )
+            f"PopTorch version mismatch: File was created with version: {executable.version} and this is version "
+            f"{version}"
         )
         _make_online(executable.options)
         return executable  # type: ignore[no-any-return]
@@ -68,7 +67,7 @@ def destination(filename: str) -> str:
     folder = os.path.dirname(filename)
     if folder and not os.path.exists(folder):
         os.makedirs(folder)
-    assert not folder or os.path.isdir(folder), "Destination folder {} is not a directory".format(folder)
+    assert not folder or os.path.isdir(folder), f"Destination folder {folder} is not a directory"
     if not os.path.isdir(filename):
         return filename
     inside = os.path.join(filename, "model.poptorch")

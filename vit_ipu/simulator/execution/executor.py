@@ -197,7 +197,7 @@ class PoplarExecutor(Measures):
         try:
             executable = Executable.read(filename, self._version)
         except AssertionError as invalid:
-            raise error("Invalid file {}: {}".format(filename, invalid)) from invalid
+            raise error(f"Invalid file {filename}: {invalid}") from invalid
         self._compile(executable.arguments)
 
     # ------------------------------------------------------------------------------------- devices

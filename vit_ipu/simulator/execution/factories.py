@@ -42,11 +42,11 @@ def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None
     try:
         executable = Executable.read(filename, __version__)
     except AssertionError as invalid:
-        raise AssertionError("Invalid file {}: {}".format(filename, invalid)) from invalid
+        raise AssertionError(f"Invalid file {filename}: {invalid}") from invalid
     assert executable.model is not None, (
-        "{} is a valid PopTorch file but was created with 'export_model=False' which means you need to re-create the "
-        "PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call poptorch_model."
-        'loadExecutable("{}").'.format(filename, filename)
+        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you need to "
+        "re-create the PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call poptorch_model."
+        f'loadExecutable("{filename}").'
     )
     if edit_opts_fn:
         edit_opts_fn(executable.options)

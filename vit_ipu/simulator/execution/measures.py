@@ -36,7 +36,7 @@ class Measures:
     def getAnchoredTensor(self, short_name: str) -> Tensor:
         """An anchored tensor of the last call. Raises AssertionError if none has this name."""
         anchored = self._program.anchored if self._program is not None else {}
-        assert short_name in anchored, "No tensor with name {} found.".format(short_name)
+        assert short_name in anchored, f"No tensor with name {short_name} found."
         return anchored[short_name]
 
     def cycleCount(self) -> int:

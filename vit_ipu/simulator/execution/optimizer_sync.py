@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class OptimizerLink:
     """Keeps the optimizer that the user holds and the one on the IPUs in step."""
 
-    def __init__(self, executor: "PoplarExecutor") -> None:
+    def __init__(self, executor: PoplarExecutor) -> None:
         self._executor = executor
         self._tracker = AttributeTracker()
         self.optimizer: Optional[torch.optim.Optimizer] = None

@@ -21,7 +21,7 @@ def returned_rounds(rounds: int, mode: OutputMode, period: int) -> Sequence[int]
     elif mode != OutputMode.EveryN:
         period = max(rounds, 1)
     if rounds % period:
-        raise cpp_error("The output return period {} does not divide the {} micro-batches".format(period, rounds))
+        raise cpp_error(f"The output return period {period} does not divide the {rounds} micro-batches")
     return range(period - 1, rounds, period)
 
 

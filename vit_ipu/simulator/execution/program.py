@@ -107,7 +107,7 @@ class Program:
 
     def tensor_names(self) -> List[str]:
         """The tensors that PopART would name in the graph, as far as they are known here."""
-        names = ["input" + ("/{}".format(i) if i else "") for i in range(len(self.compiled_for.tensors()))]
+        names = ["input" + (f"/{i}" if i else "") for i in range(len(self.compiled_for.tensors()))]
         names += [name for name, _ in self.weights.items()]
         if self.updater is not None:
             names += ["loss"] + [prefix + name for prefix in (GRADIENT, UPDATED) for name in self.weights.parameters]

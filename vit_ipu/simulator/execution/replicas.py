@@ -65,9 +65,8 @@ def of_one_replica(weights: Weights, groupings: Groupings, num_replicas: int) ->
             raise error("Scalars cannot be passed as per-replica weight tensor values")
         if len(tensor) != group.count(num_replicas):
             raise error(
-                "Parameter {} has {} values along its first dimension, but {} groups of replicas".format(
-                    name, len(tensor), group.count(num_replicas)
-                )
+                f"Parameter {name} has {len(tensor)} values along its first dimension, but {group.count(num_replicas)} "
+                "groups of replicas"
             )
         parameters[name] = tensor.detach()[0].requires_grad_(tensor.requires_grad)
     return Weights(parameters, weights.buffers)

@@ -112,7 +112,7 @@ def unwrap(model: nn.Module) -> None:
 
 
 _SetAside = Tuple[type, List[Tuple[Tensor, type]]]
-_set_aside: "weakref.WeakKeyDictionary[nn.Module, _SetAside]" = weakref.WeakKeyDictionary()
+_set_aside: weakref.WeakKeyDictionary[nn.Module, _SetAside] = weakref.WeakKeyDictionary()
 
 
 def unwrapModelIfNecessary(model: nn.Module) -> None:
@@ -140,7 +140,7 @@ def restored(model: Any) -> Any:
 def _check_buffers(model: nn.Module) -> None:
     for buffer in model.buffers():
         if type(buffer) is not Tensor:
-            raise error("All buffers must be an instance of torch.Tensor (Got {})".format(type(buffer)))
+            raise error(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
 
 
 def _with_class(model: nn.Module, kind: type) -> Any:

@@ -15,9 +15,7 @@ def environment_of(instance: int, *, instances: int, replicas: int, ipus_per_rep
     Raises ValueError if the replicas do not divide evenly.
     """
     if replicas < instances or replicas % instances:
-        raise ValueError(
-            "--num-replicas {} do not divide over --num-instances {}: give a multiple".format(replicas, instances)
-        )
+        raise ValueError(f"--num-replicas {replicas} do not divide over --num-instances {instances}: give a multiple")
     local = replicas // instances
     return {
         "POPDIST_NUM_TOTAL_REPLICAS": str(replicas),
@@ -36,7 +34,7 @@ def run_instances(
 ) -> int:
     """Runs `command` once per instance and returns the first exit code that is not 0; the others are then stopped."""
     port = _free_port()
-    processes: List["subprocess.Popen[bytes]"] = []
+    processes: List[subprocess.Popen[bytes]] = []
     for instance in range(instances):
         own = environment_of(
             instance,
@@ -56,7 +54,7 @@ def run_instances(
             process.wait()
 
 
-def _first_failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     running = list(processes)
     while running:
         for process in list(running):

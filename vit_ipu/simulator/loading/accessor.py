@@ -65,14 +65,14 @@ class AsynchronousDataAccessor:
             return int(length * self._dataset.batch_size // self.rebatched_size)
         return length  # a DataLoader that holds this accessor already counts combined batches
 
-    def __iter__(self) -> "AsynchronousDataAccessor":
+    def __iter__(self) -> AsynchronousDataAccessor:
         self._running().start_epoch()
         return self
 
     def __next__(self) -> Any:
         return self._running().next()
 
-    def _running(self) -> "_WorkerProcess":
+    def _running(self) -> _WorkerProcess:
         assert self._worker is not None, "This AsynchronousDataAccessor has been terminated."
         return self._worker
 

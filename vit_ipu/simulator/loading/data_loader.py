@@ -45,7 +45,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
     ) -> None:
         """`rebatched_worker_size`: samples that a worker loads at a time where the accessor puts batches together."""
         self._accessor: Optional[AsynchronousDataAccessor] = None
-        assert isinstance(options, Options), "'options' is of type {} (expected poptorch.Options)".format(type(options))
+        assert isinstance(options, Options), f"'options' is of type {type(options)} (expected poptorch.Options)"
         self.batch_sampler_is_custom = batch_sampler is not None
         if batch_sampler is not None:
             _check_batch_sampler(options, batch_size, shuffle, auto_distributed_partitioning)
@@ -132,9 +132,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
     def _batch_size_of_workers(self, rebatched_size: Optional[int], wanted: Optional[int]) -> Optional[int]:
         if rebatched_size is not None and wanted is not None:
             assert wanted <= rebatched_size, (
-                "The rebatched_worker_size ({}) must be <= to the combined batch size ({})".format(
-                    wanted, rebatched_size
-                )
+                f"The rebatched_worker_size ({wanted}) must be <= to the combined batch size ({rebatched_size})"
             )
             return wanted
         return 1 if self.batch_sampler_is_custom else self._combined

@@ -60,7 +60,7 @@ class Installation:
     It stands before the dataset, whose module may import poptorch.
     """
 
-    def __reduce__(self) -> Tuple[Callable[..., "Installation"], Tuple[int, str, bool]]:
+    def __reduce__(self) -> Tuple[Callable[..., Installation], Tuple[int, str, bool]]:
         here = machine.machine
         return _install, (here.num_ipus, str(here.device), here.hardware)
 
@@ -271,8 +271,8 @@ def tensors_of(data: Any, template: Any) -> List[Tensor]:
         tensors = list(data) if isinstance(data, (list, tuple)) else flatten(data)
     for index, tensor in enumerate(tensors):
         assert isinstance(tensor, Tensor), (
-            "Tensor at index {} is not a torch tensor ({}). AsynchronousDataAccessor expects data to be organised as a "
-            "flat 1D container of tensors.".format(index, type(tensor))
+            f"Tensor at index {index} is not a torch tensor ({type(tensor)}). AsynchronousDataAccessor expects data to "
+            "be organised as a flat 1D container of tensors."
         )
-    assert tensors, "AsynchronousDataAccessor expects tensors, got {}".format(type(data))
+    assert tensors, f"AsynchronousDataAccessor expects tensors, got {type(data)}"
     return tensors

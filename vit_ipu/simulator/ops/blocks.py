@@ -65,7 +65,7 @@ class _BlockHook:
         self._user_id = _begin(self._user_id, self._ipu_id)
 
     def __repr__(self) -> str:
-        return "BeginBlock(user_id={}, ipu_id={})".format(self._user_id, self._ipu_id)
+        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
 
 
 def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> Optional[str]:

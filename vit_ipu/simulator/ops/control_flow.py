@@ -29,7 +29,7 @@ def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List
     for index, tensor in enumerate(inputs):
         if not isinstance(tensor, Tensor):
             raise ValueError(
-                _NOT_A_LIST_OF_TENSORS + "(Object contained in list at index {} is not torch.tensor)".format(index)
+                _NOT_A_LIST_OF_TENSORS + f"(Object contained in list at index {index} is not torch.tensor)"
             )
     _check_count(count)
     carried = [tensor.clone() for tensor in inputs]  # the body may change its inputs in place
@@ -46,10 +46,10 @@ def _check_count(count: int) -> None:
     if not isinstance(count, int):
         raise RuntimeError(
             "poptorch::end_for_loop() Expected a value of type 'int' for argument 'trip_count' but instead found type "
-            "'{}'.".format(type(count).__name__)
+            f"'{type(count).__name__}'."
         )
     if not 0 <= count <= _LARGEST_COUNT:
-        raise cpp_error("poptorch.for_loop: a count of {} is not between 0 and {}".format(count, _LARGEST_COUNT))
+        raise cpp_error(f"poptorch.for_loop: a count of {count} is not between 0 and {_LARGEST_COUNT}")
 
 
 def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
@@ -59,16 +59,14 @@ def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]
         raise cpp_error("poptorch.for_loop() is only supported in inference.")
     if len(outputs) != len(inputs):
         raise cpp_error(
-            "poptorch.for_loop: the body must return as many tensors as it takes: it takes {} and returns {}".format(
-                len(inputs), len(outputs)
-            )
+            f"poptorch.for_loop: the body must return as many tensors as it takes: it takes {len(inputs)} and returns "
+            f"{len(outputs)}"
         )
     for index, (output, (shape, dtype)) in enumerate(zip(outputs, expected)):
         if output.shape != shape or context.device_dtype(output.dtype) != context.device_dtype(dtype):
             raise cpp_error(
-                "poptorch.for_loop: output {} of the body is {} of shape {}, but its input is {} of shape {}".format(
-                    index, output.dtype, list(output.shape), dtype, list(shape)
-                )
+                f"poptorch.for_loop: output {index} of the body is {output.dtype} of shape {list(output.shape)}, but "
+                f"its input is {dtype} of shape {list(shape)}"
             )
     return outputs
 
@@ -103,8 +101,8 @@ def cond(
 def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) -> None:
     if len(outputs) != len(other_outputs):
         raise cpp_error(
-            "poptorch.cond: then_body and else_body must return the same number of tensors: they return {} and "
-            "{}".format(len(outputs), len(other_outputs))
+            "poptorch.cond: then_body and else_body must return the same number of tensors: they return "
+            f"{len(outputs)} and {len(other_outputs)}"
         )
     for index, (output, other) in enumerate(zip(outputs, other_outputs)):
         if other.dim() == 0:
@@ -114,15 +112,13 @@ def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) 
             )
         if output.shape != other.shape and output.numel() == other.numel():
             raise NotImplementedError(
-                "poptorch.cond is not simulated where PopTorch reshapes then_body's outputs: {} to {}".format(
-                    list(output.shape), list(other.shape)
-                )
+                f"poptorch.cond is not simulated where PopTorch reshapes then_body's outputs: {list(output.shape)} to "
+                f"{list(other.shape)}"
             )
         if output.shape != other.shape or context.device_dtype(output.dtype) != context.device_dtype(other.dtype):
             raise cpp_error(
-                "poptorch.cond: output {} is {} of shape {} from then_body, but {} of shape {} from else_body".format(
-                    index, output.dtype, list(output.shape), other.dtype, list(other.shape)
-                )
+                f"poptorch.cond: output {index} is {output.dtype} of shape {list(output.shape)} from then_body, but "
+                f"{other.dtype} of shape {list(other.shape)} from else_body"
             )
 
 

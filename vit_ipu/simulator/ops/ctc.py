@@ -31,7 +31,7 @@ class _Score(NamedTuple):
     def total(self) -> float:
         return _log_add(self.blank, self.label)
 
-    def plus(self, blank: float = -math.inf, label: float = -math.inf) -> "_Score":
+    def plus(self, blank: float = -math.inf, label: float = -math.inf) -> _Score:
         return _Score(_log_add(self.blank, blank), _log_add(self.label, label))
 
 
@@ -44,14 +44,10 @@ def ctc_beam_search_decoder(
     On the host zeros of these shapes, as in PopTorch.
     """
     if not isinstance(probs, Tensor):
-        raise error(
-            "ctc_beam_search_decoder: probs must be a torch.tensor argument. {} is not supported.".format(type(probs))
-        )
+        raise error(f"ctc_beam_search_decoder: probs must be a torch.tensor argument. {type(probs)} is not supported.")
     if not isinstance(lengths, Tensor):
         raise error(
-            "ctc_beam_search_decoder: lengths must be a torch.tensor argument. {} is not supported.".format(
-                type(lengths)
-            )
+            f"ctc_beam_search_decoder: lengths must be a torch.tensor argument. {type(lengths)} is not supported."
         )
     if probs.dim() != 3:
         raise cpp_error("Incorrect shape for first input to CTC beam search decoder.")
@@ -62,9 +58,9 @@ def ctc_beam_search_decoder(
         if context.trace.is_training:
             raise NotImplementedError("poptorch.ctc_beam_search_decoder in training is not simulated")
         if not 0 < top_paths <= beam_width:
-            raise cpp_error("top_paths ({}) must be between 1 and beam_width ({})".format(top_paths, beam_width))
+            raise cpp_error(f"top_paths ({top_paths}) must be between 1 and beam_width ({beam_width})")
         if not 0 <= blank < classes:
-            raise cpp_error("blank ({}) must be one of the {} classes".format(blank, classes))
+            raise cpp_error(f"blank ({blank}) must be one of the {classes} classes")
     score = probs.new_full((batch, top_paths), math.inf)
     length = torch.zeros(batch, top_paths, dtype=torch.int32)
     labels = torch.full((batch, top_paths, time), blank, dtype=torch.int32)

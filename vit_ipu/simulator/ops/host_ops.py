@@ -40,8 +40,8 @@ class CPU:
         """What the function returns for these tensors: one of them, or a list; named arguments are not passed on."""
         if context.trace is not None and context.trace.is_training:
             raise NotImplementedError(
-                "poptorch.CPU in training is not simulated (the CPU op {!r}): PopTorch has CPU ops in inference "
-                "only".format(self._ID)
+                f"poptorch.CPU in training is not simulated (the CPU op {self._ID!r}): PopTorch has CPU ops in "
+                "inference only"
             )
         result = self._on_host(input) if context.on_ipu else self._layer_to_call(*input)
         outputs = as_list(result)
@@ -76,9 +76,7 @@ def custom_op(
     for key, value in (attributes or {}).items():
         _check_attribute(key, value)
     if context.on_ipu:
-        raise NotImplementedError(
-            "poptorch.custom_op is not simulated (the custom op {!r} of domain {!r})".format(name, domain)
-        )
+        raise NotImplementedError(f"poptorch.custom_op is not simulated (the custom op {name!r} of domain {domain!r})")
     return [torch.zeros_like(output, requires_grad=output.requires_grad) for output in example_outputs]
 
 
@@ -92,4 +90,4 @@ def _check_attribute(key: Any, value: Any) -> None:
         raise ValueError("The types in a list/tuple attribute must all be the same.")
     for text in (key, *elements):
         if isinstance(text, str) and not text.isascii():
-            raise ValueError("{} contains non-ASCII characters.".format(text))
+            raise ValueError(f"{text} contains non-ASCII characters.")

@@ -26,7 +26,7 @@ def identity_loss(x: Tensor, reduction: str) -> Tensor:
 def nop(tensor: Tensor) -> Tensor:
     """Returns the tensor."""
     if not isinstance(tensor, Tensor):
-        raise error("nop must take a torch.tensor argument. {} is not supported.".format(type(tensor)))
+        raise error(f"nop must take a torch.tensor argument. {type(tensor)} is not supported.")
     return tensor.view_as(tensor)
 
 
@@ -45,9 +45,7 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
 def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
     """Sets the proportion of memory, in (0, 1], that the operation before may use; returns the tensor."""
     if not isinstance(tensor, Tensor):
-        raise error(
-            "You may only set available memory for torch.tensor values. {} is not supported.".format(type(tensor))
-        )
+        raise error(f"You may only set available memory for torch.tensor values. {type(tensor)} is not supported.")
     proportion = float(available_memory_proportion)
     if context.trace is not None and not 0.0 < proportion <= 1.0:
         raise error("availableMemoryProportion must be in (0,1]", "popart_exception")
@@ -75,13 +73,13 @@ def _check_factor(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, facto
     name, matrix = ("RHS", rhs) if of_rhs else ("LHS", lhs)
     if matrix.dim() < 2:
         raise error(
-            "{} Input: must have rank 2 or 3 for matmul serialization. \nPlease squeeze or reshape for "
-            "serialization.".format(name),
+            f"{name} Input: must have rank 2 or 3 for matmul serialization. \nPlease squeeze or reshape for "
+            "serialization.",
             "popart_exception",
         )
     dim = matrix.dim() - (2 if mode == MatMulSerializationMode.InputChannels else 1)
     if factor < 1 or matrix.shape[dim] % factor:
         raise error(
-            "{} input, shape {}, index {} must be divisible by factor {}".format(name, list(matrix.shape), dim, factor),
+            f"{name} input, shape {list(matrix.shape)}, index {dim} must be divisible by factor {factor}",
             "popart_exception",
         )

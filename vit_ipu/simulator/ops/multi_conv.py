@@ -22,7 +22,7 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 class _Convolutions(TorchFunctionMode):
     """Counts the convolutions that are called while it is entered; one is at a time."""
 
-    entered: Optional["_Convolutions"] = None
+    entered: Optional[_Convolutions] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MultiConv:
         self._enable_conv_ditherings: Optional[Sequence[bool]] = None
         self._stack = ExitStack()
 
-    def availableMemoryProportions(self, value: Union[float, List[float]]) -> "MultiConv":
+    def availableMemoryProportions(self, value: Union[float, List[float]]) -> MultiConv:
         """The proportion of memory for all convolutions, or one for each."""
         name = "available memory proportion"
         self._available_memory_proportions = self._validatePerConvProperty(name, value, float)
@@ -61,9 +61,9 @@ class MultiConv:
             return (value,)
         if isinstance(value, (list, tuple)) and value and all(isinstance(x, expected_scalar_type) for x in value):
             return value
-        raise AssertionError("Invalid {}!".format(name))
+        raise AssertionError(f"Invalid {name}!")
 
-    def partialsTypes(self, value: Union[torch.dtype, List[torch.dtype]]) -> "MultiConv":
+    def partialsTypes(self, value: Union[torch.dtype, List[torch.dtype]]) -> MultiConv:
         """The type of partial sums of all convolutions, or one for each: torch.float or torch.half."""
         codes = {torch.float32: 0, torch.float16: 1}
         given = value if isinstance(value, (list, tuple)) else (value,)
@@ -72,7 +72,7 @@ class MultiConv:
         self._partials_types = [codes[dtype] for dtype in given]
         return self
 
-    def enableConvDithering(self, value: Union[bool, List[bool]]) -> "MultiConv":
+    def enableConvDithering(self, value: Union[bool, List[bool]]) -> MultiConv:
         """Whether all convolutions are dithered, or whether each is."""
         given = value if isinstance(value, (list, tuple)) else (value,)
         if value is not None and not all(isinstance(x, bool) for x in given):
@@ -80,20 +80,20 @@ class MultiConv:
         self._enable_conv_ditherings = None if value is None else given
         return self
 
-    def planType(self, value: MultiConvPlanType) -> "MultiConv":
+    def planType(self, value: MultiConvPlanType) -> MultiConv:
         """How the convolutions are executed."""
         if value is not None and not isinstance(value, MultiConvPlanType):
             raise AssertionError("Invalid plan type!")
         self._plan_type = value
         return self
 
-    def perConvReservedTiles(self, value: int) -> "MultiConv":
+    def perConvReservedTiles(self, value: int) -> MultiConv:
         """Tiles to reserve for each convolution."""
         assert isinstance(value, int)
         self._per_conv_reserved_tiles = value
         return self
 
-    def cycleBackOff(self, value: float) -> "MultiConv":
+    def cycleBackOff(self, value: float) -> MultiConv:
         """The proportion of cycles to back off, between 0 and 1."""
         assert isinstance(value, float)
         self._cycle_back_off = value
@@ -126,6 +126,6 @@ class MultiConv:
         for name, values in per_convolution.items():
             if values is not None and len(values) not in (1, count):
                 raise error(
-                    "poptorch.MultiConv has {} {} for {} convolutions".format(len(values), name, count),
+                    f"poptorch.MultiConv has {len(values)} {name} for {count} convolutions",
                     "popart_exception",
                 )

@@ -127,7 +127,7 @@ def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
 def _marked(tensor: Tensor, mode: OverlapMode, *, is_input: bool) -> Tensor:
     if not isinstance(tensor, Tensor):  # from a parser of the user's own
         kind = "inputs" if is_input else "outputs"
-        raise error("You may only set overlap for torch.tensor {}. {} is not supported.".format(kind, type(tensor)))
+        raise error(f"You may only set overlap for torch.tensor {kind}. {type(tensor)} is not supported.")
     mode = OverlapMode(mode.value)
     marked = tensor.view_as(tensor) if context.on_ipu else tensor
     if context.trace is not None:

@@ -24,15 +24,15 @@ def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = Fa
     first point or a random one. Raises Error for arguments that PopTorch does not take.
     """
     if not isinstance(src, Tensor):
-        raise error("`fps` must take a torch.tensor input. {} is not supported.".format(type(src)))
+        raise error(f"`fps` must take a torch.tensor input. {type(src)} is not supported.")
     if not isinstance(ptr, list):
         raise error("`ptr` must be a list of integers.")
     if len(ptr) < 2:
         raise error("`ptr` must containt at least 2 elements.")
     if not isinstance(ratio, float):
-        raise error("`ratio` must be of float type. {} is not supported.".format(type(ratio)))
+        raise error(f"`ratio` must be of float type. {type(ratio)} is not supported.")
     if not isinstance(random_start, bool):
-        raise error("`random_start` must be of bool type. {} is not supported.".format(type(random_start)))
+        raise error(f"`random_start` must be of bool type. {type(random_start)} is not supported.")
     _check_on_ipu("fps")
     _check_points(src, ptr, ratio)
     counts = [math.ceil((end - begin) * ratio) for begin, end in zip(ptr, ptr[1:])]
@@ -48,11 +48,11 @@ def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = Fa
 
 def _check_points(src: Tensor, ptr: Sequence[int], ratio: float) -> None:
     if not 0.0 < ratio <= 1.0:
-        raise cpp_error("`ratio` ({}) has to be in range (0.0, 1.0>".format(ratio))
+        raise cpp_error(f"`ratio` ({ratio}) has to be in range (0.0, 1.0>")
     if src.dim() != 2:
-        raise cpp_error("`src` is supposed to be 2d Tensor, while it has {} dims".format(src.dim()))
+        raise cpp_error(f"`src` is supposed to be 2d Tensor, while it has {src.dim()} dims")
     if len(ptr) > src.shape[0] + 1:
-        raise cpp_error("`ptr` length ({}) is supposed to be < src.size(0) ({})".format(len(ptr), src.shape[0]))
+        raise cpp_error(f"`ptr` length ({len(ptr)}) is supposed to be < src.size(0) ({src.shape[0]})")
 
 
 def _farthest(src: Tensor, begin: int, end: int, first: Tensor, count: int) -> List[Tensor]:
@@ -74,15 +74,13 @@ def nearest(x: Tensor, y: Tensor, batch_x: Optional[Batch] = None, batch_y: Opti
     """
     for name, points in (("x", x), ("y", y)):
         if not isinstance(points, Tensor):
-            raise error(
-                "`nearest` must take a torch.tensor `{}` input. {} is not supported.".format(name, type(points))
-            )
+            raise error(f"`nearest` must take a torch.tensor `{name}` input. {type(points)} is not supported.")
     batch_x = [] if batch_x is None else batch_x
     batch_y = [] if batch_y is None else batch_y
     if not isinstance(batch_x, (list, Tensor)) or not isinstance(batch_y, (list, Tensor)):
         raise error(
-            "`batch_x` and `batch_y` must be torch.Tensors or lists while `batch_x` is of type {} and `batch_y` is of "
-            "type {}.".format(type(batch_x), type(batch_y))
+            f"`batch_x` and `batch_y` must be torch.Tensors or lists while `batch_x` is of type {type(batch_x)} and "
+            f"`batch_y` is of type {type(batch_y)}."
         )
     _check_on_ipu("nearest")
     x, y = (points[:, None] if points.dim() == 1 else points for points in (x, y))
@@ -98,12 +96,10 @@ def nearest(x: Tensor, y: Tensor, batch_x: Optional[Batch] = None, batch_y: Opti
 def _check_pair(x: Tensor, y: Tensor) -> None:
     if x.dim() > 2 or y.dim() > 2:
         raise ValueError(
-            "Inputs `x` and `y` should be max 2D tensors, while `x` has {} dims and `y` has {} dims.".format(
-                x.dim(), y.dim()
-            )
+            f"Inputs `x` and `y` should be max 2D tensors, while `x` has {x.dim()} dims and `y` has {y.dim()} dims."
         )
     if x.shape[1] != y.shape[1]:
-        raise ValueError("Inputs shapes inconsistent x.shape[1]={} vs. y.shape[1]={}".format(x.shape[1], y.shape[1]))
+        raise ValueError(f"Inputs shapes inconsistent x.shape[1]={x.shape[1]} vs. y.shape[1]={y.shape[1]}")
 
 
 def _samples(name: str, batch: Batch, points: Tensor) -> Tensor:
@@ -112,14 +108,14 @@ def _samples(name: str, batch: Batch, points: Tensor) -> Tensor:
         return torch.zeros(len(points), 1)
     samples = torch.tensor(batch) if isinstance(batch, list) else batch
     if samples.shape != points.shape[:1]:
-        raise ValueError("{0}.size(0) == batch_{0}.size(0)".format(name))
+        raise ValueError(f"{name}.size(0) == batch_{name}.size(0)")
     return samples[:, None]
 
 
 def _check_samples(batch_x: List[int], batch_y: List[int]) -> None:
     for name, batch in (("batch_x", batch_x), ("batch_y", batch_y)):
         if sorted(batch) != batch:
-            raise ValueError("'{}' is not sorted".format(name))
+            raise ValueError(f"'{name}' is not sorted")
     if set(batch_x) != set(batch_y):
         raise ValueError("Some batch indices occur in 'batch_x' that do not occur in 'batch_y'")
 
@@ -135,4 +131,4 @@ def _set_apart(x: Tensor, y: Tensor, samples_x: Tensor, samples_y: Tensor) -> An
 
 def _check_on_ipu(name: str) -> None:
     if not context.on_ipu:
-        raise NotImplementedError("Could not run 'poptorch::{}' with arguments from the 'CPU' backend.".format(name))
+        raise NotImplementedError(f"Could not run 'poptorch::{name}' with arguments from the 'CPU' backend.")

@@ -52,7 +52,7 @@ def ipu_print_tensor(
     is "auto", "fixed", "scientific" or "none". Only the first character of separator and brackets is printed.
     """
     if not isinstance(tensor, Tensor):
-        raise error("ipu print tensor must take a torch.tensor argument. {} is not supported.".format(type(tensor)))
+        raise error(f"ipu print tensor must take a torch.tensor argument. {type(tensor)} is not supported.")
     if float_format not in _FLOAT_FORMATS:
         raise KeyError(float_format)
     style = PrintFormat(
@@ -76,7 +76,7 @@ def ipu_print_tensor(
 
 def _print(title: str, tensor: Tensor, style: PrintFormat) -> None:
     with context.on_host():
-        sys.stderr.write("{}: {}\n".format(title, text_of(tensor.detach().cpu(), style)))
+        sys.stderr.write(f"{title}: {text_of(tensor.detach().cpu(), style)}\n")
 
 
 def text_of(tensor: Tensor, style: PrintFormat) -> str:
@@ -101,7 +101,7 @@ def _text(tensor: Tensor, style: PrintFormat, element: Callable[[Any], str], edg
     if is_cut:
         rows.insert(edge, "...")
     indent = " " * (depth + 1)
-    body = "".join("{}{}\n".format(indent, row) for row in rows)
+    body = "".join(f"{indent}{row}\n" for row in rows)
     return "{}\n{}{}{}".format(style.open_bracket, body, " " * depth, style.close_bracket)
 
 
@@ -133,11 +133,11 @@ def _integer(value: Any) -> str:
 
 def _float_format(tensor: Tensor, style: PrintFormat) -> Callable[[float], str]:
     if style.digits == 0 or style.float_format == "none":
-        return "{{:.{}g}}".format(style.digits or 6).format
+        return f"{{:.{style.digits or 6}g}}".format
     magnitudes = tensor.abs()[torch.isfinite(tensor) & (tensor != 0)].tolist()
     before_point = max((math.floor(math.log10(magnitude)) + 1 for magnitude in magnitudes), default=1)
     after_leading = style.digits - 1
     is_wide = before_point > style.digits or any(magnitude < 10.0**-after_leading for magnitude in magnitudes)
     if style.float_format == "scientific" or (style.float_format == "auto" and is_wide):
-        return "{{:.{}e}}".format(after_leading).format
-    return "{{:.{}f}}".format(max(style.digits - max(before_point, 1), 0)).format
+        return f"{{:.{after_leading}e}}".format
+    return f"{{:.{max(style.digits - max(before_point, 1), 0)}f}}".format

@@ -18,13 +18,11 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
     Raises Error on the IPU if `size` is not positive, or does not divide the dimension's length.
     """
     if not isinstance(tensor, Tensor):
-        raise error("dynamic_slice must take a torch.tensor input. {} is not supported.".format(type(tensor)))
+        raise error(f"dynamic_slice must take a torch.tensor input. {type(tensor)} is not supported.")
     if not isinstance(dim, int):
         raise error("Dimension must be an integer.")
     if not isinstance(start, Tensor):
-        raise error(
-            "Slice start argument to dynamic_slice must be a torch.tensor. {} is not supported.".format(type(tensor))
-        )
+        raise error(f"Slice start argument to dynamic_slice must be a torch.tensor. {type(tensor)} is not supported.")
     if not isinstance(size, int):
         raise error("Size must be an integer.")
     if not isinstance(step, int):
@@ -37,7 +35,7 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
         raise cpp_error("Slicing step must be at least 1")
     if tensor.shape[dim] % size:
         raise cpp_error(
-            "The size of the slice ({}) must be a factor of the slicing dimension ({}).".format(size, tensor.shape[dim])
+            f"The size of the slice ({size}) must be a factor of the slicing dimension ({tensor.shape[dim]})."
         )
     return tensor.index_select(dim, _positions(start, size, step))
 
@@ -48,22 +46,20 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
     Raises Error if the tensors differ in rank or dtype, and on the IPU if `size` is not positive.
     """
     if not isinstance(input, Tensor):
-        raise error("dynamic_update must take a torch.tensor input. {} is not supported.".format(type(input)))
+        raise error(f"dynamic_update must take a torch.tensor input. {type(input)} is not supported.")
     if not isinstance(dim, int):
         raise error("Dimension must be an integer.")
     if not isinstance(start, Tensor):
-        raise error(
-            "Slice start argument to dynamic_update must be a torch.tensor. {} is not supported.".format(type(start))
-        )
+        raise error(f"Slice start argument to dynamic_update must be a torch.tensor. {type(start)} is not supported.")
     if not isinstance(src, Tensor):
-        raise error("Src argument to dynamic_update must be a torch.tensor. {} is not supported.".format(type(src)))
+        raise error(f"Src argument to dynamic_update must be a torch.tensor. {type(src)} is not supported.")
     if not isinstance(size, int):
         raise error("Size must be an integer.")
     if input.dim() != src.dim():
-        raise error("input and src tensors must have same dimensionality. ({}) vs ({})".format(input.dim(), src.dim()))
+        raise error(f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})")
     dtype, src_dtype = context.device_dtype(input.dtype), context.device_dtype(src.dtype)
     if dtype != src_dtype:
-        raise error("input and src tensor must have same dtype. ({} vs {})".format(dtype, src_dtype))
+        raise error(f"input and src tensor must have same dtype. ({dtype} vs {src_dtype})")
     if not context.on_ipu:
         first = _start_on_host(start)
         return torch.slice_scatter(input, src, dim, first, first + size)
@@ -72,9 +68,8 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
     replaced[dim] = size
     if list(src.shape) != replaced:
         raise RuntimeError(
-            "Expected src to have a size equal to the slice of self. src size = {}, slice size = {}".format(
-                list(src.shape), replaced
-            )
+            f"Expected src to have a size equal to the slice of self. src size = {list(src.shape)}, slice size = "
+            f"{replaced}"
         )
     along_dim = [1] * input.dim()
     along_dim[dim] = size

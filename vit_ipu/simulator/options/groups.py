@@ -16,7 +16,7 @@ from vit_ipu.simulator.options.values import OptionsDict
 class _JitOptions(OptionsDict):
     """Options.Jit: nothing is left of it."""
 
-    def traceModel(self, trace_model: bool) -> "_JitOptions":
+    def traceModel(self, trace_model: bool) -> _JitOptions:
         logger.warning("[Deprecated] Do not call options.Jit.traceModel(): it is about to be removed")
         if trace_model:
             raise ValueError("options.Jit.traceModel(True) is no longer supported")
@@ -26,30 +26,30 @@ class _JitOptions(OptionsDict):
 class _PrecisionOptions(OptionsDict):
     """Options.Precision."""
 
-    def __init__(self, popart_options: "_PopartOptions") -> None:
+    def __init__(self, popart_options: _PopartOptions) -> None:
         self._popart_options = popart_options
         super().__init__()
 
-    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> "_PrecisionOptions":
+    def halfFloatCasting(self, half_float_casting: enums.HalfFloatCastingBehavior) -> _PrecisionOptions:
         logger.warning("[Deprecated] options.Precision.halfFloatCasting(): HalfUpcastToFloat is the only behaviour")
         return self
 
-    def runningStatisticsAlwaysFloat(self, value: bool) -> "_PrecisionOptions":
+    def runningStatisticsAlwaysFloat(self, value: bool) -> _PrecisionOptions:
         if not isinstance(value, bool):
             raise ValueError("runningStatisticsAlwaysFloat needs to be set to a bool")
         logger.warning("[Deprecated] options.Precision.runningStatisticsAlwaysFloat(): False is the only behaviour")
         return self
 
-    def enableFloatingPointExceptions(self, enabled: bool) -> "_PrecisionOptions":
+    def enableFloatingPointExceptions(self, enabled: bool) -> _PrecisionOptions:
         assert isinstance(enabled, bool), "enableFloatingPointExceptions needs to be set to a bool"
         self._popart_options.set("enableFloatingPointChecks", enabled)
         return self
 
-    def enableStochasticRounding(self, enabled: bool) -> "_PrecisionOptions":
+    def enableStochasticRounding(self, enabled: bool) -> _PrecisionOptions:
         self._popart_options.set("enableStochasticRounding", enabled)
         return self
 
-    def setPartialsType(self, dtype: torch.dtype) -> "_PrecisionOptions":
+    def setPartialsType(self, dtype: torch.dtype) -> _PrecisionOptions:
         names = {torch.float32: "float", torch.float16: "half"}
         if dtype not in names:
             raise ValueError("parameter to setPartialsType should be eithertorch.float or torch.half")
@@ -61,7 +61,7 @@ class _PrecisionOptions(OptionsDict):
 class _TrainingOptions(OptionsDict):
     """Options.Training."""
 
-    def __init__(self, popart_options: "_PopartOptions") -> None:
+    def __init__(self, popart_options: _PopartOptions) -> None:
         self._popart_options = popart_options
         super().__init__(
             gradient_accumulation=1,
@@ -69,11 +69,11 @@ class _TrainingOptions(OptionsDict):
             meanAccumulationAndReplicationReductionStrategy=enums.MeanReductionStrategy.Post,
         )
 
-    def gradientAccumulation(self, gradient_accumulation: int) -> "_TrainingOptions":
+    def gradientAccumulation(self, gradient_accumulation: int) -> _TrainingOptions:
         self.set(gradient_accumulation=gradient_accumulation)
         return self
 
-    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> "_TrainingOptions":
+    def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> _TrainingOptions:
         valid = isinstance(reduction_type, enums.ReductionType) and reduction_type != enums.ReductionType.NoReduction
         if not valid:
             raise ValueError(
@@ -85,15 +85,15 @@ class _TrainingOptions(OptionsDict):
 
     def setMeanAccumulationAndReplicationReductionStrategy(
         self, mean_reduction_strategy: enums.MeanReductionStrategy
-    ) -> "_TrainingOptions":
+    ) -> _TrainingOptions:
         self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
         return self
 
-    def setAutomaticLossScaling(self, enabled: bool) -> "_TrainingOptions":
+    def setAutomaticLossScaling(self, enabled: bool) -> _TrainingOptions:
         self._popart_options.set("automaticLossScalingSettings.enabled", enabled)
         return self
 
-    def setConvolutionDithering(self, enabled: bool) -> "_TrainingOptions":
+    def setConvolutionDithering(self, enabled: bool) -> _TrainingOptions:
         self._popart_options.set("convolutionOptions", {"enableConvDithering": enabled})
         return self
 
@@ -111,21 +111,21 @@ class _PopartOptions:
         if self._is_frozen and option != "_is_frozen":
             raise AttributeError("Can't modify frozen Options")
 
-    def set(self, key: str, value: Any) -> "_PopartOptions":
+    def set(self, key: str, value: Any) -> _PopartOptions:
         self.checkIsFrozen()
         self.options[key] = value
         return self
 
-    def setEngineOptions(self, engine_options: Dict[str, str]) -> "_PopartOptions":
+    def setEngineOptions(self, engine_options: Dict[str, str]) -> _PopartOptions:
         return self.set("engineOptions", engine_options)
 
-    def setPatterns(self, patterns: Dict[str, bool], level: int = 2) -> "_PopartOptions":
+    def setPatterns(self, patterns: Dict[str, bool], level: int = 2) -> _PopartOptions:
         assert isinstance(level, int)
         assert isinstance(patterns, dict)
         self.set("patterns_level", level)
         return self.set("patterns", patterns)
 
-    def __deepcopy__(self, memory: Dict[int, Any]) -> "_PopartOptions":
+    def __deepcopy__(self, memory: Dict[int, Any]) -> _PopartOptions:
         clone = _PopartOptions()
         memory[id(self)] = clone
         clone.options = copy.deepcopy(self.options, memory)
@@ -142,14 +142,14 @@ class _DistributedOptions(OptionsDict):
         super().__init__(num_distributed_processes=1, distributed_process_id=0, ipuof_configs={})
         self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 
-    def disable(self) -> "_DistributedOptions":
+    def disable(self) -> _DistributedOptions:
         return self.configureProcessId(0, 1)
 
-    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> "_DistributedOptions":
+    def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _DistributedOptions:
         environ = os.environ
         return self.configureProcessId(int(environ.get(var_process_id, "0")), int(environ.get(var_num_processes, "1")))
 
-    def configureProcessId(self, process_id: int, num_processes: int) -> "_DistributedOptions":
+    def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
         self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
         return self
 
@@ -165,32 +165,32 @@ class _DistributedOptions(OptionsDict):
 class TensorLocationSettings(OptionsDict):
     """Where a kind of tensor is kept."""
 
-    def minElementsForOffChip(self, min_elements: int) -> "TensorLocationSettings":
+    def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
         assert isinstance(min_elements, int)
         self.createOrSet(minElementsForOffChip=min_elements)
         return self
 
-    def minElementsForReplicatedTensorSharding(self, min_elements: int) -> "TensorLocationSettings":
+    def minElementsForReplicatedTensorSharding(self, min_elements: int) -> TensorLocationSettings:
         assert isinstance(min_elements, int)
         self.createOrSet(minElementsForReplicatedTensorSharding=min_elements)
         return self
 
-    def useOnChipStorage(self, use: Optional[bool] = True) -> "TensorLocationSettings":
+    def useOnChipStorage(self, use: Optional[bool] = True) -> TensorLocationSettings:
         if use is None:
             self.deleteIfExists("onChip")
             return self
         return self._set_flag("onChip", use)
 
-    def useReplicatedTensorSharding(self, use: bool = True) -> "TensorLocationSettings":
+    def useReplicatedTensorSharding(self, use: bool = True) -> TensorLocationSettings:
         return self._set_flag("useReplicatedTensorSharding", use)
 
-    def useIOTilesToLoad(self, use: bool = True) -> "TensorLocationSettings":
+    def useIOTilesToLoad(self, use: bool = True) -> TensorLocationSettings:
         return self._set_flag("useIOTilesToLoad", use)
 
-    def useIOTilesToStore(self, use: bool = True) -> "TensorLocationSettings":
+    def useIOTilesToStore(self, use: bool = True) -> TensorLocationSettings:
         return self._set_flag("useIOTilesToStore", use)
 
-    def _set_flag(self, name: str, use: bool) -> "TensorLocationSettings":
+    def _set_flag(self, name: str, use: bool) -> TensorLocationSettings:
         assert isinstance(use, bool)
         self.createOrSet(**{name: int(use)})
         return self
@@ -199,26 +199,26 @@ class TensorLocationSettings(OptionsDict):
 class _TensorLocationOptions(OptionsDict):
     """Options.TensorLocations."""
 
-    def numIOTiles(self, num_tiles: int) -> "_TensorLocationOptions":
+    def numIOTiles(self, num_tiles: int) -> _TensorLocationOptions:
         assert isinstance(num_tiles, int)
         valid = 32 <= num_tiles <= 192 and num_tiles % 2 == 0
         assert valid, "numIOTiles must be an even number between 32 and 192."
         self.createOrSet(numIOTiles=num_tiles)
         return self
 
-    def setActivationLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+    def setActivationLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
         return self._set_location("location_activation", location)
 
-    def setWeightLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+    def setWeightLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
         return self._set_location("location_weight", location)
 
-    def setOptimizerLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+    def setOptimizerLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
         return self._set_location("location_optimizer", location)
 
-    def setAccumulatorLocation(self, location: TensorLocationSettings) -> "_TensorLocationOptions":
+    def setAccumulatorLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
         return self._set_location("location_accumulator", location)
 
-    def _set_location(self, name: str, location: TensorLocationSettings) -> "_TensorLocationOptions":
+    def _set_location(self, name: str, location: TensorLocationSettings) -> _TensorLocationOptions:
         assert isinstance(location, TensorLocationSettings)
         self.createOrSet(**{name: location.toDict()})
         return self

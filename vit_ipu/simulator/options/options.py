@@ -116,15 +116,15 @@ class Options(OptionsDict):
 
     # ----------------------------------------------------------------------------- batches and IPUs
 
-    def deviceIterations(self, device_iterations: int) -> "Options":
+    def deviceIterations(self, device_iterations: int) -> Options:
         self.set(device_iterations=device_iterations)
         return self
 
-    def replicationFactor(self, replication_factor: int) -> "Options":
+    def replicationFactor(self, replication_factor: int) -> Options:
         self.set(replication_factor=replication_factor)
         return self
 
-    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> "Options":
+    def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Options:
         if input_group_type == enums.CommGroupType.NoGrouping:
             input_group_size, input_group_type = 1, enums.CommGroupType.Consecutive
         if input_group_type == enums.CommGroupType.All:
@@ -136,37 +136,37 @@ class Options(OptionsDict):
         self.set(input_group_size=input_group_size, input_cgt=input_group_type)
         return self
 
-    def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> "Options":
+    def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> Options:
         assert isinstance(strategy, _IExecutionStrategy)
         self._execution_strategy = strategy
         return self
 
-    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> "Options":
+    def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Options:
         self.set(auto_round_num_ipus=auto_round_num_ipus)
         return self
 
-    def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> "Options":
+    def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> Options:
         by_ipu = {}
         for key, proportion in available_memory_proportion.items():
             assert key.startswith("IPU"), (
-                'Available memory proportions are expected to be in a dictionary of {{"IPU0": 0.5}} where the 0 in '
-                "IPU is the index of the IPU. Invalid key: {}".format(key)
+                'Available memory proportions are expected to be in a dictionary of {"IPU0": 0.5} where the 0 in '
+                f"IPU is the index of the IPU. Invalid key: {key}"
             )
             by_ipu[int(key[3:])] = proportion
         self.createOrSet(available_memory_proportion=by_ipu)
         return self
 
-    def broadcastBuffers(self, broadcast_buffers: bool = True) -> "Options":
+    def broadcastBuffers(self, broadcast_buffers: bool = True) -> Options:
         self.set(broadcast_buffers=broadcast_buffers)
         return self
 
-    def updatableNamedBuffers(self, buffers: List[str]) -> "Options":
+    def updatableNamedBuffers(self, buffers: List[str]) -> Options:
         self._Popart.set("updatableNamedBuffers", buffers)
         return self
 
     # ---------------------------------------------------------------------------------------- outputs
 
-    def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> "Options":
+    def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> Options:
         assert isinstance(output_mode, enums.OutputMode)
         if output_mode == enums.OutputMode.EveryN:
             valid = output_return_period is not None and output_return_period > 0
@@ -191,54 +191,54 @@ class Options(OptionsDict):
 
     # ---------------------------------------------------------------------------------------- devices
 
-    def connectionType(self, connection_type: enums.ConnectionType) -> "Options":
+    def connectionType(self, connection_type: enums.ConnectionType) -> Options:
         assert isinstance(connection_type, enums.ConnectionType)
         self.set(connection_type=connection_type.value)
         return self
 
-    def syncPattern(self, sync_pattern: enums.SyncPattern) -> "Options":
+    def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
         assert isinstance(sync_pattern, enums.SyncPattern)
         self.set(sync_pattern=sync_pattern.value)
         return self
 
-    def useIpuId(self, ipu_id: int) -> "Options":
+    def useIpuId(self, ipu_id: int) -> Options:
         assert isinstance(ipu_id, int)
         self.createOrSet(ipu_id=ipu_id)
         return self
 
-    def useIpuModel(self, use_model: bool) -> "Options":
+    def useIpuModel(self, use_model: bool) -> Options:
         self.createOrSet(use_model=use_model)
         return self
 
-    def useOfflineIpuTarget(self, ipu_version: int = 2) -> "Options":
+    def useOfflineIpuTarget(self, ipu_version: int = 2) -> Options:
         self.connectionType(enums.ConnectionType.Never)
         self.createOrSet(ipu_version=ipu_version)
         return self
 
     # ------------------------------------------------------------------------------ logs and the rest
 
-    def randomSeed(self, random_seed: int) -> "Options":
+    def randomSeed(self, random_seed: int) -> Options:
         assert isinstance(random_seed, int)
         torch.manual_seed(random_seed)
         self.createOrSet(random_seed=random_seed)
         return self
 
-    def enableExecutableCaching(self, path: Optional[str]) -> "Options":
+    def enableExecutableCaching(self, path: Optional[str]) -> Options:
         if path is not None:
             self._Popart.set("cachePath", path)
         self._Popart.set("enableEngineCaching", path is not None)
         return self
 
-    def enableSyntheticData(self, enabled: bool) -> "Options":
+    def enableSyntheticData(self, enabled: bool) -> Options:
         modes = popart.SyntheticDataMode
         self._Popart.set("syntheticDataMode", int(modes.RandomNormal if enabled else modes.Off))
         return self
 
-    def enableStableNorm(self, enabled: bool) -> "Options":
+    def enableStableNorm(self, enabled: bool) -> Options:
         self._Popart.set("enableStableNorm", enabled)
         return self
 
-    def enableProfiling(self, profile_dir: Optional[str] = None) -> "Options":
+    def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
         given = os.environ.get("POPLAR_ENGINE_OPTIONS", "")
         if any(name in given for name in ("debug.allowOutOfMemory", "autoReport.directory", "autoReport.all")):
             logger.warning(
@@ -255,50 +255,50 @@ class Options(OptionsDict):
         self._Popart.setEngineOptions(options)
         return self
 
-    def logCycleCount(self, log_cycle_count: bool) -> "Options":
+    def logCycleCount(self, log_cycle_count: bool) -> Options:
         self._Popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
         return self
 
-    def logDir(self, log_dir: str) -> "Options":
+    def logDir(self, log_dir: str) -> Options:
         self.set(log_dir=log_dir)
         return self
 
-    def maxRepeatLogs(self, max_lines: Optional[int]) -> "Options":
+    def maxRepeatLogs(self, max_lines: Optional[int]) -> Options:
         self.set(max_repeat_logs=(1 << 64) - 1 if max_lines is None else max_lines)
         return self
 
-    def modelName(self, name: str) -> "Options":
+    def modelName(self, name: str) -> Options:
         self.createOrSet(model_name=name)
         return self
 
-    def sourceLocationExcludes(self, excludes: List[str]) -> "Options":
+    def sourceLocationExcludes(self, excludes: List[str]) -> Options:
         self._source_location_excludes = excludes
         return self
 
-    def appendToLocationExcludes(self, *excludes: str) -> "Options":
+    def appendToLocationExcludes(self, *excludes: str) -> Options:
         self._source_location_excludes = self._source_location_excludes + list(excludes)
         return self
 
-    def showCompilationProgressBar(self, show: bool = True) -> "Options":
+    def showCompilationProgressBar(self, show: bool = True) -> Options:
         self._show_compilation_progress_bar = show
         return self
 
-    def relaxOptimizerAttributesChecks(self, relax: bool = True) -> "Options":
+    def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Options:
         self._relax_optimizer_checks = relax
         return self
 
-    def disableModuleNamescope(self) -> "Options":
+    def disableModuleNamescope(self) -> Options:
         self._module_namescope_enabled = False
         return self
 
     # ------------------------------------------------------------------------------ to and from text
 
-    def from_json(self, string: str) -> "Options":
+    def from_json(self, string: str) -> Options:
         """Calls each setter that a JSON object names with its value, or with its values where they are a list."""
         call_setters(self, string)
         return self
 
-    def loadFromFile(self, filepath: str) -> "Options":
+    def loadFromFile(self, filepath: str) -> Options:
         """Calls the setters in a file, one a line, such as `Training.gradientAccumulation(4)`.
 
         The lines are run as Python. Raises ConfigFileError for what is not Python.
@@ -315,7 +315,7 @@ class Options(OptionsDict):
             out = part.update(out)
         return out
 
-    def clone(self) -> "Options":
+    def clone(self) -> Options:
         return copy.deepcopy(self)
 
     def __repr__(self) -> str:

@@ -48,7 +48,7 @@ def validate(options: Dict[str, Any]) -> None:
         elif isinstance(value, dict):
             _validate_dict(name, value, options)
         else:
-            raise cpp_error("Unknown value type {} for option {}".format(type(value), name))
+            raise cpp_error(f"Unknown value type {type(value)} for option {name}")
 
 
 def _validate_dict(name: str, value: Dict[Any, Any], options: Dict[str, Any]) -> None:
@@ -74,12 +74,12 @@ def _add(name: str, item: Any) -> None:
 
 def _known(kind: str, called: str, name: str) -> None:
     if name not in _table()["options"][kind]:
-        raise cpp_error("Unknown {} option {}".format(called, name))
+        raise cpp_error(f"Unknown {called} option {name}")
 
 
 def _check_range(name: str, value: int) -> None:
     if value < 0:
-        raise cpp_error("Value of option {} is negative: {}".format(name, value))
+        raise cpp_error(f"Value of option {name} is negative: {value}")
     kind = _table()["options"]["uint64"][name].get("enum")
     if kind is not None:
         last = _table()["enums"][kind]["N"] - 1
@@ -88,7 +88,7 @@ def _check_range(name: str, value: int) -> None:
     else:
         return
     if value > last:
-        raise cpp_error("Value for {} out of range".format(kind))
+        raise cpp_error(f"Value for {kind} out of range")
 
 
 def _check_patterns(patterns: Dict[Any, Any], options: Dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _check_location(name: str, location: Dict[str, Any]) -> None:
         if name not in _table()["location_keys"]:
             raise cpp_error("Unknown tensor location " + name)
         if option not in _table()["location_options"]:
-            raise cpp_error("Unknown option '{}' for tensor location {}".format(option, name))
+            raise cpp_error(f"Unknown option '{option}' for tensor location {name}")
 
 
 @functools.lru_cache(maxsize=None)

@@ -15,7 +15,7 @@ class Stage:
 
     def __init__(self, *block_ids: BlockId) -> None:
         assert all(isinstance(block, str) for block in block_ids), (
-            "Block IDs are supposed to be strings but got {}".format(block_ids)
+            f"Block IDs are supposed to be strings but got {block_ids}"
         )
         self._blocks = block_ids
         self._stage_id = -1
@@ -27,7 +27,7 @@ class Stage:
         """The IDs of the blocks."""
         return self._blocks
 
-    def ipu(self, ipu: int) -> "Stage":
+    def ipu(self, ipu: int) -> Stage:
         """Sets the IPU on which the stage runs."""
         assert isinstance(ipu, int)
         self._ipu = ipu
@@ -47,7 +47,7 @@ class StageManager(IStageManager):
         """The stage of a block. Raises AssertionError if there is none for it."""
         if block_id not in self._automatic:
             expected = list(self._listed)
-            assert not expected, "Unknown Block '{}' list of expected Blocks: {}".format(block_id, expected)
+            assert not expected, f"Unknown Block '{block_id}' list of expected Blocks: {expected}"
             self._automatic[block_id] = self._new_stage(block_id)
         return self._automatic[block_id]
 
@@ -55,7 +55,7 @@ class StageManager(IStageManager):
         stage = Stage(block_id)
         if self._auto_stage == AutoStage.SameAsIpu:
             assert self._current_ipu is not None, (
-                "poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {}".format(block_id)
+                f"poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {block_id}"
             )
             stage._stage_id = self._current_ipu
         else:
@@ -73,7 +73,7 @@ class _IExecutionStrategy:
 
     def stage(self, block_id: BlockId) -> Stage:
         """The stage that a block belongs to."""
-        assert block_id in self._block_map, "Unknown block {}".format(block_id)
+        assert block_id in self._block_map, f"Unknown block {block_id}"
         return self._block_map[block_id]
 
     def onStartTracing(self) -> None:
@@ -91,7 +91,7 @@ class _IExecutionStrategy:
 
 def _add_blocks(block_map: Dict[BlockId, Stage], stage: Stage) -> None:
     for block in stage.blocks:
-        assert block not in block_map, "{} associated with more than one stage".format(block)
+        assert block not in block_map, f"{block} associated with more than one stage"
         block_map[block] = stage
 
 
@@ -131,7 +131,7 @@ class Phase:
             self.stages = arg  # type: ignore[assignment]
         else:
             assert all(isinstance(element, str) for element in arg), (
-                "All arguments must either be block IDs (strings) or Stages: {}".format([type(e) for e in arg])
+                f"All arguments must either be block IDs (strings) or Stages: {[type(e) for e in arg]}"
             )
             self.stages = [Stage(*arg)]  # type: ignore[arg-type]
 
@@ -141,8 +141,8 @@ class Phase:
 
     def ipus(self, *ipus: int) -> None:
         """Sets an IPU for each stage."""
-        assert len(ipus) == len(self.stages), "Phase contains {} stages but you provided {} ipus".format(
-            len(self.stages), len(ipus)
+        assert len(ipus) == len(self.stages), (
+            f"Phase contains {len(self.stages)} stages but you provided {len(ipus)} ipus"
         )
         for stage, ipu in zip(self.stages, ipus):
             stage.ipu(ipu)
@@ -174,7 +174,7 @@ class _IPhasedExecution(_IExecutionStrategy):
         assert phase >= 0, "Phases are identified by positive integers"
         return self._phases[phase]
 
-    def useSeparateBackwardPhase(self, use: bool = True) -> "_IPhasedExecution":
+    def useSeparateBackwardPhase(self, use: bool = True) -> _IPhasedExecution:
         """Whether the last forward phase is another one than the first backward phase."""
         assert isinstance(use, bool)
         self._separate_backward_phase = use
@@ -194,7 +194,7 @@ class ParallelPhasedExecution(_IPhasedExecution):
 
     _serial = False
 
-    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> "ParallelPhasedExecution":
+    def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> ParallelPhasedExecution:
         """Whether tensors wait for the backward pass outside the chip."""
         assert isinstance(off_chip, bool)
         self._tensors_liveness = Liveness.OffChipAfterFwd if off_chip else Liveness.AlwaysLive
@@ -206,7 +206,7 @@ class SerialPhasedExecution(_IPhasedExecution):
 
     _serial = True
 
-    def setTensorsLiveness(self, liveness: Liveness) -> "SerialPhasedExecution":
+    def setTensorsLiveness(self, liveness: Liveness) -> SerialPhasedExecution:
         """Sets when tensors leave the chip."""
         assert isinstance(liveness, Liveness)
         self._tensors_liveness = liveness

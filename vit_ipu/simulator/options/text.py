@@ -39,9 +39,8 @@ def run_lines(options: Any, filepath: str) -> None:
         exec(code, {}, {"poptorch": simulator, "options": options})
     except SyntaxError as error:
         raise ConfigFileError(
-            "{} at line {} of {}: {}\n> {}".format(
-                type(error).__name__, error.lineno, os.path.basename(filepath), error.args[0], error.text
-            )
+            f"{type(error).__name__} at line {error.lineno} of {os.path.basename(filepath)}: {error.args[0]}\n> "
+            f"{error.text}"
         ) from error
 
 

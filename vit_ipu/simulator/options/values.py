@@ -22,10 +22,10 @@ class OptionsDict:
     def set(self, **kwargs: Any) -> None:
         self.checkIsFrozen()
         for option, value in kwargs.items():
-            assert self.exists(option), "Invalid option {}, valid options are {}".format(option, self._values.keys())
+            assert self.exists(option), f"Invalid option {option}, valid options are {self._values.keys()}"
             expected = type(self._values[option])
-            assert isinstance(value, expected), "Unexpected type {} for option {}. Expected {}".format(
-                type(value), option, expected
+            assert isinstance(value, expected), (
+                f"Unexpected type {type(value)} for option {option}. Expected {expected}"
             )
             self._values[option] = value
 
@@ -71,7 +71,7 @@ class OptionsDict:
     def __getattr__(self, option: str) -> Any:
         values = self.__dict__.get("_values", {})
         if option.startswith("_") or option not in values:
-            raise AttributeError("Invalid attribute {}.".format(option))
+            raise AttributeError(f"Invalid attribute {option}.")
         return values[option]
 
     def __setattr__(self, option: str, value: Any) -> None:
@@ -79,13 +79,11 @@ class OptionsDict:
         if not option.startswith("_"):
             self.set(**{option: value})
         elif "_values" in self.__dict__ and option not in self.__dict__ and option != "__class__":
-            raise AttributeError(
-                "Invalid private attribute {}. Valid attributes: {}".format(option, list(self.__dict__))
-            )
+            raise AttributeError(f"Invalid private attribute {option}. Valid attributes: {list(self.__dict__)}")
         else:
             super().__setattr__(option, value)
 
-    def __deepcopy__(self, memory: Dict[int, Any]) -> "OptionsDict":
+    def __deepcopy__(self, memory: Dict[int, Any]) -> OptionsDict:
         clone = type(self).__new__(type(self))
         memory[id(self)] = clone
         for key, value in self.__dict__.items():

@@ -32,17 +32,16 @@ class Arguments:
     def tensors(self) -> List[Tensor]:
         return flatten((self.args, self.kwargs))
 
-    def with_tensors(self, tensors: Iterable[Tensor]) -> "Arguments":
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Arguments:
         args, kwargs = rebuild((self.args, self.kwargs), tensors)
         return Arguments(self.names, args, kwargs)
 
-    def check_same(self, other: "Arguments") -> None:
+    def check_same(self, other: Arguments) -> None:
         """Raises Error if `other` differs in structure, shapes, dtypes or plain values."""
         if len(other.args) != len(self.args):
             raise error(
-                "Number of positional arguments mismatch: expected {} arguments but got {}.{}".format(
-                    len(self.args), len(other.args), _MISMATCH
-                )
+                f"Number of positional arguments mismatch: expected {len(self.args)} arguments but got "
+                f"{len(other.args)}.{_MISMATCH}"
             )
         for name, compiled, given in zip(self.names, self.args, other.args):
             _check_same(name, compiled, given)
@@ -51,38 +50,28 @@ class Arguments:
 
 def _check_same(name: str, compiled: Any, given: Any) -> None:
     if type(compiled) is not type(given):
-        raise error(
-            "Type mismatch for {}: expected {} but got {}.{}".format(name, type(compiled), type(given), _MISMATCH)
-        )
+        raise error(f"Type mismatch for {name}: expected {type(compiled)} but got {type(given)}.{_MISMATCH}")
     if isinstance(compiled, (tuple, list)):
         if len(compiled) != len(given):
             raise error(
-                "Length mismatch for {}: expected {} elements but got {}.{}".format(
-                    name, len(compiled), len(given), _MISMATCH
-                )
+                f"Length mismatch for {name}: expected {len(compiled)} elements but got {len(given)}.{_MISMATCH}"
             )
         for index, (a, b) in enumerate(zip(compiled, given)):
-            _check_same("{}[{}]".format(name, index), a, b)
+            _check_same(f"{name}[{index}]", a, b)
     elif isinstance(compiled, dict):
         if set(compiled) != set(given):
-            raise error("Keys mismatch for {}: {}.{}".format(name, _key_difference(compiled, given), _MISMATCH))
+            raise error(f"Keys mismatch for {name}: {_key_difference(compiled, given)}.{_MISMATCH}")
         for key, value in compiled.items():
-            _check_same(key if name == "named arguments" else "{}[{}]".format(name, key), value, given[key])
+            _check_same(key if name == "named arguments" else f"{name}[{key}]", value, given[key])
     elif isinstance(compiled, Tensor):
         if compiled.dtype != given.dtype:
-            raise error(
-                "Data type mismatch for {}: expected {} but got {}.{}".format(
-                    name, compiled.dtype, given.dtype, _MISMATCH
-                )
-            )
+            raise error(f"Data type mismatch for {name}: expected {compiled.dtype} but got {given.dtype}.{_MISMATCH}")
         if compiled.shape != given.shape:
-            raise error(
-                "Shape mismatch for {}: expected {} but got {}.{}".format(name, compiled.shape, given.shape, _MISMATCH)
-            )
+            raise error(f"Shape mismatch for {name}: expected {compiled.shape} but got {given.shape}.{_MISMATCH}")
     elif flatten(compiled):  # a type with a parser of its own
         _check_same(name, tuple(flatten(compiled)), tuple(flatten(given)))
     elif compiled != given:
-        raise error("Value mismatch for {}: expected {} but got {}.{}".format(name, compiled, given, _MISMATCH))
+        raise error(f"Value mismatch for {name}: expected {compiled} but got {given}.{_MISMATCH}")
 
 
 def _key_difference(compiled: Dict[str, Any], given: Dict[str, Any]) -> str:
@@ -120,7 +109,7 @@ class ArgumentParser:
                 bound.kwargs.update({key: value for key, value in kwargs.items() if key not in used})
             elif parameter.kind == inspect.Parameter.VAR_POSITIONAL:
                 variadic = name
-                bound.names += ["*{}[{}]".format(name, i) for i in range(len(left))]
+                bound.names += [f"*{name}[{i}]" for i in range(len(left))]
                 bound.args += left
                 left = []
             else:
@@ -138,22 +127,20 @@ class ArgumentParser:
             return
         names = [parameter.name for parameter in self._parameters]
         given = len(args) + len(kwargs)
-        assert given <= len(names), "Too many arguments provided: expected {} ({}) but got {}".format(
-            names, len(names), given
-        )
+        assert given <= len(names), f"Too many arguments provided: expected {names} ({len(names)}) but got {given}"
         for key in kwargs:
-            assert key in names, "{} is not a valid parameter.Allowed values are {}".format(key, names)
+            assert key in names, f"{key} is not a valid parameter.Allowed values are {names}"
 
     @staticmethod
     def _value(parameter: inspect.Parameter, left: List[Any], kwargs: Dict[str, Any]) -> Any:
         name = parameter.name
         if left and parameter.kind != inspect.Parameter.KEYWORD_ONLY:
-            assert name not in kwargs, "Parameter {} was passed more than once".format(name)
+            assert name not in kwargs, f"Parameter {name} was passed more than once"
             return left.pop(0)
         if name in kwargs:
             return kwargs[name]
         if parameter.default is inspect.Parameter.empty:
-            raise error("Mandatory parameter {} missing".format(name))
+            raise error(f"Mandatory parameter {name} missing")
         return parameter.default
 
     def _contiguous(self, arguments: Arguments) -> Arguments:

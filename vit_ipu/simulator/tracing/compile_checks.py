@@ -26,7 +26,7 @@ def prepared(options: Optional[Options], training: bool) -> Options:
     if options is None:
         options = Options()
     elif not isinstance(options, Options):
-        raise error("Invalid type: 'options' is of type {} (Expected poptorch.Options)".format(type(options)))
+        raise error(f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)")
     options._freeze()
     options = options.clone()
     if options.defaultOutputMode():
@@ -56,19 +56,13 @@ def first_micro_batch(arguments: Arguments, options: Options) -> Arguments:
     for tensor in arguments.tensors():
         size = tensor.shape[0] if tensor.dim() else 1
         assert size % count == 0, (
-            "Invalid batch dimension: In the input {}, the batch dimension ({}) must be a multiple of "
-            "Options.deviceIterations({}) * (Options.replicationFactor({}) / "
-            "Options.inputReplicaGrouping.input_group_size({})) * Options.Training.gradientAccumulation({}) = {} "
-            "because it is used to calculate the batch size which will be executed on the device in any given "
-            "iteration. For a full explanation see the batching semantics page of the documentation.".format(
-                tensor.shape,
-                size,
-                options.device_iterations,
-                options.replication_factor,
-                options.input_group_size,
-                options.Training.gradient_accumulation,
-                count,
-            )
+            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({size}) must be a multiple of "
+            f"Options.deviceIterations({options.device_iterations}) * "
+            f"(Options.replicationFactor({options.replication_factor}) / "
+            f"Options.inputReplicaGrouping.input_group_size({options.input_group_size})) * "
+            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = {count} because it is "
+            "used to calculate the batch size which will be executed on the device in any given iteration. For a full "
+            "explanation see the batching semantics page of the documentation."
         )
     return arguments.with_tensors([micro_batch_of(tensor, 0, count) for tensor in arguments.tensors()])
 
@@ -99,7 +93,7 @@ def check_named_buffers(options: Options, buffers: Iterable[str]) -> None:
     """Raises Error if Options.updatableNamedBuffers names one that the model has not."""
     for name in options._Popart.options.get("updatableNamedBuffers", ()):
         if name not in buffers:
-            raise cpp_error("updatableNamedBuffers names {}, but the model has no such buffer".format(name))
+            raise cpp_error(f"updatableNamedBuffers names {name}, but the model has no such buffer")
 
 
 def _check_ipu_model(options: Options) -> None:
@@ -131,13 +125,13 @@ def _check_stages(trace: Trace, options: Options) -> None:
     if trace.is_training and options.Training.gradient_accumulation < stages:
         raise cpp_error(
             "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of pipeline "
-            "stages ({}) when using poptorch.PipelinedExecution. Please note that a model with {} pipeline stages in "
-            "PopTorch will have an additional {} stages when training.".format(stages, forward, stages - forward)
+            f"stages ({stages}) when using poptorch.PipelinedExecution. Please note that a model with {forward} "
+            f"pipeline stages in PopTorch will have an additional {stages - forward} stages when training."
         )
     if not trace.is_training and options.device_iterations < stages:
         raise cpp_error(
-            "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages ({}) "
-            "when using PopTorch.PipelinedExecution.".format(stages)
+            "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
+            f"({stages}) when using PopTorch.PipelinedExecution."
         )
 
 
@@ -146,14 +140,14 @@ def _check_placement(trace: Trace) -> None:
     for stage, ipus in trace.ipus_of_stages.items():
         if len(ipus) > 1:
             raise error(
-                "Ops have the same pipeline stage {}, but different virtual graph ids {}. All ops with the same "
-                "pipeline stage must also have the same virtual graph id".format(stage, sorted(ipus)),
+                f"Ops have the same pipeline stage {stage}, but different virtual graph ids {sorted(ipus)}. All ops "
+                "with the same pipeline stage must also have the same virtual graph id",
                 "popart_exception",
             )
     for name, ipus in trace.ipus_of_weights.items():
         if len(ipus) > 1:
             raise error(
-                "Can not copy variable tensor {} between virtual graphs when pipelining. All pipeline stages using "
-                "this tensor should be on the same graph.".format(name),
+                f"Can not copy variable tensor {name} between virtual graphs when pipelining. All pipeline stages "
+                "using this tensor should be on the same graph.",
                 "popart_exception",
             )

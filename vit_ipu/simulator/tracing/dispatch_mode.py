@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise cpp_error(_TRIU)
             self._unsupported.add(name)
         if name in _ONLY_NEAREST:
-            raise cpp_error("Unsupported upsample mode {}: currently only 'nearest' is supported".format(name))
+            raise cpp_error(f"Unsupported upsample mode {name}: currently only 'nearest' is supported")
         if name in _AFFINE:
             weight, bias = (args[position] for position in _AFFINE[name])
             if (weight is None) != (bias is None):
@@ -149,16 +149,14 @@ def unsupported_operations(names: Set[str]) -> Exception:
 def raise_not_inferred(name: str) -> NoReturn:
     """Raises the Error for an operation whose output's shape depends on data."""
     raise cpp_error(
-        "Type inference failed for {} because the operator doesn't have an implementation for the Meta backend.".format(
-            name
-        )
+        f"Type inference failed for {name} because the operator doesn't have an implementation for the Meta backend."
     )
 
 
 def check_type(tensor: Tensor) -> None:
     """Raises Error for a type that IPUs do not have."""
     if tensor.dtype in _UNSUPPORTED_TYPES:
-        raise cpp_error("Unsupported tensor input type from pytorch: {}".format(_TYPE_NAMES[tensor.dtype]))
+        raise cpp_error(f"Unsupported tensor input type from pytorch: {_TYPE_NAMES[tensor.dtype]}")
 
 
 def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors: Sequence[Tensor]) -> None:
@@ -174,10 +172,9 @@ def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors
     for tensor in tensors:
         if not tensor.is_meta and tensor.dim() > 0:
             raise cpp_error(
-                "Expected an IPU tensor but got tensor(device={}, shape={}, dtype={}).\nConstant tensors should be "
-                'moved explicitly to the IPU, via cpu_tensor.to("ipu").'.format(
-                    tensor.device, list(tensor.shape), _TYPE_NAMES.get(tensor.dtype, tensor.dtype)
-                )
+                f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, "
+                f"dtype={_TYPE_NAMES.get(tensor.dtype, tensor.dtype)}).\nConstant tensors should be "
+                'moved explicitly to the IPU, via cpu_tensor.to("ipu").'
             )
 
 
@@ -218,7 +215,7 @@ def _is_random(func: Any) -> bool:
 def _full_name(func: Any) -> str:
     """The operation's name with its overload, as in "aten::add.Tensor"."""
     overload = func._schema.overload_name
-    return "{}.{}".format(func._schema.name, overload) if overload else func._schema.name
+    return f"{func._schema.name}.{overload}" if overload else func._schema.name
 
 
 def _numbers(values: Sequence[Value]) -> Tuple[int, ...]:

@@ -49,7 +49,7 @@ def _recurrent_check(kind: str, no_bias: Optional[str], two_ways: str) -> Callab
         if num_layers != 1:
             raise cpp_error("Only {} with 1 layer {}supported".format(kind, "is " if kind == "RNN" else ""))
         if dropout:
-            raise cpp_error("{} only supports dropout = 0.0".format(kind))
+            raise cpp_error(f"{kind} only supports dropout = 0.0")
         if bidirectional:
             raise cpp_error(two_ways)
         if no_bias is not None and not has_biases:

@@ -203,7 +203,7 @@ def _meta_like(tensor: Tensor) -> Tensor:
 def _check_inputs(arguments: Arguments) -> None:
     for tensor in arguments.tensors():
         if 0 in tensor.shape:
-            raise cpp_error("Zero-sized tensors are unsupported (Got shape {}).".format(list(tensor.shape)))
+            raise cpp_error(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)}).")
         check_type(tensor)
         if tensor.requires_grad:
             logger.warning(

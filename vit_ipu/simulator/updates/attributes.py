@@ -32,7 +32,7 @@ class Attributes:
     """The kind of an optimizer and its values; `groups` holds those of each group of parameters."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, options: Options, tracker: Optional["AttributeTracker"] = None
+        self, optimizer: torch.optim.Optimizer, options: Options, tracker: Optional[AttributeTracker] = None
     ) -> None:
         """Raises AssertionError or ValueError where PopTorch does; `tracker` reports attributes that it ignores."""
         self.kind = _kind_of(optimizer)
@@ -58,13 +58,12 @@ class Attributes:
         """Whether gradients are accumulated in float16, which PopTorch does with the running mean."""
         return self.accum_type == torch.float16 and self.kind != "sgd_combined"
 
-    def check_replaces(self, compiled: "Attributes") -> None:
+    def check_replaces(self, compiled: Attributes) -> None:
         """Raises Error if these attributes need another program than the one compiled for `compiled`."""
         if self.kind != compiled.kind or len(self.groups) != len(compiled.groups):
             raise error(
-                "The new optimizer is {} with {} groups but the executable was compiled for {} with {}".format(
-                    self.kind, len(self.groups), compiled.kind, len(compiled.groups)
-                )
+                f"The new optimizer is {self.kind} with {len(self.groups)} groups but the executable was compiled for "
+                f"{compiled.kind} with {len(compiled.groups)}"
             )
         if self.max_grad_norm != compiled.max_grad_norm:
             raise error("Clip norm settings at index 0 do not match.")
@@ -73,13 +72,9 @@ class Attributes:
             for name in _GROUP_ATTRIBUTES[self.kind]:
                 self._check_value(compiled, name, old.get(name), new.get(name))
 
-    def _check_value(self, compiled: "Attributes", name: str, old: Any, new: Any) -> None:
+    def _check_value(self, compiled: Attributes, name: str, old: Any, new: Any) -> None:
         if compiled.is_constant(name, old) and new != old:
-            raise error(
-                "Attribute {} is constant in the compiled optimizer: it cannot change from {} to {}".format(
-                    name, old, new
-                )
-            )
+            raise error(f"Attribute {name} is constant in the compiled optimizer: it cannot change from {old} to {new}")
 
     def is_constant(self, name: str, value: Any) -> bool:
         """Whether an attribute with this value is compiled in (python/_optimizer_attributes.py:158-187).
@@ -93,7 +88,7 @@ class Attributes:
         constant = 1e-2 if name == "weight_decay" and self.kind == "adamw" else _CONSTANT_VALUES[name]
         return constant is _ALWAYS or value == constant
 
-    def has_same_values(self, other: "Attributes") -> bool:
+    def has_same_values(self, other: Attributes) -> bool:
         """Whether the IPU would see no difference: it then keeps the values that it has."""
         names = _GROUP_ATTRIBUTES[self.kind]
         mine, others = ([[group.get(name) for name in names] for group in a.groups] for a in (self, other))
@@ -129,7 +124,7 @@ class AttributeTracker:
         own = [name for name in vars(optimizer) if name not in _NOT_ATTRIBUTES]
         groups["optimizer attribute"] = own
         for number, group in enumerate(optimizer.param_groups):
-            groups["group {} attribute".format(number)] = [name for name in group if name != "params"]
+            groups[f"group {number} attribute"] = [name for name in group if name != "params"]
         if self._known is None:
             of_groups = sorted({name for what, names in groups.items() if "group" in what for name in names})
             self._known = {what: own if what == "optimizer attribute" else of_groups for what in groups}
@@ -137,7 +132,7 @@ class AttributeTracker:
         for what, names in groups.items():
             extra = [name for name in names if name not in self._known.get(what, names)]
             if extra:
-                self._tell("Ignoring unexpected {} in {} optimizer: {}".format(what, kind.upper(), extra), relaxed)
+                self._tell(f"Ignoring unexpected {what} in {kind.upper()} optimizer: {extra}", relaxed)
 
     def _tell(self, message: str, relaxed: bool) -> None:
         if message not in self._told:
@@ -196,10 +191,10 @@ def _check_group(kind: str, group: Dict[str, Any]) -> None:
         raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
     for name in _GROUP_ATTRIBUTES[kind]:
         value = group.get(name)
-        assert value is not None, "Mandatory attribute {} not found in optimizer group".format(name)
+        assert value is not None, f"Mandatory attribute {name} not found in optimizer group"
         if name == "betas":
             is_pair = isinstance(value, tuple) and len(value) == 2
-            assert is_pair, "Expected a pair for betas but got {} instead".format(value)
+            assert is_pair, f"Expected a pair for betas but got {value} instead"
         else:
             _check_number(name, value)
     if group.get("maximize"):
@@ -207,7 +202,7 @@ def _check_group(kind: str, group: Dict[str, Any]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    assert isinstance(value, numbers.Number), "Expected a number for {} but got {} instead".format(name, value)
+    assert isinstance(value, numbers.Number), f"Expected a number for {name} but got {value} instead"
 
 
 def _loss_scaling(optimizer: torch.optim.Optimizer) -> float:
@@ -221,5 +216,5 @@ def _loss_scaling(optimizer: torch.optim.Optimizer) -> float:
 def _state_type(optimizer: torch.optim.Optimizer, name: str) -> torch.dtype:
     dtype = getattr(optimizer, name, torch.float32) if isinstance(optimizer, Optimizer) else torch.float32
     if dtype not in (torch.float16, torch.float32):
-        raise ValueError("{} must be set to either torch.float16 or torch.float32 not {}".format(name, dtype))
+        raise ValueError(f"{name} must be set to either torch.float16 or torch.float32 not {dtype}")
     return dtype

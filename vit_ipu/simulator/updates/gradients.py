@@ -22,7 +22,7 @@ class Reduction(NamedTuple):
     is_running: bool
 
     @classmethod
-    def of(cls, options: Options) -> "Reduction":
+    def of(cls, options: Options) -> Reduction:
         training = options.Training
         mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
         strategy = training.meanAccumulationAndReplicationReductionStrategy

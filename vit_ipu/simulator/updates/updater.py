@@ -94,7 +94,7 @@ class Updater:
     def parameters(self) -> Dict[str, Tensor]:
         """The variable scalars by PopART's tensor names."""
         parameters = {
-            "{}___specific___{}".format(scalar, name): torch.tensor(variable.scalars.values[scalar])
+            f"{scalar}___specific___{name}": torch.tensor(variable.scalars.values[scalar])
             for name, variable in self._variables.items()
             for scalar in sorted(variable.scalars.variable)
         }

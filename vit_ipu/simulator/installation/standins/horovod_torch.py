@@ -58,7 +58,7 @@ def allreduce(
 ) -> torch.Tensor:
     """A new tensor: the mean over the instances, or the sum with op=Sum or average=False."""
     if op not in (None, Average, Sum):
-        raise NotImplementedError("horovod.torch.allreduce(op={!r}) is not simulated".format(op))
+        raise NotImplementedError(f"horovod.torch.allreduce(op={op!r}) is not simulated")
     reduced = tensor.detach().clone()
     popdist.all_reduce([reduced], mean=op != Sum if op is not None else average is not False)
     return reduced
@@ -117,5 +117,5 @@ def shutdown() -> None:
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
-        raise AttributeError("module 'horovod.torch' has no attribute {!r}".format(name))
-    raise NotImplementedError("horovod.torch.{} is not simulated".format(name))
+        raise AttributeError(f"module 'horovod.torch' has no attribute {name!r}")
+    raise NotImplementedError(f"horovod.torch.{name} is not simulated")

@@ -83,5 +83,5 @@ def versionString() -> str:
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
-        raise AttributeError("module 'popart' has no attribute {!r}".format(name))
-    raise NotImplementedError("popart.{} is not simulated".format(name))
+        raise AttributeError(f"module 'popart' has no attribute {name!r}")
+    raise NotImplementedError(f"popart.{name} is not simulated")

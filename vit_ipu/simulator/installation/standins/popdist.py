@@ -153,8 +153,8 @@ def reduce_gradients(gradients: Dict[str, torch.Tensor], *, processes: int, mean
         return gradients
     if getNumInstances() != processes:
         raise NotImplementedError(
-            "training in {} processes that popdist does not know of is not simulated: start them with python -m "
-            "vit_ipu.simulator --num-instances {} and use popdist.poptorch.Options".format(processes, processes)
+            f"training in {processes} processes that popdist does not know of is not simulated: start them with python "
+            f"-m vit_ipu.simulator --num-instances {processes} and use popdist.poptorch.Options"
         )
     all_reduce([gradients[name] for name in sorted(gradients)], mean=mean)
     return gradients

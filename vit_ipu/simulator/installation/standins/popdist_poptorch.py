@@ -34,9 +34,8 @@ class Options(_Options):
         """`ipus_per_replica`: what poprun was given, if it is None."""
         if ipus_per_replica is not None and not popdist.checkNumIpusPerReplica(ipus_per_replica):
             raise ValueError(
-                "The environment has {} IPUs per replica but popdist.poptorch.Options was given {}".format(
-                    popdist.getNumIpusPerReplica(), ipus_per_replica
-                )
+                f"The environment has {popdist.getNumIpusPerReplica()} IPUs per replica but popdist.poptorch.Options "
+                f"was given {ipus_per_replica}"
             )
         super().__init__()
         _Options.replicationFactor(self, popdist.getNumLocalReplicas())
@@ -64,4 +63,4 @@ class Options(_Options):
 
 
 def _blocked(name: str) -> RuntimeError:
-    return RuntimeError("Cannot call `{}` with popdist.poptorch.Options".format(name))
+    return RuntimeError(f"Cannot call `{name}` with popdist.poptorch.Options")
