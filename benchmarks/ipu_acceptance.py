@@ -17,11 +17,13 @@ from xml.etree import ElementTree
 import torch
 from record import FOLDER, write_record
 
-from vit_ipu.backends import Device, build_backend, resolve_device
-from vit_ipu.config import Config, UserError
+from vit_ipu.backends.build import build_backend, resolve_device
+from vit_ipu.backends.contract import Device
+from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import UserError
 from vit_ipu.pipeline import BatchPlan
 
 UPDATES = 20

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from vit_ipu.backends import Device
+from vit_ipu.backends.contract import Device
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config
 from vit_ipu.runs.environment import environment

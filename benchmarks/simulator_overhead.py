@@ -13,7 +13,7 @@ import torch
 from record import write_record
 from training_step import backend_step, step_config, take_turns
 
-from vit_ipu.backends import resolve_device
+from vit_ipu.backends.build import resolve_device
 
 BATCHES = {"cpu": (32, 4), "cuda": (512, 64)}
 """Global batch and micro-batch by device."""

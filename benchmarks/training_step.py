@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from record import write_record
 
-from vit_ipu.backends import HostBatch, Instances, build_backend, resolve_device
+from vit_ipu.backends.build import build_backend, resolve_device
+from vit_ipu.backends.contract import HostBatch, Instances
 from vit_ipu.benchmark import random_batch
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data.images.transforms import Normalize
+from vit_ipu.step import Normalize
 
 SIZES = {
     # device: variant, global batch, micro-batch

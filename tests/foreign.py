@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vit_ipu.model import ViT
-from vit_ipu.weights.read import model_config, read_weights
+from vit_ipu.weights.describe import model_config
+from vit_ipu.weights.read import read_weights
 
 SIZES = [("tiny", 16), ("small", 16), ("base", 16), ("base", 32), ("large", 16)]
 _SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}

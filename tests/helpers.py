@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from vit_ipu.backends import Backend, HostBatch, build_backend, resolve_device
+from vit_ipu.backends.build import build_backend, resolve_device
+from vit_ipu.backends.contract import Backend, HostBatch
 from vit_ipu.cli import app as cli
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.config_file import parse_config

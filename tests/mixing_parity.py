@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from helpers import random_batch, relative_errors, tiny_config, worst
 from parity import ITERATIONS, PIPELINE, UPDATES, start_of, train_on
 
-from vit_ipu.data.images.transforms import Normalize
 from vit_ipu.model import ViT
 from vit_ipu.optim import learning_rate, optimizer_groups
+from vit_ipu.step import Normalize
 
 MIXUP, CUTMIX = {"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}
 

@@ -12,12 +12,13 @@ import torch
 from helpers import backend_for, random_batch, random_images, relative_errors, tiny_config, with_random_head, worst
 from torch import Tensor
 
-from vit_ipu.backends import HostBatch, open_backend, resolve_device
+from vit_ipu.backends.build import open_backend, resolve_device
+from vit_ipu.backends.contract import HostBatch
 from vit_ipu.config import Config
-from vit_ipu.data.images.transforms import Normalize
 from vit_ipu.losses import classification_loss
 from vit_ipu.model import ViT
 from vit_ipu.optim import LAMB, learning_rate, optimizer_groups
+from vit_ipu.step import Normalize
 
 UPDATES, ITERATIONS = 10, 2
 

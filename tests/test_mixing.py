@@ -22,10 +22,11 @@ from mixing_parity import CUTMIX, KINDS, MIXUP, SIZE, check_parity, mixed_by_han
 from parity import ITERATIONS
 
 from vit_ipu import losses, mixing
-from vit_ipu.backends import resolve_device
+from vit_ipu.backends.build import resolve_device
+from vit_ipu.backends.contract import HostBatch
 from vit_ipu.benchmark import benchmark
 from vit_ipu.config_file import load_config, shipped_configs
-from vit_ipu.data.loading.loader import EvaluationLoader, HostBatch, TrainingLoader
+from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.losses import classification_loss
 from vit_ipu.mixing import Mixer, cutmix_boxes, draws_of_update, mixing_of_step

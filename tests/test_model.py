@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vit_ipu.config import VARIANTS, ModelConfig
+from vit_ipu.config import ModelConfig
 from vit_ipu.model import DropPath, ExplicitAttention, ViT
 from vit_ipu.model_cost import forward_flops, num_parameters, printed_flops
+from vit_ipu.variants import VARIANTS
 
 COUNTS = [
     ("vit_base_patch16", 384, 86_859_496),

@@ -8,19 +8,10 @@ from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_ipu.config import ConfigError
-from vit_ipu.pipeline import (
-    BatchPlan,
-    first_module,
-    ipu_violations,
-    num_cycles,
-    num_stages,
-    place_units,
-    require_runnable,
-    resolve_compute,
-    timetable,
-    utilisation,
-)
+from vit_ipu.config import PrecisionConfig
+from vit_ipu.errors import ConfigError
+from vit_ipu.ipu_rules import ipu_violations, require_runnable
+from vit_ipu.pipeline import BatchPlan, first_module, num_cycles, num_stages, place_units, timetable, utilisation
 
 
 @pytest.mark.parametrize(
@@ -108,8 +99,8 @@ def test_utilisation_bound(ipus, accumulation, percent):
     ],
 )
 def test_automatic_number_format(compute, kind, expected):
-    assert resolve_compute(compute, kind) == expected
-    assert resolve_compute("float64", kind) == "float64"
+    assert PrecisionConfig(compute=compute).resolve_compute(kind) == expected
+    assert PrecisionConfig(compute="float64").resolve_compute(kind) == "float64"
 
 
 # What PopTorch would refuse or silently change, with everything that the message must say.

@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers import vit_ipu, write_config, write_image_folder
 
-from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.weights.native import newest_checkpoint
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))])
@@ -185,8 +186,8 @@ def test_images_that_cannot_be_read_are_named_counted_and_left_out(run, workplac
 
 
 def test_an_evaluation_without_an_image_fails():
-    from vit_ipu.config import RunFailed
-    from vit_ipu.evaluate import evaluate
+    from vit_ipu.errors import RunFailed
+    from vit_ipu.evaluate import evaluate_batches
 
     with pytest.raises(RunFailed, match="there is no held-out image that can be read"):
-        evaluate(None, [])
+        evaluate_batches(None, [])

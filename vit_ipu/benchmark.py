@@ -10,7 +10,8 @@ from typing import Iterator, List, Optional, Tuple
 
 import torch
 
-from vit_ipu.backends import Backend, Device, HostBatch, Instances, open_backend
+from vit_ipu.backends.build import open_backend, require_runnable_on
+from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.listing import ListingCache
@@ -47,8 +48,10 @@ def benchmark(
     """Times `steps` host steps after `burn_in` untimed ones.
 
     The batch is the same random pixels and labels at every step, made beforehand; with `real_data` every step
-    takes the next one from the config's source, and loading it is timed too.
+    takes the next one from the config's source, and loading it is timed too. Raises ConfigError if the device cannot
+    run the config.
     """
+    require_runnable_on(config, device, allow_synthetic=True)
     with open_backend(config, device) as backend:
         batches = (
             _real_batches(config, backend, cache) if real_data else cycle([random_batch(config, backend.instances)])

@@ -7,40 +7,13 @@ is wrong on every device is refused here, before data or device is touched; what
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 from typing_extensions import Annotated, Literal
 
-
-class UserError(ValueError):
-    """A mistake of the user's: one line that says what is wrong and what to do. The program exits with 2."""
-
-
-class RunFailed(RuntimeError):
-    """Work that cannot go on: one line with the reason. The program exits with 1."""
-
-
-class ConfigError(UserError):
-    """A mistake of the user's in a configuration: one line with the key, the numbers and the remedy."""
-
-
-# The variants of the ViT paper (arXiv:2010.11929, table 1) and DeiT (arXiv:2012.12877, table 1), each at
-# three patch sizes, and a tiny one for tests that splits over four IPUs.
-_SIZES = {
-    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
-    "small": {"width": 384, "depth": 12, "num_heads": 6},
-    "base": {"width": 768, "depth": 12, "num_heads": 12},
-    "large": {"width": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"width": 1280, "depth": 32, "num_heads": 16},
-}
-VARIANTS: Dict[str, Dict[str, int]] = {
-    f"vit_{size}_patch{patch}": dict(shape, patch_size=patch)
-    for size, shape in _SIZES.items()
-    for patch in (14, 16, 32)
-}
-VARIANTS["vit_test"] = {"width": 32, "depth": 4, "num_heads": 2, "patch_size": 7}
+from vit_ipu.errors import ConfigError, suggest
+from vit_ipu.variants import VARIANTS
 
 # The number of classes of the sources whose labels are known before they are read.
 SOURCE_CLASSES = {"sample": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
@@ -58,12 +31,6 @@ Operations = Annotated[
 ]
 Triple = Annotated[Tuple[StrictFloat, StrictFloat, StrictFloat], Field(strict=False)]
 FloatType = Literal["float16", "float32"]
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """What a misspelt word may have meant, as the end of a message."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ": use one of {}".format(", ".join(known))
 
 
 class Section(BaseModel):
@@ -328,6 +295,11 @@ class PipelineConfig(Section):
         """Micro-batches per replica and weight update."""
         return self.global_batch_size // (self.micro_batch_size * self.replication_factor)
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples per host step."""
+        return self.global_batch_size * self.device_iterations
+
 
 class PrecisionConfig(Section):
     """Number formats; `auto` is float16 on IPUs, bfloat16 on CUDA and float32 on the CPU."""
@@ -350,6 +322,12 @@ class PrecisionConfig(Section):
     """IPU: format of the second moment of Adam, AdamW and LAMB."""
     torch_compile: Literal["auto", "always", "never"] = "auto"
     """CUDA and CPU: torch.compile; auto: on CUDA."""
+
+    def resolve_compute(self, device_kind: str) -> str:
+        """Returns the number format that `compute` means on a kind of device (ipu, ipu-sim, cuda, cpu)."""
+        if self.compute != "auto":
+            return self.compute
+        return {"ipu": "float16", "ipu-sim": "float16", "cuda": "bfloat16", "cpu": "float32"}[device_kind]
 
 
 class OptimConfig(Section):
@@ -521,9 +499,8 @@ class Config(Section):
         if self.run.updates is not None:
             return self.run.updates
         assert self.run.epochs is not None
-        iterations = self.pipeline.device_iterations
-        samples_per_step = self.pipeline.global_batch_size * iterations
-        total = max(int(self.run.epochs * num_train) // samples_per_step, 1) * iterations
+        host_steps = max(int(self.run.epochs * num_train) // self.pipeline.samples_per_step, 1)
+        total = host_steps * self.pipeline.device_iterations
         self._check_warmup(total)
         return total
 

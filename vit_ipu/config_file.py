@@ -9,7 +9,8 @@ from typing import Any, Dict, Sequence, Union
 import yaml
 from pydantic import ValidationError
 
-from vit_ipu.config import Config, ConfigError, suggest
+from vit_ipu.config import Config
+from vit_ipu.errors import ConfigError, suggest
 
 
 class _Loader(yaml.SafeLoader):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Iterable, List, Sequence
+from pathlib import Path
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 
-from vit_ipu.backends import Backend, HostBatch
-from vit_ipu.config import Config, RunFailed, UserError
-from vit_ipu.runs.checkpoint import Description
+from vit_ipu.backends.build import open_backend, require_runnable_on
+from vit_ipu.backends.contract import Backend, Device, HostBatch
+from vit_ipu.config import Config
+from vit_ipu.data.loading.loader import EvaluationLoader
+from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.text import Notify
+from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
+from vit_ipu.weights.native import ModelDescription
+from vit_ipu.weights.read import Weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -27,42 +36,85 @@ class Evaluation:
     num_images: int
 
 
-# Settings without a shape that change what a model computes, and may be chosen anew for an evaluation.
-_MAY_DIFFER = (
-    ("model", "gelu"),
-    ("model", "layer_norm_eps"),
-    ("data", "mean"),
-    ("data", "std"),
-    ("data", "eval_resize"),
-    ("data", "interpolation"),
-)
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """What the evaluation of a checkpoint found."""
+
+    evaluation: Evaluation
+    checkpoint: Path
+    """The file, or the run's checkpoint, that was read."""
+    skipped: Tuple[str, ...]
+    """Which images could not be read, and why."""
 
 
-def differences_from(trained: Description, config: Config, classes: Sequence[str]) -> List[str]:
-    """Notes on settings other than those that a checkpoint was trained with.
+def evaluate(
+    config: Config,
+    device: Device,
+    checkpoint: str,
+    *,
+    trust_pickle: bool = False,
+    cache: Optional[ListingCache] = None,
+    notify: Notify = lambda text: None,
+) -> CheckpointEvaluation:
+    """Evaluates a run, a checkpoint or weights of any known naming on the held-out images, every one exactly once.
 
-    Raises UserError if it is not the same model, or its classes are not those of the images.
+    `notify` is told what differs from what the weights were trained with. Raises UserError if they are of another
+    model or of other classes.
     """
-    if config.model.num_heads != trained.config.model.num_heads:
+    require_runnable_on(config, device, training=False)
+    weights = read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify)
+    source = open_source(config.data, config.model, "eval", cache=cache)
+    for note in compare_with_training(weights, config, source.classes):
+        notify(f"note: {note}")
+    with open_backend(config, device) as backend:
+        load_weights(backend, weights)
+        loader = EvaluationLoader(source, config)
+        evaluation = evaluate_batches(backend, loader)
+    return CheckpointEvaluation(evaluation, weights.path, tuple(loader.skipped))
+
+
+def compare_with_training(weights: Weights, config: Config, classes: Sequence[str]) -> List[str]:
+    """Notes on settings other than those that the weights were trained with.
+
+    Raises UserError if they are of another model, or of other classes than the images.
+    """
+    if weights.description is not None:
+        return differences_from(weights.description, config, classes)
+    require_heads(weights, config)
+    return differing_settings(weights, config)
+
+
+def differences_from(trained: ModelDescription, config: Config, classes: Sequence[str]) -> List[str]:
+    """Notes on settings other than those that a checkpoint of this program was trained with.
+
+    Raises UserError if it is of another model, or of other classes than the images.
+    """
+    model, data, pixels = config.model, config.data, trained.preprocessing
+    if model.num_heads != trained.model.num_heads:
         raise UserError(
-            f"the checkpoint was trained with model.num_heads {trained.config.model.num_heads}, but the config has "
-            f"{config.model.num_heads}: use its own config"
+            f"the checkpoint was trained with model.num_heads {trained.model.num_heads}, but the config has "
+            f"{model.num_heads}: use its own config"
         )
-    for ours, theirs in zip(classes, trained.classes) if trained.num_train else ():  # ours; others name them otherwise
+    for ours, theirs in zip(classes, trained.classes) if trained.trained else ():  # others name their classes otherwise
         if ours != theirs:
             raise UserError(f"the checkpoint knows the class {theirs}, where the images have {ours}")
-    before_and_now = (
-        (section, key, getattr(getattr(trained.config, section), key), getattr(getattr(config, section), key))
-        for section, key in _MAY_DIFFER
+    # Settings without a shape that change what a model computes, and may be chosen for an evaluation.
+    compared = (
+        ("model.gelu", model.gelu, trained.model.gelu),
+        ("model.layer_norm_eps", model.layer_norm_eps, trained.model.layer_norm_eps),
+        ("data.mean", data.mean, pixels.mean),
+        ("data.std", data.std, pixels.std),
+        ("data.eval_resize", data.eval_resize, pixels.eval_resize),
+        ("data.interpolation", data.interpolation, pixels.interpolation),
     )
     return [
-        f"{section}.{key} is {now}, but the checkpoint was trained with {before}"
-        for section, key, before, now in before_and_now
-        if before != now
+        f"{key} is {now}, but the checkpoint was trained with {before}"
+        for key, now, before in compared
+        if now != before
     ]
 
 
-def evaluate(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
+def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
     """Predicts each batch and counts. Backends pad as their devices need; no padding is counted.
 
     Raises RunFailed if the model's outputs are not finite, or there is no image.

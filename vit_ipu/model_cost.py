@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, List
+
 from vit_ipu.config import ModelConfig
+from vit_ipu.variants import VARIANTS
+
+# Params (M) and Flops (G) as mmclassification 0.x's ViT page prints them, for every image size of the row.
+PRINTED = {
+    "vit_base_patch16": (86.86, 33.03),
+    "vit_base_patch32": (88.30, 8.56),
+    "vit_large_patch16": (304.72, 116.68),
+}
+
+
+PRINTED_FORMULA = (
+    "printed Flops = n*3*P^2*D + n*D + 2*L*T*D*M + D*K + 2*(2L+1)*T*D at 384 px with K = 1000 classes, where P is the "
+    "patch size, n = (384/P)^2, T = n + 1, D the width, L the depth and M = 4D: attention and its projections are "
+    "left out; printed Params are those at 384 px with the head"
+)
+"""What `printed_flops` computes."""
 
 
 def num_parameters(model: ModelConfig) -> int:
@@ -43,3 +61,35 @@ def printed_flops(model: ModelConfig) -> int:
     mlp = model.depth * 2 * tokens * width * model.mlp_width
     norms = 2 * (2 * model.depth + 1) * tokens * width
     return embed + mlp + width * model.num_classes + norms
+
+
+def describe_variants(image_size: int, num_classes: int) -> List[Dict[str, Any]]:
+    """Each variant's parameters and multiply-accumulates at a size, beside what mmclassification prints.
+
+    The printed figures are those at 384 px with 1000 classes: `printed_flops` reproduces them.
+    """
+    rows = []
+    for variant, shape in VARIANTS.items():
+        nearest = max(image_size // shape["patch_size"], 1) * shape["patch_size"]
+        model = ModelConfig(variant=variant, image_size=nearest, num_classes=num_classes)  # type: ignore[call-arg]
+        row: Dict[str, Any] = {
+            "variant": variant,
+            "width": model.width,
+            "depth": model.depth,
+            "num_heads": model.num_heads,
+            "patch_size": model.patch_size,
+            "image_size": nearest,
+            "parameters": num_parameters(model),
+            "flops": forward_flops(model),
+        }
+        if variant in PRINTED:
+            at_384 = model.model_copy(update={"image_size": 384, "num_classes": 1000})
+            row["mmclassification"] = {
+                "printed_parameters_m": PRINTED[variant][0],
+                "printed_flops_g": PRINTED[variant][1],
+                "reproduced_parameters": num_parameters(at_384),
+                "reproduced_flops": printed_flops(at_384),
+                "formula": PRINTED_FORMULA,
+            }
+        rows.append(row)
+    return rows

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
-from vit_ipu.backends import Device, open_backend
-from vit_ipu.config import Config, RunFailed, UserError
+from pydantic import ValidationError
+
+from vit_ipu.backends.build import open_backend, require_runnable_on
+from vit_ipu.backends.contract import Device
+from vit_ipu.config import Config, DataConfig, OptimConfig, PipelineConfig, RunConfig
+from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.images.transforms import EvalTransform
 from vit_ipu.data.loading.loader import stack_images
-from vit_ipu.data.sources.registry import open_picture
-from vit_ipu.pipeline import require_runnable
-from vit_ipu.runs.checkpoint import require_same_model
-from vit_ipu.weights.read import describe, read_weights
+from vit_ipu.errors import CheckpointError, RunFailed, UserError
+from vit_ipu.weights.describe import describe
+from vit_ipu.weights.fit import load_weights
+from vit_ipu.weights.native import ModelDescription
+from vit_ipu.weights.read import read_weights
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ def predict(
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
-    config = _for_device(description.config, device)
-    require_runnable(config, device.kind, training=False)
+    config = _for_device(inference_config(description), device)
+    require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = {}
     for number, path in enumerate(images):
@@ -54,8 +59,7 @@ def predict(
     if not pixels:
         return []
     with open_backend(config, device) as backend:
-        own = backend.state_dict()["model"]
-        backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
+        load_weights(backend, weights)
         probabilities = backend.predict(stack_images(list(pixels.values()), config.data)).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise RunFailed(f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged")
@@ -65,6 +69,33 @@ def predict(
         Prediction(images[number], tuple((names[label], value) for label, value in zip(labels, values)))
         for number, labels, values in zip(pixels, best.indices.tolist(), best.values.tolist())
     ]
+
+
+def inference_config(description: ModelDescription) -> Config:
+    """Returns the config of the run that trained the model; for converted weights, one that only inference reads.
+
+    The sections on training are then placeholders. Raises CheckpointError if the description is not of a model that
+    can be built.
+    """
+    if description.trained is not None:
+        return description.trained.config
+    pixels = description.preprocessing
+    try:
+        return Config(
+            model=description.model,
+            data=DataConfig(
+                source="imagefolder",
+                mean=pixels.mean,
+                std=pixels.std,
+                eval_resize=pixels.eval_resize,
+                interpolation=pixels.interpolation,  # type: ignore[arg-type]
+            ),
+            pipeline=PipelineConfig(global_batch_size=1, micro_batch_size=1),
+            optim=OptimConfig(optimizer="sgd", learning_rate=0.01),
+            run=RunConfig(updates=1),
+        )
+    except ValidationError as error:
+        raise CheckpointError(error.errors()[0]["msg"].replace("Value error, ", "")) from None
 
 
 def _for_device(config: Config, device: Device) -> Config:

@@ -5,34 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Optional, Set
+from typing import Any, Iterable, Iterator, Optional, Set
 
-from rich.console import Console
-
-from vit_ipu.backends import Backend, Device, StepResult, open_backend
-from vit_ipu.cli.progress import Interrupted, StopSignal, TrainingDisplay
-from vit_ipu.config import Config, RunFailed
+from vit_ipu.backends.build import open_backend, require_runnable_on
+from vit_ipu.backends.contract import Backend, Device, StepResult
+from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import DataError, Source, open_source
-from vit_ipu.evaluate import Evaluation, evaluate
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed
+from vit_ipu.evaluate import Evaluation, evaluate_batches
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
-from vit_ipu.runs.checkpoint import (
-    CheckpointError,
-    Description,
-    Progress,
-    load_resumable,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from vit_ipu.runs.checkpoint import Progress, load_resumable, remove_old_checkpoints, save_checkpoint
+from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.metrics import Metrics, read_metrics
-from vit_ipu.weights.fit import load_init
+from vit_ipu.runs.metrics import Metrics, read_metrics, require_tracking
+from vit_ipu.signals import StopSignal
+from vit_ipu.weights.fit import load_initial_weights
+from vit_ipu.weights.native import ModelDescription
 
 NUM_EXAMPLES = 10
 """Held-out images that a run folder keeps as files, to try predictions on."""
@@ -56,60 +52,81 @@ class Summary:
         return self.progress.update < self.total_updates or self.evaluation is None
 
 
+@contextmanager
+def open_run_folder(path: Path, config: Config, *, resume: bool) -> Iterator[RunFolder]:
+    """Makes the folder of a new run, or opens that of an interrupted one, and locks it while the body runs.
+
+    Raises UserError if the folder holds another run, or cannot be written, or if the tracker's package is missing.
+    """
+    require_tracking(config)
+    folder = (RunFolder.reopen if resume else RunFolder.create)(path, config)
+    try:
+        yield folder
+    except OSError as error:
+        error.filename = error.filename or str(folder.path)  # such as of a disk that is full
+        raise
+    finally:
+        folder.release()
+
+
 def train(
     config: Config,
     device: Device,
     folder: RunFolder,
-    console: Console,
     *,
+    display: TrainingDisplay = NO_DISPLAY,
     resume: bool = False,
     trust_pickle: bool = False,
     cache: Optional[ListingCache] = None,
 ) -> Summary:
-    """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know."""
+    """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know.
+
+    Raises ConfigError if the device cannot run the config, and UserError if its inputs would be synthetic.
+    """
+    require_runnable_on(config, device)
     train_source, eval_source = (
         open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval")
     )
     total_updates = config.total_updates(len(train_source))
     labels_sha256 = hashlib.sha256(train_source.labels.tobytes()).hexdigest()
-    description = Description(config, eval_source.classes, len(train_source), labels_sha256)
+    description = ModelDescription.of_run(config, eval_source.classes, len(train_source), labels_sha256)
     started = time.monotonic()
     with open_backend(config, device) as backend:
         newest = folder.newest_checkpoint() if resume else None
         if newest is not None:
             progress = restore(backend, description, newest, device)
         else:
-            progress = start(backend, config, console, trust_pickle=trust_pickle)
+            progress = start(backend, config, display, trust_pickle=trust_pickle)
         if progress.update < total_updates:
             backend.compile()
         if backend.instances.index == 0:
             folder.begin(environment(config, device))
-        recorder = Recorder(config, folder, backend, progress, total_updates, console)
-        with recorder, StopSignal(recorder.say) as stop:
+        logger = RunLogger(config, folder, backend, progress, total_updates, display)
+        with logger, StopSignal(logger.notify) as stop:
             if resume:
-                recorder.say(f"going on at update {progress.update:,}")
+                logger.notify(f"going on at update {progress.update:,}")
             loader = training_loader(train_source, config, backend, progress, total_updates)
-            for batch in stop.until_asked(loader):
-                recorder.skipped(loader.skipped)
+            for batch in stop.until_stopped(loader):
+                logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
                 progress = advance(progress, config)
-                recorder.step(progress, result, rate)
+                logger.step(progress, result, rate)
                 if due(config.run.checkpoint_every, progress):
-                    recorder.checkpoint(progress, description, device)
+                    logger.checkpoint(progress, description, device)
                 if due(config.run.evaluate_every, progress) and progress.update < total_updates:
-                    recorder.evaluate(progress, eval_source, stop)
-            recorder.checkpoint(progress, description, device)  # before the evaluation, which may fail
+                    logger.evaluate(progress, eval_source, stop)
+            logger.checkpoint(progress, description, device)  # before the evaluation, which may fail
             if progress.update == total_updates:
-                recorder.evaluate(progress, eval_source, stop)
-        if recorder.writes:
+                logger.evaluate(progress, eval_source, stop)
+        if logger.writes:
             save_examples(eval_source, folder.examples)
-        evaluation = recorder.evaluation_at(total_updates, len(eval_source))
+        evaluation = logger.evaluation_at(total_updates, len(eval_source))
     seconds = time.monotonic() - started
     return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint())
 
 
-def restore(backend: Backend, description: Description, newest: Path, device: Device) -> Progress:
+def restore(backend: Backend, description: ModelDescription, newest: Path, device: Device) -> Progress:
     """Loads the newest checkpoint of a resumed run."""
     state, progress = load_resumable(newest, description, device_kind=device.kind)
     try:
@@ -119,13 +136,10 @@ def restore(backend: Backend, description: Description, newest: Path, device: De
     return progress
 
 
-def start(backend: Backend, config: Config, console: Console, *, trust_pickle: bool) -> Progress:
+def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_pickle: bool) -> Progress:
     """Loads model.init, or leaves the fresh weights."""
     if config.model.init is not None:
-        quiet = backend.instances.index > 0
-        own = backend.state_dict()["model"]
-        say = console.print if not quiet else lambda text: None
-        backend.load_state_dict({"model": load_init(config, own, trust_pickle=trust_pickle, say=say)})
+        load_initial_weights(backend, config, trust_pickle=trust_pickle, notify=display.notify)
     return Progress()
 
 
@@ -144,9 +158,12 @@ def training_loader(
 
 def advance(progress: Progress, config: Config) -> Progress:
     """How far the run is after another host step."""
-    iterations = config.pipeline.device_iterations
-    samples = config.pipeline.global_batch_size * iterations
-    return Progress(progress.update + iterations, progress.host_step + 1, progress.samples + samples)
+    pipeline = config.pipeline
+    return Progress(
+        update=progress.update + pipeline.device_iterations,
+        host_step=progress.host_step + 1,
+        samples=progress.samples + pipeline.samples_per_step,
+    )
 
 
 def due(every: Optional[int], progress: Progress) -> bool:
@@ -164,7 +181,7 @@ def save_examples(source: Source, folder: Path) -> None:
             source.image(index).save(str(folder / f"{index:02d}_{file_name}.png"))
 
 
-class Recorder:
+class RunLogger:
     """Writes metrics and checkpoints and shows progress; of several host processes, only the first does."""
 
     def __init__(
@@ -174,20 +191,20 @@ class Recorder:
         backend: Backend,
         progress: Progress,
         total_updates: int,
-        console: Console,
+        display: TrainingDisplay,
     ) -> None:
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
         self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
         # Processes that write nothing know of earlier evaluations too: all must evaluate together.
         self._lines = self._metrics.lines if self._metrics is not None else read_metrics(folder.metrics)
-        self._display = TrainingDisplay(console, total_updates, done=progress.update, quiet=not self.writes)
+        self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
         self._last_time = time.monotonic()
 
-    def __enter__(self) -> Recorder:
-        self._display.start()
+    def __enter__(self) -> RunLogger:
+        self._display.start(self._total_updates, done=self._saved_update)
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -195,8 +212,8 @@ class Recorder:
         if self._metrics is not None:
             self._metrics.close()
 
-    def say(self, text: str) -> None:
-        self._display.say(text)
+    def notify(self, text: str) -> None:
+        self._display.notify(text)
 
     def step(self, progress: Progress, result: StepResult, rate: float) -> None:
         """A host step has ended. Raises RunFailed if its loss is no number."""
@@ -216,7 +233,7 @@ class Recorder:
         for image in images:
             if image not in self._skipped:
                 self._skipped.add(image)
-                self.say(f"skipped, {len(self._skipped):,} so far: {image}")
+                self.notify(f"skipped, {len(self._skipped):,} so far: {image}")
 
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
         """Evaluates on all images of the source, unless it was done at this update; nothing is noted if interrupted."""
@@ -224,13 +241,13 @@ class Recorder:
             return
         loader = EvaluationLoader(source, self._config)
         try:
-            found = evaluate(self._backend, stop.unless_asked(loader))
+            found = evaluate_batches(self._backend, stop.raise_if_stopped(loader))
         except Interrupted:
             return
         self.skipped(loader.skipped)
         fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
-        self.say(
+        self.notify(
             f"update {progress.update}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} on "
             f"{found.num_images:,} held-out images"
         )
@@ -244,7 +261,7 @@ class Recorder:
                 return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], counted)
         return None
 
-    def checkpoint(self, progress: Progress, description: Description, device: Device) -> None:
+    def checkpoint(self, progress: Progress, description: ModelDescription, device: Device) -> None:
         """Writes a checkpoint, unless nothing was learnt since the last, and removes the oldest ones."""
         if progress.update in (0, self._saved_update):
             return

@@ -10,8 +10,8 @@ import torch
 from helpers import random_batch, random_images, tiny_config
 
 from vit_ipu import simulator
-from vit_ipu.backends import DeviceError, build_backend, find_instances, resolve_device
-from vit_ipu.config import ConfigError
+from vit_ipu.backends.build import build_backend, find_instances, resolve_device
+from vit_ipu.errors import ConfigError, DeviceError
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_under_poprun_each_instance_has_its_share(ipu, poprun):
     options = ipu.options.training_options(config)
     assert (options.replication_factor, options._ipus_per_replica) == (1, 4)
     whole = random_batch(config)
-    from vit_ipu.backends import HostBatch
+    from vit_ipu.backends.contract import HostBatch
     from vit_ipu.pipeline import BatchPlan
 
     share = BatchPlan.of(config).share(1, 2)

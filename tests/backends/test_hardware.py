@@ -11,7 +11,7 @@ import math
 import pytest
 from helpers import random_batch, random_images, relative_errors, tiny_config, vit_ipu, worst
 
-from vit_ipu.backends import open_backend, resolve_device
+from vit_ipu.backends.build import open_backend, resolve_device
 from vit_ipu.config_file import load_config, shipped_configs
 from vit_ipu.pipeline import num_ipus
 

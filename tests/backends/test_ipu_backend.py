@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vit_ipu import simulator
-from vit_ipu.backends import build_backend, open_backend, resolve_device
+from vit_ipu.backends.build import build_backend, open_backend, resolve_device
+from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.model import ViT
-from vit_ipu.pipeline import ipu_violations
 from vit_ipu.simulator import machine
 
 

@@ -15,7 +15,8 @@ from helpers import (
     worst,
 )
 
-from vit_ipu.backends.native.backend import NativeBackend, activation_bytes, fitting_micro_batch_size
+from vit_ipu.backends.native.backend import NativeBackend
+from vit_ipu.backends.native.micro_batches import activation_bytes, fitting_micro_batch_size, merged_sizes
 from vit_ipu.config import ModelConfig
 
 
@@ -74,8 +75,9 @@ def test_automatic_micro_batch_size():
 
 
 def test_sizes_are_multiples_of_the_micro_batch_that_divide_the_global_batch():
-    backend = NativeBackend(tiny_config(pipeline={"global_batch_size": 48}), torch.device("cpu"))
-    assert backend._micro_batch_sizes() == [4, 8, 12, 16, 24, 48]
+    config = tiny_config(pipeline={"global_batch_size": 48})
+    backend = NativeBackend(config, torch.device("cpu"))
+    assert merged_sizes(config.pipeline) == [4, 8, 12, 16, 24, 48]
     assert backend.micro_batch_size == 48
 
 
@@ -146,7 +148,8 @@ def test_bfloat16_autocast_is_near_float32():
 
 
 def test_images_may_travel_as_floats():
-    from vit_ipu.data.loading.loader import HostBatch, stack_images
+    from vit_ipu.backends.contract import HostBatch
+    from vit_ipu.data.loading.loader import stack_images
 
     config = tiny_config(data={"transfer": "float32"})
     batch = random_batch(config)

@@ -11,11 +11,12 @@ import torch
 from helpers import backend_for, vit_ipu, write_config
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.backends import resolve_device
-from vit_ipu.data.images.decode import DataError
+from vit_ipu.backends.build import resolve_device
+from vit_ipu.errors import DataError
 from vit_ipu.predict import predict
-from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.weights.native import newest_checkpoint
 
 
 def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
@@ -67,8 +68,8 @@ def test_inference_is_not_held_to_the_rules_of_training(run, trained, workplace)
 
 
 def test_evaluation_counts_what_it_should():
-    from vit_ipu.backends import HostBatch
-    from vit_ipu.evaluate import evaluate
+    from vit_ipu.backends.contract import HostBatch
+    from vit_ipu.evaluate import evaluate_batches
 
     class Fixed:
         def predict(self, images):
@@ -76,7 +77,7 @@ def test_evaluation_counts_what_it_should():
 
     logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 0, 1]])
     batches = [HostBatch(logits[:2], torch.tensor([0, 1])), HostBatch(logits[2:], torch.tensor([6]))]
-    found = evaluate(Fixed(), batches)
+    found = evaluate_batches(Fixed(), batches)
     assert (found.top1, found.top5, found.num_images) == (pytest.approx(200 / 3), pytest.approx(200 / 3), 3)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 6])).item()
     assert found.loss == pytest.approx(expected)

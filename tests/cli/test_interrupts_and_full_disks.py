@@ -10,9 +10,9 @@ import torch
 from helpers import vit_ipu, write_config
 
 from vit_ipu.__main__ import main
-from vit_ipu.cli.output import make_console
-from vit_ipu.config import RunFailed
-from vit_ipu.runs.checkpoint import save_tensors
+from vit_ipu.cli.console import make_console
+from vit_ipu.errors import RunFailed
+from vit_ipu.weights.native import save_tensors
 
 
 def test_ctrl_c_while_importing(monkeypatch, capsys):
@@ -56,6 +56,6 @@ def test_a_full_disk_while_training_is_named(monkeypatch, capsys, workplace):
     def refuse(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Recorder, "step", refuse)
+    monkeypatch.setattr(train.RunLogger, "step", refuse)
     code, _, err = vit_ipu(monkeypatch, capsys, "train", write_config(workplace), "--device", "cpu")
     assert (code, err) == (1, "vit-ipu: runs/tiny: No space left on device\n")

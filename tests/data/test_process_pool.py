@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from vit_ipu.config import RunFailed
 from vit_ipu.data.process_pool import processes
+from vit_ipu.errors import RunFailed
 
 
 def square(number):
@@ -42,16 +42,8 @@ def handlers(*_):
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def remember(number):
-    global remembered
-    remembered = number
-
-
-remembered = None
-
-
-def recall():
-    return remembered
+def add(shared, number):
+    return shared + number
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -71,14 +63,14 @@ def test_results_come_as_they_finish_and_somebody_is_asked_meanwhile():
 
 
 def test_every_process_begins_with_what_is_asked():
-    with processes(2, remember, 7) as pool:
-        assert pool.in_order(recall, [()] * 4) == [7] * 4
+    with processes(2, shared=7) as pool:
+        assert pool.in_order(add, [(n,) for n in range(4)]) == [7, 8, 9, 10]
 
 
 def test_an_error_of_a_task_and_the_end_of_a_process():
     with pytest.raises(ValueError, match="three"), processes(2) as pool:
         pool.in_order(fail, [(number,) for number in range(50)])
-    with pytest.raises(RunFailed, match="^a process was killed, perhaps for want of memory: buy some$"):
+    with pytest.raises(RunFailed, match="^a process was killed, perhaps because memory ran out: buy some$"):
         die_alone()
 
 

@@ -11,13 +11,13 @@ from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
 from shard_files import open_split, samples, write_shards, write_tar
 
-from vit_ipu.data.images.decode import DataError
+from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.pack import verify
 from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import open_picture
-from vit_ipu.data.sources.shards import INDEX, TABLE
+from vit_ipu.data.sources.shard_index import INDEX, TABLE
+from vit_ipu.errors import DataError
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def root(tmp_path):
 
 def open_saying(root, split):
     said = []
-    return open_folders(root, split, ListingCache(say=said.append)), said
+    return open_folders(root, split, ListingCache(notify=said.append)), said
 
 
 # ----------------------------------------------------------------------------------------- folders

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import backend_for, equal_states, random_batch, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.config import ModelConfig, RunFailed
+from vit_ipu import files
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError, RunFailed
 from vit_ipu.model import ViT
-from vit_ipu.runs import checkpoint as run_state
-from vit_ipu.runs.checkpoint import (
-    CheckpointError,
-    Description,
-    Progress,
-    find_checkpoint,
-    load_checkpoint,
-    load_description,
-    load_resumable,
-    load_weights,
-    newest_checkpoint,
-    remove_old_checkpoints,
-    require_same_model,
-    save_checkpoint,
-)
+from vit_ipu.runs.checkpoint import Progress, load_checkpoint, load_resumable, remove_old_checkpoints, save_checkpoint
+from vit_ipu.weights import native
+from vit_ipu.weights.fit import require_same_model
+from vit_ipu.weights.native import ModelDescription, find_checkpoint, load_description, load_tensors, newest_checkpoint
 
 CLASSES = tuple(f"class {n}" for n in range(10))
 CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1})
@@ -42,7 +34,7 @@ def state_after(updates=1, device="cpu"):
 def save(folder, update, state=None, device_kind="cpu"):
     progress = Progress(update, update, update * 32)
     return save_checkpoint(
-        folder, state or state_after(), progress, Description(CONFIG, CLASSES, 96), device_kind=device_kind
+        folder, state or state_after(), progress, ModelDescription.of_run(CONFIG, CLASSES, 96), device_kind=device_kind
     )
 
 
@@ -53,8 +45,8 @@ def test_everything_comes_back_bit_for_bit(tmp_path, device):
     loaded, progress = load_checkpoint(path, device_kind=device)
     assert equal_states(loaded, state)
     assert progress == Progress(6, 6, 192)
-    assert load_description(path) == Description(CONFIG, CLASSES, 96)
-    assert equal_states(load_weights(path), state["model"])
+    assert load_description(path) == ModelDescription.of_run(CONFIG, CLASSES, 96)
+    assert equal_states(load_tensors(path / "model.safetensors"), state["model"])
 
 
 def test_a_checkpoint_is_safetensors_and_json_under_timms_names(tmp_path):
@@ -79,17 +71,19 @@ def test_newest_is_by_update_and_old_ones_go(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["update-00000010", "update-00000100"]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_write_json", "_sync", "rename"])
+STEPS = [(native, "save_file"), (Path, "write_text"), (files, "sync_entry"), (os, "replace")]
+
+
+@pytest.mark.parametrize(("target", "failing"), STEPS, ids=lambda value: str(value) if isinstance(value, str) else "")
 @pytest.mark.parametrize("at_call", [1, 2])
-def test_a_crash_at_any_step_leaves_the_previous_checkpoint(tmp_path, monkeypatch, failing, at_call):
+def test_a_crash_at_any_step_leaves_the_previous_checkpoint(tmp_path, monkeypatch, target, failing, at_call):
     first = save(tmp_path, 1)
     state = state_after(2)
-    target = os if failing == "rename" else run_state
     original, calls = getattr(target, failing), []
 
     def crash(*args, **kwargs):
         calls.append(1)
-        if len(calls) == (1 if failing == "rename" else at_call):
+        if len(calls) == (1 if failing == "replace" else at_call):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -174,13 +168,19 @@ def test_a_folder_without_a_state_is_no_checkpoint_and_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Description(CONFIG, CLASSES, 95), r"96 images of 10 classes \(class 0, ...\), but data.path holds 95 of 10"),
-        (Description(CONFIG, ("cat", *CLASSES[1:]), 96), r"holds 96 of 10 \(cat, ...\): give the same images"),
+        (
+            ModelDescription.of_run(CONFIG, CLASSES, 95),
+            r"96 images of 10 classes \(class 0, ...\), but data.path holds 95 of 10",
+        ),
+        (
+            ModelDescription.of_run(CONFIG, ("cat", *CLASSES[1:]), 96),
+            r"holds 96 of 10 \(cat, ...\): give the same images",
+        ),
     ],
 )
 def test_a_run_resumes_on_the_same_images(tmp_path, other, message):
     path = save(tmp_path, 1)
-    load_resumable(path, Description(CONFIG, CLASSES, 96), device_kind="cpu")
+    load_resumable(path, ModelDescription.of_run(CONFIG, CLASSES, 96), device_kind="cpu")
     with pytest.raises(CheckpointError, match=message):
         load_resumable(path, other, device_kind="cpu")
 
@@ -197,7 +197,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     path = save(tmp_path, 1)
     other = ViT(ModelConfig(variant="vit_test", image_size=28, num_classes=11)).state_dict()
     with pytest.raises(CheckpointError, match=r"head.weight has shape \(10, 32\) there and \(11, 32\) in the config"):
-        require_same_model(load_weights(path), other, "x")
+        require_same_model(load_tensors(path / "model.safetensors"), other, "x")
     deeper = ViT(ModelConfig(variant="vit_test", depth=5, image_size=28, num_classes=10)).state_dict()
     with pytest.raises(CheckpointError, match="of another model: blocks.4"):
-        require_same_model(load_weights(path), deeper, "x")
+        require_same_model(load_tensors(path / "model.safetensors"), deeper, "x")

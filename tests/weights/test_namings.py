@@ -21,13 +21,16 @@ from foreign import (
 )
 from safetensors.torch import load_file, save_file
 
-from vit_ipu.config import ModelConfig, UserError
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.model import ViT
-from vit_ipu.runs.checkpoint import CheckpointError, load_description
-from vit_ipu.weights.export import FORMATS, convert, lost
-from vit_ipu.weights.namings import NAMINGS, from_ours, recognise, to_ours
+from vit_ipu.weights.describe import describe, model_config
+from vit_ipu.weights.export import FORMATS, convert, unsupported_settings
+from vit_ipu.weights.namings import NAMINGS
+from vit_ipu.weights.native import load_description
 from vit_ipu.weights.position_embeddings import resize_pos_embed
-from vit_ipu.weights.read import describe, model_config, read_weights
+from vit_ipu.weights.read import read_weights
+from vit_ipu.weights.translate import from_ours, recognise, to_ours
 
 SMALL = [("tiny", 16, 64), ("small", 16, 64)]
 LARGE = [(size, patch, pixels) for size, patch in SIZES for pixels in (224, 384)]
@@ -53,7 +56,7 @@ def test_their_random_models_give_their_logits_here(tmp_path, library, size, pat
 def test_ours_give_our_logits_there(tmp_path, library, size, patch, pixels):
     _, source = timm_model(size, patch, pixels, tmp_path)
     target = tmp_path / ("out" if library == "huggingface" else "out.pth")
-    convert(str(source), target, library, say=quiet)
+    convert(str(source), target, library, notify=quiet)
     theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
     assert_same_logits(theirs, native_model(str(source)), pixels, compare_epsilon=library == "huggingface")
 
@@ -67,7 +70,7 @@ def test_large_models_both_ways(tmp_path, library, size, patch, pixels):
     assert_same_logits(theirs, ours, pixels, bound=2e-6 if (size, patch) == ("base", 16) else 1e-5)
     del theirs
     target = tmp_path / ("out" if library == "huggingface" else "out.pth")
-    convert(str(source), target, library, say=quiet)
+    convert(str(source), target, library, notify=quiet)
     theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
     assert_same_logits(theirs, ours, pixels)
 
@@ -103,12 +106,14 @@ def test_a_round_trip_through_names_is_bit_equal(name, config):
 def test_a_round_trip_through_files_is_bit_equal(tmp_path, to):
     state = state_of(TINY)
     save_file(state, str(tmp_path / "start.safetensors"))
-    convert(str(tmp_path / "start.safetensors"), tmp_path / "native", "native", num_heads=2, say=quiet)
+    convert(str(tmp_path / "start.safetensors"), tmp_path / "native", "native", num_heads=2, notify=quiet)
     suffix = {"torchvision": ".pth", "mmpretrain": ".pth", "google": ".npz", "graphcore": ".bin"}.get(to, "")
     if to == "timm":
         suffix = ".safetensors"  # timm has no model of this width, so no folder
-    convert(str(tmp_path / "native"), tmp_path / ("there" + suffix), to, say=quiet)
-    convert(str(tmp_path / ("there" + suffix)), tmp_path / "back", "native", num_heads=2, trust_pickle=True, say=quiet)
+    convert(str(tmp_path / "native"), tmp_path / ("there" + suffix), to, notify=quiet)
+    convert(
+        str(tmp_path / ("there" + suffix)), tmp_path / "back", "native", num_heads=2, trust_pickle=True, notify=quiet
+    )
     back = load_file(str(tmp_path / "back" / "model.safetensors"))
     assert set(back) == set(state)
     assert all(torch.equal(back[key], state[key]) for key in state)
@@ -118,25 +123,27 @@ def test_a_round_trip_through_files_is_bit_equal(tmp_path, to):
 def test_class_names_travel(tmp_path, to):
     _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["cat", "dog", "newt"])
     target = tmp_path / ("out.pth" if to == "mmpretrain" else "out")
-    convert(str(source), target, to, say=quiet)
+    convert(str(source), target, to, notify=quiet)
     assert describe(read_weights(str(target), trust_pickle=True)).classes == ("cat", "dog", "newt")
 
 
 def test_a_native_folder_says_all_of_its_origin(tmp_path):
     _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["a", "b"])
-    convert(str(source), tmp_path / "native", "native", say=quiet)
-    config = load_description(tmp_path / "native").config
-    assert (config.model.num_heads, config.model.layer_norm_eps, config.model.gelu) == (3, 1e-12, "erf")
-    assert (config.model.image_size, config.model.num_classes, config.data.mean) == (32, 2, (0.5, 0.5, 0.5))
+    convert(str(source), tmp_path / "native", "native", notify=quiet)
+    description = load_description(tmp_path / "native")
+    model, pixels = description.model, description.preprocessing
+    assert (model.num_heads, model.layer_norm_eps, model.gelu) == (3, 1e-12, "erf")
+    assert (model.image_size, model.num_classes, pixels.mean) == (32, 2, (0.5, 0.5, 0.5))
+    assert (description.classes, description.trained) == (("a", "b"), None)
 
 
 def test_what_a_format_cannot_say_is_noted():
     tanh = TINY.model_copy(update={"gelu": "tanh", "layer_norm_eps": 1e-12})
     for config, to in ((TINY, "timm"), (tanh, "huggingface"), (tanh, "native"), (tanh, "onnx")):
-        assert lost(config, to, as_file=True) == []
-    assert len(lost(tanh, "timm", as_file=True)) == 2
-    assert len(lost(tanh, "timm", as_file=False)) == 1  # its config.json names the activation
-    first, second = lost(tanh, "torchvision", as_file=True)
+        assert unsupported_settings(config, to, as_file=True) == []
+    assert len(unsupported_settings(tanh, "timm", as_file=True)) == 2
+    assert len(unsupported_settings(tanh, "timm", as_file=False)) == 1  # its config.json names the activation
+    first, second = unsupported_settings(tanh, "torchvision", as_file=True)
     assert first == "torchvision computes GELU as erf, but the model was trained with tanh"
     assert second == "torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12"
 
@@ -153,7 +160,7 @@ def test_google_files_of_every_kind(tmp_path, prefix, style):
     np.savez(tmp_path / "w.npz", **{prefix + key: value for key, value in arrays.items()})
     weights = read_weights(str(tmp_path / "w.npz"))
     assert weights.origin == "google"
-    assert weights.facts.gelu == "tanh"
+    assert weights.metadata.gelu == "tanh"
     assert set(weights.tensors) == set(state)
     assert all(torch.equal(weights.tensors[key], state[key]) for key in state)
 
@@ -186,7 +193,7 @@ def test_mmpretrain_files_of_every_age(tmp_path, version):
     assert weights.origin == "mmpretrain"
     assert set(weights.tensors) == set(expected)
     assert all(torch.equal(weights.tensors[key], expected[key]) for key in expected)
-    assert weights.facts.classes == (() if version == "backbone" else tuple(classes))
+    assert weights.metadata.classes == (() if version == "backbone" else tuple(classes))
 
 
 def test_other_spellings(tmp_path):
@@ -375,7 +382,7 @@ def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, 
     save_file(timm_state(), str(tmp_path / "w.safetensors"))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / target, to, num_heads=2, say=quiet)
+        convert(str(tmp_path / "w.safetensors"), tmp_path / target, to, num_heads=2, notify=quiet)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -395,18 +402,18 @@ def test_weights_without_a_head_are_only_to_start_from(tmp_path):
     state = {key: tensor for key, tensor in timm_state().items() if not key.startswith("head.")}
     save_file(state, str(tmp_path / "w.safetensors"))
     with pytest.raises(CheckpointError, match="no classification head: fine-tune it first"):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / "x", "native", num_heads=2, say=quiet)
+        convert(str(tmp_path / "w.safetensors"), tmp_path / "x", "native", num_heads=2, notify=quiet)
 
 
 def test_features_are_weights_to_start_from(tmp_path):
     save_file(state_of(WITH_LAYER), str(tmp_path / "w.safetensors"))
     for to, name in (("timm", "f.safetensors"), ("google", "f.npz")):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, say=quiet)
+        convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
         state = read_weights(str(tmp_path / name)).tensors
         assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
     for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
         with pytest.raises(UserError, match=f"{to} without its head classifies nothing"):
-            convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, say=quiet)
+            convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
 
 
 def test_an_odd_mlp_width_is_exact(tmp_path):

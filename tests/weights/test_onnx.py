@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from vit_ipu.config import ModelConfig, RunFailed, UserError
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.model import ViT
 from vit_ipu.weights import onnx as onnx_file
 from vit_ipu.weights.onnx import MAX_BYTES, OPSET, write_onnx

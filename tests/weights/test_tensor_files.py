@@ -20,7 +20,7 @@ import torch
 from helpers import equal_states
 from safetensors.torch import save_file
 
-from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.errors import CheckpointError
 from vit_ipu.weights import tensor_files
 from vit_ipu.weights.tensor_files import WEIGHT_SUFFIXES, known_holes, read_tensors
 

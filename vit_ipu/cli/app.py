@@ -3,45 +3,52 @@
 Annotations are not postponed here: on Python 3.8 typer does not see through strings to what is Annotated.
 """
 
-import signal
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import typer
 import typer.core
 from typing_extensions import Annotated
 
+from vit_ipu.cli.console import error_line, exit_code, make_console, print_error
 from vit_ipu.cli.output import (
-    exit_code,
     interrupted_pack,
-    introduce,
-    make_console,
-    one_line,
+    print_compilation,
+    print_conversion,
+    print_evaluation,
     print_json,
+    print_models,
     print_packed,
+    print_plan,
     print_predictions,
+    print_run_header,
     print_summary,
+    print_throughput,
     print_verified,
-    summary_values,
 )
+from vit_ipu.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vit_ipu.backends import Device
+    from vit_ipu.backends.contract import Device
     from vit_ipu.config import Config
+
+_INTERRUPTED = 130
+"""Exit code of a program that Ctrl-C has ended, as shells have it."""
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands, of which one that is interrupted says so, rather than nothing."""
+    """Command group that prints "interrupted" and exits with 130 on Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("vit-ipu: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            print_error("interrupted")
+            raise typer.Exit(_INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -59,9 +66,7 @@ Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTIO
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Read a .pth or .bin also with a torch that has known holes.")
 ]
-Rescan = Annotated[
-    bool, typer.Option("--rescan", help="List the images anew, or pack them anew, after files were exchanged in place.")
-]
+Rescan = Annotated[bool, typer.Option("--rescan", help="Ignore the cached listing (pack: repack everything).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -75,7 +80,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"vit-ipu: {one_line(error)}", file=sys.stderr)
+        print_error(error_line(error))
         sys.exit(exit_code(error))
 
 
@@ -114,44 +119,46 @@ def train(
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune; evaluates as it goes, and writes a run folder."""
-    from vit_ipu.backends import find_instances
+    from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
-    from vit_ipu.runs.folder import RunFolder
-    from vit_ipu.runs.metrics import require_tracking
+    from vit_ipu.train import open_run_folder
     from vit_ipu.train import train as run
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # until the training loop has its own
+    exit_on_sigterm()  # until the training loop has handlers of its own
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
-    _refuse_synthetic_data(loaded)
-    require_tracking(loaded)
+    options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
+    options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     path = output or _default_output(config, resume=resume)
-    cache = ListingCache(rescan=rescan, say=console.print)
-    if find_instances(loaded, resolved).index > 0:
-        run(loaded, resolved, RunFolder(path), console, resume=resume, trust_pickle=trust_pickle, cache=cache)
+    if not _is_first_instance(loaded, resolved):
+        _train_beside_the_first(loaded, resolved, path, options)
         return None
-    folder = (RunFolder.reopen if resume else RunFolder.create)(path, loaded)
-    try:
-        introduce(console, loaded, resolved, folder)
-        summary = run(loaded, resolved, folder, console, resume=resume, trust_pickle=trust_pickle, cache=cache)
-    except KeyboardInterrupt:
-        print(
-            "vit-ipu: stopped at once; the last checkpoint is {}".format(folder.newest_checkpoint() or "none"),
-            file=sys.stderr,
-        )
-        return 130
-    except OSError as error:
-        error.filename = error.filename or str(folder.path)  # such as of a disk that is full
-        raise
-    finally:
-        folder.release()
+    with open_run_folder(path, loaded, resume=resume) as folder:
+        try:
+            print_run_header(console, loaded, resolved, folder)
+            summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
+        except KeyboardInterrupt:
+            print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
+            return _INTERRUPTED
     write_report(folder)
-    if as_json:
-        print_json(summary_values(summary, folder, resolved))
-    else:
-        print_summary(console, summary, folder)
-    return 130 if summary.interrupted else None
+    print_summary(console, summary, folder, resolved, as_json=as_json)
+    return _INTERRUPTED if summary.interrupted else None
+
+
+def _is_first_instance(config: "Config", device: "Device") -> bool:
+    """Tells whether this is the one host process of the run that writes."""
+    from vit_ipu.backends.build import find_instances
+
+    return find_instances(config, device).index == 0
+
+
+def _train_beside_the_first(config: "Config", device: "Device", path: Path, options: Dict[str, Any]) -> None:
+    """Trains as one of the host processes of poprun that write nothing."""
+    from vit_ipu.runs.folder import RunFolder
+    from vit_ipu.train import train as run
+
+    run(config, device, RunFolder(path), **options)
 
 
 @app.command()
@@ -165,44 +172,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
-    from dataclasses import asdict
-
-    from vit_ipu.backends import open_backend
-    from vit_ipu.data.loading.loader import EvaluationLoader
     from vit_ipu.data.sources.listing import ListingCache
-    from vit_ipu.data.sources.registry import open_source
-    from vit_ipu.evaluate import differences_from
     from vit_ipu.evaluate import evaluate as run
-    from vit_ipu.runs.checkpoint import require_same_model
-    from vit_ipu.weights.fit import differing_facts, require_heads
-    from vit_ipu.weights.read import read_weights
 
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, training=False)
-    _refuse_synthetic_data(loaded)
-    weights = read_weights(checkpoint, trust_pickle=trust_pickle, say=console.print)
-    cache = ListingCache(rescan=rescan, say=console.print)
-    source = open_source(loaded.data, loaded.model, "eval", cache=cache)
-    if weights.description is not None:
-        notes = differences_from(weights.description, loaded, source.classes)
-    else:
-        require_heads(weights, loaded)
-        notes = differing_facts(weights, loaded)
-    for note in notes:
-        console.print(f"note: {note}")
-    with open_backend(loaded, resolved) as backend:
-        own = backend.state_dict()["model"]
-        backend.load_state_dict({"model": require_same_model(weights.tensors, own, checkpoint)})
-        loader = EvaluationLoader(source, loaded)
-        found = run(backend, loader)
-    for skipped in loader.skipped:
-        console.print(f"skipped: {skipped}")
-    if as_json:
-        facts = {"checkpoint": str(weights.path), "device": str(resolved), "simulated": resolved.simulated}
-        print_json(dict(asdict(found), skipped=list(loader.skipped), **facts))
-    else:
-        console.print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f}")
-        console.print(f"{found.num_images:,} images, {weights.path}")
+    cache = ListingCache(rescan=rescan, notify=console.print)
+    found = run(loaded, resolved, checkpoint, trust_pickle=trust_pickle, cache=cache, notify=console.print)
+    print_evaluation(console, found, resolved, as_json=as_json)
 
 
 @app.command()
@@ -216,14 +193,14 @@ def predict(
     as_json: Json = False,
 ) -> Optional[int]:
     """The five most probable classes of each image; one that cannot be read is named, and makes the exit 2."""
-    from vit_ipu.backends import resolve_device
+    from vit_ipu.backends.build import resolve_device
     from vit_ipu.predict import predict as run
 
     unreadable: Dict[str, str] = {}
 
     def leave_out(path: str, error: Exception) -> None:
-        unreadable[path] = one_line(error)
-        print(f"vit-ipu: {unreadable[path]}", file=sys.stderr)
+        unreadable[path] = error_line(error)
+        print_error(unreadable[path])
 
     found = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle, on_error=leave_out)
     print_predictions(found, unreadable, as_json=as_json)
@@ -238,14 +215,9 @@ def plan(
 ) -> None:
     """Where each unit goes, and the arithmetic of batches."""
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_plan, plan_lines
+    from vit_ipu.plan import describe_plan
 
-    loaded = load_config(config, overrides or ())
-    if as_json:
-        print_json(describe_plan(loaded))
-    else:
-        for line in plan_lines(loaded):
-            print(line)
+    print_plan(describe_plan(load_config(config, overrides or ())), as_json=as_json)
 
 
 @app.command()
@@ -259,27 +231,12 @@ def compile(
     as_json: Json = False,
 ) -> None:
     """Compile for training into the executable cache, without training."""
-    import time
-
-    from vit_ipu.backends import open_backend
-    from vit_ipu.config import UserError
+    from vit_ipu.compile import compile_program
 
     console = make_console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console, offline=offline)
-    if resolved.kind not in ("ipu", "ipu-sim"):
-        raise UserError(f"compile is for IPUs, but --device is {resolved}: use ipu or ipu-sim")
-    if resolved.kind == "ipu" and loaded.pipeline.executable_cache is None:
-        raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
-    start = time.monotonic()
-    with open_backend(loaded, resolved, offline=offline) as backend:
-        backend.compile()
-    seconds = time.monotonic() - start
-    if as_json:
-        print_json({"device": str(resolved), "simulated": resolved.simulated, "seconds": seconds})
-    elif resolved.simulated:
-        console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
-    else:
-        console.print(f"compiled in {seconds:.0f} s into {loaded.pipeline.executable_cache}")
+    loaded, resolved = _prepare(config, device, overrides, console, offline=offline, allow_synthetic=True)
+    seconds = compile_program(loaded, resolved, offline=offline)
+    print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
 
 @app.command()
@@ -296,27 +253,14 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Throughput of the training step."""
-    from dataclasses import asdict
-
     from vit_ipu.benchmark import benchmark as run
     from vit_ipu.data.sources.listing import ListingCache
-    from vit_ipu.runs.environment import environment
 
     console = make_console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console)
-    cache = ListingCache(rescan=rescan, say=console.print)
+    loaded, resolved = _prepare(config, device, overrides, console, allow_synthetic=True)
+    cache = ListingCache(rescan=rescan, notify=console.print)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
-    if as_json:
-        measured = dict(asdict(found), config=loaded.model_dump(mode="json"), **environment(loaded, resolved))
-        print_json(measured)
-        return
-    word = "simulated" if resolved.simulated else "measured"
-    console.print(
-        "{:,.1f} images/s ({}; quartiles {:,.1f} and {:,.1f} of {} host steps of {:,} images)".format(
-            found.images_per_second, word, *reversed(found.quartiles), len(found.seconds), found.samples_per_step
-        ),
-        highlight=False,
-    )
+    print_throughput(console, loaded, resolved, found, as_json=as_json)
 
 
 @app.command()
@@ -335,7 +279,7 @@ def convert(
     ],
     sha256: Annotated[Optional[str], typer.Option(help="Of the file that SOURCE means; https needs it.")] = None,
     num_heads: Annotated[
-        Optional[int], typer.Option(min=1, help="Attention heads, where nothing tells: a width that is not usual.")
+        Optional[int], typer.Option(min=1, help="Attention heads, if the checkpoint does not state them.")
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Without the head and the representation layer: to start from.")
@@ -346,7 +290,7 @@ def convert(
     """Checkpoints from and to other tools, every tensor equal to the last bit."""
     from vit_ipu.weights.export import convert as run
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nothing half written stays
+    exit_on_sigterm()  # so that nothing half written stays
     console = make_console(as_json)
     weights = run(
         source,
@@ -356,17 +300,9 @@ def convert(
         trust_pickle=trust_pickle,
         num_heads=num_heads,
         features=features,
-        say=console.print,
+        notify=console.print,
     )
-    num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
-    if as_json:
-        values = {"source": source, "origin": weights.origin, "target": str(target), "to": to}
-        print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes))
-    else:
-        console.print(
-            f"{source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) written as "
-            f"{to} to {target}"
-        )
+    print_conversion(console, weights, target, to, as_json=as_json)
 
 
 @app.command()
@@ -376,14 +312,9 @@ def models(
     as_json: Json = False,
 ) -> None:
     """The variants with their parameters and operations."""
-    from vit_ipu.planner.variants import describe_variants, variant_lines
+    from vit_ipu.model_cost import describe_variants
 
-    rows = describe_variants(image_size, num_classes)
-    if as_json:
-        print_json({"models": rows})
-    else:
-        for line in variant_lines(rows):
-            print(line)
+    print_models(describe_variants(image_size, num_classes), as_json=as_json)
 
 
 @app.command()
@@ -408,27 +339,26 @@ def pack(
     as_json: Json = False,
 ) -> Optional[int]:
     """An image folder as tar shards, resized if asked, that every host reads quickly and in any order."""
-    import os
-
-    from vit_ipu.cli.progress import CountDisplay
+    from vit_ipu.cli.progress import CountBar
     from vit_ipu.data.packing import pack as packing
     from vit_ipu.data.packing.jobs import PackOptions
     from vit_ipu.data.sources.listing import ListingCache
+    from vit_ipu.errors import PackInterrupted
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    exit_on_sigterm()
     console = make_console(as_json)
     options = PackOptions.of(short_side, quality, shard_size, on_error)
     count = workers or os.cpu_count() or 1
-    cache = ListingCache(rescan=rescan, say=console.print)
+    cache = ListingCache(rescan=rescan, notify=console.print)
     try:
-        with CountDisplay(console, "images", quiet=as_json) as display:
+        with CountBar(console, "images", quiet=as_json) as bar:
             if verify:
-                counts = packing.verify(target, workers=count, progress=display.show)
+                counts = packing.verify(target, workers=count, progress=bar.show)
             else:
-                packed = packing.pack(source, target, options, workers=count, cache=cache, progress=display.show)
-    except (KeyboardInterrupt, packing.PackInterrupted) as error:
-        print(f"vit-ipu: {interrupted_pack(error)}", file=sys.stderr)
-        return 130
+                packed = packing.pack(source, target, options, workers=count, cache=cache, progress=bar.show)
+    except (KeyboardInterrupt, PackInterrupted) as error:
+        print_error(interrupted_pack(error))
+        return _INTERRUPTED
     if verify:
         print_verified(console, target, counts, as_json=as_json)
     else:
@@ -461,27 +391,19 @@ def _prepare(
     *,
     offline: bool = False,
     training: bool = True,
-) -> "tuple[Config, Device]":
-    """The config and the device, checked against each other before data or device is touched."""
-    from vit_ipu.backends import find_instances, resolve_device
+    allow_synthetic: bool = False,
+) -> "Tuple[Config, Device]":
+    """Loads the config and resolves the device; checks one against the other before data or device is touched."""
+    from vit_ipu.backends.build import require_runnable_on, resolve_device
     from vit_ipu.config import unused_options
     from vit_ipu.config_file import load_config
-    from vit_ipu.pipeline import require_runnable
 
     loaded = load_config(path, overrides or ())
     resolved = resolve_device(device, offline=offline)
-    instances = find_instances(loaded, resolved)
-    notes = require_runnable(loaded, resolved.kind, instances.count, training=training)
+    notes = require_runnable_on(loaded, resolved, training=training, allow_synthetic=allow_synthetic)
     for note in notes + unused_options(loaded):
         console.print(f"note: {note}")
     return loaded, resolved
-
-
-def _refuse_synthetic_data(config: "Config") -> None:
-    from vit_ipu.config import UserError
-
-    if config.pipeline.synthetic_data:
-        raise UserError("pipeline.synthetic_data makes inputs and weights meaningless: it is for benchmark only")
 
 
 def _default_output(config: Path, *, resume: bool) -> Path:

@@ -1,116 +1,70 @@
-"""What the command line prints: text, JSON, and errors as one line."""
+"""What the commands print: text for people, or one JSON object."""
 
-import errno
 import json
 import shlex
 import sys
-from contextlib import suppress
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List
 
-import typer
+from vit_ipu.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vit_ipu.backends import Device
+    from vit_ipu.backends.contract import Device
+    from vit_ipu.benchmark import Throughput
     from vit_ipu.config import Config
     from vit_ipu.data.packing.pack import PackedSplit
+    from vit_ipu.evaluate import CheckpointEvaluation
     from vit_ipu.predict import Prediction
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import Summary
-
-_USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, or that of the copy which newer typers carry
-_USERS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-_LONGEST = 400
-
-
-def exit_code(error: Exception) -> int:
-    """2 for a mistake of the user's, 1 for a run that failed."""
-    from vit_ipu.config import UserError
-
-    users = isinstance(error, OSError) and error.errno in _USERS_ERRNO
-    return 2 if users or isinstance(error, (UserError, _USAGE_ERROR)) else 1
-
-
-def one_line(error: Exception) -> str:
-    """What is wrong; with the kind of exception if it is not one of those that are made to be read."""
-    from vit_ipu.config import RunFailed, UserError
-
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
-        return "{}{}".format(f"{error.filename}: " if error.filename else "", error.strerror)
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
-    if isinstance(error, (UserError, RunFailed, _USAGE_ERROR)):
-        return " ".join(text.split())
-    if "Traceback" in text:  # torch puts a worker's whole traceback into the message
-        text = text.strip().splitlines()[-1]
-    text = " ".join(text.split())
-    shortened = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-    return "{}: {} (--debug shows where)".format(type(error).__name__, shortened or "no message")
-
-
-def printable(text: str) -> str:
-    """Text of strangers, such as a class name, without what would move the cursor or end the line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def make_console(as_json: bool) -> "Console":
-    """Text for people, as it is, without markup; on stderr where stdout is for a program."""
-    from rich.console import Console
-
-    stream: Any = _Unbroken(sys.stderr if as_json else sys.stdout)
-    return Console(file=stream, soft_wrap=True, highlight=False, markup=False)
-
-
-class _Unbroken:
-    """A stream that takes any text, and goes on when nobody reads it: a run matters more than what it shows."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with suppress(BrokenPipeError):
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(BrokenPipeError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    from vit_ipu.weights.read import Weights
 
 
 def print_json(value: Dict[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Prints one JSON object on stdout."""
     print(json.dumps(value, allow_nan=False))
 
 
-def introduce(console: "Console", config: "Config", device: "Device", folder: "RunFolder") -> None:
-    """What a run is about to do."""
-    from vit_ipu.backends import describe_hardware
-    from vit_ipu.pipeline import resolve_compute
+# ------------------------------------------------------------------------------------------- train
 
-    pipeline, ipus = config.pipeline, len(config.layers_per_ipu)
-    compute = resolve_compute(config.precision.compute, device.kind)
+
+def print_run_header(console: "Console", config: "Config", device: "Device", folder: "RunFolder") -> None:
+    """Prints what a run is about to do."""
+    from vit_ipu.backends.build import describe_hardware
+    from vit_ipu.pipeline import BatchPlan
+
+    ipus = len(config.layers_per_ipu)
+    compute = config.precision.resolve_compute(device.kind)
     console.print(f"{device}: {describe_hardware(device)}, {compute}")
-    console.print(
-        "global batch {:,} = micro-batch {} x accumulation {} x replicas {}, on {} IPU{} each".format(
-            pipeline.global_batch_size,
-            pipeline.micro_batch_size,
-            pipeline.gradient_accumulation,
-            pipeline.replication_factor,
-            ipus,
-            "" if ipus == 1 else "s",
-        )
-    )
+    console.print(f"{BatchPlan.of(config).equation}, on {ipus} {'IPU' if ipus == 1 else 'IPUs'} each")
     console.print(f"run folder {folder.path}")
 
 
-def summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
-    """How a run ended, as values for JSON."""
+def print_summary(
+    console: "Console", summary: "Summary", folder: "RunFolder", device: "Device", *, as_json: bool
+) -> None:
+    """Prints how a run ended, and how to continue one that was interrupted."""
+    progress = summary.progress
+    if as_json:
+        print_json(_summary_values(summary, folder, device))
+    elif summary.evaluation is None or summary.interrupted:
+        console.print(
+            f"interrupted at update {progress.update:,} of {summary.total_updates:,}; continue with: "
+            f"{_command_to_resume(folder)}"
+        )
+    else:
+        console.print(
+            f"top-1 {summary.evaluation.top1:.2f} % after {progress.update:,} updates, {summary.seconds:.0f} s in "
+            "this process"
+        )
+        console.print(f"report {folder.report}")
+
+
+def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
     values = asdict(summary.evaluation) if summary.evaluation is not None else {}
     return dict(
         values,
@@ -125,23 +79,32 @@ def summary_values(summary: "Summary", folder: "RunFolder", device: "Device") ->
     )
 
 
-def print_summary(console: "Console", summary: "Summary", folder: "RunFolder") -> None:
-    """How a run ended, as text."""
-    if summary.evaluation is None or summary.interrupted:
-        console.print(
-            f"interrupted at update {summary.progress.update:,} of {summary.total_updates:,}; go on with: "
-            f"{_command_to_resume(folder)}"
-        )
+def _command_to_resume(folder: "RunFolder") -> str:
+    """The command that was given, with what makes it a continuation."""
+    arguments = ["vit-ipu", *sys.argv[1:]]
+    if not any(argument == "--output" or argument.startswith("--output=") for argument in arguments):
+        arguments += ["--output", str(folder.path)]
+    return shlex.join(arguments if "--resume" in arguments else [*arguments, "--resume"])
+
+
+# ------------------------------------------------------------------------------ evaluate and predict
+
+
+def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: "Device", *, as_json: bool) -> None:
+    """Prints what an evaluation found."""
+    evaluation = found.evaluation
+    for skipped in found.skipped:
+        console.print(f"skipped: {skipped}")
+    if as_json:
+        run = {"checkpoint": str(found.checkpoint), "device": str(device), "simulated": device.simulated}
+        print_json(dict(asdict(evaluation), skipped=list(found.skipped), **run))
         return
-    console.print(
-        f"top-1 {summary.evaluation.top1:.2f} % after {summary.progress.update:,} updates, {summary.seconds:.0f} s in "
-        "this process"
-    )
-    console.print(f"report {folder.report}")
+    console.print(f"top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, loss {evaluation.loss:.4f}")
+    console.print(f"{evaluation.num_images:,} images, {found.checkpoint}")
 
 
 def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str], *, as_json: bool) -> None:
-    """Classes with probabilities; `unreadable`: what is wrong with the images that have none, by path."""
+    """Prints classes with probabilities; `unreadable`: what is wrong with the images that have none, by path."""
     if as_json:
         rows = [
             {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
@@ -154,27 +117,114 @@ def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str
             print(f"  {100 * probability:6.2f} %  {printable(name)}")
 
 
+# ------------------------------------------------------------------------- plan, compile, benchmark
+
+
+def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
+    """Prints where each unit goes, the arithmetic of batches, and what PopTorch would refuse."""
+    from vit_ipu.pipeline import BatchPlan
+
+    if as_json:
+        print_json(plan)
+        return
+    batches = BatchPlan(**{field: plan[field] for field in BatchPlan.__dataclass_fields__})
+    for ipu, units in enumerate(plan["placement"]):
+        print(f"IPU {ipu}: {', '.join(units)}")
+    print()
+    print(f"{plan['num_ipus']} IPUs = {plan['ipus_per_replica']} a replica x {plan['replication_factor']} replicas")
+    print(batches.equation)
+    print(
+        f"host step {plan['samples_per_step']:,} = global batch {plan['global_batch_size']:,} x device iterations "
+        f"{plan['device_iterations']}"
+    )
+    print(
+        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: ramp-up and ramp-down "
+        f"leave an IPU at most {plan['utilisation_bound']:.1%}"
+    )
+    print(f"evaluation {plan['evaluation_samples_per_step']:,} images a call")
+    for violation in plan["violations"]:
+        print(f"PopTorch would refuse: {violation}")
+
+
+def print_compilation(console: "Console", config: "Config", device: "Device", seconds: float, *, as_json: bool) -> None:
+    """Prints what a compilation has shown."""
+    if as_json:
+        print_json({"device": str(device), "simulated": device.simulated, "seconds": seconds})
+    elif device.simulated:
+        console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
+    else:
+        console.print(f"compiled in {seconds:.0f} s into {config.pipeline.executable_cache}")
+
+
+def print_throughput(
+    console: "Console", config: "Config", device: "Device", found: "Throughput", *, as_json: bool
+) -> None:
+    """Prints images per second; in JSON with config and environment, which make a record of it."""
+    from vit_ipu.runs.environment import environment
+
+    if as_json:
+        print_json(dict(asdict(found), config=config.model_dump(mode="json"), **environment(config, device)))
+        return
+    word = "simulated" if device.simulated else "measured"
+    fast, slow = found.quartiles
+    console.print(
+        f"{found.images_per_second:,.1f} images/s ({word}; quartiles {slow:,.1f} and {fast:,.1f} of "
+        f"{len(found.seconds)} host steps of {found.samples_per_step:,} images)"
+    )
+
+
+# ------------------------------------------------------------------------- convert, models and pack
+
+
+def print_conversion(console: "Console", weights: "Weights", target: Path, to: str, *, as_json: bool) -> None:
+    """Prints what was converted."""
+    num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
+    if as_json:
+        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
+        print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes))
+    else:
+        console.print(
+            f"{weights.source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) "
+            f"written as {to} to {target}"
+        )
+
+
+def print_models(rows: List[Dict[str, Any]], *, as_json: bool) -> None:
+    """Prints the variants, a line each, and what mmclassification prints of three of them."""
+    from vit_ipu.model_cost import PRINTED_FORMULA
+
+    if as_json:
+        print_json({"models": rows})
+        return
+    print(
+        f"{'variant':20} {'width':>5} {'depth':>5} {'heads':>5} {'pixels':>6} {'parameters':>12} {'GMACs':>8}   "
+        "mmclassification prints"
+    )
+    for row in rows:
+        printed = row.get("mmclassification")
+        note = f"{printed['printed_parameters_m']:.2f} M, {printed['printed_flops_g']:.2f} G" if printed else ""
+        shape = f"{row['variant']:20} {row['width']:5} {row['depth']:5} {row['num_heads']:5} {row['image_size']:6}"
+        print(f"{shape} {row['parameters']:12,} {row['flops'] / 1e9:8.2f}   {note}".rstrip())
+    print()
+    for line in textwrap.wrap(f"What mmclassification prints, whatever the row: {PRINTED_FORMULA}.", 100):
+        print(line)
+
+
 def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSplit]", *, as_json: bool) -> None:
-    """What was packed, and what was left out."""
+    """Prints what was packed, and what was left out."""
     if as_json:
         print_json({"target": str(target), "splits": {name: asdict(split) for name, split in packed.items()}})
         return
     for name, split in packed.items():
+        where = " (their paths are in index.json)" if split.skipped else ""
         console.print(
-            "{}: {:,} images in {} shards ({} kept), {:.1f} MB, {} skipped{}".format(
-                target / name,
-                split.samples,
-                split.shards,
-                split.kept,
-                split.bytes / 1e6,
-                len(split.skipped),
-                " (their paths are in index.json)" if split.skipped else "",
-            )
+            f"{target / name}: {split.samples:,} images in {split.shards} shards ({split.kept} kept), "
+            f"{split.bytes / 1e6:.1f} MB, {len(split.skipped)} skipped{where}"
         )
 
 
 def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, as_json: bool) -> None:
-    """What is right."""
+    """Prints how many images were found as they were written."""
     if as_json:
         print_json({"target": str(target), "verified": counts})
         return
@@ -183,15 +233,7 @@ def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, 
 
 
 def interrupted_pack(error: BaseException) -> str:
-    """How far it came, and how to go on; that all is packed anew is noted once packing has begun."""
-    words = [word for word in sys.argv[1:] if not (str(error) and word == "--rescan")]
+    """Says how much of a pack is done, and how to continue; `--rescan` is dropped once the journal records it."""
     done = str(error) or "and what is done is kept"
-    return "interrupted, {}; go on with: {}".format(done, shlex.join(["vit-ipu", *words]))
-
-
-def _command_to_resume(folder: "RunFolder") -> str:
-    """The command that was given, with what makes it a continuation."""
-    words = ["vit-ipu", *sys.argv[1:]]
-    if not any(word == "--output" or word.startswith("--output=") for word in words):
-        words += ["--output", str(folder.path)]
-    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+    arguments = [argument for argument in sys.argv[1:] if not (str(error) and argument == "--rescan")]
+    return f"interrupted, {done}; continue with: {shlex.join(['vit-ipu', *arguments])}"

@@ -1,8 +1,4 @@
-"""Tasks shared out to processes, which leave Ctrl-C to the main process and end with it.
-
-A signal's exception may come between any two instructions: amid a lock's own code it would leave the lock locked, and
-the processes waiting for ever. So signals are held back here, and come where they do no harm.
-"""
+"""Tasks shared out to processes, which leave Ctrl-C to the main process and end with it."""
 
 from __future__ import annotations
 
@@ -14,9 +10,10 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Generator, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Generator, Iterator, List, Sequence, Tuple
 
-from vit_ipu.config import RunFailed
+from vit_ipu.errors import RunFailed
+from vit_ipu.signals import HeldSignals
 
 _POLL_SECONDS = 0.5
 
@@ -26,20 +23,20 @@ def _nothing() -> None:
 
 
 class Processes:
-    """A number of processes, as long as `processes` lasts."""
+    """A number of processes, as long as the context `processes` lasts."""
 
-    def __init__(self, executor: ProcessPoolExecutor, signals: _HeldSignals, remedy: str) -> None:
+    def __init__(self, executor: ProcessPoolExecutor, signals: HeldSignals, remedy: str) -> None:
         self._executor, self._signals, self._remedy = executor, signals, remedy
 
     def finished(
         self, function: Callable[..., Any], tasks: Sequence[Tuple[Any, ...]], poll: Callable[[], None] = _nothing
     ) -> Generator[Tuple[int, Any], None, None]:
-        """The number of each task and what `function` returns for it, as they finish.
+        """Yields the number of each task and what `function` returns for it, as the tasks finish.
 
         `poll` is called at least twice a second. Raises what the function raises, and RunFailed if a process is
         killed; signals are let through meanwhile.
         """
-        futures = {self._executor.submit(function, *task): number for number, task in enumerate(tasks)}
+        futures = {self._executor.submit(_call, function, task): number for number, task in enumerate(tasks)}
         pending = set(futures)
         try:
             while pending:
@@ -49,33 +46,46 @@ class Processes:
                 for future in done:
                     yield futures[future], future.result()
         except BrokenProcessPool:
-            raise RunFailed("a process was killed, perhaps for want of memory" + self._remedy) from None
+            raise RunFailed(f"a process was killed, perhaps because memory ran out{self._remedy}") from None
         finally:
             for future in pending:
                 future.cancel()
 
     def in_order(self, function: Callable[..., Any], tasks: Sequence[Tuple[Any, ...]]) -> List[Any]:
-        """What `function` returns for each task."""
+        """Returns what `function` returns for each task, in the order of the tasks."""
         found = dict(self.finished(function, tasks))
         return [found[number] for number in range(len(tasks))]
 
 
 @contextmanager
-def processes(
-    count: int, begin: Callable[..., None] = _nothing, *arguments: Any, remedy: str = ""
-) -> Iterator[Processes]:
-    """`count` processes, each of which calls `begin` first. `remedy`: what to do if one is killed."""
-    with _HeldSignals() as signals, ProcessPoolExecutor(
-        count, multiprocessing.get_context(), initializer=_begin, initargs=(begin, arguments)
+def processes(count: int, *, shared: Any = None, remedy: str = "") -> Iterator[Processes]:
+    """Starts `count` processes for the tasks of the body.
+
+    `shared`, if given, is sent to each process once and is the first argument of every function. `remedy`: what the
+    user can do if a process is killed, as the end of the message.
+    """
+    with HeldSignals() as signals, ProcessPoolExecutor(
+        count, multiprocessing.get_context(), initializer=_begin, initargs=(shared,)
     ) as executor:
         yield Processes(executor, signals, remedy)
 
 
-def _begin(begin: Callable[..., None], arguments: Tuple[Any, ...]) -> None:
+# --------------------------------------------------------------------------------- in the processes
+
+_shared: Tuple[Any, ...] = ()
+"""What this process got when it started: the only way that ProcessPoolExecutor has to hand something over once."""
+
+
+def _begin(shared: Any) -> None:
+    global _shared
+    _shared = () if shared is None else (shared,)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    begin(*arguments)
+
+
+def _call(function: Callable[..., Any], task: Tuple[Any, ...]) -> Any:
+    return function(*_shared, *task)
 
 
 def _end_with_parent() -> None:
@@ -83,37 +93,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
-
-
-class _HeldSignals:
-    """SIGINT and SIGTERM do nothing meanwhile until they are let through, or it ends without an error."""
-
-    def __init__(self) -> None:
-        self._previous: Dict[int, Any] = {}
-        self._held: List[int] = []
-
-    def __enter__(self) -> _HeldSignals:
-        if threading.current_thread() is threading.main_thread():  # others never see a signal
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._hold)
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        try:
-            if exc[0] is None:
-                self.let_through()
-        finally:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
-
-    def _hold(self, number: int, frame: Any) -> None:
-        self._held.append(number)
-
-    def let_through(self) -> None:
-        while self._held:
-            number = self._held.pop(0)
-            signal.signal(number, self._previous[number])
-            try:
-                signal.raise_signal(number)
-            finally:
-                signal.signal(number, self._hold)

@@ -13,9 +13,9 @@ from typing import Any, Dict, Optional
 import cv2
 
 from vit_ipu import __version__
-from vit_ipu.backends import Device, describe_hardware
+from vit_ipu.backends.build import describe_hardware
+from vit_ipu.backends.contract import Device
 from vit_ipu.config import Config
-from vit_ipu.pipeline import resolve_compute
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
@@ -35,7 +35,7 @@ def environment(config: Config, device: Device) -> Dict[str, Any]:
         "device": str(device),
         "hardware": describe_hardware(device),
         "simulated": device.simulated,
-        "compute": resolve_compute(config.precision.compute, device.kind),
+        "compute": config.precision.resolve_compute(device.kind),
         "command": sys.argv,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Optional, TextIO
 
-from vit_ipu.config import Config, UserError
+from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
-from vit_ipu.runs.checkpoint import newest_checkpoint
+from vit_ipu.errors import UserError
+from vit_ipu.files import lock, write_whole
+from vit_ipu.weights.native import newest_checkpoint
 
 
 class RunFolder:
@@ -41,7 +41,7 @@ class RunFolder:
         try:
             folder._make_folders()
             folder._acquire()
-            folder.config.write_text(dump_config(config), encoding="utf-8")
+            write_whole(folder.config, dump_config(config))
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
@@ -68,9 +68,7 @@ class RunFolder:
         if self.environment.is_file():
             first = self.read_environment()
             facts = dict(first, resumed=[*first.get("resumed", []), facts])
-        temporary = self.environment.with_suffix(".new")
-        temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        os.replace(str(temporary), str(self.environment))
+        write_whole(self.environment, json.dumps(facts, indent=1))
 
     def read_environment(self) -> Dict[str, Any]:
         """The facts that `begin` wrote. Raises UserError if they are not there or damaged."""
@@ -108,10 +106,8 @@ class RunFolder:
 
     def _acquire(self) -> None:
         self._lock = self._lock_path.open("a", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {self.path}: wait for it, or stop it") from None
+        if not lock(self._lock):
+            raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
 
 
 # Settings that a resumed run may change: they do not touch what it computes.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, List
 
 from typing_extensions import Protocol
 
-from vit_ipu.config import Config, UserError
+from vit_ipu.config import Config
+from vit_ipu.errors import UserError
+from vit_ipu.files import write_whole
 from vit_ipu.runs.folder import RunFolder
 
 
@@ -20,9 +21,7 @@ class Metrics:
     def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
         """Lines after update `resumed_at` belong to work that a resumed run does again, and are dropped."""
         self.lines = [line for line in read_metrics(folder.metrics) if line["update"] <= resumed_at]
-        temporary = folder.metrics.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        os.replace(str(temporary), str(folder.metrics))
+        write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._tracker = _TRACKERS[config.run.tracking](folder, config)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -13,11 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vit_ipu.config import VARIANTS, ModelConfig, RunFailed, UserError, suggest
-from vit_ipu.runs.checkpoint import CheckpointError, Description, save_tensors, sync_folder, write_description
-from vit_ipu.weights.metadata import HIDDEN_ACT, RESAMPLE, metadata_of
-from vit_ipu.weights.namings import NAMINGS, from_ours
-from vit_ipu.weights.read import Say, Weights, describe, read_weights, without_head
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
+from vit_ipu.files import written_whole
+from vit_ipu.text import Notify
+from vit_ipu.variants import VARIANTS
+from vit_ipu.weights.describe import describe, without_head
+from vit_ipu.weights.metadata import HIDDEN_ACT, RESAMPLE, file_metadata
+from vit_ipu.weights.namings import NAMINGS
+from vit_ipu.weights.native import ModelDescription, save_tensors, write_description
+from vit_ipu.weights.read import Weights, read_weights
+from vit_ipu.weights.translate import from_ours
 
 FORMATS = ("native", "timm", "huggingface", "torchvision", "mmpretrain", "google", "graphcore", "onnx")
 _FILE_SUFFIXES = {
@@ -31,7 +35,6 @@ _FILE_SUFFIXES = {
     "native": (),
 }
 _FOLDERS = ("native", "timm", "huggingface")
-_TEMPORARY = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Export:
 
     tensors: Dict[str, Tensor]
     """By our names."""
-    description: Description
+    description: ModelDescription
 
     @property
     def model(self) -> ModelConfig:
-        return self.description.config.model
+        return self.description.model
 
 
 def convert(
@@ -56,7 +59,7 @@ def convert(
     trust_pickle: bool = False,
     num_heads: Optional[int] = None,
     features: bool = False,
-    say: Say,
+    notify: Notify,
 ) -> Weights:
     """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns what was read.
 
@@ -65,31 +68,27 @@ def convert(
     the format has no place for.
     """
     _check_target(target, to, features)
-    weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, say=say)
+    weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify)
     if features:
         weights = without_head(weights)
     export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
-    for note in lost(export.model, to, as_file=as_file):
-        say(f"note: {note}")
-    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}{target.suffix}")
+    for note in unsupported_settings(export.model, to, as_file=as_file):
+        notify(f"note: {note}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[to](export, temporary, as_file)
-        _check_written(export, temporary, to)
-        sync_folder(temporary)
-        os.rename(str(temporary), str(target))
+        with written_whole(target, unique=True) as temporary:
+            _WRITERS[to](export, temporary, as_file)
+            _check_written(export, temporary, to)
     except (UserError, RunFailed):
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' ways to say that they cannot
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}") from None
-    finally:
-        _remove(temporary)
     return weights
 
 
-def lost(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
+def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
     """Notes on what a format cannot say of the model, and its reader must be told."""
     naming = NAMINGS.get(to)
     if naming is None or to == "huggingface":  # their files say it
@@ -124,13 +123,6 @@ def _check_target(target: Path, to: str, features: bool) -> None:
 
 def _or_files(suffixes: Any) -> str:
     return " or as a file that ends in {}".format(" or ".join(suffixes)) if suffixes else ", without a suffix"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(str(path), ignore_errors=True)
-    elif path.exists():
-        path.unlink()
 
 
 def _check_written(export: Export, path: Path, to: str) -> None:
@@ -180,7 +172,7 @@ def _write_mmpretrain(export: Export, path: Path, as_file: bool) -> None:
     classes = list(export.description.classes)
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # of mmclassification 0.x, and of mmpretrain
     state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
-    torch.save(dict(state, **metadata_of(export.model)), str(path))
+    torch.save(dict(state, **file_metadata(export.model)), str(path))
 
 
 def _write_google(export: Export, path: Path, as_file: bool) -> None:
@@ -198,7 +190,7 @@ def _write_graphcore(export: Export, path: Path, as_file: bool) -> None:
 def _write_onnx(export: Export, path: Path, as_file: bool) -> None:
     from vit_ipu.weights.onnx import write_onnx
 
-    data = export.description.config.data
+    data = export.description.preprocessing
     metadata = {
         "classes": json.dumps(list(export.description.classes)),
         "mean": json.dumps(list(data.mean)),
@@ -229,7 +221,7 @@ def _save(export: Export, to: str, path: Path) -> None:
     if path.suffix in (".pth", ".pt", ".bin"):
         torch.save(tensors, str(path))
     else:
-        save_tensors(tensors, path, metadata_of(export.model))
+        save_tensors(tensors, path, file_metadata(export.model))
 
 
 def _write_json(path: Path, values: Dict[str, Any]) -> None:
@@ -269,7 +261,7 @@ def huggingface_pixels(export: Export) -> Dict[str, Any]:
 
     transformers' ViTImageProcessor squeezes the whole image into a square; CLIPImageProcessor does what we do.
     """
-    data, size = export.description.config.data, export.model.image_size
+    data, size = export.description.preprocessing, export.model.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -288,7 +280,7 @@ def huggingface_pixels(export: Export) -> Dict[str, Any]:
 
 def timm_config(export: Export) -> Dict[str, Any]:
     """The config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
-    model, data = export.model, export.description.config.data
+    model, data = export.model, export.description.preprocessing
     return {
         "architecture": timm_name(model),
         "num_classes": model.num_classes,

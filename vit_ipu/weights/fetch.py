@@ -5,29 +5,22 @@ What comes from the network is whole or not there, and a pinned sha256 is compar
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
-import json
-import os
 import re
-import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
 from vit_ipu import __version__
-from vit_ipu.data.sources.listing import cache_folder
-from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.errors import CheckpointError, UserError
+from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
+from vit_ipu.text import reason_of
+from vit_ipu.weights.choose import INDEX_SUFFIX, WEIGHT_FILES, WEIGHT_SUFFIXES, weight_map
 
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-INDEX_SUFFIX = ".safetensors.index.json"
-"""Of a file that names the shards of weights in several files."""
-
-_WEIGHTS = ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin")
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-_MAX_DOWNLOAD, _MAX_INDEX = 32 << 30, 64 << 20
+_MAX_DOWNLOAD = 32 << 30
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
 
@@ -42,8 +35,8 @@ class Located:
     """Its sha256 was pinned and is right."""
 
 
-def locate(source: str, *, sha256: Optional[str] = None, say: Callable[[str], None] = lambda line: None) -> Located:
-    """The local path of a source, fetched if it is elsewhere; `say` hears of downloads. Raises CheckpointError."""
+def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str], None] = lambda line: None) -> Located:
+    """The local path of a source, fetched if it is elsewhere; `notify` hears of downloads. Raises CheckpointError."""
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
     pinned = sha256.lower() if sha256 is not None else None
@@ -56,53 +49,7 @@ def locate(source: str, *, sha256: Optional[str] = None, say: Callable[[str], No
         raise CheckpointError(f"cannot fetch {source}: use https:// or a local path")
     if pinned is None:
         raise CheckpointError(f"cannot fetch {source} without its sha256: give model.init_sha256 (or --sha256)")
-    return Located(_downloaded(source, pinned, say), verified=True)
-
-
-def weight_file(folder: Path) -> Path:
-    """The file of a foreign folder that holds the weights, safetensors before pickles. Raises CheckpointError."""
-    found = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
-    if not found:
-        found = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
-    if not found:
-        raise CheckpointError(
-            "{} holds no weights: expected {} or one file that ends in {}".format(
-                folder, ", ".join(_WEIGHTS), ", ".join(WEIGHT_SUFFIXES)
-            )
-        )
-    if leads_out(found[0]):
-        raise CheckpointError(f"{found[0]} leads out of the folder: name the file that it links to")
-    return found[0]
-
-
-def leads_out(path: Path) -> bool:
-    """Whether links lead from `path` out of its folder; a Hugging Face cache's links to its blobs do not count."""
-    folder = path.parent.resolve()
-    homes = [folder]
-    if folder.parent.name == "snapshots":
-        repository = folder.parent.parent
-        homes.append(repository / "blobs")
-        if repository.name.startswith("models--"):  # huggingface_hub 2 shares blobs among the repositories of a cache
-            homes.append(repository.parent / "blobs")
-    return not any(home in path.resolve().parents for home in homes)
-
-
-def weight_map(index: Path) -> Dict[str, str]:
-    """The shard, a file beside the index, of each tensor of a safetensors index. Raises CheckpointError."""
-    try:
-        if index.stat().st_size > _MAX_INDEX:
-            raise ValueError
-        shards: Dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        plain = [re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in shards.values()]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise CheckpointError(f"cannot read {index}: it is not an index of safetensors files") from None
-    for name, match in zip(shards.values(), plain):
-        if match is None:
-            raise CheckpointError(f"cannot read {index}: its shard {name!r} is not a .safetensors file beside it")
-    return shards
+    return Located(_downloaded(source, pinned, notify), verified=True)
 
 
 # --------------------------------------------------------------------------------------------- disk
@@ -110,10 +57,12 @@ def weight_map(index: Path) -> Dict[str, str]:
 
 def _from_disk(source: str, pinned: Optional[str]) -> Located:
     try:
-        path = Path(source).expanduser()
+        path = expand_home(source)
         exists = path.exists()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:  # an impossible name; the last two: of nobody's ~
-        raise CheckpointError(f"cannot read {source}: {_line(error)}") from None
+    except UserError as error:
+        raise CheckpointError(f"cannot read {error}") from None
+    except (OSError, ValueError) as error:  # an impossible name
+        raise CheckpointError(f"cannot read {source}: {reason_of(error)}") from None
     if not exists:
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
     if pinned is not None:
@@ -124,26 +73,18 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
 
 
 def _check_sha256(path: Path, pinned: str) -> None:
-    found = _sha256_of(path)
-    if found != pinned:
-        raise CheckpointError(f"{path} has the sha256 {found} and not {pinned}: it is damaged or another file")
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            for part in iter(lambda: file.read(_CHUNK), b""):
-                digest.update(part)
+        found = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()
+    if found != pinned:
+        raise CheckpointError(f"{path} has the sha256 {found} and not {pinned}: it is damaged or another file")
 
 
 # -------------------------------------------------------------------------------------------- https
 
 
-def _downloaded(url: str, pinned: str, say: Callable[[str], None]) -> Path:
+def _downloaded(url: str, pinned: str, notify: Callable[[str], None]) -> Path:
     """The file of a URL, from the cache if it is there and whole."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])[-100:]
     if not name.endswith(WEIGHT_SUFFIXES):
@@ -152,26 +93,20 @@ def _downloaded(url: str, pinned: str, say: Callable[[str], None]) -> Path:
         )
     folder = cache_folder()
     cached = folder / f"{pinned[:16]}-{name}"
-    if cached.is_file() and _sha256_of(cached) == pinned:
+    if cached.is_file() and sha256_of(cached) == pinned:
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".fetching-", dir=str(folder))
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _fetch(url, file, pinned, say)
-            os.replace(temporary, str(cached))
-        finally:  # also after ctrl-C
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        with written_whole(cached, unique=True) as temporary, temporary.open("wb") as file:
+            _fetch(url, file, pinned, notify)
     except CheckpointError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CheckpointError(f"cannot fetch {url}: {_line(error)}") from error
+        raise CheckpointError(f"cannot fetch {url}: {reason_of(error)}") from error
     return cached
 
 
-def _fetch(url: str, file: BinaryIO, pinned: str, say: Callable[[str], None]) -> None:
+def _fetch(url: str, file: BinaryIO, pinned: str, notify: Callable[[str], None]) -> None:
     """Writes what the URL has into `file`, and onto the disk. Raises CheckpointError if it is not what was pinned."""
     digest, count = hashlib.sha256(), 0
     with _open_url(url) as response:
@@ -179,7 +114,7 @@ def _fetch(url: str, file: BinaryIO, pinned: str, say: Callable[[str], None]) ->
         expected = int(length) if length.isdigit() else None
         if expected is not None and expected > _MAX_DOWNLOAD:
             raise CheckpointError(f"cannot fetch {url}: {expected >> 30} GiB is more than {_MAX_DOWNLOAD >> 30}")
-        say("fetching {}{}".format(url, "" if expected is None else f" ({expected / 1e6:.0f} MB)"))
+        notify("fetching {}{}".format(url, "" if expected is None else f" ({expected / 1e6:.0f} MB)"))
         for part in iter(lambda: response.read(_CHUNK), b""):
             digest.update(part)
             file.write(part)
@@ -193,8 +128,6 @@ def _fetch(url: str, file: BinaryIO, pinned: str, say: Callable[[str], None]) ->
             f"{url} has the sha256 {digest.hexdigest()} and not {pinned}: it is another file than the one that was "
             "pinned"
         )
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
@@ -210,10 +143,6 @@ def _open_url(url: str) -> Any:
     return urllib.request.build_opener(_SecureRedirects).open(request, timeout=_TIMEOUT_SECONDS)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ------------------------------------------------------------------------------- Hugging Face's Hub
 
 
@@ -225,9 +154,9 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     repository = _Repository(source, match.group(1), match.group(2))
     for name in _DESCRIPTIONS:
         repository.fetch(name)
-    weights = next((path for path in map(repository.fetch, _WEIGHTS) if path is not None), None)
+    weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
     if weights is None:
-        raise repository.lacks("weights: {} or {}".format(", ".join(_WEIGHTS[:-1]), _WEIGHTS[-1]))
+        raise repository.lacks("weights: {} or {}".format(", ".join(WEIGHT_FILES[:-1]), WEIGHT_FILES[-1]))
     if weights.name.endswith(INDEX_SUFFIX):
         if pinned is not None:
             raise CheckpointError(f"{source} has its weights in several files, and a sha256 pins one")
@@ -295,4 +224,4 @@ class _Repository:
             return "there is no such repository, or it is private: check the name, or hf auth login"
         if isinstance(error, errors.RevisionNotFoundError):
             return f"it has no revision {self._revision}"
-        return _line(error)
+        return reason_of(error)

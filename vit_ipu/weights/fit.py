@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List
+from typing import Callable, Dict, List, Sequence, Tuple
 
 from torch import Tensor
 
+from vit_ipu.backends.contract import Backend
 from vit_ipu.config import Config
-from vit_ipu.runs.checkpoint import CheckpointError, unmatched
+from vit_ipu.errors import CheckpointError
+from vit_ipu.text import Notify
 from vit_ipu.weights.position_embeddings import resize_pos_embed
-from vit_ipu.weights.read import Say, Weights, read_weights
+from vit_ipu.weights.read import Weights, read_weights
 
 
-def load_init(config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = False, say: Say) -> Dict[str, Tensor]:
+def load_init(
+    config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = False, notify: Notify
+) -> Dict[str, Tensor]:
     """The state dict to start from: `own`, a fresh model's, with the weights of model.init wherever they belong.
 
     Position embeddings are resized to the model's grid, by the rule of the library that they come from. A head for
@@ -24,25 +28,25 @@ def load_init(config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = Fa
     source = config.model.init
     assert source is not None
     try:
-        weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, say=say)
+        weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, notify=notify)
         require_heads(weights, config)
-        say(f"starting from {source}, {weights.origin} naming")
-        for note in differing_facts(weights, config):
-            say(f"note: {note}")
-        return fit(weights, own, say=say)
+        notify(f"starting from {source}, {weights.origin} naming")
+        for note in differing_settings(weights, config):
+            notify(f"note: {note}")
+        return adapt_to_model(weights, own, notify=notify)
     except CheckpointError as error:
         raise CheckpointError(f"model.init: {error}") from None
 
 
-def fit(weights: Weights, own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
+def adapt_to_model(weights: Weights, own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
     """The tensors with the names, shapes and types of `own`. Raises CheckpointError if they are another variant's."""
     tensors = dict(weights.tensors)
     grid, new_grid = (math.isqrt(state["pos_embed"].shape[1] - 1) for state in (tensors, own))
     if grid != new_grid:
-        say(f"position embeddings resized from {grid} x {grid} to {new_grid} x {new_grid} ({weights.resize_rule})")
+        notify(f"position embeddings resized from {grid} x {grid} to {new_grid} x {new_grid} ({weights.resize_rule})")
         tensors["pos_embed"] = resize_pos_embed(tensors["pos_embed"], new_grid**2, weights.resize_rule)
-    tensors = _without_unfit_head(tensors, own, say=say)
-    missing, extra = unmatched(list(own), list(tensors))
+    tensors = _without_unfit_head(tensors, own, notify=notify)
+    missing, extra = key_difference(list(own), list(tensors))
     for name in missing + extra:
         if not name.startswith(("head.", "pre_logits.")):
             raise CheckpointError(
@@ -53,38 +57,38 @@ def fit(weights: Weights, own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tens
     return {name: _fitting(name, tensors.get(name, tensor), tensor, weights.source) for name, tensor in own.items()}
 
 
-def differing_facts(weights: Weights, config: Config) -> List[str]:
+def differing_settings(weights: Weights, config: Config) -> List[str]:
     """Notes on what the weights were trained with, as far as is known, and this config does otherwise."""
-    facts, model, data = weights.facts, config.model, config.data
+    metadata, model, data = weights.metadata, config.model, config.data
     compared = (
-        ("model.gelu", model.gelu, facts.gelu),
-        ("model.layer_norm_eps", model.layer_norm_eps, facts.layer_norm_eps),
-        ("data.mean", data.mean, facts.mean),
-        ("data.std", data.std, facts.std),
+        ("model.gelu", model.gelu, metadata.gelu),
+        ("model.layer_norm_eps", model.layer_norm_eps, metadata.layer_norm_eps),
+        ("data.mean", data.mean, metadata.mean),
+        ("data.std", data.std, metadata.std),
     )
-    why = "but the weights were trained with {}" if facts.stated else "but {} is usual for its naming"
+    why = "but the weights were trained with {}" if metadata.stated else "but {} is usual for its naming"
     return [f"{key} is {now}, {why.format(before)}" for key, now, before in compared if now != before]
 
 
-def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, say: Say) -> Dict[str, Tensor]:
+def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
     """Without a head for other classes, and without what stands between the class token and another kind of head."""
     classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
     found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
     if found != classes:
-        say(f"the head is new, for {classes} classes: the weights have {found}")
+        notify(f"the head is new, for {classes} classes: the weights have {found}")
         tensors = _without(tensors, "head.")
     if (features in tensors) != (features in own):
         what = "dropped: model.representation_size is null" if features in tensors else "new, and so is the head"
-        say(f"the representation layer is {what}")
+        notify(f"the representation layer is {what}")
         tensors = _without(_without(tensors, "pre_logits."), "head.")
     return tensors
 
 
 def require_heads(weights: Weights, config: Config) -> None:
     """Raises CheckpointError if the weights are known to have another number of attention heads than the config."""
-    if weights.facts.num_heads not in (None, config.model.num_heads):
+    if weights.metadata.num_heads not in (None, config.model.num_heads):
         raise CheckpointError(
-            f"{weights.source} has {weights.facts.num_heads} attention heads but model.num_heads is "
+            f"{weights.source} has {weights.metadata.num_heads} attention heads but model.num_heads is "
             f"{config.model.num_heads}: is it another variant?"
         )
 
@@ -100,3 +104,39 @@ def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
             "variant?"
         )
     return tensor.to(own.dtype)
+
+
+# ------------------------------------------------------------------------------------- into a backend
+
+
+def load_weights(backend: Backend, weights: Weights) -> None:
+    """Loads weights of just the backend's model. Raises CheckpointError if a name or a shape differs."""
+    _load(backend, lambda own: require_same_model(weights.tensors, own, weights.source))
+
+
+def load_initial_weights(backend: Backend, config: Config, *, trust_pickle: bool = False, notify: Notify) -> None:
+    """Loads model.init, adapted to the backend's model."""
+    _load(backend, lambda own: load_init(config, own, trust_pickle=trust_pickle, notify=notify))
+
+
+def _load(backend: Backend, weights_for: Callable[[Dict[str, Tensor]], Dict[str, Tensor]]) -> None:
+    backend.load_state_dict({"model": weights_for(backend.state_dict()["model"])})
+
+
+def require_same_model(weights: Dict[str, Tensor], own: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
+    """Returns the weights, if they have the names and shapes of `own`. Raises CheckpointError if they do not."""
+    missing, extra = key_difference(list(own), list(weights))
+    for name in missing + extra:
+        raise CheckpointError(f"{source} is of another model: {name} is in only one of them")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{source} is of another model: {name} has shape {tuple(weights[name].shape)} there and "
+                f"{tuple(tensor.shape)} in the config"
+            )
+    return weights
+
+
+def key_difference(expected: Sequence[str], found: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Returns the names that are missing and those that are not expected, in order."""
+    return [n for n in expected if n not in set(found)], [n for n in found if n not in set(expected)]

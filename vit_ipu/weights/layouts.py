@@ -9,7 +9,7 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
-from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.errors import CheckpointError
 
 Tensors = Dict[str, Tensor]
 

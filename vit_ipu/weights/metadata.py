@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.runs.checkpoint import CheckpointError, Description
-from vit_ipu.weights.fetch import leads_out
+from vit_ipu.errors import CheckpointError
+from vit_ipu.weights.choose import leads_out
 from vit_ipu.weights.namings import Naming
+from vit_ipu.weights.native import ModelDescription
 
 Triple = Tuple[float, float, float]
 
@@ -26,7 +27,7 @@ _MAX_JSON = 16 << 20
 
 
 @dataclass(frozen=True)
-class Facts:
+class WeightsMetadata:
     """What tensors do not show; without other files, what is usual for the naming."""
 
     layer_norm_eps: float
@@ -42,45 +43,45 @@ class Facts:
     """Whether the checkpoint's own files say so, rather than what is usual."""
 
 
-def facts_of(description: Description) -> Facts:
-    """Those of a checkpoint of ours."""
-    model, data = description.config.model, description.config.data
-    return Facts(
+def metadata_of(description: ModelDescription) -> WeightsMetadata:
+    """Returns that of a checkpoint of this program."""
+    model, pixels = description.model, description.preprocessing
+    return WeightsMetadata(
         layer_norm_eps=model.layer_norm_eps,
         gelu=model.gelu,
-        mean=data.mean,
-        std=data.std,
+        mean=pixels.mean,
+        std=pixels.std,
         num_heads=model.num_heads,
         classes=description.classes,
-        eval_resize=data.eval_resize,
-        interpolation=data.interpolation,
+        eval_resize=pixels.eval_resize,
+        interpolation=pixels.interpolation,
         stated=True,
     )
 
 
-def facts_beside(file: Path, naming: Naming, metadata: Dict[str, Any]) -> Facts:
+def read_metadata(file: Path, naming: Naming, stored: Dict[str, Any]) -> WeightsMetadata:
     """From the naming, what the file holds beside its tensors, and config.json and preprocessor_config.json beside it.
 
     Raises CheckpointError if one of them cannot be read, or says that it is not a ViT that we can compute.
     """
-    facts = Facts(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std)
+    usual = WeightsMetadata(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std)
     description = file.parent / "config.json"
     try:
         config = _read_json(description) if _is_of_a_folder(file) else {}
         if "pretrained_cfg" in config or "architecture" in config:
-            return _from_timm(facts, config, description)
+            return _from_timm(usual, config, description)
         if config.get("model_type") is not None:
             pixels = _read_json(file.parent / "preprocessor_config.json")
-            return _from_huggingface_pixels(_from_huggingface(facts, config, description), pixels)
-        return _from_metadata(facts, metadata)
+            return _from_huggingface_pixels(_from_huggingface(usual, config, description), pixels)
+        return _from_file(usual, stored)
     except CheckpointError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{description}: damaged: {error}") from None
 
 
-def metadata_of(model: ModelConfig) -> Dict[str, str]:
-    """What a file of ours says beside its tensors, for `facts_beside` to read back."""
+def file_metadata(model: ModelConfig) -> Dict[str, str]:
+    """What a file of ours says beside its tensors, for `read_metadata` to read back."""
     stated = {"num_heads": model.num_heads, "layer_norm_eps": model.layer_norm_eps, "gelu": model.gelu}
     return {_METADATA: json.dumps(stated)}
 
@@ -104,23 +105,23 @@ def _read_json(path: Path) -> Dict[str, Any]:
     return values
 
 
-def _from_metadata(facts: Facts, metadata: Dict[str, Any]) -> Facts:
+def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any]) -> WeightsMetadata:
     """Of a file of ours, or the class names of mmpretrain and mmclassification."""
-    stated = metadata.get(_METADATA)
-    if isinstance(stated, str):
-        values = json.loads(stated)
+    ours = stored.get(_METADATA)
+    if isinstance(ours, str):
+        values = json.loads(ours)
         return replace(
-            facts,
+            metadata,
             num_heads=_heads(values["num_heads"]),
             layer_norm_eps=float(values["layer_norm_eps"]),
             gelu=_one_of(values["gelu"], ("erf", "tanh"), "gelu"),
-            classes=_mmpretrain_classes(metadata),
+            classes=_mmpretrain_classes(stored),
             stated=True,
         )
-    return replace(facts, classes=_mmpretrain_classes(metadata))
+    return replace(metadata, classes=_mmpretrain_classes(stored))
 
 
-def _from_timm(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
+def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) -> WeightsMetadata:
     """A folder of timm's, as on the Hugging Face Hub."""
     pixels, arguments = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pooling = arguments.get("global_pool", config.get("global_pool") or "token")
@@ -142,10 +143,10 @@ def _from_timm(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
     if "crop_pct" in pixels and "input_size" in pixels:
         found["eval_resize"] = math.floor(pixels["input_size"][-1] / pixels["crop_pct"])
     names = config.get("label_names") or pixels.get("label_names")
-    return replace(facts, classes=_names(names), **found)
+    return replace(metadata, classes=_names(names), **found)
 
 
-def _from_huggingface(facts: Facts, config: Dict[str, Any], path: Path) -> Facts:
+def _from_huggingface(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) -> WeightsMetadata:
     if config["model_type"] != "vit":
         raise CheckpointError("{}: its model_type is {}, not vit".format(path, config["model_type"]))
     activation = config.get("hidden_act", "gelu")
@@ -159,18 +160,18 @@ def _from_huggingface(facts: Facts, config: Dict[str, Any], path: Path) -> Facts
     if missing:
         raise CheckpointError(f"{path}: its id2label has no label {missing[0]}")
     return replace(
-        facts,
+        metadata,
         num_heads=_heads(config.get("num_attention_heads", 12)),
-        layer_norm_eps=float(config.get("layer_norm_eps", facts.layer_norm_eps)),
+        layer_norm_eps=float(config.get("layer_norm_eps", metadata.layer_norm_eps)),
         gelu=HIDDEN_ACT[activation],
         stated=True,
         classes=tuple(str(names[str(label)]) for label in range(len(names))),
     )
 
 
-def _from_huggingface_pixels(facts: Facts, pixels: Dict[str, Any]) -> Facts:
+def _from_huggingface_pixels(metadata: WeightsMetadata, pixels: Dict[str, Any]) -> WeightsMetadata:
     found: Dict[str, Any] = {}
-    mean, std = facts.mean, facts.std
+    mean, std = metadata.mean, metadata.std
     if not pixels.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     elif "image_mean" in pixels and "image_std" in pixels:
@@ -184,7 +185,7 @@ def _from_huggingface_pixels(facts: Facts, pixels: Dict[str, Any]) -> Facts:
     size = pixels.get("size")
     if pixels.get("do_center_crop") and isinstance(size, dict) and "shortest_edge" in size:
         found["eval_resize"] = int(size["shortest_edge"])
-    return replace(facts, mean=mean, std=std, **found)
+    return replace(metadata, mean=mean, std=std, **found)
 
 
 def _mmpretrain_classes(metadata: Dict[str, Any]) -> Tuple[str, ...]:

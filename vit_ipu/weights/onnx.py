@@ -18,7 +18,8 @@ from typing import Any, Dict, Iterator
 import torch
 from torch import Tensor
 
-from vit_ipu.config import ModelConfig, RunFailed, UserError
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.model import ViT
 
 OPSET = 17

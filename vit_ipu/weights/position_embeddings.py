@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_ipu.runs.checkpoint import CheckpointError
+from vit_ipu.errors import CheckpointError
 
 RULES: Dict[str, Dict[str, Any]] = {
     "timm": {"mode": "bicubic", "antialias": True},  # timm.layers.resample_abs_pos_embed

@@ -20,9 +20,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vit_ipu.runs.checkpoint import CheckpointError
-from vit_ipu.weights.fetch import INDEX_SUFFIX, leads_out, weight_map
-from vit_ipu.weights.fetch import WEIGHT_SUFFIXES as WEIGHT_SUFFIXES
+from vit_ipu.errors import CheckpointError
+from vit_ipu.text import printable, shortened, single_line
+from vit_ipu.weights.choose import INDEX_SUFFIX, leads_out, weight_map
+from vit_ipu.weights.choose import WEIGHT_SUFFIXES as WEIGHT_SUFFIXES
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _COUNTERS = ("num_batches_tracked", "n_averaged", "step", "count")
@@ -37,6 +38,7 @@ _MAX_UNPACKED, _MAX_RATIO = 1 << 30, 20
 _MAX_VALUES, _MAX_DEPTH = 1_000_000, 32
 """Of what a pickle holds beside tensors: references to references make few bytes into any number of values."""
 _FINITE_CHUNK = 1 << 22
+_LONGEST_MESSAGE = 500
 _UNBACKED = "{} of shape {} would take {} bytes, but has {}"
 
 
@@ -79,9 +81,8 @@ def _read(path: Path, trust_pickle: bool) -> TensorFile:
 
 def _refusal(path: Path, problem: str, *values: Any) -> CheckpointError:
     """One printable line, whatever a stranger wrote into the names that it quotes."""
-    text = " ".join(problem.format(*values).split())
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return CheckpointError("cannot read {}: {}".format(path, text if len(text) < 500 else text[:500] + "..."))
+    text = printable(single_line(problem.format(*values)))
+    return CheckpointError(f"cannot read {path}: {shortened(text, _LONGEST_MESSAGE)}")
 
 
 def _check_is_weights(path: Path) -> None:

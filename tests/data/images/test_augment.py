@@ -13,7 +13,8 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from vit_ipu.data.images.augment import Augment
 from vit_ipu.data.images.decode import DecodedImage
-from vit_ipu.data.images.transforms import Normalize, TrainTransform
+from vit_ipu.data.images.transforms import TrainTransform
+from vit_ipu.step import Normalize
 
 POLICIES = {"auto": {"auto_augment": "imagenet"}, "rand": {"rand_augment": [2, 9]}, "erasing": {"random_erasing": 1.0}}
 

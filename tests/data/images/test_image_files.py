@@ -14,8 +14,10 @@ import pytest
 from pictures import assert_alike, encoded, photograph, pillows_crop, upright_by_pillow
 from PIL import Image, ImageOps
 
-from vit_ipu.data.images.decode import DataError, DecodedImage, EncodedImage, one_line
-from vit_ipu.data.sources.registry import open_picture
+from vit_ipu.data.images.decode import DecodedImage, EncodedImage
+from vit_ipu.data.images.image_file import open_picture
+from vit_ipu.errors import DataError
+from vit_ipu.text import escaped
 
 # ------------------------------------------------------------------------------------------ formats
 
@@ -187,7 +189,7 @@ def write_large_png(path, side, channels):
 
 LARGE = """
 import resource, sys
-from vit_ipu.data.sources.registry import open_picture
+from vit_ipu.data.images.image_file import open_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, most of them torch's
 picture = open_picture(sys.argv[1])
 assert picture.size == (13000, 13000)
@@ -263,5 +265,5 @@ def test_odd_names_are_printed_in_one_line(tmp_path, name, shown):
     with pytest.raises(DataError) as caught:
         open_picture(path).rgb()
     assert str(caught.value) == f"cannot read the image {tmp_path}/{shown}: it is no image of a known format"
-    assert one_line(path) == f"{tmp_path}/{shown}"
+    assert escaped(path) == f"{tmp_path}/{shown}"
     str(caught.value).encode()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vit_ipu.data.images.decode import DecodedImage
-from vit_ipu.data.images.transforms import EvalTransform, Normalize, TrainTransform, random_resized_box, to_pixels
+from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, random_resized_box, to_pixels
 from vit_ipu.data.loading.loader import stack_images
+from vit_ipu.step import Normalize
 
 
 def test_random_resized_crops_are_distributed_as_torchvisions():

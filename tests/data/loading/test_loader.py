@@ -14,10 +14,12 @@ from helpers import tiny_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_ipu.backends.contract import HostBatch
 from vit_ipu.data.loading import loader as loading
 from vit_ipu.data.loading import workers as processes
-from vit_ipu.data.loading.loader import EvaluationLoader, HostBatch, SampleGenerators, TrainingLoader, TrainingStream
-from vit_ipu.data.sources.registry import DataError, open_source
+from vit_ipu.data.loading.loader import EvaluationLoader, SampleGenerators, TrainingLoader, TrainingStream
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import DataError
 from vit_ipu.pipeline import BatchPlan
 
 
@@ -153,7 +155,7 @@ import resource, sys, torch
 from helpers import tiny_config
 from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.sources.registry import open_source
-from vit_ipu.evaluate import evaluate
+from vit_ipu.evaluate import evaluate_batches
 
 class Zeros:
     def predict(self, images):
@@ -161,7 +163,7 @@ class Zeros:
 
 model = {"image_size": 224, "patch_size": 14}
 config = tiny_config(model=model, data={"source": "generated", "num_eval": int(sys.argv[1])})
-found = evaluate(Zeros(), EvaluationLoader(open_source(config.data, config.model, "eval"), config))
+found = evaluate_batches(Zeros(), EvaluationLoader(open_source(config.data, config.model, "eval"), config))
 print(found.num_images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

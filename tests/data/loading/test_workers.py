@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -15,11 +16,11 @@ import torch
 from helpers import tiny_config, write_image_folder
 from loading import ends
 
-from vit_ipu.config import RunFailed
 from vit_ipu.data.loading import workers
 from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
-from vit_ipu.data.loading.workers import Buffer, filled_by_workers, filled_here
-from vit_ipu.data.sources.registry import DataError, open_source
+from vit_ipu.data.loading.workers import Buffer, fill_by_workers, fill_in_process
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import DataError, RunFailed
 from vit_ipu.pipeline import BatchPlan
 
 
@@ -43,17 +44,17 @@ def steps(count, size=40):
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_steps_come_in_order_through_few_buffers(num_buffers, num_workers):
     found = []
-    for filled in filled_by_workers(steps(9), write_numbers, buffers(num_buffers), num_workers):
+    for filled in fill_by_workers(steps(9), write_numbers, buffers(num_buffers), num_workers):
         found.append(filled.images[:, 0, 0, 0].tolist())
         assert filled.skipped == (["7 is odd"] if len(found) == 1 else [])
     assert found == [[(step * 40 + i) % 251 for i in range(40)] for step in range(9)]
 
 
 def test_a_last_step_may_be_smaller_and_there_may_be_none():
-    found = [len(f.labels) for f in filled_by_workers([*steps(1), steps(1)[0][:3]], write_numbers, buffers(2), 2)]
+    found = [len(f.labels) for f in fill_by_workers([*steps(1), steps(1)[0][:3]], write_numbers, buffers(2), 2)]
     assert found == [40, 3]
-    assert list(filled_by_workers([], write_numbers, buffers(2), 2)) == []
-    assert [len(f.labels) for f in filled_here(steps(2, 5), write_numbers, lambda n: buffers(1, n)[0])] == [5, 5]
+    assert list(fill_by_workers([], write_numbers, buffers(2), 2)) == []
+    assert [len(f.labels) for f in fill_in_process(steps(2, 5), write_numbers, lambda n: buffers(1, n)[0])] == [5, 5]
 
 
 def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
@@ -77,9 +78,9 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     forgotten = []
-    monkeypatch.setattr(workers, "_forget_error", lambda: forgotten.append(1))
+    monkeypatch.setattr(workers, "_clear_cuda_error", lambda: forgotten.append(1))
     expected = {buffer.images.data_ptr(): buffer.images.numpy().nbytes for buffer in found[:2]}
-    for _ in filled_by_workers(steps(3), write_numbers, found, 1):
+    for _ in fill_by_workers(steps(3), write_numbers, found, 1):
         assert runtime.locked == expected
     assert runtime.locked == {}
     assert forgotten == [1]
@@ -87,12 +88,12 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
 
 def test_an_end_that_is_interrupted_can_be_made_again(monkeypatch):
     pool = workers._Pool(iter(steps(2)), write_numbers, buffers(2), 2)
-    processes = [worker.process for worker in pool._workers]
-    join = pool._thread.join
-    monkeypatch.setattr(pool._thread, "join", mock.Mock(side_effect=[KeyboardInterrupt, None, None]))
-    with pytest.raises(KeyboardInterrupt):
-        pool.close()
-    join()
+    processes = list(pool._processes)
+    assert len(processes) == 2
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "join", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pool.close()
     pool.close()
     assert not any(process.is_alive() for process in processes)
     pool.close()
@@ -104,7 +105,7 @@ def test_all_workers_work():
         return write_numbers(buffer, start, entries)
 
     pids = set()
-    for filled in filled_by_workers(steps(3, 160), slowly, buffers(2, 160), 3):
+    for filled in fill_by_workers(steps(3, 160), slowly, buffers(2, 160), 3):
         pids |= set(filled.labels.tolist())
     assert len(pids) == 3
     assert os.getpid() not in pids
@@ -118,7 +119,7 @@ def test_as_many_steps_as_there_are_buffers_are_filled_while_one_is_consumed():
             count.value += len(entries)
         return write_numbers(buffer, start, entries)
 
-    filled = filled_by_workers(steps(6), counted, buffers(3), 1)
+    filled = fill_by_workers(steps(6), counted, buffers(3), 1)
     next(filled)
     deadline = time.monotonic() + 30
     while count.value < 3 * 40 and time.monotonic() < deadline:
@@ -139,11 +140,11 @@ def test_the_order_of_what_is_skipped_and_the_first_error_do_not_depend_on_worke
         raise DataError(f"cannot read the image {entries[0][1]}")
 
     monkeypatch.setattr(workers, "JOB_SIZES", (10, 10))
-    filled = filled_by_workers(steps(1), skip, buffers(2), num_workers)
+    filled = fill_by_workers(steps(1), skip, buffers(2), num_workers)
     assert next(filled).skipped == ["0", "10", "20", "30"]
     filled.close()
     with pytest.raises(DataError, match="^cannot read the image 0$"):
-        next(filled_by_workers(steps(1), fail, buffers(2), num_workers))
+        next(fill_by_workers(steps(1), fail, buffers(2), num_workers))
 
 
 def test_an_error_comes_when_its_step_does():
@@ -152,7 +153,7 @@ def test_an_error_comes_when_its_step_does():
             raise DataError("cannot read the image 100")
         return write_numbers(buffer, start, entries)
 
-    filled = filled_by_workers(steps(5), fail_at_100, buffers(4), 2)
+    filled = fill_by_workers(steps(5), fail_at_100, buffers(4), 2)
     assert [next(filled).images[0, 0, 0, 0].item() for _ in range(2)] == [0, 40]
     with pytest.raises(DataError, match="^cannot read the image 100$"):
         next(filled)
@@ -165,7 +166,7 @@ def test_a_bug_is_named_with_its_place():
     with pytest.raises(
         RunFailed, match=r"a process that loads images failed: KeyError: 'nothing' \(.*test_workers.py, line"
     ):
-        list(filled_by_workers(steps(1), fail, buffers(2), 2))
+        list(fill_by_workers(steps(1), fail, buffers(2), 2))
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -176,7 +177,7 @@ def test_a_worker_that_dies_is_an_error_at_once(idle):
         return write_numbers(buffer, start, entries)
 
     def consume():
-        for filled in filled_by_workers(steps(50), die, buffers(2), 2):
+        for filled in fill_by_workers(steps(50), die, buffers(2), 2):
             if idle:
                 os.kill(int(filled.labels[0]), signal.SIGKILL)
                 time.sleep(0.3)
@@ -192,7 +193,7 @@ def test_no_process_is_left_behind(way):
     pids = set()
 
     def consume():
-        for filled in filled_by_workers(steps(6), write_numbers, buffers(2), 2):
+        for filled in fill_by_workers(steps(6), write_numbers, buffers(2), 2):
             pids.update(filled.labels.tolist())
             if way == "error":
                 raise KeyError
@@ -217,7 +218,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
         return write_numbers(buffer, start, entries)
 
     monkeypatch.setattr(workers, "JOB_SIZES", (40, 40))
-    filled = filled_by_workers(steps(4), hang, buffers(3), 2)
+    filled = fill_by_workers(steps(4), hang, buffers(3), 2)
     pids = set(next(filled).labels.tolist())
     started = time.monotonic()
     filled.close()
@@ -228,8 +229,8 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
 ORPHANS = """
 import os, signal, sys, time
 from test_workers import buffers, steps, write_numbers
-from vit_ipu.data.loading.workers import filled_by_workers
-filled = filled_by_workers(steps(4), write_numbers, buffers(2), 2)
+from vit_ipu.data.loading.workers import fill_by_workers
+filled = fill_by_workers(steps(4), write_numbers, buffers(2), 2)
 print(int(next(filled).labels[0]), flush=True)
 if sys.argv[1] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -340,3 +341,29 @@ def test_too_little_shared_memory_is_said(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(RunFailed, match="^no shared memory for a host step of 8 images: .*--shm-size.*left on device"):
         Buffer.of(8, 28, torch.uint8, shared=True)
+
+
+STARVED = """
+import multiprocessing, resource
+from test_workers import buffers, steps, write_numbers
+from vit_ipu.data.loading.workers import fill_by_workers
+from vit_ipu.errors import RunFailed
+held = buffers(4)
+list(fill_by_workers(steps(1), write_numbers, held, 1))  # so that everything is imported
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(__import__("os").listdir("/proc/self/fd")) + 20, 4096))
+try:
+    list(fill_by_workers(steps(4), write_numbers, held, 8))
+except RunFailed as error:
+    print(error, multiprocessing.active_children())
+"""
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_none_behind():
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert done.stdout == (
+        "cannot start 8 processes that load images: Too many open files; lower data.num_workers []\n"
+    ), done.stderr
+    assert done.stderr == ""

@@ -16,15 +16,15 @@ import pytest
 from helpers import data_config, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
-from vit_ipu.config import ModelConfig, RunFailed, UserError
-from vit_ipu.data.images.decode import DataError
+from vit_ipu.config import ModelConfig
 from vit_ipu.data.packing import jobs as pack_jobs
 from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.jobs import PackOptions
-from vit_ipu.data.packing.pack import PackInterrupted, pack, verify
+from vit_ipu.data.packing.pack import pack, verify
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
-from vit_ipu.data.sources.shards import INDEX, TABLE
+from vit_ipu.data.sources.shard_index import INDEX, TABLE
+from vit_ipu.errors import DataError, PackInterrupted, RunFailed, UserError
 
 ODD = ["a.b.c.JPEG", "ä ö.jpg", "-x;'\"*.jpeg", "n" * 200 + ".jpg", "_.jpg", "\udcff.jpg"]
 
@@ -233,7 +233,7 @@ def test_an_interrupted_process_leaves_whole_shards_and_goes_on(tmp_path, signal
     assert not (folder / INDEX).exists()
     if signal_number == signal.SIGINT:
         assert err.startswith("vit-ipu: interrupted, ")
-        assert "shards of train are done; go on with: vit-ipu pack images shards --short-side 150" in err
+        assert "shards of train are done; continue with: vit-ipu pack images shards --short-side 150" in err
     assert "Traceback" not in err
     if signal_number != signal.SIGKILL:
         assert not list(folder.glob(".packing-*"))
@@ -385,7 +385,7 @@ def test_verify_reads_every_byte(tmp_path):
 
 def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_jobs, "_write_samples", lambda *args: os._exit(9))
-    with pytest.raises(RunFailed, match="was killed, perhaps for want of memory: .*fewer --workers"):
+    with pytest.raises(RunFailed, match="was killed, perhaps because memory ran out: .*fewer --workers"):
         run_pack(write_images(tmp_path / "images"), tmp_path / "shards")
 
 

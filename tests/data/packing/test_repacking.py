@@ -11,13 +11,12 @@ from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
 from shard_files import open_split
 
-from vit_ipu.config import UserError
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.jobs import PackOptions
-from vit_ipu.data.packing.pack import PackInterrupted, pack, verify
+from vit_ipu.data.packing.pack import pack, verify
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.shards import INDEX
+from vit_ipu.data.sources.shard_index import INDEX
+from vit_ipu.errors import DataError, PackInterrupted, UserError
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_what_an_interrupted_rescan_says_goes_on(root, tmp_path, monkeypatch, ca
         context.setattr(packing._Packer, "_choose_num_shards", interrupt)
         code, _, err = vit_ipu(monkeypatch, capsys, "pack", "images", "t", "--rescan")
     assert code == 130
-    assert err.endswith("go on with: vit-ipu pack images t\n")
+    assert err.endswith("continue with: vit-ipu pack images t\n")
     code, out, _ = vit_ipu(monkeypatch, capsys, "pack", "images", "t")
     assert code == 0
     assert out.count("(0 kept)") == 2

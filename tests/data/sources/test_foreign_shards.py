@@ -9,17 +9,17 @@ from helpers import data_config
 from shard_files import LABELS, open_split, png, samples, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.packing.jobs import PackOptions
 from vit_ipu.data.packing.pack import pack
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shards import open_shards
+from vit_ipu.errors import DataError
 
 
 def open_saying(root, split="train", **data):
     said = []
     config = data_config(source="shards", path=str(root), **data)
-    return open_shards(config, 3, split, ListingCache(say=said.append)), said
+    return open_shards(config, 3, split, ListingCache(notify=said.append)), said
 
 
 def test_held_out_shards_have_the_names_of_the_training_shards(tmp_path):

@@ -11,8 +11,8 @@ from helpers import data_config
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import DataError
 
 NAMES = ["ant", "bee", "cow"]
 LABELS = [2, 0, 1, 1]

@@ -11,10 +11,10 @@ from helpers import data_config
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.images.decode import DataError
-from vit_ipu.data.sources import folders
-from vit_ipu.data.sources.folders import is_imagenet
+from vit_ipu.data.sources import imagenet
+from vit_ipu.data.sources.imagenet import is_imagenet
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import DataError
 
 WNIDS = ["n01440764", "n02119789", "n15075141"]
 NAMES = ["tench, Tinca tinca", "kit fox, Vulpes macrotis", "toilet tissue"]
@@ -133,12 +133,12 @@ def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
     from timm import data as timm_data
 
     wnids = timm_data.ImageNetInfo("imagenet-1k").label_names()
-    assert hashlib.sha256("\n".join(wnids).encode()).hexdigest() == folders._ILSVRC_SHA256
-    names = folders._class_names([tmp_path], wnids)
+    assert hashlib.sha256("\n".join(wnids).encode()).hexdigest() == imagenet._ILSVRC_SHA256
+    names = imagenet._class_names([tmp_path], wnids)
     assert (len(names), names[0], names[-1]) == (1000, "tench", "toilet tissue")
-    assert folders._class_names([tmp_path], [*wnids[:-1], "n99999999"])[0] == "n01440764"
+    assert imagenet._class_names([tmp_path], [*wnids[:-1], "n99999999"])[0] == "n01440764"
     (tmp_path / "words.txt").write_text("".join(f"{wnid}\tword {n}\n" for n, wnid in enumerate(wnids)))
-    assert folders._class_names([tmp_path], wnids)[:2] == ["word 0", "word 1"]
+    assert imagenet._class_names([tmp_path], wnids)[:2] == ["word 0", "word 1"]
 
 
 def with_solution(text):

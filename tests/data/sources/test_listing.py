@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.sources import listing
-from vit_ipu.data.sources.base import expanded
 from vit_ipu.data.sources.listing import ListingCache, class_folders, list_images
+from vit_ipu.errors import DataError, UserError
+from vit_ipu.files import expand_home
 
 CLASSES = ["ant", "bee", "cow"]
 
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_only_noted(root, monkeypatch):
     (root.parent / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "file"))
     said = []
-    cache = ListingCache(say=said.append)
+    cache = ListingCache(notify=said.append)
     for _ in range(2):
         images = list_images(root, CLASSES, cache)
         assert [images[index] for index in range(len(images))] == expected(root)
@@ -150,14 +150,14 @@ def test_without_a_home_folder_lists_are_kept_with_temporary_files(root, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     assert listed(root) == expected(root)
     assert len(list((tmp_path / "temporary" / ".cache" / "vit_ipu" / "listings").iterdir())) == 1
-    with pytest.raises(DataError, match="^~/images: nobody knows this home folder: give the whole path$"):
-        expanded("~/images")
+    with pytest.raises(UserError, match="^~/images: cannot expand ~: no such user; give an absolute path$"):
+        expand_home("~/images")
 
 
 def test_a_long_listing_is_said(root, monkeypatch):
     monkeypatch.setattr(listing, "_WORTH_SAYING_SECONDS", -1.0)
     said = []
-    listed(root, say=said.append)
+    listed(root, notify=said.append)
     assert said[0] == f"listed the images in {root} in 0 s; the next start takes the list from the cache"
 
 
@@ -166,7 +166,7 @@ def test_what_is_left_out_is_said_at_every_start(root):
     age(root)
     for _ in range(2):
         said = []
-        listed(root, say=said.append)
+        listed(root, notify=said.append)
         assert len(said) == 1
         assert said[0].startswith(
             f"note: 4 entries in {root} are no images by their names, most of them in bee: they are left out (images "

@@ -15,12 +15,12 @@ from helpers import data_config, tiny_config
 from shard_files import LABELS, open_split, png, samples, shades, write_shards, write_tar
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources import shards as reading
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.data.sources.shards import expand_braces
 from vit_ipu.data.sources.tar_headers import scan_shards
+from vit_ipu.errors import DataError
 from vit_ipu.pipeline import BatchPlan
 
 

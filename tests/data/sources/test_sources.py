@@ -11,7 +11,10 @@ from helpers import data_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.sources.registry import SAMPLE, DataError, open_picture, open_source
+from vit_ipu.data.images.image_file import open_picture
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.data.sources.small_sets import SAMPLE
+from vit_ipu.errors import DataError
 
 MODEL = ModelConfig(variant="vit_test", image_size=28, num_classes=10)
 

@@ -8,11 +8,9 @@ import poptorch
 from torch import Tensor, nn
 
 from vit_ipu.config import Config
-from vit_ipu.data.images.transforms import Normalize
-from vit_ipu.losses import classification_loss
-from vit_ipu.mixing import Mixer
 from vit_ipu.model import ViT
 from vit_ipu.pipeline import first_module, place_units
+from vit_ipu.step import TrainingStep
 
 
 def begin_stages(model: ViT, config: Config) -> None:
@@ -32,30 +30,8 @@ def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return poptorch.recomputationCheckpoint(output)
 
 
-class TrainingStep(nn.Module):
-    """Images (m, 3, S, S), labels (m,) and, if the config mixes, mixing (1, 6) of a micro-batch to its mean loss."""
-
-    def __init__(self, model: ViT, config: Config) -> None:
-        super().__init__()
-        self.normalize = Normalize(config.data)
-        self.mixer = Mixer(config.model.image_size) if config.data.mixes else None
-        self.model = model
-        self.label_smoothing = config.optim.label_smoothing
+class IpuTrainingStep(TrainingStep):
+    """The training step of a micro-batch, whose loss PopTorch differentiates."""
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
-        images = self.normalize(images)
-        logits = self.model(images if self.mixer is None else self.mixer(images, mixing))
-        loss = classification_loss(logits, labels, self.label_smoothing, mixing)
-        return poptorch.identity_loss(loss, reduction="none")
-
-
-class InferenceStep(nn.Module):
-    """Images (m, 3, S, S) of a micro-batch to logits (m, K) in float32."""
-
-    def __init__(self, model: ViT, config: Config) -> None:
-        super().__init__()
-        self.normalize = Normalize(config.data)
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.normalize(images)).float()
+        return poptorch.identity_loss(super().forward(images, labels, mixing), reduction="none")

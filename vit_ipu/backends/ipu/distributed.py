@@ -9,8 +9,9 @@ import importlib.util
 
 import poptorch
 
-from vit_ipu.backends import Instances
-from vit_ipu.config import Config, ConfigError
+from vit_ipu.backends.contract import Instances
+from vit_ipu.config import Config
+from vit_ipu.errors import ConfigError
 
 
 def instances(config: Config) -> Instances:

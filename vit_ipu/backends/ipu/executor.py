@@ -13,15 +13,16 @@ import poptorch
 import torch
 from torch import Tensor
 
-from vit_ipu.backends import HostBatch, StepResult
-from vit_ipu.backends.ipu.blocks import InferenceStep, TrainingStep, begin_stages, keep_block_outputs
+from vit_ipu.backends.contract import HostBatch, StepResult
+from vit_ipu.backends.ipu.blocks import IpuTrainingStep, begin_stages, keep_block_outputs
 from vit_ipu.backends.ipu.distributed import instances
 from vit_ipu.backends.ipu.optimizer import build_optimizer
 from vit_ipu.backends.ipu.options import DTYPES, inference_options, training_options
 from vit_ipu.config import Config
 from vit_ipu.mixing import mixing_of_step
 from vit_ipu.model import ViT
-from vit_ipu.pipeline import BatchPlan, resolve_compute
+from vit_ipu.pipeline import BatchPlan
+from vit_ipu.step import InferenceStep
 
 _PREFIX = "model."
 
@@ -32,12 +33,12 @@ class IpuBackend:
     def __init__(self, config: Config, device_kind: str, *, offline: bool = False) -> None:
         self._config, self._offline = config, offline
         self.instances = instances(config)
-        self._dtype = DTYPES[resolve_compute(config.precision.compute, device_kind)]
+        self._dtype = DTYPES[config.precision.resolve_compute(device_kind)]
         torch.manual_seed(config.run.seed)
         attention = "explicit" if config.model.attention == "auto" else config.model.attention
         model = ViT(config.model, attention=attention)
         self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self._dtype).eval()
-        self._training_step = TrainingStep(model, config).to(self._dtype).train()
+        self._training_step = IpuTrainingStep(model, config).to(self._dtype).train()
         self._training: Optional[poptorch.PoplarExecutor] = None
         self._inference: Optional[poptorch.PoplarExecutor] = None
         self._optimizer: Any = None

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List
 
 import torch
 from torch import Tensor, nn
 
-from vit_ipu.backends import HostBatch, Instances, StepResult
-from vit_ipu.config import Config, ModelConfig
-from vit_ipu.data.images.transforms import Normalize
-from vit_ipu.losses import classification_loss
-from vit_ipu.mixing import Mixer
+from vit_ipu.backends.contract import HostBatch, Instances, StepResult
+from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
+from vit_ipu.backends.native.optimizer import build_optimizer
+from vit_ipu.config import Config
 from vit_ipu.model import ViT
-from vit_ipu.optim import LAMB, optimizer_groups, parameter_groups
-from vit_ipu.pipeline import resolve_compute
-
-CPU_BUDGET = 1 << 30
-"""Bytes of activations that a CPU run may hold, when the micro-batch size is automatic."""
-CUDA_SHARE = 0.8
-"""Share of a GPU's free memory that activations may take, likewise."""
+from vit_ipu.optim import parameter_groups
+from vit_ipu.step import InferenceStep, TrainingStep
 
 
 class NativeBackend:
@@ -30,27 +24,25 @@ class NativeBackend:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
-        compute = resolve_compute(config.precision.compute, device.type)
+        compute = config.precision.resolve_compute(device.type)
         self._bfloat16 = compute == "bfloat16"
         torch.manual_seed(config.run.seed)
         attention = "fused" if config.model.attention == "auto" else config.model.attention
         self._model = ViT(config.model, attention=attention)
-        self._normalize, self._mixer = Normalize(config.data), Mixer(config.model.image_size)
         dtype = torch.float64 if compute == "float64" else torch.float32
-        for module in (self._model, self._normalize, self._mixer):
-            module.to(device, dtype)
+        self._training_step = TrainingStep(self._model, config).to(device, dtype)
+        self._inference_step = InferenceStep(self._model, config).to(device, dtype)
         self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
-        self._smoothing = config.optim.label_smoothing
         self._compiles = _compiles(config, device)
         self._loss_of = _compiled(self._loss, self._compiles)
         self._logits_of = _compiled(self._logits, self._compiles)
-        self.micro_batch_size = self._initial_micro_batch_size()
+        self.micro_batch_size = first_size(config, device)
         self._rng = _rng_state(device)
 
     # ----------------------------------------------------------------------------------- training
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
-        self._model.train()
+        self._training_step.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         size = self._config.pipeline.global_batch_size
@@ -67,7 +59,7 @@ class NativeBackend:
                 loss = self._accumulate(batch)
                 break
             except torch.cuda.OutOfMemoryError:
-                smaller = [size for size in self._micro_batch_sizes() if size < self.micro_batch_size]
+                smaller = [size for size in merged_sizes(self._config.pipeline) if size < self.micro_batch_size]
                 if self._config.pipeline.native_micro_batch_size is not None or not smaller:
                     raise
                 self.micro_batch_size = smaller[-1]
@@ -90,19 +82,22 @@ class NativeBackend:
             total = total + loss.detach() * share
         return total
 
-    def _loss(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
-        return classification_loss(self._logits(images, mixing), labels, self._smoothing, mixing)
+    def _loss(self, *inputs: Tensor) -> Tensor:
+        with self._precision():
+            return self._training_step(*inputs)
 
-    def _logits(self, images: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            images = self._normalize(images)
-            return self._model(images if mixing is None else self._mixer(images, mixing))
+    def _logits(self, images: Tensor) -> Tensor:
+        with self._precision():
+            return self._inference_step(images)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16)
 
     # ---------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        self._model.eval()
+        self._inference_step.eval()
         size = self.micro_batch_size
         logits = [self._predict_chunk(images[start : start + size], size) for start in range(0, len(images), size)]
         return torch.cat(logits) if logits else torch.empty(0, self._config.model.num_classes)
@@ -111,7 +106,7 @@ class NativeBackend:
         count = len(images)
         if self._compiles and count < size:  # one shape, so that nothing is compiled again
             images = torch.cat([images, images.new_zeros((size - count, *images.shape[1:]))])
-        return self._logits_of(self._to_device(images))[:count].float().cpu()
+        return self._logits_of(self._to_device(images))[:count].cpu()
 
     # -------------------------------------------------------------------------------------- state
 
@@ -158,52 +153,8 @@ class NativeBackend:
         groups = parameter_groups(self._model, self._config.optim)
         return [name for group in groups for name in group.names]
 
-    # --------------------------------------------------------------------------------- micro-batches
-
-    def _initial_micro_batch_size(self) -> int:
-        if self._config.pipeline.native_micro_batch_size is not None:
-            return self._config.pipeline.native_micro_batch_size
-        budget = float(CPU_BUDGET)
-        if self._device.type == "cuda":
-            budget = torch.cuda.mem_get_info(self._device)[0] * CUDA_SHARE
-        return fitting_micro_batch_size(self._micro_batch_sizes(), activation_bytes(self._config.model), budget)
-
-    def _micro_batch_sizes(self) -> List[int]:
-        """Merged sizes, ascending: multiples of the config's micro-batch that divide the global batch."""
-        pipeline = self._config.pipeline
-        micro, total = pipeline.micro_batch_size, pipeline.global_batch_size
-        return [micro * count for count in range(1, total // micro + 1) if total % (micro * count) == 0]
-
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
-
-
-def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer of a config, over its decayed and its exempt parameters."""
-    optim = config.optim
-    groups = optimizer_groups(model, optim)
-    if optim.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
-    if optim.optimizer == "lamb":
-        return LAMB(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
-    adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=fused)
-
-
-def activation_bytes(model: ModelConfig) -> int:
-    """Bytes of activations that one sample keeps for its backward pass, in float32: an upper estimate.
-
-    Per block and token: two norms, q, k, v, attention output and projection, two residuals and the MLP's two
-    widths twice; the attention weights twice, as if they were materialised.
-    """
-    per_token = 10 * model.width + 4 * model.mlp_width
-    weights = 2 * model.num_heads * model.num_tokens**2
-    return 4 * model.depth * (per_token * model.num_tokens + weights)
-
-
-def fitting_micro_batch_size(sizes: List[int], bytes_per_sample: int, budget: float) -> int:
-    """The largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
-    return max((size for size in sizes if size * bytes_per_sample <= budget), default=sizes[0])
 
 
 def _compiles(config: Config, device: torch.device) -> bool:

@@ -15,7 +15,6 @@ from typing import Optional, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit_ipu.config import UserError
 from vit_ipu.data.images.jpeg import PlainJpeg
 from vit_ipu.data.images.resize import (
     QUICK_IN_TORCH,
@@ -26,6 +25,8 @@ from vit_ipu.data.images.resize import (
     resized_by_pillow,
     resized_size,
 )
+from vit_ipu.errors import DataError
+from vit_ipu.text import escaped
 
 MAX_PIXELS = 10**9
 """Of the largest image that is read: 4 GB in Pillow's memory."""
@@ -36,10 +37,6 @@ _MOST_RESIZED = 4
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 _TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} megapixels: make it smaller"
-
-
-class DataError(UserError):
-    """Images that are missing or cannot be read: one line with the path and the remedy."""
 
 
 class Picture(Protocol):
@@ -136,14 +133,7 @@ class EncodedImage:
 
 def unreadable(name: str, reason: str) -> DataError:
     """The one line that is said of an image that cannot be read."""
-    return DataError(f"cannot read the image {one_line(name)}: {one_line(reason)}")
-
-
-def one_line(text: str) -> str:
-    """The text with line breaks, and what a terminal cannot print, as escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
+    return DataError(f"cannot read the image {escaped(name)}: {escaped(reason)}")
 
 
 # ------------------------------------------------------------------------------------------- Pillow

@@ -11,8 +11,6 @@ from typing import Optional, Tuple
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from vit_ipu.config import DataConfig
 from vit_ipu.data.images.augment import Augment
@@ -50,27 +48,6 @@ class EvalTransform:
     def __call__(self, picture: Picture, out: Optional[np.ndarray] = None) -> np.ndarray:
         short_side = self._config.eval_resize or self._size
         return to_pixels(picture.middle(short_side, self._size, self._config.interpolation), out)
-
-
-class Normalize(nn.Module):
-    """Images (B, 3, S, S) on the device: bytes to (pixel / 255 - mean) / std in the buffers' dtype.
-
-    Images that travel as floats were normalised on the host, and only change their dtype.
-    """
-
-    def __init__(self, config: DataConfig) -> None:
-        super().__init__()
-        self.scale: Tensor
-        self.shift: Tensor
-        self.from_bytes = config.transfer == "uint8"
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (config.mean, config.std))
-        # One multiply and one add, with factors that are exact in float64 before they are rounded once.
-        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
-        self.register_buffer("shift", (-mean / std).float(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        images = images.to(self.scale.dtype)
-        return images * self.scale + self.shift if self.from_bytes else images
 
 
 def normalize_on_host(pixels: np.ndarray, config: DataConfig) -> np.ndarray:

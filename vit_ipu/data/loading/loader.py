@@ -7,17 +7,18 @@ depend only on (seed, epoch, index), so the stream can be entered anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vit_ipu.backends.contract import HostBatch
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, normalize_on_host
-from vit_ipu.data.loading.workers import Buffer, Entry, Filled, Skipped, filled_by_workers, filled_here
-from vit_ipu.data.sources.registry import DataError, Source
+from vit_ipu.data.loading.workers import Buffer, Entry, Filled, Skipped, fill_by_workers, fill_in_process
+from vit_ipu.data.sources.base import Source
+from vit_ipu.errors import DataError
 from vit_ipu.mixing import mixing_of_step
 
 CHUNK = 256
@@ -27,32 +28,6 @@ AHEAD_BYTES = 1 << 30
 _MAX_AHEAD = 3
 _TRIES = 100
 """Images that are tried in place of one that cannot be read."""
-
-
-@dataclass(frozen=True)
-class HostBatch:
-    """What one host step consumes, ordered [D][G][R][m] along dim 0.
-
-    images: (n, 3, S, S), uint8 or float32; labels: (n,) int64; mixing: (n / m, 6) float32, if the config mixes. With
-    workers, it is valid until the next one is asked for: its memory is then used again.
-    """
-
-    images: Tensor
-    labels: Tensor
-    mixing: Optional[Tensor] = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def inputs(self) -> Tuple[Tensor, ...]:
-        """The tensors that a training step takes."""
-        return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
-
-    def split(self, size: int) -> Iterator[HostBatch]:
-        """Its parts of `size` samples each, which must be whole micro-batches."""
-        num_parts = len(self) // size
-        return (HostBatch(*tensors) for tensors in zip(*(tensor.chunk(num_parts) for tensor in self.inputs)))
 
 
 class TrainingStream:
@@ -133,11 +108,11 @@ def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples
         return Buffer.of(count, config.model.image_size, dtype, shared=shared)
 
     if config.data.num_workers == 0:
-        return filled_here(entries, fill, buffer)
+        return fill_in_process(entries, fill, buffer)
     size = samples * 3 * config.model.image_size**2 * torch.empty(0, dtype=dtype).element_size()
     ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), steps))
     buffers = [buffer(samples, shared=True) for _ in range(ahead + 1)]
-    return filled_by_workers(entries, fill, buffers, config.data.num_workers)
+    return fill_by_workers(entries, fill, buffers, config.data.num_workers)
 
 
 class _Fill:

@@ -11,16 +11,18 @@ import re
 import tarfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
-from vit_ipu.config import UserError
-from vit_ipu.data.images.decode import DataError, EncodedImage
-from vit_ipu.data.sources.base import read_bytes
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.image_file import read_bytes
 from vit_ipu.data.sources.folders import FolderSource
 from vit_ipu.data.sources.tar_headers import scan_shard
+from vit_ipu.errors import DataError, UserError
+from vit_ipu.files import sha256_of, written_whole
 
 TEMPORARY = ".packing-"
 """What the name of an unfinished file begins with."""
@@ -76,72 +78,71 @@ class Shard:
 # ------------------------------------------------------------------------------------------- shards
 
 
+class Counter:
+    """What workers and the main process tell each other: how many images are done, and whether to stop."""
+
+    def __init__(self) -> None:
+        self._done = multiprocessing.Value("q", 0)
+        self._stopped = multiprocessing.Event()
+
+    @property
+    def done(self) -> int:
+        """Images that are done."""
+        return int(self._done.value)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the main process has asked the workers to stop."""
+        return self._stopped.is_set()
+
+    def add(self, images: int) -> None:
+        with self._done.get_lock():
+            self._done.value += images
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
 @dataclass(frozen=True)
 class Job:
-    """What every worker knows."""
+    """What every worker is given once."""
 
     source: FolderSource
     order: np.ndarray
     """Index of the image at each place of the shards."""
     folder: str
     options: PackOptions
+    counter: Counter
 
 
-class State:
-    """What workers and the main process tell each other."""
-
-    def __init__(self) -> None:
-        self.count = multiprocessing.Value("q", 0)
-        """Images that are done."""
-        self.stop = multiprocessing.Event()
-
-
-_job: Optional[Job] = None
-_state: Optional[State] = None
-
-
-def begin(job: Job, state: State) -> None:
-    """Keeps what every worker knows."""
-    global _job, _state
-    _job, _state = job, state
-
-
-def size_of_sample(place: int) -> int:
+def size_of_sample(job: Job, place: int) -> int:
     """Bytes that the image at a place takes; 0 if it cannot be read."""
-    assert _job is not None
-    path = _job.source.paths[int(_job.order[place])]
+    path = job.source.paths[int(job.order[place])]
     try:
-        return os.stat(path).st_size if _job.options.short_side is None else len(prepare(path, _job.options)[0])
+        return os.stat(path).st_size if job.options.short_side is None else len(prepare(path, job.options)[0])
     except (OSError, DataError):
         return 0
 
 
-def make_shard(name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:
-    """Shard `name` with the images at the places `first` to `last`, and whether it was there and right."""
-    assert _job is not None
-    assert _state is not None
-    path = os.path.join(_job.folder, name)
+def make_shard(job: Job, name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:
+    """Makes shard `name` of the images at the places `first` to `last`; also returns whether it was there and right."""
+    path = os.path.join(job.folder, name)
     is_whole = noted is not None and noted.samples + len(noted.skipped) == last - first
     if noted is not None and is_whole and has_sha256(path, noted.sha256):
-        with _state.count.get_lock():
-            _state.count.value += last - first
+        job.counter.add(last - first)
         return noted, True
-    temporary = os.path.join(_job.folder, f"{TEMPORARY}{name}")
-    with open(temporary, "wb") as file:
+    with written_whole(Path(path), prefix=TEMPORARY) as temporary, temporary.open("wb") as file:
         hashed = _Hashed(file)
-        samples, skipped = _write_samples(hashed, _job, range(first, last), _state)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        samples, skipped = _write_samples(hashed, job, range(first, last))
     return Shard(name, samples, hashed.count, hashed.digest.hexdigest(), tuple(skipped)), False
 
 
-def _write_samples(file: _Hashed, job: Job, places: range, state: State) -> Tuple[int, List[str]]:
+def _write_samples(file: _Hashed, job: Job, places: range) -> Tuple[int, List[str]]:
     """Writes a tar of the images at these places: how many, and the paths of those that cannot be read."""
     skipped: List[str] = []
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
         for place in places:
-            if state.stop.is_set():
+            if job.counter.is_stopped:
                 raise DataError("stopped")
             index = int(job.order[place])
             path = job.source.paths[index]
@@ -156,8 +157,7 @@ def _write_samples(file: _Hashed, job: Job, places: range, state: State) -> Tupl
                 key = f"{index:08d}_{stem}"
                 _add(tar, key + suffix, data)
                 _add(tar, key + ".cls", str(job.source.labels[index]).encode("ascii"))
-            with state.count.get_lock():
-                state.count.value += 1
+            job.counter.add(1)
     return len(places) - len(skipped), skipped
 
 
@@ -180,14 +180,11 @@ class _Hashed:
 
 
 def has_sha256(path: str, expected: str) -> bool:
-    digest = hashlib.sha256()
+    """Tells whether there is such a file, with this SHA-256."""
     try:
-        with open(path, "rb") as file:
-            for part in iter(lambda: file.read(1 << 20), b""):
-                digest.update(part)
+        return sha256_of(Path(path)) == expected
     except FileNotFoundError:
         return False
-    return digest.hexdigest() == expected
 
 
 def scan_with_keys(path: str) -> Tuple[np.ndarray, np.ndarray]:

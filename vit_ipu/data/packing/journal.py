@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import IO, Any, Dict, List
 
-from vit_ipu.config import UserError
-from vit_ipu.data.images.decode import DataError
-from vit_ipu.data.sources.shards import JOURNAL
+from vit_ipu.data.sources.shard_index import JOURNAL
+from vit_ipu.errors import DataError, UserError
+from vit_ipu.files import lock
 
 
-def lock(journal: IO[str], folder: Path) -> None:
-    """Keeps other processes away as long as the file is open. Raises UserError if one has it."""
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from None
+def lock_journal(journal: IO[str], folder: Path) -> None:
+    """Keeps other processes from packing into `folder` while the file is open. Raises UserError if one does already."""
+    if not lock(journal):
+        raise UserError(f"another process is packing into {folder}: wait for it, or stop it")
 
 
 def append_record(journal: IO[str], record: Dict[str, Any]) -> None:

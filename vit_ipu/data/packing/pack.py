@@ -25,28 +25,26 @@ from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List,
 
 import numpy as np
 
-from vit_ipu.config import UserError
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.packing.jobs import (
     MEASURED,
     TAR_OVERHEAD,
     TEMPORARY,
+    Counter,
     Job,
     PackOptions,
     Shard,
-    State,
-    begin,
     has_sha256,
     make_shard,
     scan_with_keys,
     size_of_sample,
 )
-from vit_ipu.data.packing.journal import append_record, lock, read_journal
+from vit_ipu.data.packing.journal import append_record, lock_journal, read_journal
 from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.base import split_folder
-from vit_ipu.data.sources.folders import FolderSource, imagenet_root, is_imagenet, open_folders, open_imagenet
+from vit_ipu.data.sources.folders import FolderSource, open_folders
+from vit_ipu.data.sources.imagenet import imagenet_root, is_imagenet, open_imagenet
 from vit_ipu.data.sources.listing import ListingCache, save_arrays
-from vit_ipu.data.sources.shards import (
+from vit_ipu.data.sources.shard_index import (
     CLASS_FILES,
     FORMAT,
     INDEX,
@@ -56,6 +54,9 @@ from vit_ipu.data.sources.shards import (
     read_table,
     require_index,
 )
+from vit_ipu.errors import DataError, PackInterrupted, UserError
+from vit_ipu.files import write_whole
+from vit_ipu.text import single_line
 
 SPLITS = {"train": "train", "eval": "val"}
 """What the folder of each split is called."""
@@ -78,10 +79,6 @@ class PackedSplit:
 
 Progress = Callable[[str, int, int], None]
 """Hears the split, how many images are done, and how many there are."""
-
-
-class PackInterrupted(Exception):
-    """Ctrl-C: the message says how much is done."""
 
 
 def pack(
@@ -161,7 +158,8 @@ class _Packer:
 
     def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
         self._source, self._folder, self._name, self._options = source, folder, name, options
-        self._job = Job(source, np.random.default_rng(_SEED).permutation(len(source)), str(folder), options)
+        order = np.random.default_rng(_SEED).permutation(len(source))
+        self._job = Job(source, order, str(folder), options, Counter())
         self._plan: Dict[str, Tuple[int, int]] = {}
         self._surplus: Set[str] = set()
         self._settings: Dict[str, Any] = {
@@ -209,7 +207,7 @@ class _Packer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
-                lock(journal, self._folder)
+                lock_journal(journal, self._folder)
                 yield journal
         except OSError as error:
             error.filename = error.filename or str(self._folder)  # such as of a disk that is full
@@ -261,7 +259,7 @@ class _Packer:
     def _choose_num_shards(self, workers: int, progress: Progress) -> int:
         """By the sizes of some samples, which are those of their files unless they are resized."""
         places, sizes = list(range(min(MEASURED, len(self._source)))), []
-        with processes(workers, begin, self._job, State(), remedy=_FEWER) as pool:
+        with processes(workers, shared=self._job, remedy=_FEWER) as pool:
             for _, size in pool.finished(size_of_sample, [(place,) for place in places]):
                 sizes.append(size)
                 if self._options.short_side is not None:
@@ -273,14 +271,14 @@ class _Packer:
         self, noted: Dict[str, Shard], workers: int, progress: Progress
     ) -> Generator[Tuple[Shard, bool], None, None]:
         """Each shard when it is there, and whether it was before."""
-        total, state = len(self._source), State()
+        total, counter = len(self._source), self._job.counter
         tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
-        with processes(workers, begin, self._job, state, remedy=_FEWER) as pool:
+        with processes(workers, shared=self._job, remedy=_FEWER) as pool:
             try:
-                for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, state.count.value, total)):
+                for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, counter.done, total)):
                     yield made
             finally:
-                state.stop.set()
+                counter.stop()
 
     # ------------------------------------------------------------------------------ what is written
 
@@ -299,11 +297,11 @@ class _Packer:
 
     def _write_index(self, shards: Sequence[Shard], workers: int) -> None:
         table = self._table(shards, workers)
-        classes = "".join(_one_line(name) + "\n" for name in self._source.classes)
-        _write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8", "backslashreplace"))
+        classes = "".join(single_line(name) + "\n" for name in self._source.classes)
+        write_whole(self._folder / CLASS_FILES[0], classes.encode("utf-8", "backslashreplace"), prefix=TEMPORARY)
         file = io.BytesIO()
         save_arrays(file, dict(table, sha256=np.array([shard.sha256 for shard in shards])))
-        _write_whole(self._folder / TABLE, file.getvalue())
+        write_whole(self._folder / TABLE, file.getvalue(), prefix=TEMPORARY)
         skipped = [path for shard in shards for path in shard.skipped]
         index = {
             "format": FORMAT + " (or another suffix) and KEY.cls",
@@ -315,7 +313,7 @@ class _Packer:
             "skipped": skipped,
             "shards": [asdict(shard) for shard in shards],
         }
-        _write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"))
+        write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"), prefix=TEMPORARY)
 
     def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, np.ndarray]:
         """Where each image lies, in the order of the folder, by what is in the shards."""
@@ -354,17 +352,3 @@ def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
         found = f"{before} images, not {value}" if key == "images" else "other names of images or classes"
         return f"{folder} was packed with {found}: give another TARGET, or --rescan to pack anew"
     return f"{folder} was packed with {key} {before}, not {value}: pack with the same options, or give another TARGET"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file at once or not at all."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(str(temporary), str(path))
-
-
-def _one_line(name: str) -> str:
-    return " ".join(name.split())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 from PIL import Image
 
-from vit_ipu.data.images.decode import DataError, DecodedImage, EncodedImage, Picture, one_line, unreadable
+from vit_ipu.data.images.decode import DecodedImage, EncodedImage, Picture
+from vit_ipu.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "validation", "test")}
@@ -48,37 +47,6 @@ class EncodedSource(Source):
 
     def image(self, index: int) -> Image.Image:
         return self.picture(index).rgb()
-
-
-def open_picture(path: str) -> EncodedImage:
-    """The image file at `path`. Raises DataError if it cannot be read."""
-    return EncodedImage(read_bytes(path), path)
-
-
-def read_bytes(path: str) -> bytes:
-    """The image file at `path` as it is. Raises DataError if it cannot be read."""
-    try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise unreadable(path, "it is no regular file")
-            return file.read()
-    except FileNotFoundError:
-        raise DataError(f"no image at {one_line(path)}") from None
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error)) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Of a pipe, open would wait for somebody who writes."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def expanded(path: str) -> Path:
-    """The path with ~ as the home folder. Raises DataError if nobody knows that."""
-    found = os.path.expanduser(path)
-    if found.startswith("~"):  # pathlib raises one or the other kind, by Python's version
-        raise DataError(f"{path}: nobody knows this home folder: give the whole path")
-    return Path(found)
 
 
 def split_folder(root: Path, split: str) -> Path:

@@ -1,26 +1,17 @@
-"""Image files below one folder a class, and ImageNet as it is distributed."""
+"""Image files below one folder a class."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import hashlib
-import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Sequence
 
 import numpy as np
 
-from vit_ipu.data.images.decode import DataError, EncodedImage
-from vit_ipu.data.sources.base import EncodedSource, has_split, open_picture, require_same_classes, split_folder
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.image_file import open_picture
+from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_classes, split_folder
 from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, list_images
-
-_ILSVRC_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
-"""Of the 1,000 sorted WordNet ids of ILSVRC 2012, one a line without the last line end."""
-_KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"
-_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_SOLUTION = "LOC_val_solution.csv"
-_NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")
+from vit_ipu.errors import DataError
 
 
 class FolderSource(EncodedSource):
@@ -42,10 +33,10 @@ def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
         raise DataError(f"no class folders in {folder}: expected {folder}/CLASS/*.jpg")
     if split == "eval" and has_split(root, "train"):
         require_same_classes(class_folders(split_folder(root, "train")), classes, folder)
-    return _by_class(folder, classes, classes, split, cache)
+    return open_class_folders(folder, classes, classes, split, cache)
 
 
-def _by_class(
+def open_class_folders(
     folder: Path, class_names: Sequence[str], names: Sequence[str], split: str, cache: ListingCache
 ) -> FolderSource:
     """The images in the folders `class_names` of a split's folder, whose labels are called `names`."""
@@ -59,181 +50,8 @@ def _by_class(
             "images, or remove the folders"
         )
     if len(empty):
-        cache.say(
+        cache.notify(
             f"note: {len(empty)} of {len(class_names)} class folders in {folder} hold no images, such as "
             f"{class_names[int(empty[0])]}"
         )
     return FolderSource(paths, paths.folder.astype(np.int64), names)
-
-
-# ---------------------------------------------------------------------------------------- ImageNet
-
-
-def is_imagenet(root: Path) -> bool:
-    """Whether a folder has ImageNet's layout, rather than any names of classes."""
-    train = imagenet_root(root) / "train"
-    folders = class_folders(train) if train.is_dir() else []
-    return bool(folders) and all(map(_is_wnid, folders))
-
-
-def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
-    """ImageNet in its own layout or Kaggle's: train/nXXXXXXXX/*.JPEG, and val/ with class folders or flat.
-
-    Labels number the WordNet ids in alphabetical order. For a flat val/ they are in Kaggle's LOC_val_solution.csv, or
-    in the devkit's ground truth, whose ids are of another order, which its map_clsloc.txt or meta.mat has.
-    """
-    base = imagenet_root(root)
-    wnids = _wnids(split_folder(base, "train"))
-    names = _class_names(_places(root, base), wnids)
-    folder = split_folder(base, split)
-    if split == "train":
-        return _by_class(folder, wnids, names, split, cache)
-    found = class_folders(folder)
-    if found:
-        require_same_classes(wnids, found, folder)
-        return _by_class(folder, wnids, names, split, cache)
-    paths = list_images(folder, [""], cache)
-    if not len(paths):
-        raise DataError(f"no images in {folder}: expected {folder}/nXXXXXXXX/*.JPEG or ILSVRC2012_val_*.JPEG")
-    return FolderSource(paths, _flat_labels(paths, folder, _places(root, base), wnids), names)
-
-
-def imagenet_root(root: Path) -> Path:
-    """The folder with train/ and val/, which Kaggle puts deeper."""
-    return root / _KAGGLE if (root / _KAGGLE).is_dir() else root
-
-
-def _places(root: Path, base: Path) -> List[Path]:
-    """Folders in which files beside the images may be."""
-    kaggle = base.parents[2] if base.parts[-3:] == _KAGGLE.parts else base
-    roots = list(dict.fromkeys([root, base, kaggle]))
-    folders = ["", "devkit/data", "ILSVRC/devkit/data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12"]
-    return [place / folder for place in roots for folder in folders]
-
-
-def _find(places: Sequence[Path], name: str) -> Optional[Path]:
-    return next((place / name for place in places if (place / name).is_file()), None)
-
-
-def _is_wnid(name: str) -> bool:
-    return re.fullmatch(r"n\d{8}", name) is not None
-
-
-def _wnids(train: Path) -> List[str]:
-    found = class_folders(train)
-    if not found:
-        raise DataError(f"no class folders in {train}: expected {train}/nXXXXXXXX/*.JPEG")
-    for name in found:
-        if not _is_wnid(name):
-            raise DataError(
-                f"{train} holds the folder {name}, which is no WordNet id such as n01440764: use data.source: "
-                "imagefolder"
-            )
-    return found
-
-
-def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
-    """The names in a list beside the images, torchvision's of the usual 1,000, the devkit's, or the ids."""
-    for file in _NAME_FILES:
-        path = _find(places, file)
-        if path is not None:
-            lines = (line.split(None, 1) for line in _read_lines(path))
-            known = {words[0]: words[1].strip() for words in lines if len(words) == 2}
-            if all(wnid in known for wnid in wnids):
-                return [known[wnid] for wnid in wnids]
-    if hashlib.sha256("\n".join(wnids).encode("ascii")).hexdigest() == _ILSVRC_SHA256:
-        from torchvision.models import ViT_B_16_Weights
-
-        return list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-    known = {}
-    with contextlib.suppress(DataError):  # what is wrong with the devkit matters where labels come from it
-        known = {row.wnid: row.name for row in _read_devkit(places) or ()}
-    return [known.get(wnid, wnid) for wnid in wnids]
-
-
-def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> np.ndarray:
-    """(n,) int64: the labels of files that no class folder tells. Raises DataError."""
-    solution, truth = _find(places, _SOLUTION), _find(places, _GROUND_TRUTH)
-    if solution is not None:
-        known, where = _read_solution(solution), solution
-    elif truth is not None:
-        known, where = _read_ground_truth(truth, places), truth
-    else:
-        raise DataError(
-            f"{folder} has no class folders: put {_SOLUTION} or the devkit's {_GROUND_TRUTH} beside it, or sort its "
-            "images into class folders"
-        )
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    labels = np.empty(len(paths), np.int64)
-    for index in range(len(paths)):
-        name = paths.name(index).rsplit(".", 1)[0]
-        if name not in known:
-            raise DataError(f"{where} says nothing of the image {paths[index]}")
-        if known[name] not in label_of:
-            raise DataError(f"{where} gives {name} the class {known[name]}, which has no training images")
-        labels[index] = label_of[known[name]]
-    return labels
-
-
-def _read_solution(path: Path) -> Dict[str, str]:
-    """The WordNet id of each image in Kaggle's list: lines `ImageId,PredictionString`, the latter starting with it."""
-    rows = list(csv.reader(_read_lines(path)))
-    if not rows or rows[0] != ["ImageId", "PredictionString"] or not all(len(row) == 2 and row[1] for row in rows):
-        raise DataError(f"{path} is not Kaggle's list: expected lines ImageId,PredictionString")
-    return {name: boxes.split()[0] for name, boxes in rows[1:]}
-
-
-def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
-    """The WordNet id of each image by the devkit, whose line k has the ILSVRC id of ILSVRC2012_val_k."""
-    synsets = _read_devkit([path.parent, *places])
-    if synsets is None:
-        raise DataError(
-            f"{path} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it"
-        )
-    wnid_of = {synset.ilsvrc_id: synset.wnid for synset in synsets}
-    known = {}
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line.strip() not in wnid_of:
-            raise DataError(f"{path} line {number}: {line.strip()!r} is no ILSVRC id of the devkit")
-        known[f"ILSVRC2012_val_{number:08d}"] = wnid_of[line.strip()]
-    return known
-
-
-class _Synset(NamedTuple):
-    """A class as the devkit has it; its ids are not in the alphabetical order of the WordNet ids."""
-
-    ilsvrc_id: str
-    wnid: str
-    name: str
-
-
-def _read_devkit(places: Sequence[Path]) -> Optional[List[_Synset]]:
-    """The classes by the devkit's map_clsloc.txt or meta.mat, or None if neither is there."""
-    mapping, meta = _find(places, "map_clsloc.txt"), _find(places, "meta.mat")
-    if mapping is not None:
-        rows = [line.split() for line in _read_lines(mapping)]
-        if not all(len(row) >= 2 and _is_wnid(row[0]) for row in rows):
-            raise DataError(f"{mapping} is not the devkit's: expected lines such as `n02119789 1 kit_fox`")
-        return [_Synset(row[1], row[0], " ".join(row[2:]).replace("_", " ") or row[0]) for row in rows]
-    return None if meta is None else _read_meta(meta)
-
-
-def _read_meta(path: Path) -> List[_Synset]:
-    """The classes in the devkit's meta.mat: those of a struct array `synsets` that have no children."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise DataError(f"{path} needs a package: pip install scipy") from None
-    try:
-        synsets = loadmat(str(path), squeeze_me=True)["synsets"]
-        leaves = [row for row in synsets if int(row["num_children"]) == 0]
-        return [_Synset(str(int(row["ILSVRC2012_ID"])), str(row["WNID"]), str(row["words"])) for row in leaves]
-    except Exception as error:  # scipy raises many kinds
-        raise DataError(f"cannot read {path}: {error}") from None
-
-
-def _read_lines(path: Path) -> List[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None

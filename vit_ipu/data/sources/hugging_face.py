@@ -7,8 +7,10 @@ from typing import Any, List, Tuple
 
 import numpy as np
 
-from vit_ipu.data.images.decode import DataError, EncodedImage
-from vit_ipu.data.sources.base import EncodedSource, open_picture, require_same_classes
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.image_file import open_picture
+from vit_ipu.data.sources.base import EncodedSource, require_same_classes
+from vit_ipu.errors import DataError
 
 SPLITS = {"train": ("train",), "eval": ("validation", "val", "test")}
 IMAGE_COLUMNS = ("image", "img")

@@ -10,10 +10,8 @@ take about 35 MB.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +20,12 @@ from typing import IO, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from vit_ipu.data.images.decode import DataError
 from vit_ipu.data.sources.base import IMAGE_SUFFIXES
+from vit_ipu.errors import DataError
+from vit_ipu.files import cache_folder, written_whole
+from vit_ipu.text import Notify
 
 Arrays = Dict[str, "np.ndarray"]
-Say = Callable[[str], None]
 
 _VERSION = 3
 _WORTH_SAYING_SECONDS = 5.0
@@ -41,9 +40,9 @@ _LISTERS = 8
 class ListingCache:
     """Arrays that take long to make, kept from one start to the next."""
 
-    def __init__(self, *, rescan: bool = False, say: Say = lambda line: None) -> None:
-        """`rescan`: make everything anew. `say` hears of what takes long, is left out, or cannot be written."""
-        self.rescan, self.say = rescan, say
+    def __init__(self, *, rescan: bool = False, notify: Notify = lambda line: None) -> None:
+        """`rescan`: make everything anew. `notify` hears of what takes long, is left out, or cannot be written."""
+        self.rescan, self.notify = rescan, notify
         self._said_unwritable = False
 
     def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
@@ -57,25 +56,18 @@ class ListingCache:
         arrays = make()
         seconds = time.monotonic() - start
         if seconds > _WORTH_SAYING_SECONDS:
-            self.say(f"listed {name} in {seconds:.0f} s; the next start takes the list from the cache")
+            self.notify(f"listed {name} in {seconds:.0f} s; the next start takes the list from the cache")
         if key["state"][:, 0].max(initial=0) < now - _CLOCK_NS:
             try:
                 _write(path, {**arrays, **{"key_" + part: value for part, value in key.items()}})
             except OSError as error:
-                self._say_unwritable(path.parent, error.strerror or str(error))
+                self._notify_unwritable(path.parent, error.strerror or str(error))
         return arrays
 
-    def _say_unwritable(self, folder: Path, reason: str) -> None:
+    def _notify_unwritable(self, folder: Path, reason: str) -> None:
         if not self._said_unwritable:
-            self.say(f"note: cannot keep the list of images in {folder}: {reason}")
+            self.notify(f"note: cannot keep the list of images in {folder}: {reason}")
         self._said_unwritable = True
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: below the home folder, or that of temporary files if there is none."""
-    home = os.path.expanduser("~")
-    usual = os.path.join(tempfile.gettempdir() if home == "~" else home, ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vit_ipu"
 
 
 def _state(paths: Sequence[str]) -> np.ndarray:
@@ -100,16 +92,9 @@ def _read(path: Path, key: Arrays) -> Optional[Arrays]:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Writes the file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".listing-", dir=str(path.parent))
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            save_arrays(file, arrays)
-        os.replace(temporary, str(path))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+    with written_whole(path, unique=True) as temporary, temporary.open("wb") as file:
+        save_arrays(file, arrays)
 
 
 def save_arrays(file: IO[bytes], arrays: Arrays) -> None:
@@ -158,7 +143,7 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
     others = listed["others"]
     if others.any():
         folder = folders[int(others.argmax())]
-        cache.say(
+        cache.notify(
             "note: {:,} entries in {} are no images by their names, most of them in {}: they are left out (images are "
             "{}; folders in class folders are not searched)".format(
                 int(others.sum()), root, folder or root, " ".join(IMAGE_SUFFIXES)

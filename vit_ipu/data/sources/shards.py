@@ -14,28 +14,25 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import os
 import re
 import tarfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 
 from vit_ipu.config import DataConfig
-from vit_ipu.data.images.decode import DataError, EncodedImage
-from vit_ipu.data.sources.base import EncodedSource, expanded, has_split, require_same_classes, split_folder
-from vit_ipu.data.sources.listing import Arrays, ListingCache, Say
+from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_classes, split_folder
+from vit_ipu.data.sources.listing import Arrays, ListingCache
+from vit_ipu.data.sources.shard_index import JOURNAL, classes_beside, read_index, read_table
 from vit_ipu.data.sources.tar_headers import scan_shards
+from vit_ipu.errors import DataError
+from vit_ipu.files import expand_home
+from vit_ipu.text import Notify
 
-INDEX, TABLE = "index.json", "index.npz"
-FORMAT = "webdataset: KEY.jpg"
-"""What the index of `pack` says first; other programs have an index.json, too."""
-JOURNAL = ".packing.jsonl"
-"""What `pack` notes while it packs."""
-CLASS_FILES = ("classes.txt", "classnames.txt")
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
 """Shards that a process keeps open, of the 1,024 files that it usually may."""
@@ -63,29 +60,29 @@ def open_shards(config: DataConfig, num_classes: int, split: str, cache: Listing
     """
     path, eval_path = config.path, config.eval_path
     assert path is not None
-    if eval_path is None and not expanded(path).is_dir():
+    if eval_path is None and not expand_home(path).is_dir():
         raise DataError(
             f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
             "the held-out ones"
         )
     if eval_path is None:
-        root = expanded(path)
+        root = expand_home(path)
         needed = ("train", split) if has_split(root, "train") else (split,)
         places = {name: str(split_folder(root, name)) for name in dict.fromkeys(needed)}
     else:
         places = {"train": path, "eval": eval_path}
-    shards = _find_shards(places[split], cache.say)
+    shards = _find_shards(places[split], cache.notify)
     folder = Path(shards[0]).parent
     index = read_index(folder)
     if (folder / JOURNAL).is_file() and index is None:
         raise DataError(f"{folder} is not packed to its end: run the same vit-ipu pack again")
-    if index is not None and expanded(places[split]).is_dir():
+    if index is not None and expand_home(places[split]).is_dir():
         table, remedy = read_table(folder, shards), "run vit-ipu pack again"
     else:
         table, remedy = _scanned(shards, cache, skip_bad=config.on_error == "skip"), "list them anew with --rescan"
-    classes = _classes_of(shards)
+    classes = classes_beside(shards)
     if split == "eval" and "train" in places:
-        trained = _classes_of(_find_shards(places["train"]))
+        trained = classes_beside(_find_shards(places["train"]))
         classes = classes or trained
         if trained:
             require_same_classes(trained, classes, folder)
@@ -103,7 +100,7 @@ def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> A
         example = bytes(table["strange"]).decode("utf-8")
         if not skip_bad:
             raise DataError(example)
-        cache.say("note: {:,} samples are left out: {}".format(int(table["num_strange"].sum()), example))
+        cache.notify("note: {:,} samples are left out: {}".format(int(table["num_strange"].sum()), example))
     return table
 
 
@@ -128,13 +125,13 @@ def _alternatives(inside: str) -> List[str]:
     return inside.split(",") if "," in inside else ["{" + inside + "}"]
 
 
-def _find_shards(place: str, say: Say = lambda line: None) -> List[str]:
+def _find_shards(place: str, notify: Notify = lambda line: None) -> List[str]:
     """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing.
 
     A pattern may have braces, which tell all there must be, and a shell's *, ? and [], which tell what there is.
-    `say` hears of compressed shards in a folder, which are left out.
+    `notify` hears of compressed shards in a folder, which are left out.
     """
-    folder = expanded(place)
+    folder = expand_home(place)
     if folder.is_dir():
         shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         shards = [str(path) for path in shown if path.name.endswith(".tar")]
@@ -142,7 +139,7 @@ def _find_shards(place: str, say: Say = lambda line: None) -> List[str]:
         if not shards:
             raise DataError(f"no shards in {folder}: expected {folder}/*.tar, not compressed")
         if compressed:
-            say(f"note: {compressed[0]} and {len(compressed) - 1} more compressed shards are left out")
+            notify(f"note: {compressed[0]} and {len(compressed) - 1} more compressed shards are left out")
         return shards
     shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
@@ -223,77 +220,3 @@ class _OpenFile:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: at Python's end, `os` is gone before
         if hasattr(self, "descriptor"):
             close(self.descriptor)
-
-
-# ------------------------------------------------------------------------------------------ index
-
-
-def read_index(folder: Path) -> Optional[Dict[str, Any]]:
-    """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
-            return None  # such as that of another program
-        texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
-        numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
-        numbers.append(index["settings"]["version"])
-        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-            raise TypeError
-        if not 1 <= len(index["shards"]) == index["settings"]["shards"]:
-            raise ValueError
-        return index
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise DataError(f"cannot read {folder / INDEX}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError):
-        raise DataError(f"{folder / INDEX} is damaged: copy it again, or move it away") from None
-
-
-def require_index(folder: Path) -> Dict[str, Any]:
-    """The same. Raises DataError if there is none."""
-    index = read_index(folder)
-    if index is None:
-        raise DataError(f"{folder / INDEX} is not pack's")
-    return index
-
-
-def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
-    """The table of the shards in a folder. Raises DataError if they are not those of the index."""
-    index = require_index(folder)
-    for shard in index["shards"]:
-        path = folder / shard["name"]
-        size = path.stat().st_size if path.is_file() else None
-        if size != shard["bytes"]:
-            found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
-            raise DataError(f"{path} {found}: copy it again, or run vit-ipu pack again")
-    strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
-    if strange:
-        raise DataError(f"{folder / min(strange)} is not in {INDEX}: move it away")
-    try:
-        with np.load(str(folder / TABLE), allow_pickle=False) as file:
-            table = {name: file[name] for name in ("shard", "offset", "size", "label")}
-            if len({array.shape for array in table.values()}) != 1 or file["sha256"].tolist() != [
-                shard["sha256"] for shard in index["shards"]
-            ]:
-                raise ValueError
-    except Exception:  # numpy and zipfile raise many kinds
-        raise DataError(f"{folder / TABLE} is missing or damaged: copy it again, or run vit-ipu pack again") from None
-    return table
-
-
-def _classes_of(shards: Sequence[str]) -> List[str]:
-    index = read_index(Path(shards[0]).parent)
-    return _named_classes(Path(shards[0]).parent) if index is None else list(index["classes"])
-
-
-def _named_classes(folder: Path) -> List[str]:
-    """The names in a list beside the shards, one a line, or none."""
-    for place in (folder, folder.parent):
-        for name in CLASS_FILES:
-            if (place / name).is_file():
-                try:
-                    return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
-                except (OSError, UnicodeDecodeError) as error:
-                    raise DataError(f"cannot read {place / name}: {error}") from None
-    return []

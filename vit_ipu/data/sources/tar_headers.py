@@ -14,10 +14,11 @@ from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
-from vit_ipu.data.images.decode import DataError, one_line
 from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.base import IMAGE_SUFFIXES
 from vit_ipu.data.sources.listing import Arrays
+from vit_ipu.errors import DataError
+from vit_ipu.text import escaped
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -50,7 +51,7 @@ def scan_shards(shards: Sequence[str]) -> Arrays:
         "size": table[:, 1],
         "label": table[:, 2],
         "num_strange": np.array([scan.num_strange for scan in found], np.int64),
-        "strange": np.frombuffer(one_line(example).encode("utf-8"), np.uint8),
+        "strange": np.frombuffer(escaped(example).encode("utf-8"), np.uint8),
     }
 
 

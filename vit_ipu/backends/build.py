@@ -1,0 +1,109 @@
+"""From the name of a device to the backend that drives it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from typing import Iterator, List
+
+import torch
+
+from vit_ipu.backends.contract import Backend, Device, Instances
+from vit_ipu.backends.ipu.availability import ipu_problem
+from vit_ipu.config import Config
+from vit_ipu.errors import ConfigError, DeviceError, UserError
+from vit_ipu.ipu_rules import require_runnable
+from vit_ipu.pipeline import num_ipus
+
+DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
+
+
+def resolve_device(name: str, *, offline: bool = False) -> Device:
+    """The device that `name` means here; auto is an IPU, else CUDA, else the CPU.
+
+    `offline`: an IPU program will only be compiled, so no hardware is needed. Raises DeviceError if it is missing.
+    """
+    if name not in DEVICES:
+        raise DeviceError("--device {}: unknown; use one of {}".format(name, ", ".join(DEVICES)))
+    if name == "auto":
+        name = "ipu" if ipu_problem() is None else "cuda" if torch.cuda.is_available() else "cpu"
+    if name.endswith("cuda") and not torch.cuda.is_available():
+        instead = "cpu" if name == "cuda" else "ipu-sim"
+        raise DeviceError(f"--device {name}: torch sees no CUDA device; use --device {instead}")
+    if name == "ipu":
+        problem = ipu_problem(offline=offline)
+        if problem is not None:
+            raise DeviceError(f"--device ipu: {problem}")
+    if name in ("cuda", "cpu"):
+        _refuse_several_processes()
+    return Device(name.partition(":")[0], "cuda" if name.endswith("cuda") else "cpu")
+
+
+def find_instances(config: Config, device: Device) -> Instances:
+    """Which of the host processes of the run this is. Raises ConfigError if poprun's replicas are not the config's."""
+    if device.kind != "ipu":
+        return Instances()
+    from vit_ipu.backends.ipu.distributed import instances
+
+    return instances(config)
+
+
+def require_runnable_on(
+    config: Config, device: Device, *, training: bool = True, allow_synthetic: bool = False
+) -> List[str]:
+    """Raises ConfigError if the device cannot run the config; returns notes on what only IPUs would refuse.
+
+    Without `training`, only what inference needs is checked. Raises UserError if the inputs would be synthetic, which
+    only a benchmark and a compilation allow.
+    """
+    if config.pipeline.synthetic_data and not allow_synthetic:
+        raise UserError("pipeline.synthetic_data makes inputs and weights meaningless: it is for benchmark only")
+    return require_runnable(config, device.kind, find_instances(config, device).count, training=training)
+
+
+@contextmanager
+def open_backend(config: Config, device: Device, *, offline: bool = False) -> Iterator[Backend]:
+    """A backend that is closed at the end; if its device has failed, that error is not hidden by another."""
+    backend = build_backend(config, device, offline=offline)
+    try:
+        yield backend
+    except BaseException:
+        with suppress(Exception):
+            backend.close()
+        raise
+    backend.close()
+
+
+def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:
+    """The backend for a device, with freshly initialised weights from run.seed."""
+    if device.kind in ("cpu", "cuda"):
+        from vit_ipu.backends.native.backend import NativeBackend
+
+        return NativeBackend(config, torch.device(device.tensors))
+    if device.simulated:
+        from vit_ipu import simulator
+
+        try:
+            simulator.install(num_ipus(config), device=device.tensors)
+        except ImportError as error:
+            raise DeviceError(f"--device {device}: {error}") from None
+    from vit_ipu.backends.ipu.executor import IpuBackend
+
+    return IpuBackend(config, device.kind, offline=offline)
+
+
+def describe_hardware(device: Device) -> str:
+    """What the device is, in words, for records and environment files."""
+    if device.kind == "ipu":
+        return "IPU"
+    on_cpu = f"CPU, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
+    return f"simulated IPUs on {hardware}" if device.simulated else hardware
+
+
+def _refuse_several_processes() -> None:
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size.isdigit() and int(world_size) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size}, but one process drives one GPU or CPU here: start without torchrun"
+        )

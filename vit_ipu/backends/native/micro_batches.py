@@ -1,0 +1,46 @@
+"""How many of the config's micro-batches a CPU or GPU takes at a time."""
+
+from __future__ import annotations
+
+from typing import List
+
+import torch
+
+from vit_ipu.config import Config, ModelConfig, PipelineConfig
+
+CPU_BUDGET = 1 << 30
+"""Bytes of activations that a CPU run may hold, when the micro-batch size is automatic."""
+CUDA_SHARE = 0.8
+"""Share of a GPU's free memory that activations may take, likewise."""
+
+
+def merged_sizes(pipeline: PipelineConfig) -> List[int]:
+    """Merged micro-batch sizes, ascending: multiples of the config's micro-batch that divide the global batch."""
+    micro, total = pipeline.micro_batch_size, pipeline.global_batch_size
+    return [micro * count for count in range(1, total // micro + 1) if total % (micro * count) == 0]
+
+
+def first_size(config: Config, device: torch.device) -> int:
+    """The size to begin with: the config's, or the largest that the device's memory is estimated to hold."""
+    if config.pipeline.native_micro_batch_size is not None:
+        return config.pipeline.native_micro_batch_size
+    budget = float(CPU_BUDGET)
+    if device.type == "cuda":
+        budget = torch.cuda.mem_get_info(device)[0] * CUDA_SHARE
+    return fitting_micro_batch_size(merged_sizes(config.pipeline), activation_bytes(config.model), budget)
+
+
+def activation_bytes(model: ModelConfig) -> int:
+    """Bytes of activations that one sample keeps for its backward pass, in float32: an upper estimate.
+
+    Per block and token: two norms, q, k, v, attention output and projection, two residuals and the MLP's two
+    widths twice; the attention weights twice, as if they were materialised.
+    """
+    per_token = 10 * model.width + 4 * model.mlp_width
+    weights = 2 * model.num_heads * model.num_tokens**2
+    return 4 * model.depth * (per_token * model.num_tokens + weights)
+
+
+def fitting_micro_batch_size(sizes: List[int], bytes_per_sample: int, budget: float) -> int:
+    """The largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
+    return max((size for size in sizes if size * bytes_per_sample <= budget), default=sizes[0])

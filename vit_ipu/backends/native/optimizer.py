@@ -1,0 +1,21 @@
+"""From a config to torch.optim, or to the program's own LAMB."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vit_ipu.config import Config
+from vit_ipu.optim import LAMB, optimizer_groups
+
+
+def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer of a config, over its decayed and its exempt parameters."""
+    optim = config.optim
+    groups = optimizer_groups(model, optim)
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
+    if optim.optimizer == "lamb":
+        return LAMB(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
+    adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=fused)

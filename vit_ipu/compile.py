@@ -1,0 +1,27 @@
+"""Compilation into the executable cache, without training."""
+
+from __future__ import annotations
+
+import time
+
+from vit_ipu.backends.build import open_backend, require_runnable_on
+from vit_ipu.backends.contract import Device
+from vit_ipu.config import Config
+from vit_ipu.errors import UserError
+
+
+def compile_program(config: Config, device: Device, *, offline: bool = False) -> float:
+    """Compiles a config's training for IPUs; returns how many seconds that took.
+
+    `offline` needs no IPU: the program is for later use. Over the simulator nothing is compiled, but PopTorch's rules
+    are checked. Raises UserError if the device has no compiler, or there is nowhere to keep the program.
+    """
+    if device.kind not in ("ipu", "ipu-sim"):
+        raise UserError(f"compile is for IPUs, but --device is {device}: use ipu or ipu-sim")
+    if device.kind == "ipu" and config.pipeline.executable_cache is None:
+        raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
+    require_runnable_on(config, device, allow_synthetic=True)
+    start = time.monotonic()
+    with open_backend(config, device, offline=offline) as backend:
+        backend.compile()
+    return time.monotonic() - start

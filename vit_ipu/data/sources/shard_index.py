@@ -1,0 +1,91 @@
+"""The index beside tar shards, which `vit-ipu pack` writes: index.json for people, index.npz for reading."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from vit_ipu.data.sources.listing import Arrays
+from vit_ipu.errors import DataError
+
+INDEX, TABLE = "index.json", "index.npz"
+FORMAT = "webdataset: KEY.jpg"
+"""What the index of `pack` says first; other programs have an index.json, too."""
+JOURNAL = ".packing.jsonl"
+"""What `pack` notes while it packs."""
+CLASS_FILES = ("classes.txt", "classnames.txt")
+
+
+def read_index(folder: Path) -> Optional[Dict[str, Any]]:
+    """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
+            return None  # such as that of another program
+        texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
+        numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
+        numbers.append(index["settings"]["version"])
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+            raise TypeError
+        if not 1 <= len(index["shards"]) == index["settings"]["shards"]:
+            raise ValueError
+        return index
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {folder / INDEX}: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError):
+        raise DataError(f"{folder / INDEX} is damaged: copy it again, or move it away") from None
+
+
+def require_index(folder: Path) -> Dict[str, Any]:
+    """The same. Raises DataError if there is none."""
+    index = read_index(folder)
+    if index is None:
+        raise DataError(f"{folder / INDEX} is not pack's")
+    return index
+
+
+def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
+    """The table of the shards in a folder. Raises DataError if they are not those of the index."""
+    index = require_index(folder)
+    for shard in index["shards"]:
+        path = folder / shard["name"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard["bytes"]:
+            found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
+            raise DataError(f"{path} {found}: copy it again, or run vit-ipu pack again")
+    strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
+    if strange:
+        raise DataError(f"{folder / min(strange)} is not in {INDEX}: move it away")
+    try:
+        with np.load(str(folder / TABLE), allow_pickle=False) as file:
+            table = {name: file[name] for name in ("shard", "offset", "size", "label")}
+            if len({array.shape for array in table.values()}) != 1 or file["sha256"].tolist() != [
+                shard["sha256"] for shard in index["shards"]
+            ]:
+                raise ValueError
+    except Exception:  # numpy and zipfile raise many kinds
+        raise DataError(f"{folder / TABLE} is missing or damaged: copy it again, or run vit-ipu pack again") from None
+    return table
+
+
+def classes_beside(shards: Sequence[str]) -> List[str]:
+    index = read_index(Path(shards[0]).parent)
+    return _named_classes(Path(shards[0]).parent) if index is None else list(index["classes"])
+
+
+def _named_classes(folder: Path) -> List[str]:
+    """The names in a list beside the shards, one a line, or none."""
+    for place in (folder, folder.parent):
+        for name in CLASS_FILES:
+            if (place / name).is_file():
+                try:
+                    return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
+                except (OSError, UnicodeDecodeError) as error:
+                    raise DataError(f"cannot read {place / name}: {error}") from None
+    return []

@@ -1,0 +1,47 @@
+"""Every error class of the program, and what a misspelt word may have meant.
+
+Each message is one line: what was wrong, where, the value, and then what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's. The program exits with 2."""
+
+
+class ConfigError(UserError):
+    """A mistake in a configuration: the message has the key, the numbers and the remedy."""
+
+
+class DeviceError(UserError):
+    """A device that is missing or cannot be used."""
+
+
+class DataError(UserError):
+    """Images that are missing or cannot be read: the message has the path and the remedy."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another kind: the message has the path and the remedy."""
+
+
+class RunFailed(RuntimeError):
+    """Work that cannot continue. The program exits with 1."""
+
+
+class Interrupted(Exception):
+    """Raised where a stop was requested in the middle of work whose half-done result is useless."""
+
+
+class PackInterrupted(Exception):
+    """Raised when packing is interrupted by Ctrl-C: the message says how much is done."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Names what a misspelt word may have meant, as the end of a message."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f": use one of {', '.join(known)}"

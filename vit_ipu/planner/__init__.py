@@ -1,1 +1,0 @@
-"""What a model costs, before anything is compiled."""

@@ -1,0 +1,63 @@
+"""Which file of a folder holds the weights: safetensors before pickles, whole or as an index of shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Dict
+
+from vit_ipu.errors import CheckpointError
+
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+INDEX_SUFFIX = ".safetensors.index.json"
+"""Of a file that names the shards of weights in several files."""
+
+WEIGHT_FILES = ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin")
+_MAX_INDEX = 64 << 20
+
+
+def weight_file(folder: Path) -> Path:
+    """The file of a foreign folder that holds the weights, safetensors before pickles. Raises CheckpointError."""
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not found:
+        found = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
+    if not found:
+        raise CheckpointError(
+            "{} holds no weights: expected {} or one file that ends in {}".format(
+                folder, ", ".join(WEIGHT_FILES), ", ".join(WEIGHT_SUFFIXES)
+            )
+        )
+    if leads_out(found[0]):
+        raise CheckpointError(f"{found[0]} leads out of the folder: name the file that it links to")
+    return found[0]
+
+
+def leads_out(path: Path) -> bool:
+    """Whether links lead from `path` out of its folder; a Hugging Face cache's links to its blobs do not count."""
+    folder = path.parent.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        repository = folder.parent.parent
+        homes.append(repository / "blobs")
+        if repository.name.startswith("models--"):  # huggingface_hub 2 shares blobs among the repositories of a cache
+            homes.append(repository.parent / "blobs")
+    return not any(home in path.resolve().parents for home in homes)
+
+
+def weight_map(index: Path) -> Dict[str, str]:
+    """The shard, a file beside the index, of each tensor of a safetensors index. Raises CheckpointError."""
+    try:
+        if index.stat().st_size > _MAX_INDEX:
+            raise ValueError
+        shards: Dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        plain = [re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in shards.values()]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise CheckpointError(f"cannot read {index}: it is not an index of safetensors files") from None
+    for name, match in zip(shards.values(), plain):
+        if match is None:
+            raise CheckpointError(f"cannot read {index}: its shard {name!r} is not a .safetensors file beside it")
+    return shards

@@ -1,0 +1,89 @@
+"""What model weights are of: its shape, its preprocessing and the names of its classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Dict, Optional, Tuple
+
+from pydantic import ValidationError
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.errors import CheckpointError
+from vit_ipu.weights.native import ModelDescription, Preprocessing
+from vit_ipu.weights.read import Weights
+
+
+def without_head(weights: Weights) -> Weights:
+    """The same without what comes after the last norm."""
+    kept = {name: part for name, part in weights.tensors.items() if not name.startswith(("head.", "pre_logits."))}
+    return replace(weights, tensors=kept)
+
+
+def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelConfig:
+    """The config of the model that the weights are of; one class stands for the head that is not there.
+
+    Raises CheckpointError if the heads of attention cannot be told, or there is no head where one is needed.
+    """
+    stated = weights.metadata.num_heads
+    if num_heads is not None and stated is not None and num_heads != stated:
+        raise CheckpointError(f"{weights.source} has {stated} attention heads, not {num_heads}")
+    if weights.description is not None:
+        return weights.description.model
+    tensors = weights.tensors
+    width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
+    mlp = len(tensors["blocks.0.mlp.fc1.bias"])
+    heads = num_heads or stated or _usual_heads(width, weights.source)
+    values: Dict[str, Any] = {
+        "width": width,
+        "depth": sum(name.endswith(".norm1.weight") for name in tensors),
+        "num_heads": heads,
+        "patch_size": patch,
+        "mlp_ratio": mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width,
+        "image_size": math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch,
+        "num_classes": max(weights.num_classes, 1),
+        "representation_size": len(tensors["pre_logits.fc.bias"]) if "pre_logits.fc.bias" in tensors else None,
+        "gelu": weights.metadata.gelu,
+        "layer_norm_eps": weights.metadata.layer_norm_eps,
+    }
+    if weights.num_classes == 0 and not headless:
+        raise CheckpointError(
+            f"{weights.source}: it has no classification head: fine-tune it first, with --set "
+            f"model.init={weights.source}"
+        )
+    try:
+        return ModelConfig(**values)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].replace("Value error, ", "")
+        raise CheckpointError(f"{weights.source}: {reason}") from None
+
+
+def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelDescription:
+    """Returns the description in a checkpoint of this program, or what can be told of foreign weights."""
+    model, metadata = model_config(weights, num_heads=num_heads, headless=headless), weights.metadata
+    if weights.description is not None:
+        return weights.description
+    pixels = Preprocessing(metadata.mean, metadata.std, metadata.eval_resize, metadata.interpolation)
+    return ModelDescription(model, pixels, class_names(weights))
+
+
+def class_names(weights: Weights) -> Tuple[str, ...]:
+    """The name of each class of the head; numbered where nothing names them."""
+    if weights.description is not None:
+        return weights.description.classes
+    if len(weights.metadata.classes) == weights.num_classes:
+        return weights.metadata.classes
+    return tuple(f"class {label}" for label in range(weights.num_classes))
+
+
+_USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Attention heads by width, of the variants from Ti to G that are published."""
+
+
+def _usual_heads(width: int, source: str) -> int:
+    if width not in _USUAL_HEADS:
+        raise CheckpointError(
+            f"{source}: the number of attention heads cannot be told from width {width}: give it by vit-ipu convert "
+            "--num-heads"
+        )
+    return _USUAL_HEADS[width]

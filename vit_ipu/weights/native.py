@@ -1,0 +1,188 @@
+"""Weights as this program keeps them: model.safetensors by timm's names, and config.json with what they are of.
+
+A run keeps them in checkpoints, folders called update-NUMBER in its folder `checkpoints`; a checkpoint is whole if it
+has a state.json. What `convert --to native` writes is such a folder without the state of a training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit_ipu.config import Config, ModelConfig
+from vit_ipu.config_file import parse_config
+from vit_ipu.errors import CheckpointError, ConfigError, RunFailed
+
+MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
+PREFIX = "update-"
+"""How the name of a run's checkpoint begins."""
+_MAX_CONFIG = 16 << 20
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes pixels of the size that a model takes."""
+
+    mean: Tuple[float, float, float]
+    """Of each channel, of pixels in [0, 1]."""
+    std: Tuple[float, float, float]
+    """Standard deviation of each channel, of pixels in [0, 1]."""
+    eval_resize: Optional[int] = None
+    """Short side in pixels before the centre crop; the image size when None."""
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run has trained a model."""
+
+    config: Config
+    num_train: int
+    """Images that it was trained on."""
+    labels_sha256: Optional[str]
+    """SHA-256 of their labels (int64), in order; None in checkpoints of older versions."""
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model needs to be used: its shape, its preprocessing and the name of each class."""
+
+    model: ModelConfig
+    preprocessing: Preprocessing
+    classes: Tuple[str, ...]
+    trained: Optional[Trained] = None
+    """None for weights that were converted."""
+
+    @classmethod
+    def of_run(
+        cls, config: Config, classes: Tuple[str, ...], num_train: int, labels_sha256: Optional[str] = None
+    ) -> ModelDescription:
+        """Describes the model that a run trains."""
+        data = config.data
+        pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation)
+        return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256))
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict[str, str]] = None) -> None:
+    """Writes a safetensors file with the permissions of other new files: newer versions of the library write it 0600.
+
+    Raises RunFailed if it cannot be written, such as to a full disk.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, str(path), {"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise RunFailed(f"cannot write {path}: {error}") from None
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def write_description(folder: Path, description: ModelDescription) -> None:
+    """Writes config.json, which makes a folder with model.safetensors readable by `load_description`."""
+    trained = description.trained
+    values = {
+        "id2label": {str(label): name for label, name in enumerate(description.classes)},
+        "num_train": 0 if trained is None else trained.num_train,
+        "labels_sha256": None if trained is None else trained.labels_sha256,
+        "config": _sections(description) if trained is None else trained.config.model_dump(mode="json"),
+    }
+    (folder / CONFIG).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _sections(description: ModelDescription) -> Dict[str, Any]:
+    """The sections of a config that say how to use a model, with the keys that do."""
+    pixels = description.preprocessing
+    data = {
+        "mean": list(pixels.mean),
+        "std": list(pixels.std),
+        "eval_resize": pixels.eval_resize,
+        "interpolation": pixels.interpolation,
+    }
+    return {"model": description.model.model_dump(mode="json"), "data": data}
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def checkpoints_in(folder: Path) -> List[Path]:
+    """Lists the whole checkpoints of a run in `folder`, oldest first."""
+    return sorted(path for path in folder.glob(PREFIX + "*") if (path / STATE).is_file())
+
+
+def newest_checkpoint(folder: Path) -> Optional[Path]:
+    """Returns the newest whole checkpoint in `folder`, if there is one."""
+    found = checkpoints_in(folder)
+    return found[-1] if found else None
+
+
+def is_native(folder: Path) -> bool:
+    """Tells whether a folder is a run or a checkpoint of this program, also a damaged one."""
+    if (folder / STATE).is_file() or (folder / "checkpoints").is_dir() or newest_checkpoint(folder) is not None:
+        return True
+    path = folder / CONFIG
+    try:
+        is_small = path.is_file() and path.stat().st_size < _MAX_CONFIG  # not a pipe, nor a device without an end
+        return is_small and "config" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Returns the checkpoint that `path` means: itself, or the newest of a run folder. Raises CheckpointError."""
+    if (path / MODEL).is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        newest = newest_checkpoint(folder)
+        if newest is not None:
+            return newest
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
+    raise CheckpointError(f"no checkpoint at {path}: expected a run folder or a checkpoint folder")
+
+
+def load_tensors(path: Path) -> Dict[str, Tensor]:
+    """Returns the tensors of a safetensors file by name. Raises CheckpointError if it is damaged."""
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file of a checkpoint holds. Raises CheckpointError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+
+
+def load_description(checkpoint: Path) -> ModelDescription:
+    """Returns what the model of a checkpoint is. Raises CheckpointError if config.json is missing or damaged."""
+    values = read_json(checkpoint / CONFIG)
+    try:
+        names, config, num_train = values["id2label"], values["config"], int(values["num_train"])
+        classes = tuple(names[str(label)] for label in range(len(names)))
+        if num_train == 0:
+            return _converted(config, classes)
+        return ModelDescription.of_run(parse_config(config), classes, num_train, values.get("labels_sha256"))
+    except (KeyError, TypeError, ConfigError, ValidationError) as error:
+        raise CheckpointError(f"{checkpoint / CONFIG} is damaged: {error}") from None
+
+
+def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescription:
+    data = config["data"]
+    mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
+    pixels = Preprocessing(mean, std, data["eval_resize"], data["interpolation"])  # type: ignore[arg-type]
+    return ModelDescription(ModelConfig.model_validate(config["model"]), pixels, classes)

@@ -1,0 +1,118 @@
+"""Which naming tensors have, and their translation from and to timm's names, which this program uses.
+
+D width, H heads, P patch side, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from vit_ipu.errors import CheckpointError
+from vit_ipu.weights.layouts import fold_layer_scale, from_flax, split_stacked_blocks, to_flax
+from vit_ipu.weights.namings import NAMINGS, Naming, Tensors
+
+# ------------------------------------------------------------------------------------- recognition
+
+
+def recognise(tensors: Tensors, source: str) -> Naming:
+    """The naming that all keys belong to. Raises CheckpointError with the first foreign keys if none or several do."""
+    unmatched = {name: _unmatched(naming, tensors) for name, naming in NAMINGS.items()}
+    fitting = [name for name, (left, _) in unmatched.items() if not left]
+    if len(fitting) == 1:
+        return NAMINGS[fitting[0]]
+    if fitting:
+        raise CheckpointError(
+            "{}: its {} keys ({}, ...) fit the namings {}: too few to tell".format(
+                source, len(tensors), next(iter(tensors), "none"), " and ".join(fitting)
+            )
+        )
+    nearest = max(unmatched, key=lambda name: unmatched[name][1])
+    left, matched = unmatched[nearest]
+    if matched == 0:
+        raise CheckpointError(
+            "{}: no ViT by any naming that is known ({}): its first keys are {}".format(
+                source, ", ".join(NAMINGS), _first(list(tensors))
+            )
+        )
+    raise CheckpointError(
+        f"{source}: not a plain ViT: {len(left)} of its keys are unknown to the nearest naming, {nearest}: "
+        f"{_first(left)}"
+    )
+
+
+def _unmatched(naming: Naming, tensors: Tensors) -> tuple[List[str], int]:
+    """The keys that the naming does not know, and how many it knows."""
+    keys = _weights_of(naming, tensors)
+    left = [original for original, key in keys.items() if naming.ours(key) is None]
+    return left, len(keys) - len(left)
+
+
+def _weights_of(naming: Naming, tensors: Tensors) -> Dict[str, str]:
+    """Each key that is a weight, and its spelling in the table."""
+    prefix = next((p for p in naming.prefixes if any(key.startswith(p) for key in tensors)), "")
+    spelled = {key: _respell(naming, key[len(prefix) :]) for key in tensors if key.startswith(prefix)}
+    return {key: name for key, name in spelled.items() if not re.search(naming.ignored, name)}
+
+
+def _respell(naming: Naming, key: str) -> str:
+    if naming.flax:  # blocks stacked along the first axis are split later
+        key = key.replace("/encoderblock/", "/encoderblock_0/")
+    for pattern, replacement in naming.aliases:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+
+
+# ------------------------------------------------------------------------------------- translation
+
+
+def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
+    """Tensors by our names, float32 (float64 stays), LayerScale folded in.
+
+    Raises CheckpointError if a tensor of a block is missing, or shapes do not fit together.
+    """
+    if naming.flax:
+        tensors = split_stacked_blocks(tensors, source)
+    thirds: Dict[str, Dict[Optional[int], Tensor]] = {}
+    for original, key in _weights_of(naming, tensors).items():
+        found = naming.ours(key)
+        assert found is not None, "recognise() said that it is of this naming"
+        name, third = found
+        tensor = tensors[original]
+        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+        if third in thirds.setdefault(name, {}):
+            raise CheckpointError(f"{source}: {original} is there twice, by two spellings")
+        thirds[name][third] = from_flax(name, tensor, original, source) if naming.flax else tensor
+    ours = {name: _join(name, parts, source) for name, parts in thirds.items()}
+    if naming.pooler_apart and "head.weight" in ours:
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith("pre_logits.")}
+    return fold_layer_scale(ours, source)
+
+
+def from_ours(state: Tensors, naming: Naming, *, num_heads: int) -> Tensors:
+    """The same tensors by their names, in their layout. Raises CheckpointError for one that they have no name for."""
+    result: Tensors = {}
+    for name, tensor in state.items():
+        keys = naming.theirs(name)
+        if keys is None or (name.startswith("pre_logits.") and not naming.has_pre_logits):
+            raise CheckpointError(f"{naming.name} has no place for {name}: its classifier has no representation layer")
+        parts = tensor.chunk(3) if isinstance(keys, tuple) else (tensor,)
+        for key, part in zip(keys if isinstance(keys, tuple) else (keys,), parts):
+            result[key] = (to_flax(name, part, num_heads) if naming.flax else part).contiguous().clone()
+    return result
+
+
+def _join(name: str, parts: Dict[Optional[int], Tensor], source: str) -> Tensor:
+    if None in parts:
+        return parts[None]
+    if set(parts) != {0, 1, 2} or len({tuple(part.shape) for part in parts.values()}) != 1:
+        shapes = [tuple(parts[third].shape) if third in parts else "missing" for third in (0, 1, 2)]
+        raise CheckpointError("{}: query, key and value of {} have shapes {}, {} and {}".format(source, name, *shapes))
+    return torch.cat([parts[third] for third in (0, 1, 2)])
