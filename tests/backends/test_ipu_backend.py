@@ -245,7 +245,7 @@ def test_training_and_inference_take_turns_on_the_same_ipus():
         torch.testing.assert_close(seen[-1], native.predict(images), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(seen[0], seen[1])
     backend.close()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
 
 
 BACKENDS = {}
@@ -358,7 +358,7 @@ def test_compiling_offline_trains_nothing():
     before = backend.state_dict()["model"]
     backend.compile()
     assert equal_states(backend.state_dict()["model"], before)
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,7 +40,7 @@ def test_ipus_are_counted_up_to_the_highest():
 
     executor = poptorch.trainingModel(Skipping(), options(1, 3, 1))
     executor(*data(6))
-    assert machine.machine.ipus_held == 4
+    assert machine.current.ipus_held == 4
 
 
 def test_sharded_execution_has_no_minimum():
@@ -64,7 +64,7 @@ def test_ipus_must_be_a_power_of_two():
     rounded = options(1, 7, 1).autoRoundNumIPUs(True)
     executor = poptorch.trainingModel(ThreeStages(), rounded)
     executor(x, labels)
-    assert machine.machine.ipus_held == 4
+    assert machine.current.ipus_held == 4
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,11 @@ def test_what_is_compiled_offline_runs_once_loaded(tmp_path):
     executor = poptorch.trainingModel(TwoStages(), offline)
     path = str(tmp_path / "model.poptorch")
     executor.compileAndExport(path, *data(8))
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
     loaded = poptorch.load(path, edit_opts_fn=lambda opts: opts.useIpuId(1))
     assert loaded.options.ipu_id == 1
     loaded(*data(8))
-    assert machine.machine.ipus_held == 2
+    assert machine.current.ipus_held == 2
 
 
 def test_an_executable_without_its_model(tmp_path):
@@ -88,6 +88,17 @@ def test_saving_to_a_folder(tmp_path, caplog):
         poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
     assert "is a directory, saving model to {}".format(tmp_path / "model.poptorch") in caplog.text
     assert os.listdir(str(tmp_path)) == ["model.poptorch"]
+
+
+def test_a_file_of_another_version_of_the_simulator_is_refused(tmp_path):
+    """Its pickle would name classes by modules that are gone."""
+    old = tmp_path / "old.poptorch"
+    old.write_bytes(b"vit_ipu.simulator executable\n" + b"cvit_ipu.simulator.executable_file\nExecutable\n.")
+    message = "another version of this simulator wrote it: compile and save the model again"
+    with pytest.raises(AssertionError, match=f"Invalid file .*{message}"):
+        poptorch.load(str(old))
+    with pytest.raises(poptorch.Error, match=f"Invalid file .*{message}"):
+        poptorch.inferenceModel(Scale().eval()).loadExecutable(str(old))
 
 
 def test_files_that_cannot_be_loaded(tmp_path):
@@ -173,10 +184,10 @@ def test_a_subclass_of_the_executor_knows_whether_it_is_attached():
     executor.detachFromDevice()
     executor(torch.ones(1, 2))
     executor.attachToDevice()
-    assert machine.machine.ipus_held == 1
+    assert machine.current.ipus_held == 1
     executor.detachFromDevice()
     executor.detachFromDevice()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
 
 
 # ---------------------------------------------------------------------------------------- replicas
@@ -382,5 +393,5 @@ def test_a_wrapped_model_can_destroy_its_executor():
     assert repr(executor) == poptorch.module_repr(model)
     model.destroy()
     assert not executor.isCompiled()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
     assert (type(model), type(model.factor), type(model.offset)) == (Scale, nn.Parameter, torch.Tensor)

@@ -38,7 +38,7 @@ def test_executors_share_the_machines_ipus():
     with pytest.raises(poptorch.Error, match="Device is not attached"):
         training.detachFromDevice()
     training.destroy()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
     with pytest.raises(poptorch.Error, match="not been compiled"):
         training.detachFromDevice()
 
@@ -65,19 +65,19 @@ def test_at_most_64_ipus_a_process():
 def test_an_executor_that_is_forgotten_frees_its_ipus():
     executor = poptorch.trainingModel(TwoStages(), options())
     executor(*data(8))
-    assert machine.machine.ipus_held == 2
+    assert machine.current.ipus_held == 2
     del executor
     import gc
 
     gc.collect()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
 
 
 def test_offline_compilation_holds_nothing_and_runs_nothing():
     executor = poptorch.trainingModel(TwoStages(), options().useOfflineIpuTarget())
     executor.compile(*data(8))
     assert executor.isCompiled()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
     with pytest.raises(AssertionError, match="offline device"):
         executor(*data(8))
 

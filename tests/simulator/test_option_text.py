@@ -97,7 +97,7 @@ def test_the_ipu_model_needs_no_ipus_and_has_its_limits():
     executor = poptorch.trainingModel(TwoStages(), options().useIpuModel(True))
     executor(*data(8))
     assert executor.isAttachedToDevice()
-    assert machine.machine.ipus_held == 0
+    assert machine.current.ipus_held == 0
     with pytest.raises(poptorch.Error, match="Replicated top level graphs are not supported on the IPU model"):
         poptorch.trainingModel(TwoStages(), options(1, 4, 2).useIpuModel(True))(*data(8))
     with pytest.raises(poptorch.Error, match="useOfflineIpuTarget not supported for the IPU model"):

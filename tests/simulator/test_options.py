@@ -317,7 +317,7 @@ def test_phased_execution_computes_what_sharded_execution_does(kind):
         model = TwoStages()
         executor = poptorch.trainingModel(model, options(1, 1, 1).setExecutionStrategy(strategy))
         results.append((executor(*data(2)), executor(*data(2, 1)), dict(model.state_dict())))
-        assert machine.machine.ipus_held == 2
+        assert machine.current.ipus_held == 2
         executor.destroy()
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 

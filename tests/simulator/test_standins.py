@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from vit_ipu import simulator as poptorch
+from vit_ipu.simulator import instances
 from vit_ipu.simulator.__main__ import main as simulator_main
 from vit_ipu.simulator.installation.poprun import environment_of, run_instances
 from vit_ipu.simulator.installation.standins import horovod_torch, popart, popdist, popdist_poptorch
@@ -192,7 +193,7 @@ def test_alone_there_is_one_instance():
     assert popdist.execute_on_instances({0}, max, 1, 2) == 2
     assert popdist.execute_on_instances({1}, max, 1, 2) is None
     tensor = torch.ones(2)
-    popdist.all_reduce([tensor])
+    instances.all_reduce([tensor])
     popdist.synchronize()
     assert torch.equal(tensor, torch.ones(2))
 
@@ -280,16 +281,17 @@ INSTANCES = """
 import sys, torch
 import horovod.torch as hvd
 import popdist, popdist.poptorch, poptorch
+from vit_ipu.simulator import instances
 popdist.init()
 hvd.init()
 index = popdist.getInstanceIndex()
 half = torch.full((2,), float(index), dtype=torch.float16)
-popdist.all_reduce([half], mean=True)
+instances.all_reduce([half], mean=True)
 popdist.synchronize()
 
 def alone(value):
     tensor = torch.tensor([value])
-    popdist.all_reduce([tensor])
+    instances.all_reduce([tensor])
     return tensor.item()
 
 result = popdist.execute_on_instances({1}, alone, float(index))

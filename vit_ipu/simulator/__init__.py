@@ -1,26 +1,14 @@
 """A PopTorch simulator: the module `poptorch` on plain PyTorch, by PopTorch's rules, without an IPU.
 
-`install()` makes `import poptorch` give this module. What it computes, what it checks and what it leaves out is
-in docs/simulator.md. `__simulated__` tells it from the real one. Its modules by subject:
-
-    the module           installation, compatibility, __main__, poprun, shims/, standins/, poptorch_core, machine,
-                         logs, errors, enums, testing, profiling
-    options              options, option_groups, option_values, option_text, session_options, strategies
-    executors            models, executor, optimizer_link, measures, executable_file, hooks, wrapping, printing
-    compiling            tracing, recorder, recording, op_table, function_rules, checks
-    running              program, context, arguments, structures, outputs, anchors, weights, replicas, device_names,
-                         host_state, batch_norm
-    weight updates       optim, optimizer_attributes, optimizer_scalars, gradients, loss_scaling, updates, update_rules
-    operations           ops, blocks, hints, slices, control_flow, overlap, host_ops, multi_conv, points, ctc,
-                         print_tensor
-    number formats       numerics_mode, half_rounding, half_ops, half_products, mixed_formats
-    loading data         loader, loader_partition, data_accessor, data_worker, data_ring
-    what it would cost   accounting, flops, liveness, timeline, counters, report
+`install()` makes `import poptorch` give this module; `__simulated__` tells it from the real one. docs/simulator.md
+says what it computes, what it checks and what it leaves out.
 """
 
 from __future__ import annotations
 
-from vit_ipu.simulator import enums, machine, ops, optim, options, profiling, testing
+import sys
+
+from vit_ipu.simulator import enums, face, machine, ops, optim, options, profiling, testing
 from vit_ipu.simulator.arithmetic.mode import numerics
 from vit_ipu.simulator.enums import (
     AutoStage,
@@ -95,6 +83,8 @@ from vit_ipu.simulator.printing import (
 )
 
 __simulated__ = True
+
+face.register_module(sys.modules[__name__])
 
 __all__ = [
     "CPU",
@@ -185,12 +175,12 @@ __all__ = [
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
     """Whether the simulated machine has that many IPUs, held or not."""
-    return machine.machine.hardware and num_ipus <= machine.machine.num_ipus
+    return machine.current.hardware and num_ipus <= machine.current.num_ipus
 
 
 def ipuHardwareVersion() -> int:
     """2: Mk2."""
-    assert machine.machine.hardware, "No IPU hardware available on this system"
+    assert machine.current.hardware, "No IPU hardware available on this system"
     return 2
 
 

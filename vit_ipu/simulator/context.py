@@ -3,79 +3,95 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, List, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from typing_extensions import Protocol
 
-if TYPE_CHECKING:
-    from vit_ipu.simulator.options.strategies import StageManager
-    from vit_ipu.simulator.tracing.trace import Trace
-
-on_ipu = False
-stage_manager: Optional[StageManager] = None
-trace: Optional[Trace] = None
-_losses: Optional[List[Tensor]] = None
+from vit_ipu.simulator.dtypes import in_32_bits
 
 
-def mark_loss(loss: Tensor) -> None:
-    """Notes a loss of the model that is being traced or run."""
-    if _losses is not None:
-        _losses.append(loss)
+class StageManager(Protocol):
+    """Gives each block that begins its stage and its IPU."""
+
+    def beginStage(self, user_id: Optional[str], ipu_id_from_block: Optional[int]) -> None: ...
+
+    def nextAutoId(self) -> str: ...
+
+    def resetAutoId(self) -> None: ...
 
 
-def device_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that the IPU has in place of `dtype`: 32 bits for 64 (popart_compiler/source/Utils.cpp:141-151)."""
-    return in_32_bits(dtype) if on_ipu else dtype
+class OverlapMarks(Protocol):
+    """Notes which tensors a model marks for overlapped input and output."""
+
+    def mark(self, source: Tensor, marked: Tensor, mode: Any, *, is_input: bool) -> None: ...
 
 
-def in_32_bits(dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or the type of half its bits for one of 64."""
-    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype)
+class ActiveTrace(Protocol):
+    """The trace of a model, as far as the model's annotations know it."""
+
+    is_training: bool
+
+    @property
+    def overlaps(self) -> OverlapMarks: ...
+
+    def end_block(self) -> None: ...
+
+    def checkpoint(self, tensors: Sequence[Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the simulator is doing with a model now."""
+
+    on_ipu: bool = False
+    """Whether the model is traced or run, rather than called on the host."""
+    trace: Optional[ActiveTrace] = None
+    """The trace under way, if the model is traced."""
+    stage_manager: Optional[StageManager] = None
+    """What the blocks of a traced model are reported to."""
+    on_loss: Optional[Callable[[Tensor], None]] = None
+    """Takes each loss that the model marks."""
+
+    def mark_loss(self, loss: Tensor) -> None:
+        """Notes a loss of the model that is being traced or run."""
+        if self.on_loss is not None:
+            self.on_loss(loss)
+
+    def device_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns the type that the device has in place of `dtype`: an IPU has 32 bits for 64."""
+        return in_32_bits(dtype) if self.on_ipu else dtype
+
+
+HOST = Session()
+current = HOST
+"""The session of this process."""
 
 
 @contextmanager
-def running(losses: List[Tensor]) -> Iterator[None]:
-    """The model runs on the simulated IPU; its losses are appended to `losses`."""
-    global on_ipu, _losses
-    on_ipu, _losses = True, losses
+def during(session: Session) -> Iterator[None]:
+    """Makes `session` the current one."""
+    global current
+    before, current = current, session
     try:
         yield
     finally:
-        on_ipu, _losses = False, None
-
-
-@contextmanager
-def tracing(new_trace: Trace, manager: StageManager) -> Iterator[None]:
-    """The model is traced: its blocks are reported to `new_trace`."""
-    global stage_manager, trace
-    stage_manager, trace = manager, new_trace
-    manager.on_begin = new_trace.begin_block
-    try:
-        with running(new_trace.losses):
-            yield
-    finally:
-        stage_manager, trace = None, None
-        manager.on_begin = None
+        current = before
 
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """What runs inside a model's forward, but on the host: nothing of it is traced or belongs to the IPU."""
-    global on_ipu, stage_manager, trace, _losses
-    saved = on_ipu, stage_manager, trace, _losses
-    on_ipu, stage_manager, trace, _losses = False, None, None, None
-    try:
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
-            yield
-    finally:
-        on_ipu, stage_manager, trace, _losses = saved
+    """Runs the body, inside a model's forward, on the host: none of it is traced or belongs to the IPU."""
+    with during(HOST), torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield
 
 
 @contextmanager
 def unvalidated_distributions() -> Iterator[None]:
-    """torch.distributions does not check arguments, which needs them on the host (_poplar_executor.py:80-110)."""
+    """Turns off torch.distributions' checks of arguments, which need them on the host (_poplar_executor.py:80-110)."""
     distribution = torch.distributions.Distribution
     before = distribution._validate_args
     distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]

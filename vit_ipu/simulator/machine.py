@@ -25,7 +25,7 @@ class Machine:
 
     def __reduce__(self) -> Any:
         """A pickle does not hold the machine: an executor that is read from one is on that of the reading process."""
-        return _current, ()
+        return _of_this_process, ()
 
     @property
     def ipus_held(self) -> int:
@@ -77,15 +77,15 @@ def round_up_num_ipus(num_ipus: int, auto_round: bool) -> int:
     return rounded
 
 
-machine = Machine()
+current = Machine()
 """The machine that this process simulates."""
 
 
-def _current() -> Machine:
-    return machine
+def _of_this_process() -> Machine:
+    return current
 
 
 def configure(num_ipus: int, *, device: str = "cpu", hardware: bool = True) -> None:
     """Replaces the machine by a new one; executors on the old one keep it."""
-    global machine
-    machine = Machine(num_ipus, device=device, hardware=hardware)
+    global current
+    current = Machine(num_ipus, device=device, hardware=hardware)

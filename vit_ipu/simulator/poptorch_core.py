@@ -35,7 +35,7 @@ def _validateOptions(options: Dict[str, Any]) -> None:
 
 def ipuHardwareVersion(num_ipus: int = 1) -> int:
     """2, Mk2, or 0 if the machine has not that many IPUs."""
-    return 2 if machine.machine.hardware and num_ipus <= machine.machine.num_ipus else 0
+    return 2 if machine.current.hardware and num_ipus <= machine.current.num_ipus else 0
 
 
 def importPoptorchMetadataFromFile(filename: str) -> Any:
@@ -45,7 +45,7 @@ def importPoptorchMetadataFromFile(filename: str) -> Any:
 
 def isCompilingWithDispatcher() -> bool:
     """Whether a model is being traced."""
-    return context.trace is not None
+    return context.current.trace is not None
 
 
 isDispatchTracing = isCompilingWithDispatcher
@@ -53,4 +53,4 @@ isDispatchTracing = isCompilingWithDispatcher
 
 def isRunningOnIpu() -> bool:
     """Whether the simulator, rather than the host, is running the model."""
-    return context.on_ipu
+    return context.current.on_ipu

@@ -37,7 +37,7 @@ class Weights:
 
 
 @contextmanager
-def borrowed(model: nn.Module, weights: Weights) -> Iterator[None]:
+def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
     """The model holds `weights` instead of its own. Raises Error if it put another tensor in the place of one."""
     lent = dict(weights.items())
     places = list(_places(model))

@@ -175,16 +175,16 @@ def test_name_scopes_change_nothing():
 
 
 def test_the_trace_learns_of_checkpoints():
-    recordings = []
+    graphs = []
 
     def forward(x):
         out = sum(poptorch.recomputationCheckpoint(x * 2, x * 3))
-        recordings.append(context.trace.recording if context.trace else None)
+        graphs.append(context.current.trace.graph if context.current.trace else None)
         return out
 
     infer(forward, X)
-    assert len(recordings[0].checkpoints) == 2
-    assert recordings[1] is None  # when the model runs
+    assert len(graphs[0].checkpoints) == 2
+    assert graphs[1] is None  # when the model runs
 
 
 def test_checkpoints_keep_structure():

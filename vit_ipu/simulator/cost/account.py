@@ -14,13 +14,13 @@ from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
+from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.cost.liveness import Life, working_memory
 from vit_ipu.simulator.cost.schedule import Schedule
 from vit_ipu.simulator.cost.simulation_report import IpuAccount, SimulationReport, StageAccount, account_of_ipu
-from vit_ipu.simulator.installation.standins import popart
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.tracing.compile_checks import is_pipelined
-from vit_ipu.simulator.tracing.graph import Kind, Operation, Recording, Value
+from vit_ipu.simulator.tracing.graph import Graph, Kind, Operation, Value
 from vit_ipu.simulator.tracing.trace import Trace
 
 _RECOMPUTING = (int(popart.RecomputationType.Pipeline), int(popart.RecomputationType.RecomputeAll))
@@ -80,14 +80,14 @@ class _Stages:
 
     def __init__(self, trace: Trace, schedule: Schedule) -> None:
         self._trace, self._schedule = trace, schedule
-        self._recording = trace.recording
+        self._graph = trace.graph
         self._operations: List[List[Operation]] = [[] for _ in trace.stage_ipus]
         self._starts = [0 for _ in trace.stage_ipus]
-        for index, operation in enumerate(self._recording.operations):
+        for index, operation in enumerate(self._graph.operations):
             if not self._operations[operation.stage]:
                 self._starts[operation.stage] = index
             self._operations[operation.stage].append(operation)
-        self._places = _places(self._recording)
+        self._places = _places(self._graph)
 
     def accounts(self) -> List[StageAccount]:
         return [self._account(stage) for stage in range(len(self._operations))]
@@ -120,7 +120,7 @@ class _Stages:
 
     def _bytes_sent(self, stage: int, crosses: Callable[[Value], bool]) -> int:
         """Between a stage and the next."""
-        values = self._recording.values
+        values = self._graph.values
         passing = (number for number, place in self._places.items() if place.home <= stage < place.last)
         return sum(values[number].num_bytes for number in passing if crosses(values[number]))
 
@@ -134,33 +134,33 @@ class _Stages:
                     life = lives.setdefault(number, self._life(number, stage, index))
                     life.death = index
         for number, life in lives.items():
-            if self._places[number].last > stage or number in self._recording.outputs:
+            if self._places[number].last > stage or number in self._graph.outputs:
                 life.death = len(operations) - 1
-        for saved in self._recording.saved:
+        for saved in self._graph.saved:
             if saved.stage == stage and saved.value in lives:
                 position = min(max(saved.position - self._starts[stage], 0), len(operations) - 1)
                 lives[saved.value].saved_at.setdefault(operations[position].segment, position)
         return list(lives.values())
 
     def _life(self, number: int, stage: int, index: int) -> Life:
-        value = self._recording.values[number]
+        value = self._graph.values[number]
         arrives = self._places[number].home < stage or value.kind == Kind.INPUT
         return Life(
             num_bytes=value.num_bytes,
             birth=0 if arrives else index,
             death=index,
-            kept=arrives or (stage, number) in self._recording.checkpoints,
+            kept=arrives or (stage, number) in self._graph.checkpoints,
             has_gradient=value.requires_grad,
         )
 
 
-def _places(recording: Recording) -> Dict[int, _Place]:
+def _places(graph: Graph) -> Dict[int, _Place]:
     """Of inputs and activations."""
     home: Dict[int, int] = {}
     last: Dict[int, int] = {}
-    for operation in recording.operations:
+    for operation in graph.operations:
         for number in operation.inputs + operation.outputs:
-            if recording.values[number].kind in (Kind.INPUT, Kind.ACTIVATION):
+            if graph.values[number].kind in (Kind.INPUT, Kind.ACTIVATION):
                 home.setdefault(number, operation.stage)
                 last[number] = operation.stage
     return {number: _Place(home[number], last[number]) for number in home}
@@ -169,9 +169,9 @@ def _places(recording: Recording) -> Dict[int, _Place]:
 def _of_ipus(
     trace: Trace, stages: Sequence[StageAccount], optimizer_state: Mapping[str, Tensor]
 ) -> Iterable[IpuAccount]:
-    owners = _owners(trace.recording)
+    owners = _owners(trace.graph)
     for ipu in sorted(set(trace.stage_ipus)):
-        own = [value for value in trace.recording.values if owners.get(value.number) == ipu]
+        own = [value for value in trace.graph.values if owners.get(value.number) == ipu]
         parameters = [value for value in own if value.name in trace.parameters]
         names = {value.name for value in own}
         weights = {
@@ -183,12 +183,12 @@ def _of_ipus(
         yield account_of_ipu(ipu, [stage for stage in stages if stage.ipu == ipu], weights)
 
 
-def _owners(recording: Recording) -> Dict[int, int]:
+def _owners(graph: Graph) -> Dict[int, int]:
     """The IPU of each weight: the first that reads it; one that nothing reads is on none."""
     owners: Dict[int, int] = {}
-    for operation in recording.operations:
+    for operation in graph.operations:
         for number in operation.inputs:
-            if recording.values[number].kind == Kind.WEIGHT:
+            if graph.values[number].kind == Kind.WEIGHT:
                 owners.setdefault(number, operation.ipu)
     return owners
 

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from vit_ipu.simulator.cost.schedule import Schedule
 from vit_ipu.simulator.enums import OutputMode
-from vit_ipu.simulator.execution.outputs import returned_rounds
+from vit_ipu.simulator.options.output_modes import returned_rounds
 
 Counters = Dict[str, List[List[float]]]
 """Event: of each input or output, the cycle of each micro-batch, in the order [round][replica]."""

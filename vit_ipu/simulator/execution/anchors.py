@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.errors import cpp_error
-from vit_ipu.simulator.execution.outputs import joined
+from vit_ipu.simulator.options.output_modes import joined
 
 GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 

@@ -16,7 +16,9 @@ from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.tracing.arguments import Arguments
 
-_MAGIC = b"vit_ipu.simulator executable\n"
+_BEGINNING = b"vit_ipu.simulator executable"
+_MAGIC = _BEGINNING + b" 2\n"
+"""The number changes with the names of the classes in the pickle."""
 
 
 @dataclass
@@ -44,7 +46,10 @@ class Executable:
     def read(cls, filename: str, version: str) -> Executable:
         """The executable in a file. Raises AssertionError if there is none, or one of another version."""
         with open(filename, "rb") as file:
-            assert file.read(len(_MAGIC)) == _MAGIC, "it was not written by this simulator"
+            beginning = file.read(len(_MAGIC))
+            is_old = beginning != _MAGIC and beginning.startswith(_BEGINNING)
+            assert not is_old, "another version of this simulator wrote it: compile and save the model again"
+            assert beginning == _MAGIC, "it was not written by this simulator"
             executable = pickle.load(file)
         assert executable.version == version, (
             f"PopTorch version mismatch: File was created with version: {executable.version} and this is version "

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator import machine
+from vit_ipu.simulator.cost.counters import NOTHING, Counters, Latency, latency
+from vit_ipu.simulator.cost.simulation_report import SimulationReport
 from vit_ipu.simulator.enums import ConnectionType
 from vit_ipu.simulator.errors import error
 from vit_ipu.simulator.execution.compile_hooks import around_compilation
 from vit_ipu.simulator.execution.executable_file import Executable, destination
 from vit_ipu.simulator.execution.measures import Measures
-from vit_ipu.simulator.execution.optimizer_sync import OptimizerLink
+from vit_ipu.simulator.execution.optimizer_sync import OptimizerSync
 from vit_ipu.simulator.execution.program import Program
 from vit_ipu.simulator.execution.replicas import GroupableParameter, Groupings, of_one_replica
 from vit_ipu.simulator.execution.wrapped_model import unwrap, wrap
@@ -29,12 +31,17 @@ from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.printing import module_repr
 from vit_ipu.simulator.tracing.arguments import ArgumentParser, Arguments
-from vit_ipu.simulator.tracing.compile_checks import check_named_buffers, first_micro_batch, ipus_to_reserve, prepared
+from vit_ipu.simulator.tracing.compile_checks import (
+    check_named_buffers,
+    clone_for_executor,
+    first_micro_batch,
+    ipus_to_reserve,
+)
 from vit_ipu.simulator.tracing.trace import Trace, trace_model
 from vit_ipu.simulator.weights import Weights
 
 
-class PoplarExecutor(Measures):
+class PoplarExecutor:
     """Made by `trainingModel` and `inferenceModel`; called like the model it wraps."""
 
     def __init__(
@@ -48,9 +55,9 @@ class PoplarExecutor(Measures):
     ) -> None:
         self._model, self._user_model = model, user_model or model
         self._training, self._version = training, poptorch_version
-        self._machine = machine.machine
+        self._machine = machine.current
         self._parse = ArgumentParser(model)
-        self._options = prepared(options, training)
+        self._options = clone_for_executor(options, training)
         self._program: Optional[Program] = None
         self._num_ipus = 0
         self._has_run = False
@@ -60,7 +67,7 @@ class PoplarExecutor(Measures):
         self._host_weights_are_old = False
         self._host_weights_version = 0
         self._seen_weights_version: Optional[int] = 0
-        self._optimizer = OptimizerLink(self) if training else None
+        self._optimizer = OptimizerSync(self) if training else None
         if training:
             self.setOptimizer(optimizer or torch.optim.SGD(self._user_model.parameters(), lr=0.01))
             wrap(self._user_model, self)
@@ -117,7 +124,7 @@ class PoplarExecutor(Measures):
         self._has_run = True
         if self._optimizer is not None:
             self._host_weights_are_old = True
-            self._optimizer.ran()
+            self._optimizer.on_step()
         for tensor in flatten(outputs):
             tensor.backward = _no_backward  # type: ignore[method-assign]
         return outputs
@@ -148,6 +155,11 @@ class PoplarExecutor(Measures):
             optimizer = self._optimizer.attributes, self._optimizer.names_of_groups(self._model)
         device = self._machine.device
         return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
+
+    def _compiled(self) -> Program:
+        if self._program is None:
+            raise error("Model has not been compiled or has been destroyed.")
+        return self._program
 
     def isCompiled(self) -> bool:
         """Whether there is an executable."""
@@ -222,7 +234,7 @@ class PoplarExecutor(Measures):
         self._machine.attach(self, self._num_ipus, self._options.ipu_id if self._options.exists("ipu_id") else None)
         self.copyWeightsToDevice()
         if self._optimizer is not None:
-            self._optimizer.attached()
+            self._optimizer.on_attach()
         if self._pending_rng_state is not None:
             program.rng_state = _state_of(self._pending_rng_state)
             self._pending_rng_state = None
@@ -296,6 +308,53 @@ class PoplarExecutor(Measures):
         self._optimizer.set(optimizer, self._options, self._program)
         if self.isAttachedToDevice():
             self._optimizer.write_state()
+
+    # -------------------------------------------------------------------------------- measures
+
+    def simulation_report(self) -> SimulationReport:
+        """Per IPU: memory, FLOPs, bytes that cross to others, and the timetable. Not a method of PopTorch's."""
+        return Measures(self._compiled(), self._options).report()
+
+    def getTensorNames(self) -> List[str]:
+        """The names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
+        assert self._program is not None, "Model must be compiled before calling getTensorNames"
+        return self._program.tensor_names()
+
+    def getAnchoredTensor(self, short_name: str) -> Tensor:
+        """An anchored tensor of the last call. Raises AssertionError if none has this name."""
+        anchored = self._program.anchored if self._program is not None else {}
+        assert short_name in anchored, f"No tensor with name {short_name} found."
+        return anchored[short_name]
+
+    def cycleCount(self) -> int:
+        """Cycles of the pipeline in the last call, where an IPU counts those of its clock."""
+        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
+            raise error("Cycle count logging is disabled. Please set option logCycleCount to True to enable.")
+        if not self._has_run:
+            raise error("Please run the model at least once before obtaining cycle count.")
+        return Measures(self._compiled(), self._options).cycles()
+
+    def getPerfCounters(self) -> Counters:
+        """When inputs entered and outputs left in the last call, in cycles of the pipeline (see counters.py)."""
+        if self._program is None or not self._has_run:
+            return NOTHING
+        return Measures(self._program, self._options).counters()
+
+    def getHostIpuLatency(self) -> Latency:
+        """Zero: transfers take no cycle here."""
+        return latency(self.getPerfCounters(), "input", "input_complete")
+
+    def getComputeLatency(self) -> Latency:
+        """Minimum, maximum and mean cycles from a complete input to its output."""
+        return latency(self.getPerfCounters(), "input_complete", "output")
+
+    def getIpuHostLatency(self) -> Latency:
+        """Zero: transfers take no cycle here."""
+        return latency(self.getPerfCounters(), "output", "output_complete")
+
+    def getLatency(self) -> Latency:
+        """Minimum, maximum and mean cycles from an input to its complete output."""
+        return latency(self.getPerfCounters(), "input", "output_complete")
 
     # -------------------------------------------------------------------------------- random state
 

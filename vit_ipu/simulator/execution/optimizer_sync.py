@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import nn
+from typing_extensions import Protocol
 
 from vit_ipu.simulator.enums import MeanReductionStrategy
 from vit_ipu.simulator.execution.program import Program
@@ -15,14 +16,19 @@ from vit_ipu.simulator.optim import Optimizer
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.updates.attributes import Attributes, AttributeTracker
 
-if TYPE_CHECKING:
-    from vit_ipu.simulator.execution.executor import PoplarExecutor
+
+class WeightsHost(Protocol):
+    """The executor, as far as its optimizer asks it for weights and for the compiled program."""
+
+    def copyWeightsToHostIfNeeded(self) -> bool: ...
+
+    def _compiled(self) -> Program: ...
 
 
-class OptimizerLink:
+class OptimizerSync:
     """Keeps the optimizer that the user holds and the one on the IPUs in step."""
 
-    def __init__(self, executor: PoplarExecutor) -> None:
+    def __init__(self, executor: WeightsHost) -> None:
         self._executor = executor
         self._tracker = AttributeTracker()
         self.optimizer: Optional[torch.optim.Optimizer] = None
@@ -31,6 +37,8 @@ class OptimizerLink:
     def set(self, optimizer: torch.optim.Optimizer, options: Options, program: Optional[Program]) -> None:
         """Takes the optimizer and its attributes. Raises Error if the compiled program cannot follow."""
         attributes = Attributes(optimizer, options, self._tracker)
+        if attributes.automatic_loss_scaling and isinstance(optimizer, Optimizer):
+            optimizer.variable_attrs.markAsVariable("loss_scaling")  # type: ignore[attr-defined]
         if program is not None and program.updater is not None:
             attributes.check_replaces(program.updater.attributes)
         _set_reduction_strategy(attributes, options, is_compiled=program is not None)
@@ -50,12 +58,12 @@ class OptimizerLink:
         self.read_state()
         return self.optimizer.get_state_dict()
 
-    def ran(self) -> None:
+    def on_step(self) -> None:
         """The IPUs have updated the state: the host's is old."""
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.host_state_is_dirty = True
 
-    def attached(self) -> None:
+    def on_attach(self) -> None:
         """The IPUs are new: they get the host's state, if it has one."""
         if not isinstance(self.optimizer, Optimizer):
             return
@@ -111,7 +119,7 @@ class OptimizerLink:
         self.optimizer.ipu_state_is_dirty = False
 
 
-def _state_dict_of(link: OptimizerLink) -> Dict[str, Any]:
+def _state_dict_of(link: OptimizerSync) -> Dict[str, Any]:
     return link.state_dict()
 
 

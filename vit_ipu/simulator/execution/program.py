@@ -11,25 +11,26 @@ numerics they are float16 (half_ops.py).
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vit_ipu.simulator import context
+from vit_ipu.simulator import context, instances
+from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic, undispatched
 from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
 from vit_ipu.simulator.arithmetic.mode import chosen
 from vit_ipu.simulator.cost.counters import Call
+from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.execution.anchors import GRADIENT, UPDATED, Anchors
 from vit_ipu.simulator.execution.batch_norm import FixedStatistics, updates_statistics
-from vit_ipu.simulator.execution.outputs import joined
 from vit_ipu.simulator.execution.replicas import Grouping, Groupings, Replicas
-from vit_ipu.simulator.installation.standins import popart, popdist
 from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
+from vit_ipu.simulator.options.output_modes import joined
 from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
 from vit_ipu.simulator.tracing.device_names import DeviceNames
 from vit_ipu.simulator.tracing.host_state import as_before
@@ -38,9 +39,17 @@ from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Gradients, Reduction
 from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.updates.updater import Updater
-from vit_ipu.simulator.weights import Weights, borrowed, in_modes
+from vit_ipu.simulator.weights import Weights, in_modes, swapped_weights
 
 _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
+
+
+class _Training(NamedTuple):
+    """What a program has beyond inference."""
+
+    loss: LossId
+    gradients: Gradients
+    updater: Updater
 
 
 class Program:
@@ -71,24 +80,30 @@ class Program:
         self.weights = Weights.of(model).map(lambda tensor: self._to_device(tensor, copy=True))
         own_buffers = trace.mutates_buffers and not options.broadcast_buffers
         self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
-        self._final_loss: Optional[LossId] = trace.final_loss() if trace.is_training else None
-        self.updater: Optional[Updater] = None
-        if optimizer is not None:
-            self._prepare_updates(*optimizer)
+        self._training = self._new_training(*optimizer) if optimizer is not None else None
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
         self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state, self._replicas)
         self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
         self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
 
-    def _prepare_updates(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> None:
-        reduction, rounding = Reduction.of(self._options), self._half.rounding if self._half is not None else None
+    def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> _Training:
+        loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
+        rounding = self._half.rounding if self._half is not None else None
         loss_scale = None
         if attributes.automatic_loss_scaling:
             trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
             loss_scale = AutomaticLossScale({name for name, weight in trained if weight.dtype == torch.float16})
         weights = self.weights.parameters
-        self._gradients = Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale)
-        self.updater = Updater(attributes, weights, names, reduction, rounding, loss_scale)
+        return _Training(
+            loss,
+            Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale),
+            Updater(attributes, weights, names, reduction, rounding, loss_scale),
+        )
+
+    @property
+    def updater(self) -> Optional[Updater]:
+        """What updates the weights; None in inference."""
+        return None if self._training is None else self._training.updater
 
     @property
     def rounds(self) -> int:
@@ -172,15 +187,15 @@ class Program:
             for iteration in range(self._iterations):
                 first = iteration * self._accumulation * self._replicas
                 indices = range(first, first + self._accumulation * self._replicas)
-                if self._trace.is_training:
-                    collected += self._update_weights(arguments, tensors, indices)
+                if self._training is not None:
+                    collected += self._update_weights(self._training, arguments, tensors, indices)
                 else:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
         self._anchors.end_call()
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
         outputs = [joined(values, self._replicas, mode, period) for values in zip(*collected)]
-        dtypes = [context.in_32_bits(dtype) for dtype in self._output_dtypes]  # _poplar_executor.py:865-874
+        dtypes = [in_32_bits(dtype) for dtype in self._output_dtypes]  # _poplar_executor.py:865-874
         return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
 
     def _synthetic(self, tensor: Tensor) -> Tensor:
@@ -192,24 +207,23 @@ class Program:
         return torch.zeros_like(tensor)
 
     def _update_weights(
-        self, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
+        self, training: _Training, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
     ) -> List[List[Tensor]]:
-        assert self.updater is not None
-        collected = []
+        updater, collected = training.updater, []
         for number, index in enumerate(indices):
             outputs, loss = self._forward(arguments, tensors, index)
             assert loss is not None
             if loss.requires_grad:  # not if all weights are frozen
-                loss.backward(torch.full_like(loss, self.updater.loss_scale))  # type: ignore[no-untyped-call]
+                loss.backward(torch.full_like(loss, updater.loss_scale))  # type: ignore[no-untyped-call]
             with undispatched():
                 self._by_replica.gather_gradients()
-                self._gradients.take(number)
+                training.gradients.take(number)
             collected.append(outputs)
         with undispatched():
-            gradients = self._gradients.reduced()
-            self._anchors.before_update(self.updater.loss_scale)
+            gradients = training.gradients.reduced()
+            self._anchors.before_update(updater.loss_scale)
             processes, mean = int(self._options.Distributed.numProcesses), Reduction.of(self._options).is_mean
-            self.updater.step(popdist.reduce_gradients(gradients, processes=processes, mean=mean))
+            updater.step(instances.reduce_gradients(gradients, processes=processes, mean=mean))
             self._anchors.after_update()
         return collected
 
@@ -223,21 +237,21 @@ class Program:
         losses: List[Tensor] = []
         with ExitStack() as stack:
             if self._by_replica.differ:
-                stack.enter_context(borrowed(self._model, self._by_replica.weights_of(replica)))
-            stack.enter_context(context.running(losses))
+                stack.enter_context(swapped_weights(self._model, self._by_replica.weights_of(replica)))
+            stack.enter_context(context.during(context.Session(on_ipu=True, on_loss=losses.append)))
             if self._trace.host_changes:
                 stack.enter_context(as_before(self._trace.host_changes))
             if self._trace.names_devices:
                 stack.enter_context(DeviceNames(self._device))
-            if self._final_loss is not None and self._final_loss.of_function:
+            if self._training is not None and self._training.loss.of_function:
                 losses = stack.enter_context(LossCatcher()).losses
             result = self._model(*micro.args, **micro.kwargs)
         outputs = [tensor.detach() for tensor in flatten(result)]
-        return outputs, None if self._final_loss is None else losses[self._final_loss.number]
+        return outputs, None if self._training is None else losses[self._training.loss.number]
 
     def _same_weights(self) -> ContextManager[None]:
         """The weights of all replicas for a whole call, if they are the same."""
-        return nullcontext() if self._by_replica.differ else borrowed(self._model, self.weights)
+        return nullcontext() if self._by_replica.differ else swapped_weights(self._model, self.weights)
 
     def _part_of_input(self, index: int) -> Tuple[int, int]:
         """Which part of an input a micro-batch reads, and the number of parts: a group of replicas reads the same."""

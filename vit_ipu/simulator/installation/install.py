@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Optional
 
 from vit_ipu.simulator import logs, machine
 from vit_ipu.simulator.arithmetic.mode import numerics as set_numerics
+from vit_ipu.simulator.face import is_simulated, register_installer
 from vit_ipu.simulator.installation.torch_compat import restore_removed
 
 SHIMS = Path(__file__).parent / "child_path"
@@ -75,12 +76,19 @@ def install(
         _add_modules(_STANDINS)
     if _is_missing("horovod"):
         _add_modules(_STANDINS_OF_MISSING)
+    register_installer(install_if_missing)
     return sys.modules["poptorch"]
+
+
+def install_if_missing(num_ipus: int, device: str, hardware: bool) -> None:
+    """Installs the simulator in a process that another one has started, unless it is installed already."""
+    if not installed():
+        install(num_ipus, device=device, hardware=hardware)
 
 
 def installed() -> bool:
     """Whether `import poptorch` gives the simulator."""
-    return _is_simulated("poptorch")
+    return is_simulated("poptorch")
 
 
 def install_in_children(num_ipus: int, *, device: str, hardware: bool, numerics: str) -> None:
@@ -90,7 +98,7 @@ def install_in_children(num_ipus: int, *, device: str, hardware: bool, numerics:
     """
     settings = {"num_ipus": num_ipus, "device": device, "hardware": hardware, "numerics": numerics}
     os.environ[_ENVIRONMENT] = json.dumps(settings)
-    shims = [str(SHIMS)] + ([str(_SHIMS_OF_MISSING)] if _is_simulated("horovod") else [])
+    shims = [str(SHIMS)] + ([str(_SHIMS_OF_MISSING)] if is_simulated("horovod") else [])
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry not in shims]
     os.environ["PYTHONPATH"] = os.pathsep.join(shims + given)
     sys.path[1:1] = [shim for shim in shims if shim not in sys.path]
@@ -106,10 +114,6 @@ def install_from_environment() -> None:
 
 
 # ------------------------------------------------------------------------------------- the modules
-
-
-def _is_simulated(name: str) -> bool:
-    return bool(getattr(sys.modules.get(name), "__simulated__", False))
 
 
 def _is_missing(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Iterator, Optional, Tuple
 
 import torch.multiprocessing
 
+from vit_ipu.simulator import face
 from vit_ipu.simulator.enums import SharingStrategy
 from vit_ipu.simulator.errors import error
 from vit_ipu.simulator.loading.ring import RingMemory, RingReader
@@ -26,6 +27,18 @@ GRACE_S = 10.0
 
 _POLL_S = 1e-4
 _START_METHODS = {SharingStrategy.Fork: "fork", SharingStrategy.ForkServer: "forkserver"}
+
+
+class CombinedLoader:
+    """What an accessor asks of a poptorch.DataLoader, which derives from this because it holds accessors itself."""
+
+    _accessor: Optional[AsynchronousDataAccessor]
+    drop_last: bool
+    batch_sampler_is_custom: bool
+
+    @property
+    def combinedBatchSize(self) -> Optional[int]:
+        raise NotImplementedError
 
 
 class AsynchronousDataAccessor:
@@ -78,9 +91,7 @@ class AsynchronousDataAccessor:
 
 
 def _check_dataset(dataset: Any, rebatched_size: Optional[int]) -> None:
-    from vit_ipu.simulator.loading.data_loader import DataLoader
-
-    if isinstance(dataset, DataLoader):
+    if isinstance(dataset, CombinedLoader):
         if dataset._accessor is not None:
             raise error(
                 "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one or "
@@ -201,7 +212,8 @@ def _start(
     logger.debug("AsynchronousDataAccessor parent process: %d", os.getpid())
     memory, memory_of_worker = context.Pipe(duplex=False)
     commands_of_worker, commands = context.Pipe(duplex=False)
-    installation = Installation() if method != "fork" and _installed() else None
+    installer = face.installer() if method != "fork" else None
+    installation = None if installer is None else Installation(installer)
     process = context.Process(
         target=serve, args=(installation, dataset, settings, memory_of_worker, commands_of_worker)
     )
@@ -211,12 +223,6 @@ def _start(
         memory_of_worker.close()
         commands_of_worker.close()
     return process, memory, commands
-
-
-def _installed() -> bool:
-    from vit_ipu.simulator import installed
-
-    return installed()
 
 
 def _end(process: BaseProcess, commands: Connection) -> None:

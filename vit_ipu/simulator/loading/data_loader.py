@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from vit_ipu.simulator.enums import DataLoaderMode
 from vit_ipu.simulator.errors import error
-from vit_ipu.simulator.loading.accessor import AsynchronousDataAccessor
+from vit_ipu.simulator.loading.accessor import AsynchronousDataAccessor, CombinedLoader
 from vit_ipu.simulator.loading.partition import SubDataset
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten, rebuild
@@ -18,7 +18,7 @@ from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.tracing.arguments import micro_batches_of_input
 
 
-class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
+class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[type-arg]
     """A torch DataLoader whose batches hold batch_size x D x G x R samples; it freezes the options.
 
     In the Async modes an AsynchronousDataAccessor reads ahead, see there for the tensors that it yields. Of a

@@ -13,12 +13,13 @@ import signal
 from dataclasses import dataclass
 from multiprocessing import forkserver, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
 
 from torch import Tensor
 
 from vit_ipu.simulator import machine
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.face import Installer
 from vit_ipu.simulator.loading.ring import RingMemory, RingWriter
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten, rebuild
@@ -60,21 +61,16 @@ class Installation:
     It stands before the dataset, whose module may import poptorch.
     """
 
-    def __reduce__(self) -> Tuple[Callable[..., Installation], Tuple[int, str, bool]]:
-        here = machine.machine
-        return _install, (here.num_ipus, str(here.device), here.hardware)
+    def __init__(self, installer: Installer) -> None:
+        self._installer = installer
 
-
-def _install(num_ipus: int, device: str, hardware: bool) -> Installation:
-    from vit_ipu.simulator import install, installed
-
-    if not installed():
-        install(num_ipus, device=device, hardware=hardware)
-    return Installation()
+    def __reduce__(self) -> Tuple[Installer, Tuple[int, str, bool]]:
+        here = machine.current
+        return self._installer, (here.num_ipus, str(here.device), here.hardware)
 
 
 def serve(
-    installation: Optional[Installation],
+    installation: Any,
     dataset: Any,
     settings: WorkerSettings,
     memory: Connection,

@@ -23,21 +23,21 @@ class Block(nn.Module):
     @staticmethod
     def useAutoId() -> None:
         """Numbers the blocks without an ID from 0, in the order in which they begin."""
-        if context.stage_manager is not None:
-            context.stage_manager.resetAutoId()
+        if context.current.stage_manager is not None:
+            context.current.stage_manager.resetAutoId()
 
     @staticmethod
     def start(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> None:
         """Begins a block that lasts until the next begins."""
-        if context.stage_manager is not None:
-            context.stage_manager.beginStage(user_id, ipu_id)
+        if context.current.stage_manager is not None:
+            context.current.stage_manager.beginStage(user_id, ipu_id)
 
     def __enter__(self) -> None:
         Block.start(self._user_id, self._ipu_id)
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        if context.trace is not None:
-            context.trace.end_block()
+        if context.current.trace is not None:
+            context.current.trace.end_block()
 
 
 class LegacyBeginBlockFn(nn.Module):
@@ -70,11 +70,11 @@ class _BlockHook:
 
 def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> Optional[str]:
     """Begins a block; the ID that it has from now on, which is a number if it had none."""
-    if context.stage_manager is None:
+    if context.current.stage_manager is None:
         return user_id
     if user_id is None:
-        user_id = context.stage_manager.nextAutoId()
-    context.stage_manager.beginStage(user_id, ipu_id)
+        user_id = context.current.stage_manager.nextAutoId()
+    context.current.stage_manager.beginStage(user_id, ipu_id)
     return user_id
 
 

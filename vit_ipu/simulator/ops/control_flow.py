@@ -33,9 +33,9 @@ def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List
             )
     _check_count(count)
     carried = [tensor.clone() for tensor in inputs]  # the body may change its inputs in place
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         return as_list(body(*carried))
-    if context.trace is not None:
+    if context.current.trace is not None:
         return _traced_loop(body, carried)
     for _ in range(count):
         carried = [tensor.clone() for tensor in as_list(body(*carried))]
@@ -55,7 +55,7 @@ def _check_count(count: int) -> None:
 def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
     expected = [(tensor.shape, tensor.dtype) for tensor in inputs]
     outputs = as_list(body(*inputs))
-    if context.trace is not None and context.trace.is_training:
+    if context.current.trace is not None and context.current.trace.is_training:
         raise cpp_error("poptorch.for_loop() is only supported in inference.")
     if len(outputs) != len(inputs):
         raise cpp_error(
@@ -63,7 +63,7 @@ def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]
             f"{len(outputs)}"
         )
     for index, (output, (shape, dtype)) in enumerate(zip(outputs, expected)):
-        if output.shape != shape or context.device_dtype(output.dtype) != context.device_dtype(dtype):
+        if output.shape != shape or context.current.device_dtype(output.dtype) != context.current.device_dtype(dtype):
             raise cpp_error(
                 f"poptorch.for_loop: output {index} of the body is {output.dtype} of shape {list(output.shape)}, but "
                 f"its input is {dtype} of shape {list(shape)}"
@@ -86,13 +86,13 @@ def cond(
         raise ValueError(
             "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
         )
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         return as_list(then_body(*then_inps) if condition else else_body(*else_inps))
-    if context.trace is None:
+    if context.current.trace is None:
         return as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
     outputs = as_list(then_body(*_clones(then_inps)))
     other_outputs = as_list(else_body(*_clones(else_inps)))
-    if context.trace.is_training:
+    if context.current.trace.is_training:
         raise cpp_error("poptorch.cond() is only supported in inference.")
     _check_branches(outputs, other_outputs)
     return other_outputs
@@ -115,7 +115,9 @@ def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) 
                 f"poptorch.cond is not simulated where PopTorch reshapes then_body's outputs: {list(output.shape)} to "
                 f"{list(other.shape)}"
             )
-        if output.shape != other.shape or context.device_dtype(output.dtype) != context.device_dtype(other.dtype):
+        if output.shape != other.shape or context.current.device_dtype(output.dtype) != context.current.device_dtype(
+            other.dtype
+        ):
             raise cpp_error(
                 f"poptorch.cond: output {index} is {output.dtype} of shape {list(output.shape)} from then_body, but "
                 f"{other.dtype} of shape {list(other.shape)} from else_body"

@@ -52,10 +52,10 @@ def ctc_beam_search_decoder(
     if probs.dim() != 3:
         raise cpp_error("Incorrect shape for first input to CTC beam search decoder.")
     time, batch, classes = probs.shape
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         return [torch.zeros(batch, top_paths), torch.zeros(batch, top_paths), torch.zeros(batch, top_paths, time)]
-    if context.trace is not None:
-        if context.trace.is_training:
+    if context.current.trace is not None:
+        if context.current.trace.is_training:
             raise NotImplementedError("poptorch.ctc_beam_search_decoder in training is not simulated")
         if not 0 < top_paths <= beam_width:
             raise cpp_error(f"top_paths ({top_paths}) must be between 1 and beam_width ({beam_width})")
@@ -64,7 +64,7 @@ def ctc_beam_search_decoder(
     score = probs.new_full((batch, top_paths), math.inf)
     length = torch.zeros(batch, top_paths, dtype=torch.int32)
     labels = torch.full((batch, top_paths, time), blank, dtype=torch.int32)
-    if context.trace is None:
+    if context.current.trace is None:
         paths = _best_paths(probs, lengths, blank, beam_width, top_paths)
         for sample, path, (sequence, log_probability) in paths:
             score[sample, path] = -log_probability

@@ -38,12 +38,12 @@ class CPU:
 
     def __call__(self, *input: Tensor, **kwargs: Any) -> Any:
         """What the function returns for these tensors: one of them, or a list; named arguments are not passed on."""
-        if context.trace is not None and context.trace.is_training:
+        if context.current.trace is not None and context.current.trace.is_training:
             raise NotImplementedError(
                 f"poptorch.CPU in training is not simulated (the CPU op {self._ID!r}): PopTorch has CPU ops in "
                 "inference only"
             )
-        result = self._on_host(input) if context.on_ipu else self._layer_to_call(*input)
+        result = self._on_host(input) if context.current.on_ipu else self._layer_to_call(*input)
         outputs = as_list(result)
         self.in_shapes = [tensor.shape for tensor in input]
         self.out_shapes = [tensor.shape for tensor in outputs]
@@ -51,7 +51,7 @@ class CPU:
 
     def _on_host(self, inputs: Sequence[Tensor]) -> Any:
         """The function's outputs, on the inputs' device; while a model is traced it is called with zeros."""
-        is_traced = context.trace is not None
+        is_traced = context.current.trace is not None
         with context.on_host():
             device = inputs[0].device if inputs else torch.device("meta" if is_traced else "cpu")
             copies = [torch.zeros(t.shape, dtype=t.dtype) if is_traced else t.detach().cpu().clone() for t in inputs]
@@ -75,7 +75,7 @@ def custom_op(
     """
     for key, value in (attributes or {}).items():
         _check_attribute(key, value)
-    if context.on_ipu:
+    if context.current.on_ipu:
         raise NotImplementedError(f"poptorch.custom_op is not simulated (the custom op {name!r} of domain {domain!r})")
     return [torch.zeros_like(output, requires_grad=output.requires_grad) for output in example_outputs]
 

@@ -19,7 +19,7 @@ def identity_loss(x: Tensor, reduction: str) -> Tensor:
     """Marks `x`, reduced by "sum", "mean" or "none", as the loss to differentiate."""
     assert reduction in ("sum", "mean", "none"), "Unsupported reduction type!"
     loss = x.sum() if reduction == "sum" else x.mean() if reduction == "mean" else x.clone()
-    context.mark_loss(loss)
+    context.current.mark_loss(loss)
     return loss
 
 
@@ -37,8 +37,8 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError("All inputs must be tensors")
     kept: List[Tensor] = [tensor.view_as(tensor) for tensor in tensors]
-    if context.trace is not None:
-        context.trace.checkpoint(kept)
+    if context.current.trace is not None:
+        context.current.trace.checkpoint(kept)
     return kept[0] if len(kept) == 1 else tuple(kept)
 
 
@@ -47,7 +47,7 @@ def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> 
     if not isinstance(tensor, Tensor):
         raise error(f"You may only set available memory for torch.tensor values. {type(tensor)} is not supported.")
     proportion = float(available_memory_proportion)
-    if context.trace is not None and not 0.0 < proportion <= 1.0:
+    if context.current.trace is not None and not 0.0 < proportion <= 1.0:
         raise error("availableMemoryProportion must be in (0,1]", "popart_exception")
     return tensor.view_as(tensor)
 
@@ -63,7 +63,7 @@ def serializedMatMul(
     assert isinstance(factor, int)
     assert isinstance(mode, MatMulSerializationMode)
     product = torch.matmul(lhs, rhs)
-    if context.trace is not None and mode != MatMulSerializationMode.Disabled:
+    if context.current.trace is not None and mode != MatMulSerializationMode.Disabled:
         _check_factor(lhs, rhs, mode, factor)
     return product
 

@@ -100,7 +100,7 @@ class MultiConv:
         return self
 
     def __enter__(self) -> None:
-        if context.trace is None:
+        if context.current.trace is None:
             return
         if _Convolutions.entered is not None:
             raise cpp_error("Nested poptorch.MultiConv is not supported.")

@@ -36,7 +36,7 @@ def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = Fa
     _check_on_ipu("fps")
     _check_points(src, ptr, ratio)
     counts = [math.ceil((end - begin) * ratio) for begin, end in zip(ptr, ptr[1:])]
-    if context.trace is not None:
+    if context.current.trace is not None:
         return torch.empty(sum(counts), dtype=torch.int32)
     taken: List[Tensor] = []
     for begin, end, count in zip(ptr, ptr[1:], counts):
@@ -130,5 +130,5 @@ def _set_apart(x: Tensor, y: Tensor, samples_x: Tensor, samples_y: Tensor) -> An
 
 
 def _check_on_ipu(name: str) -> None:
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         raise NotImplementedError(f"Could not run 'poptorch::{name}' with arguments from the 'CPU' backend.")

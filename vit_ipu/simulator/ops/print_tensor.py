@@ -66,7 +66,7 @@ def ipu_print_tensor(
         close_bracket[:1],
     )
     passed = tensor.view_as(tensor)
-    if context.on_ipu and context.trace is None:
+    if context.current.on_ipu and context.current.trace is None:
         _print(title or "PrintTensor", tensor, style)
         if print_gradient and passed.requires_grad:
             name = (title or "PrintTensor") + "_gradient"

@@ -27,7 +27,7 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
         raise error("Size must be an integer.")
     if not isinstance(step, int):
         raise error("Step must be an integer.")
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         first = _start_on_host(start)
         return tensor[(slice(None),) * (dim % tensor.dim()) + (slice(first, first + size, step),)]
     _check_size(size)
@@ -57,10 +57,10 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
         raise error("Size must be an integer.")
     if input.dim() != src.dim():
         raise error(f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})")
-    dtype, src_dtype = context.device_dtype(input.dtype), context.device_dtype(src.dtype)
+    dtype, src_dtype = context.current.device_dtype(input.dtype), context.current.device_dtype(src.dtype)
     if dtype != src_dtype:
         raise error(f"input and src tensor must have same dtype. ({dtype} vs {src_dtype})")
-    if not context.on_ipu:
+    if not context.current.on_ipu:
         first = _start_on_host(start)
         return torch.slice_scatter(input, src, dim, first, first + size)
     _check_size(size)

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from vit_ipu.simulator import enums
-from vit_ipu.simulator.installation.standins import popart
+from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.options.groups import (
     _DistributedOptions,

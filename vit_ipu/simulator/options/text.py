@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from vit_ipu.simulator import enums
+from vit_ipu.simulator import enums, face
 from vit_ipu.simulator.errors import ConfigFileError
 
 
@@ -30,13 +30,11 @@ def run_lines(options: Any, filepath: str) -> None:
 
     Raises ConfigFileError for what is not Python.
     """
-    from vit_ipu import simulator
-
     with open(filepath) as file:
         lines = [line.strip() for line in file]
     code = "\n".join("options." + line for line in lines if line and not line.startswith("#"))
     try:
-        exec(code, {}, {"poptorch": simulator, "options": options})
+        exec(code, {}, {"poptorch": face.module(), "options": options})
     except SyntaxError as error:
         raise ConfigFileError(
             f"{type(error).__name__} at line {error.lineno} of {os.path.basename(filepath)}: {error.args[0]}\n> "

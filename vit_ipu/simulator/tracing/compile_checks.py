@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Iterable, Optional
 
+from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.enums import ConnectionType, OutputMode
 from vit_ipu.simulator.errors import cpp_error, error
-from vit_ipu.simulator.installation.standins import popart
 from vit_ipu.simulator.machine import round_up_num_ipus
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.session_options import validate
@@ -21,7 +21,7 @@ _BROADCAST_BUFFERS = (
 )
 
 
-def prepared(options: Optional[Options], training: bool) -> Options:
+def clone_for_executor(options: Optional[Options], training: bool) -> Options:
     """The user's options are frozen; the executor has a clone with an output mode picked."""
     if options is None:
         options = Options()

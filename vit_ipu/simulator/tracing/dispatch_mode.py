@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.tracing.flops import flops_of
-from vit_ipu.simulator.tracing.graph import Kind, Operation, Recording, Value
+from vit_ipu.simulator.tracing.graph import Graph, Kind, Operation, Value
 from vit_ipu.simulator.tracing.op_table import Verdict, takes_whole, verdict
 
 _ITEM = (
@@ -62,14 +62,14 @@ _MASK_TYPES = (torch.bool, torch.uint8)
 _UNSUPPORTED_TYPES = (torch.bfloat16, torch.complex32, torch.complex64, torch.complex128)
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`place` gives stage and IPU of the block that is active, or raises Error if none is."""
 
-    def __init__(self, recording: Recording, place: Callable[[], Tuple[int, int]]) -> None:
+    def __init__(self, graph: Graph, place: Callable[[], Tuple[int, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.function = ""
         """The function of torch that the model has called."""
-        self._recording, self._place = recording, place
+        self._graph, self._place = graph, place
         self._unsupported: Set[str] = set()
 
     def __torch_dispatch__(
@@ -89,28 +89,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in made:
             check_type(tensor)
             if name == "aten::lift_fresh":  # torch.tensor(...)
-                self._recording.add(tensor, Kind.CONSTANT)
+                self._graph.add(tensor, Kind.CONSTANT)
         if made and name not in _NOT_RECORDED:
             self._record(func, args, read, result, made)
         return result
 
     def _record(self, func: Any, args: Tuple[Any, ...], read: List[Tensor], result: Any, made: List[Tensor]) -> None:
-        recording, name = self._recording, func._schema.name
-        inputs = [recording.add(tensor, Kind.ACTIVATION) for tensor in read]  # of a CPU op, if it is not known
+        graph, name = self._graph, func._schema.name
+        inputs = [graph.add(tensor, Kind.ACTIVATION) for tensor in read]  # of a CPU op, if it is not known
         constant = all(value.kind == Kind.CONSTANT for value in inputs) and not _is_random(func)
-        outputs = [recording.add(tensor, Kind.CONSTANT if constant else Kind.ACTIVATION) for tensor in made]
+        outputs = [graph.add(tensor, Kind.CONSTANT if constant else Kind.ACTIVATION) for tensor in made]
         if constant:
             return
         for value in outputs:
             value.kind = Kind.ACTIVATION if value.kind == Kind.CONSTANT else value.kind
         self._check_supported(func, name, args)
         stage, ipu = self._place()
-        recording.operations.append(
+        graph.operations.append(
             Operation(
                 _full_name(func),
                 stage,
                 ipu,
-                recording.num_segments - 1,
+                graph.num_segments - 1,
                 _numbers(inputs),
                 _numbers(outputs),
                 flops_of(name, args, result),

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from torch import Tensor
 
-from vit_ipu.simulator.context import in_32_bits
+from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.tracing.flops import Flops
 
 
@@ -59,7 +59,7 @@ class Saved:
 
 
 @dataclass
-class Recording:
+class Graph:
     """All values and operations of a forward pass, in order, and what autograd keeps."""
 
     values: List[Value] = field(default_factory=list)

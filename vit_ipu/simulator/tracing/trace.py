@@ -1,13 +1,13 @@
 """What PopTorch learns of a model by tracing it: stages, IPUs, the loss, the outputs, and every operation.
 
 The model runs once on meta tensors, with its real shapes and dtypes, so that tracing costs no arithmetic. Rules
-that a forward pass can break are checked here and in `recorder`, those that options add in `checks`.
+that a forward pass can break are checked here and in `recording_mode`, those that options add in `checks`.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,15 @@ from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten
-from vit_ipu.simulator.ops.overlap import Overlaps
 from vit_ipu.simulator.options.strategies import StageManager
 from vit_ipu.simulator.tracing.arguments import Arguments
 from vit_ipu.simulator.tracing.device_names import DeviceNames
-from vit_ipu.simulator.tracing.dispatch_mode import Recorder, check_type
+from vit_ipu.simulator.tracing.dispatch_mode import RecordingMode, check_type
 from vit_ipu.simulator.tracing.functions import check_function, stand_in_for
-from vit_ipu.simulator.tracing.graph import Kind, Recording
+from vit_ipu.simulator.tracing.graph import Graph, Kind
 from vit_ipu.simulator.tracing.host_state import Change, HostState
-from vit_ipu.simulator.weights import Weights, borrowed
+from vit_ipu.simulator.tracing.overlaps import Overlaps
+from vit_ipu.simulator.weights import Weights, swapped_weights
 
 LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
     getattr(F, name)
@@ -48,14 +48,23 @@ class LossId(NamedTuple):
     number: int
 
 
+class _Loss(NamedTuple):
+    """A loss, and how many operations had been recorded when it was made."""
+
+    tensor: Tensor
+    made_at: int
+
+
 class Trace:
     """What one forward pass of the model did."""
 
     def __init__(self, is_training: bool) -> None:
         self.is_training = is_training
-        self.losses: List[Tensor] = _Positioned(self)  # marked by identity_loss
-        self.function_losses: List[Tensor] = _Positioned(self)  # returned by LOSS_FUNCTIONS
-        self.recording = Recording()
+        self._marked_losses: List[_Loss] = []
+        """Losses that identity_loss marked."""
+        self._function_losses: List[_Loss] = []
+        """Losses that a function of LOSS_FUNCTIONS returned."""
+        self.graph = Graph()
         self.parameters: Set[str] = set()
         self.stage_ipus = [0]
         """The IPU of each forward stage: blocks that follow each other on an IPU are one (CompilerImpl.cpp:478-495)."""
@@ -80,7 +89,7 @@ class Trace:
         self.uses_half = any(t.dtype == torch.float16 for t in weights.tensors() + inputs.tensors())
         self.overlaps.begin(inputs.tensors())
         self.parameters = set(weights.parameters)
-        _add_arguments(self.recording, weights, inputs)
+        _add_arguments(self.graph, weights, inputs)
 
     def begin_block(self, stage: int, ipu: int) -> None:
         if ipu != self.stage_ipus[-1]:
@@ -100,7 +109,7 @@ class Trace:
 
     def checkpoint(self, tensors: Sequence[Tensor]) -> None:
         """recomputationCheckpoint was called."""
-        self.recording.checkpoint(tensors, len(self.stage_ipus) - 1)
+        self.graph.checkpoint(tensors, len(self.stage_ipus) - 1)
 
     def operation(self, function: Callable[..., Any], arguments: Any, result: Any) -> None:
         """A function of torch has returned. It takes place even if it does nothing, as dropout with p = 0."""
@@ -109,7 +118,14 @@ class Trace:
         for tensor in flatten(result):
             self.uses_half |= tensor.dtype == torch.float16
         if function in LOSS_FUNCTIONS and isinstance(result, Tensor):
-            self.function_losses.append(result)
+            self._function_losses.append(self._loss(result))
+
+    def mark_loss(self, loss: Tensor) -> None:
+        """The model marks a loss by identity_loss."""
+        self._marked_losses.append(self._loss(loss))
+
+    def _loss(self, tensor: Tensor) -> _Loss:
+        return _Loss(tensor, len(self.graph.operations))
 
     @property
     def num_forward_stages(self) -> int:
@@ -122,37 +138,18 @@ class Trace:
 
     def final_loss(self) -> LossId:
         """The one loss that no other loss is computed from (RemoveSurplusIdentityLosses.cpp)."""
-        losses = [(LossId(False, i), loss) for i, loss in enumerate(self.losses)]
-        losses += [(LossId(True, i), loss) for i, loss in enumerate(self.function_losses)]
+        losses = {LossId(False, i): loss for i, loss in enumerate(self._marked_losses)}
+        losses.update({LossId(True, i): loss for i, loss in enumerate(self._function_losses)})
         if not losses:
             raise cpp_error("Couldn't find a loss in graph!")
-        made = {loss_id: self._position_of(loss_id) for loss_id, _ in losses}
-        others = [(loss, made[loss_id]) for loss_id, loss in losses]
-        final = [loss_id for loss_id, loss in losses if not self.recording.leads_to(loss, made[loss_id], others)]
+        others = list(losses.values())
+        final = [loss_id for loss_id, (loss, made) in losses.items() if not self.graph.leads_to(loss, made, others)]
         if len(final) != 1:
             raise cpp_error(
                 "Multiple independent losses found in graph. Graph must have one final loss. Wrap final graph loss in "
                 "poptorch.identity_loss."
             )
         return final[0]
-
-    def _position_of(self, loss_id: LossId) -> int:
-        losses = self.function_losses if loss_id.of_function else self.losses
-        assert isinstance(losses, _Positioned)
-        return losses.positions[loss_id.number]
-
-
-class _Positioned(List[Tensor]):
-    """Losses, and how many operations had been recorded when each was appended."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self._trace = trace
-        self.positions: List[int] = []
-
-    def append(self, loss: Tensor) -> None:
-        super().append(loss)
-        self.positions.append(len(self._trace.recording.operations))
 
 
 def trace_model(
@@ -170,8 +167,8 @@ def trace_model(
         meta = weights.map(_meta_like)
         inputs = arguments.with_tensors([_meta_like(tensor) for tensor in arguments.tensors()])
         trace.begin(meta, inputs)
-        stack.enter_context(borrowed(model, meta))
-        stack.enter_context(context.tracing(trace, manager))
+        stack.enter_context(swapped_weights(model, meta))
+        stack.enter_context(_session_of(trace, manager))
         state = HostState(model)
         _run_model(model, inputs, trace, meta)
         trace.host_changes = state.changes()
@@ -179,20 +176,32 @@ def trace_model(
     return trace
 
 
+@contextmanager
+def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
+    """Reports to `trace` what the model says of blocks, losses and tensors."""
+    manager.on_begin = trace.begin_block
+    session = context.Session(on_ipu=True, trace=trace, stage_manager=manager, on_loss=trace.mark_loss)
+    try:
+        with context.during(session):
+            yield
+    finally:
+        manager.on_begin = None
+
+
 def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights) -> None:
     """Runs `model` under all that watches it."""
-    recorder, names = Recorder(trace.recording, trace.place), DeviceNames(torch.device("meta"))
+    recording_mode, names = RecordingMode(trace.graph, trace.place), DeviceNames(torch.device("meta"))
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         stack.enter_context(context.unvalidated_distributions())
         stack.enter_context(saved_tensors_hooks(_saver(trace), lambda tensor: tensor))
-        stack.enter_context(recorder)
-        stack.enter_context(_Functions(trace, recorder, weights))
+        stack.enter_context(recording_mode)
+        stack.enter_context(_Functions(trace, recording_mode, weights))
         stack.enter_context(MixedFormats())
         stack.enter_context(names)
         trace.outputs = model(*inputs.args, **inputs.kwargs)
-    recorder.raise_if_unsupported()
-    trace.recording.note_outputs(flatten(trace.outputs))
+    recording_mode.raise_if_unsupported()
+    trace.graph.note_outputs(flatten(trace.outputs))
     trace.names_devices = names.used
 
 
@@ -212,18 +221,18 @@ def _check_inputs(arguments: Arguments) -> None:
             )
 
 
-def _add_arguments(recording: Recording, weights: Weights, inputs: Arguments) -> None:
+def _add_arguments(graph: Graph, weights: Weights, inputs: Arguments) -> None:
     """PopART has no variables of integers: a buffer of them is a constant (JitDispatch.cpp, addParameter)."""
     for name, tensor in weights.items():
         check_type(tensor)
-        recording.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
+        graph.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
     for tensor in inputs.tensors():
-        recording.add(tensor, Kind.INPUT)
+        graph.add(tensor, Kind.INPUT)
 
 
 def _saver(trace: Trace) -> Callable[[Tensor], Tensor]:
     def save(tensor: Tensor) -> Tensor:
-        trace.recording.save(tensor, len(trace.stage_ipus) - 1)
+        trace.graph.save(tensor, len(trace.stage_ipus) - 1)
         return tensor.detach()  # an output that its own graph kept would never be freed
 
     return save
@@ -246,11 +255,11 @@ class LossCatcher(TorchFunctionMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Tells a trace and a recorder which function of torch the model calls, and on which IPU it uses a weight."""
+    """Tells the trace which function of torch the model calls, and on which IPU the model uses a weight."""
 
-    def __init__(self, trace: Trace, recorder: Recorder, weights: Weights) -> None:
+    def __init__(self, trace: Trace, recording_mode: RecordingMode, weights: Weights) -> None:
         super().__init__()
-        self._trace, self._recorder = trace, recorder
+        self._trace, self._recording_mode = trace, recording_mode
         self._weights = {id(tensor): name for name, tensor in weights.items() if tensor.is_floating_point()}
 
     def __torch_function__(
@@ -260,9 +269,9 @@ class _Functions(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
         check_function(func, args, kwargs)
-        self._recorder.function = getattr(func, "__name__", "")
+        self._recording_mode.function = getattr(func, "__name__", "")
         result = stand_in_for(func)(*args, **kwargs)
-        self._recorder.function = ""
+        self._recording_mode.function = ""
         if flatten(result):
             self._trace.overlaps.use((args, kwargs))
             self._trace.operation(func, (args, kwargs), result)

@@ -41,8 +41,6 @@ class Attributes:
             _check_group(self.kind, group)
         self.automatic_loss_scaling = bool(options._Popart.options.get("automaticLossScalingSettings.enabled", False))
         self._variable = getattr(optimizer, "variable_attrs", None)
-        if self._variable is not None and self.automatic_loss_scaling:
-            self._variable.markAsVariable("loss_scaling")
         self.loss_scaling = _loss_scaling(optimizer)
         self.max_grad_norm = float(getattr(optimizer, "max_grad_norm", float("inf")))
         self.use_tf_variant = bool(getattr(optimizer, "use_tf_variant", False))

@@ -11,6 +11,7 @@ from typing import Any, Iterable, List, Mapping, Optional, Tuple, Union
 import torch
 import torch.distributed as dist
 
+from vit_ipu.simulator import instances
 from vit_ipu.simulator.installation.standins import popdist
 
 __simulated__ = True
@@ -60,7 +61,7 @@ def allreduce(
     if op not in (None, Average, Sum):
         raise NotImplementedError(f"horovod.torch.allreduce(op={op!r}) is not simulated")
     reduced = tensor.detach().clone()
-    popdist.all_reduce([reduced], mean=op != Sum if op is not None else average is not False)
+    instances.all_reduce([reduced], mean=op != Sum if op is not None else average is not False)
     return reduced
 
 

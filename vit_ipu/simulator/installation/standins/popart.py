@@ -1,79 +1,76 @@
-"""A stand-in for `popart`: the enums whose numbers programs pass to `_Popart.set`.
-
-Names and values are those of graphcore/popart (commit d2f20d78): python/popart/popart_core/popart.cpp:602-1934 and
-3340-3381, with the values of its headers in willow/include/popart. As pybind11's, the members are no integers:
-`_Popart.set` takes `int(popart.RecomputationType.Standard)`. Everything else of PopART raises NotImplementedError.
-"""
+"""A stand-in for `popart`: its enums. Everything else of PopART raises NotImplementedError."""
 
 from __future__ import annotations
 
-import enum
 from typing import Any
+
+from vit_ipu.simulator.popart_enums import (
+    AccumulateOuterFragmentSchedule,
+    AnchorReturnTypeId,
+    AutodiffStitchStrategy,
+    BatchSerializationBatchSchedule,
+    BatchSerializationMethod,
+    BatchSerializationTransformContext,
+    DeviceConnectionType,
+    DeviceSelectionCriterion,
+    ExchangeStrategy,
+    ExecutionPhaseIOSchedule,
+    ExecutionPhaseSchedule,
+    GradientTensorTrackingMethod,
+    Instrumentation,
+    MeanReductionStrategy,
+    MergeVarUpdateType,
+    PatternsLevel,
+    RecomputationType,
+    RecomputeType,
+    ReductionType,
+    ReplicatedStreamMode,
+    ReplicatedTensorSharding,
+    SGDAccumulatorAndMomentum,
+    SubgraphCopyingStrategy,
+    SyncPattern,
+    SyntheticDataMode,
+    TensorStorage,
+    TileSet,
+    VariableRetrievalMode,
+    VirtualGraphMode,
+)
+
+__all__ = [
+    "AccumulateOuterFragmentSchedule",
+    "AnchorReturnTypeId",
+    "AutodiffStitchStrategy",
+    "BatchSerializationBatchSchedule",
+    "BatchSerializationMethod",
+    "BatchSerializationTransformContext",
+    "DeviceConnectionType",
+    "DeviceSelectionCriterion",
+    "ExchangeStrategy",
+    "ExecutionPhaseIOSchedule",
+    "ExecutionPhaseSchedule",
+    "GradientTensorTrackingMethod",
+    "Instrumentation",
+    "MeanReductionStrategy",
+    "MergeVarUpdateType",
+    "PatternsLevel",
+    "RecomputationType",
+    "RecomputeType",
+    "ReductionType",
+    "ReplicatedStreamMode",
+    "ReplicatedTensorSharding",
+    "SGDAccumulatorAndMomentum",
+    "SubgraphCopyingStrategy",
+    "SyncPattern",
+    "SyntheticDataMode",
+    "TensorStorage",
+    "TileSet",
+    "VariableRetrievalMode",
+    "VirtualGraphMode",
+    "versionString",
+]
 
 __simulated__ = True
 __version__ = "3.4.0+simulated"
-
-
-class _PopartEnum(enum.Enum):
-    """A member becomes its number only by int()."""
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    __index__ = __int__
-
-
-def _numbered(name: str, members: str) -> Any:
-    """An enum of the members from 0 on."""
-    return _PopartEnum(name, members, module=__name__, start=0)  # type: ignore[call-arg]
-
-
-AccumulateOuterFragmentSchedule = _numbered(
-    "AccumulateOuterFragmentSchedule", "Scheduler Serial OverlapCycleOptimized OverlapMemoryOptimized"
-)
-AnchorReturnTypeId = _numbered("AnchorReturnTypeId", "Final EveryN All Sum")
-AutodiffStitchStrategy = _numbered(
-    "AutodiffStitchStrategy", "RecomputeMinimal RecomputeAllNonInputs AddFwdOutputs SafeAddFwdOutputs"
-)
-BatchSerializationBatchSchedule = _numbered(
-    "BatchSerializationBatchSchedule", "Scheduler Isomorphic OverlapOnIo OverlapOnCompute"
-)
-BatchSerializationMethod = _numbered("BatchSerializationMethod", "UnrollDynamic UnrollStatic Loop")
-DeviceConnectionType = _numbered("DeviceConnectionType", "Always OnDemand Never")
-DeviceSelectionCriterion = _numbered("DeviceSelectionCriterion", "First Random")
-ExchangeStrategy = _numbered("ExchangeStrategy", "JustInTime OverlapInnerLoop OverlapLoops OverlapStep")
-ExecutionPhaseIOSchedule = _numbered("ExecutionPhaseIOSchedule", "Preload OnDemand")
-ExecutionPhaseSchedule = _numbered("ExecutionPhaseSchedule", "Interleaving Batch BatchClusteredIO")
-GradientTensorTrackingMethod = _numbered(
-    "GradientTensorTrackingMethod",
-    "AllNonViewChangingGradientTensors ConvAndMatmulGradients GradientsOfUserSpecifiedTensors",
-)
-Instrumentation = _numbered("Instrumentation", "Outer Inner")
-MeanReductionStrategy = _numbered("MeanReductionStrategy", "Running Post")
-MergeVarUpdateType = _numbered("MergeVarUpdateType", "Off All AutoLoose AutoTight")
-PatternsLevel = _numbered("PatternsLevel", "NoPatterns Minimal Default All")
-RecomputationType = _numbered("RecomputationType", "NoRecompute Standard NormOnly Pipeline RecomputeAll")
-RecomputeType = _numbered("RecomputeType", "Undefined Checkpoint Recompute Recomputed")
-ReductionType = _numbered("ReductionType", "Sum Mean NoReduction")
-ReplicatedStreamMode = _numbered("ReplicatedStreamMode", "Broadcast Replicate")
-ReplicatedTensorSharding = _numbered("ReplicatedTensorSharding", "Off On")
-SGDAccumulatorAndMomentum = _numbered("SGDAccumulatorAndMomentum", "Combined Separate")
-SubgraphCopyingStrategy = _numbered("SubgraphCopyingStrategy", "OnEnterAndExit JustInTime")
-SyncPattern = _numbered("SyncPattern", "Full SinglePipeline ReplicaAndLadder")
-SyntheticDataMode = _numbered("SyntheticDataMode", "Off Zeros RandomNormal RandomUniform")
-TensorStorage = _numbered("TensorStorage", "OnChip OffChip")
-TileSet = _numbered("TileSet", "Compute IO")
-VariableRetrievalMode = _numbered("VariableRetrievalMode", "OnePerGroup AllReduceReplicas AllReplicas")
-VirtualGraphMode = _numbered("VirtualGraphMode", "Off Manual Auto ExecutionPhases")
-
-
-class BatchSerializationTransformContext(_PopartEnum):
-    """Which pass batch serialisation applies to."""
-
-    Forward = 0
-    Backward = 1
-    Fwd = 0
-    Bwd = 1
 
 
 def versionString() -> str:
