@@ -8,10 +8,11 @@ import pytest
 from helpers import tiny_config, tiny_values
 from pydantic import ValidationError
 
-from vit_ipu.config import Config, ModelConfig, PrecisionConfig, unused_options
+from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.config_file import _load_yaml, dump_config, load_config, parse_config, shipped_configs
 from vit_ipu.errors import ConfigError
 from vit_ipu.ipu_rules import ipu_violations
+from vit_ipu.unused_options import unused_options
 from vit_ipu.variants import VARIANTS
 
 SHIPPED = shipped_configs()

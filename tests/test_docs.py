@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit_ipu.config_file import shipped_configs
-from vit_ipu.report.page import timetable_svg
+from vit_ipu.report.timetable import timetable_svg
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

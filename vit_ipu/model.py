@@ -7,7 +7,7 @@ C channels (3), S image side, N patches, T = N + 1 tokens, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Dict, Tuple, Type
+from typing import Dict, Type
 
 import torch
 import torch.nn.functional as F
@@ -166,10 +166,3 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-def image_size_of(state: Dict[str, Tensor]) -> Tuple[int, int]:
-    """The image side and patch side, in pixels, that a state dict in our names was trained at."""
-    patch = state["patch_embed.proj.weight"].shape[-1]
-    grid = math.isqrt(state["pos_embed"].shape[1] - 1)
-    return grid * patch, patch

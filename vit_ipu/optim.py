@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> List[ParameterGro
     exempt: List[str] = []
     for name, parameter in model.named_parameters():
         (exempt if _kind_of(name, parameter) in config.decay_exempt else decayed).append(name)
-    clamp, exempt_clamp = _or(config.max_weight_norm), _or(config.exempt_max_weight_norm)
+    clamp, exempt_clamp = _or_default(config.max_weight_norm), _or_default(config.exempt_max_weight_norm)
     groups = [
         ParameterGroup(tuple(decayed), config.weight_decay, clamp),
         ParameterGroup(tuple(exempt), 0.0, exempt_clamp),
@@ -49,7 +49,7 @@ def optimizer_groups(model: nn.Module, config: OptimConfig) -> List[Dict[str, An
     return groups
 
 
-def _or(max_weight_norm: Optional[float]) -> float:
+def _or_default(max_weight_norm: Optional[float]) -> float:
     return DEFAULT_MAX_WEIGHT_NORM if max_weight_norm is None else max_weight_norm
 
 

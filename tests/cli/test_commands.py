@@ -204,7 +204,7 @@ def test_report_is_one_page_with_curves_and_timetable(run, workplace):
 
 
 def test_a_long_update_is_drawn_in_part():
-    from vit_ipu.report.page import timetable_svg
+    from vit_ipu.report.timetable import timetable_svg
 
     picture = timetable_svg(4, 2048)
     assert "drawn for 18 of 2048" in picture

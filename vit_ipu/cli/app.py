@@ -395,8 +395,8 @@ def _prepare(
 ) -> "Tuple[Config, Device]":
     """Loads the config and resolves the device; checks one against the other before data or device is touched."""
     from vit_ipu.backends.build import require_runnable_on, resolve_device
-    from vit_ipu.config import unused_options
     from vit_ipu.config_file import load_config
+    from vit_ipu.unused_options import unused_options
 
     loaded = load_config(path, overrides or ())
     resolved = resolve_device(device, offline=offline)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import html
-import io
 from typing import Any, Dict, List, Sequence, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
-from vit_ipu.pipeline import BatchPlan, Slot, num_cycles, num_stages, place_units, timetable, utilisation
+from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
+from vit_ipu.report.curves import curves_svg
+from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
-
-_CELL, _ROW, _LEFT, _TOP = 26, 34, 64, 22
-_FORWARD, _BACKWARD, _INK, _GRID = "#3b73b9", "#d9822b", "#222222", "#dddddd"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -97,48 +95,6 @@ def _table(rows: Sequence[Tuple[str, str]]) -> str:
     return f"<table>{cells}</table>"
 
 
-# ------------------------------------------------------------------------------------------ curves
-
-
-def curves_svg(metrics: List[Dict[str, Any]]) -> str:
-    """Loss, accuracy, learning rate and speed over updates, as SVG."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    loss, accuracy, rate, speed = figure.subplots(2, 2).flat
-    _curve(loss, metrics, "loss", "training", _FORWARD)
-    _curve(loss, metrics, "evaluation_loss", "held out", _BACKWARD, marker="o")
-    _curve(accuracy, metrics, "top1", "top-1", _FORWARD, marker="o")
-    _curve(accuracy, metrics, "top5", "top-5", _BACKWARD, marker="o")
-    _curve(rate, metrics, "learning_rate", None, _FORWARD)
-    _curve(speed, metrics, "images_per_second", None, _FORWARD)
-    for axes, title in (
-        (loss, "Loss (nats)"),
-        (accuracy, "Accuracy (%)"),
-        (rate, "Learning rate"),
-        (speed, "Images/s"),
-    ):
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("update")
-        axes.grid(color=_GRID, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _curve(axes: Any, metrics: List[Dict[str, Any]], key: str, label: Any, color: str, marker: str = "") -> None:
-    points = [(line["update"], line[key]) for line in metrics if key in line]
-    if points:
-        axes.plot(*zip(*points), color=color, label=label, marker=marker, markersize=4, linewidth=1.4)
-
-
-# --------------------------------------------------------------------------------------- timetable
-
-
 def _pipeline(config: Config) -> str:
     plan, ipus = BatchPlan.of(config), len(config.layers_per_ipu)
     rows = [(f"IPU {ipu}", ", ".join(units)) for ipu, units in enumerate(place_units(config.layers_per_ipu))]
@@ -157,49 +113,3 @@ def _pipeline(config: Config) -> str:
     ]
     picture = timetable_svg(ipus, plan.gradient_accumulation)
     return f'{_table(rows)}<div class="wide">{picture}</div>'
-
-
-def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
-    """The timetable of one weight update as SVG: rows are IPUs, columns are cycles, numbers are micro-batches.
-
-    A long update is drawn with fewer micro-batches; the cycles that are left out repeat those in the middle.
-    """
-    drawn = min(gradient_accumulation, 2 * num_stages(num_ipus) + 4)
-    slots, cycles = timetable(num_ipus, drawn), num_cycles(num_ipus, drawn)
-    width, height = _LEFT + max(cycles * _CELL, 520) + 8, _TOP + num_ipus * _ROW + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" font-size="11">'
-    ]
-    parts += [_label(6, _TOP + ipu * _ROW + 20, f"IPU {ipu}", anchor="start") for ipu in range(num_ipus)]
-    both = {(slot.cycle, slot.ipu) for slot in slots if slot.backward} & {
-        (slot.cycle, slot.ipu) for slot in slots if not slot.backward
-    }
-    parts += [_slot(slot, half=(slot.cycle, slot.ipu) in both) for slot in slots]
-    parts += _legend(_TOP + num_ipus * _ROW + 28, drawn, gradient_accumulation)
-    return "\n".join(parts + ["</svg>"])
-
-
-def _slot(slot: Slot, *, half: bool) -> str:
-    x, y = _LEFT + slot.cycle * _CELL, _TOP + slot.ipu * _ROW
-    height = (_ROW - 6) // 2 if half else _ROW - 6
-    if half and slot.backward:
-        y += height
-    color = _BACKWARD if slot.backward else _FORWARD
-    box = f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{height}" fill="{color}" rx="2"/>'
-    return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color="#ffffff")
-
-
-def _legend(y: int, drawn: int, gradient_accumulation: int) -> List[str]:
-    parts = []
-    for x, color, text in ((_LEFT, _FORWARD, "forward"), (_LEFT + 84, _BACKWARD, "backward")):
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{color}" rx="2"/>')
-        parts.append(_label(x + 17, y, text, anchor="start"))
-    note = "numbers: micro-batches of one weight update"
-    if drawn < gradient_accumulation:
-        note += f", drawn for {drawn} of {gradient_accumulation}"
-    return parts + [_label(_LEFT + 180, y, note, anchor="start")]
-
-
-def _label(x: int, y: int, text: str, *, anchor: str = "middle", color: str = _INK) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}">{text}</text>'

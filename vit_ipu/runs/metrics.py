@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 from typing_extensions import Protocol
 
@@ -61,9 +61,6 @@ class Tracker(Protocol):
 
 
 class _NoTracker:
-    def __init__(self, folder: RunFolder, config: Config) -> None:
-        pass
-
     def write(self, line: Dict[str, Any]) -> None:
         pass
 
@@ -72,7 +69,7 @@ class _NoTracker:
 
 
 class _TensorBoard:
-    def __init__(self, folder: RunFolder, config: Config) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # type: ignore[no-untyped-call]
@@ -106,7 +103,11 @@ def _measured(line: Dict[str, Any]) -> Dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("update", "host_step")}
 
 
-_TRACKERS: Dict[str, Any] = {"none": _NoTracker, "tensorboard": _TensorBoard, "wandb": _WandB}
+_TRACKERS: Dict[str, Callable[[RunFolder, Config], Tracker]] = {
+    "none": lambda folder, config: _NoTracker(),
+    "tensorboard": lambda folder, config: _TensorBoard(folder),
+    "wandb": _WandB,
+}
 
 
 def require_tracking(config: Config) -> None:

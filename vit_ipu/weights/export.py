@@ -78,7 +78,7 @@ def convert(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(target, unique=True) as temporary:
-            _WRITERS[to](export, temporary, as_file)
+            _WRITERS[to](export, temporary)
             _check_written(export, temporary, to)
     except (UserError, RunFailed):
         raise
@@ -129,27 +129,23 @@ def _check_written(export: Export, path: Path, to: str) -> None:
     """Reads it back: every tensor must be equal to the last bit. ONNX is checked by its logits when it is written."""
     if to == "onnx":
         return
-    back = _read_back(path, to)
+    back = read_weights(str(path), trust_pickle=True).tensors  # we wrote it a moment ago
     for name, tensor in export.tensors.items():
         if name not in back or not torch.equal(back[name], tensor):
             raise RunFailed(f"{to} was not written as it should be: {name} differs")
 
 
-def _read_back(path: Path, to: str) -> Dict[str, Tensor]:
-    return read_weights(str(path), trust_pickle=True).tensors  # we wrote it a moment ago
-
-
 # ----------------------------------------------------------------------------------------- writers
 
 
-def _write_native(export: Export, path: Path, as_file: bool) -> None:
+def _write_native(export: Export, path: Path) -> None:
     path.mkdir()
     save_tensors(export.tensors, path / "model.safetensors")
     write_description(path, export.description)
 
 
-def _write_timm(export: Export, path: Path, as_file: bool) -> None:
-    if as_file:
+def _write_timm(export: Export, path: Path) -> None:
+    if path.suffix in _FILE_SUFFIXES["timm"]:
         _save(export, "timm", path)
         return
     path.mkdir()
@@ -157,25 +153,25 @@ def _write_timm(export: Export, path: Path, as_file: bool) -> None:
     _write_json(path / "config.json", timm_config(export))
 
 
-def _write_huggingface(export: Export, path: Path, as_file: bool) -> None:
+def _write_huggingface(export: Export, path: Path) -> None:
     path.mkdir()
     _save(export, "huggingface", path / "model.safetensors")
     _write_json(path / "config.json", huggingface_config(export))
     _write_json(path / "preprocessor_config.json", huggingface_pixels(export))
 
 
-def _write_torchvision(export: Export, path: Path, as_file: bool) -> None:
+def _write_torchvision(export: Export, path: Path) -> None:
     _save(export, "torchvision", path)
 
 
-def _write_mmpretrain(export: Export, path: Path, as_file: bool) -> None:
+def _write_mmpretrain(export: Export, path: Path) -> None:
     classes = list(export.description.classes)
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # of mmclassification 0.x, and of mmpretrain
     state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
     torch.save(dict(state, **file_metadata(export.model)), str(path))
 
 
-def _write_google(export: Export, path: Path, as_file: bool) -> None:
+def _write_google(export: Export, path: Path) -> None:
     import numpy as np
 
     with path.open("wb") as file:
@@ -183,11 +179,11 @@ def _write_google(export: Export, path: Path, as_file: bool) -> None:
         np.savez(file, **arrays)
 
 
-def _write_graphcore(export: Export, path: Path, as_file: bool) -> None:
+def _write_graphcore(export: Export, path: Path) -> None:
     torch.save(_named(export, "graphcore"), str(path))
 
 
-def _write_onnx(export: Export, path: Path, as_file: bool) -> None:
+def _write_onnx(export: Export, path: Path) -> None:
     from vit_ipu.weights.onnx import write_onnx
 
     data = export.description.preprocessing
@@ -200,7 +196,7 @@ def _write_onnx(export: Export, path: Path, as_file: bool) -> None:
     write_onnx(path, export.model, export.tensors, metadata=metadata)
 
 
-_WRITERS: Dict[str, Callable[[Export, Path, bool], None]] = {
+_WRITERS: Dict[str, Callable[[Export, Path], None]] = {
     "native": _write_native,
     "timm": _write_timm,
     "huggingface": _write_huggingface,

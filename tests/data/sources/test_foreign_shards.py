@@ -19,7 +19,7 @@ from vit_ipu.errors import DataError
 def open_saying(root, split="train", **data):
     said = []
     config = data_config(source="shards", path=str(root), **data)
-    return open_shards(config, 3, split, ListingCache(notify=said.append)), said
+    return open_shards(config.path, config, 3, split, ListingCache(notify=said.append)), said
 
 
 def test_held_out_shards_have_the_names_of_the_training_shards(tmp_path):
@@ -87,7 +87,7 @@ def test_a_shard_that_changed_is_listed_anew_with_rescan(tmp_path):
     with pytest.raises(DataError, match="copy it again, or list them anew with --rescan$"):
         source.image(0)
     config = data_config(source="shards", path=str(tmp_path), on_error="skip")
-    assert open_shards(config, 3, "train", ListingCache(rescan=True)).image(0).getpixel((0, 0)) == (0, 0, 0)
+    assert open_shards(config.path, config, 3, "train", ListingCache(rescan=True)).image(0).getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_the_number_of_classes_is_the_models_without_a_list(tmp_path):

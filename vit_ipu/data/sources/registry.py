@@ -38,7 +38,7 @@ class LimitedSource(Source):
 
 def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Optional[ListingCache] = None) -> Source:
     """The images of `split` ("train" or "eval"). Raises DataError if they are missing or cannot be read."""
-    source = _OPEN[config.source](config, model, split, cache or ListingCache())
+    source = _open(config, model, split, cache or ListingCache())
     limit = config.num_train if split == "train" else config.num_eval
     if limit is not None and limit < len(source):
         source = LimitedSource(source, limit)
@@ -50,54 +50,24 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
     return source
 
 
-# ------------------------------------------------------------------------------------- the sources
+def _open(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+    openers: Dict[str, Callable[[], Source]] = {
+        "sample": lambda: open_sample(split),
+        "fashion_mnist": lambda: open_fashion_mnist(_path(config), split, download=config.download),
+        "cifar10": lambda: open_cifar("cifar10", _path(config), split, download=config.download),
+        "cifar100": lambda: open_cifar("cifar100", _path(config), split, download=config.download),
+        "imagefolder": lambda: open_folders(_path(config), split, cache),
+        "imagenet": lambda: open_imagenet(_path(config), split, cache),
+        "shards": lambda: open_shards(_named_path(config), config, model.num_classes, split, cache),
+        "huggingface": lambda: open_saved(_path(config), split),
+        "generated": lambda: _open_generated(config, model, split),
+    }
+    return openers[config.source]()
 
 
-def _open_sample(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_sample(split)
-
-
-def _open_fashion_mnist(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_fashion_mnist(_path(config), split, download=config.download)
-
-
-def _open_cifar(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_cifar(config.source, _path(config), split, download=config.download)
-
-
-def _open_imagefolder(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_folders(_path(config), split, cache)
-
-
-def _open_imagenet(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_imagenet(_path(config), split, cache)
-
-
-def _open_shards(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    _named_path(config)
-    return open_shards(config, model.num_classes, split, cache)
-
-
-def _open_huggingface(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
-    return open_saved(_path(config), split)
-
-
-def _open_generated(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:
+def _open_generated(config: DataConfig, model: ModelConfig, split: str) -> Source:
     count = (config.num_train if split == "train" else config.num_eval) or 1024
     return GeneratedSource(count, model.image_size, model.num_classes, seed=0 if split == "train" else 1)
-
-
-_OPEN: Dict[str, Callable[[DataConfig, ModelConfig, str, ListingCache], Source]] = {
-    "sample": _open_sample,
-    "fashion_mnist": _open_fashion_mnist,
-    "cifar10": _open_cifar,
-    "cifar100": _open_cifar,
-    "imagefolder": _open_imagefolder,
-    "imagenet": _open_imagenet,
-    "shards": _open_shards,
-    "huggingface": _open_huggingface,
-    "generated": _open_generated,
-}
 
 
 def _named_path(config: DataConfig) -> str:

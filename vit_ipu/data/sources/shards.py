@@ -52,14 +52,13 @@ class ShardSource(EncodedSource):
         return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
 
 
-def open_shards(config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
-    """The images of a split in `config.path`, a folder with train/ and val/ as `pack` writes it.
+def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
+    """Opens the images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
 
     With `config.eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such
     as imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
     """
-    path, eval_path = config.path, config.eval_path
-    assert path is not None
+    eval_path = config.eval_path
     if eval_path is None and not expand_home(path).is_dir():
         raise DataError(
             f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "

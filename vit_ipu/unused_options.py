@@ -1,0 +1,50 @@
+"""Notes on options that a config sets and its run does not read."""
+
+from __future__ import annotations
+
+from typing import List
+
+from vit_ipu.config import Config, DataConfig
+
+# Options that only some optimizers read; set for another one, they are reported.
+_READ_BY = {
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "betas": ("adam", "adamw", "lamb"),
+    "eps": ("adam", "adamw", "lamb"),
+    "max_weight_norm": ("lamb",),
+    "exempt_max_weight_norm": ("lamb",),
+}
+
+
+def unused_options(config: Config) -> List[str]:
+    """Notes on options that the config sets and this run does not read."""
+    notes = [
+        f"optim.{name} has no effect with {config.optim.optimizer}"
+        for name, readers in _READ_BY.items()
+        if name in config.optim.model_fields_set and config.optim.optimizer not in readers
+    ]
+    if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
+        notes.append("optim.min_learning_rate has no effect with schedule constant")
+    if config.data.path is not None and config.data.source in ("sample", "generated"):
+        notes.append(f"data.path has no effect with source {config.data.source}")
+    if config.data.eval_path is not None and config.data.source != "shards":
+        notes.append(f"data.eval_path has no effect with source {config.data.source}")
+    read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
+    for name, crop in read_by_crop.items():
+        if name in config.data.model_fields_set and config.data.crop != crop:
+            notes.append(f"data.{name} has no effect with crop {config.data.crop}")
+    return notes + _unused_mixing(config.data)
+
+
+def _unused_mixing(data: DataConfig) -> List[str]:
+    alphas = {"mixup_alpha": data.mixup_alpha, "cutmix_alpha": data.cutmix_alpha}
+    notes = []
+    if "cutmix_share" in data.model_fields_set and not all(alphas.values()):
+        notes.append("data.cutmix_share has no effect unless mixup_alpha and cutmix_alpha are both above 0")
+    for name in ("mixing_draw", "mixing_probability"):
+        if name in data.model_fields_set and not any(alphas.values()):
+            notes.append(f"data.{name} has no effect without mixup_alpha or cutmix_alpha")
+    if data.mixing_probability == 0:
+        notes += [f"data.{name} has no effect with mixing_probability 0" for name in alphas if alphas[name]]
+    return notes
