@@ -87,7 +87,8 @@ def test_a_shard_that_changed_is_listed_anew_with_rescan(tmp_path):
     with pytest.raises(DataError, match="copy it again, or list them anew with --rescan$"):
         source.image(0)
     config = data_config(source="shards", path=str(tmp_path), on_error="skip")
-    assert open_shards(config.path, config, 3, "train", ListingCache(rescan=True)).image(0).getpixel((0, 0)) == (0, 0, 0)
+    source = open_shards(config.path, config, 3, "train", ListingCache(rescan=True))
+    assert source.image(0).getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_the_number_of_classes_is_the_models_without_a_list(tmp_path):
