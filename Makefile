@@ -1,7 +1,7 @@
-# make setup       .venv with everything the tests need
-# make quickstart  fine-tune a small ViT over four simulated IPUs, and predict
-# make test        the tests;  make test-slow  the large parities
-# The other targets are described in README.md.
+# make setup       creates .venv with everything the tests need
+# make quickstart  fine-tunes a small ViT over four simulated IPUs, and predicts
+# make test        runs the tests;  make test-slow  runs the large parities
+# README.md describes the other targets.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,14 +17,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 HOST_VENV := .venv-ipu-host
 HOST_PYTHON ?= $(shell ./.ci/find-python3.8)
 
-# Tests run side by side, one thread each.
+# Tests run in parallel, with one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-# The environment with PopTorch on an IPU host; elsewhere our own, which then says that there is no IPU.
+# The environment with PopTorch on an IPU host; elsewhere .venv, where the test reports that there is no IPU.
 IPU_PYTHON ?= $(shell python3 -c "import importlib.util as u; exit(u.find_spec('poptorch') is None)" 2>/dev/null \
 	&& echo python3 || echo $(BIN)/python)
 
-# A checkout of graphcore/poptorch, branch sdk-release-3.4, outside this folder; and the environment for its tests.
+# A checkout of graphcore/poptorch, branch sdk-release-3.4, outside this folder, and the environment for its tests.
 POPTORCH ?=
 POPTORCH_PYTHON ?= $(BIN)/python
 
@@ -70,7 +70,7 @@ test-ipu: $(if $(filter $(BIN)/%,$(IPU_PYTHON)),setup)
 	$(IPU_PYTHON) benchmarks/ipu_acceptance.py
 
 poptorch-tests: setup
-	@test -n "$(POPTORCH)" || { echo "make poptorch-tests POPTORCH=path of a checkout of graphcore/poptorch"; exit 2; }
+	@test -n "$(POPTORCH)" || { echo "POPTORCH is not set; run make poptorch-tests POPTORCH=path of a checkout of graphcore/poptorch"; exit 2; }
 	$(POPTORCH_PYTHON) benchmarks/poptorch_tests.py $(POPTORCH) --verbose
 
 lint: setup

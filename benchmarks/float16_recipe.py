@@ -1,8 +1,9 @@
-"""The float16 recipe of the IPU configs against float32, on the quickstart with paired seeds, over the simulator.
+"""Compares the float16 recipe of the IPU configs with float32, on the quickstart with paired seeds, over the simulator.
 
-Both train the same images in the same order from the same weights. float32 is simulated exactly; float16 with the
-IPU's number formats (`--numerics ipu`): float16 weights, activations, partials, accumulated gradients and first
-moment, stochastic rounding, and the loss scale of the recipe. Two badly chosen loss scales must visibly fail.
+Both train on the same images in the same order from the same weights. float32 runs in the simulator's exact mode.
+float16 runs with the IPU's number formats (`--numerics ipu`): float16 weights, activations, partials, accumulated
+gradients and first moment, stochastic rounding, and the loss scale of the recipe. Two badly chosen loss scales must
+visibly fail.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vit_ipu.backends.build import resolve_device
 from vit_ipu.config_file import load_config
 
 LOSS_SCALE = 256.0
-"""That of mmcls_vit_base_patch16_finetune_224_ipu."""
+"""The loss scale of mmcls_vit_base_patch16_finetune_224_ipu."""
 BAD_LOSS_SCALES = (65536.0, 2.0**-14)
 RECIPE = {
     "compute": "float16",
@@ -33,10 +34,10 @@ RECIPE = {
     "first_moment": "float16",
 }
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
-"""Student's t at 97.5 %, by the number of pairs."""
+"""Student's t quantile at 97.5 %, by the number of pairs."""
 
 Run = Tuple[str, int]
-"""float32, or the loss scale of a float16 run, and the seed."""
+"""A run: "float32" or the loss scale of a float16 run, and the seed."""
 
 
 def main() -> None:
@@ -65,9 +66,8 @@ def main() -> None:
         [
             f"float16 minus float32 over {len(differences)} paired seeds: mean {mean:+.2f} points of top-1, 95 % "
             f"interval {mean - half:+.2f} to {mean + half:+.2f}.",
-            "Recipe: {}, loss scale {:g}. {} runs at a time.".format(
-                ", ".join("{} {}".format(*item) for item in RECIPE.items()), LOSS_SCALE, arguments.jobs
-            ),
+            f"Recipe: {', '.join(f'{key} {value}' for key, value in RECIPE.items())}, loss scale {LOSS_SCALE:g}. "
+            f"{arguments.jobs} runs at a time.",
         ],
         (("precision", "seed", "top-1 (%)"), rows),
         {"differences": differences, "mean": mean, "interval": [mean - half, mean + half], "top1": _json(tops)},
@@ -75,7 +75,10 @@ def main() -> None:
 
 
 def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, Any]:
-    """One run in a process of its own; its summary, with a top-1 of NaN if training failed. Goes on if interrupted."""
+    """Trains in a separate process and returns the summary, with a top-1 of NaN if training failed.
+
+    Continues a run that was interrupted, and keeps one that is finished.
+    """
     name, seed = run
     folder = arguments.folder / f"{name}_seed_{seed}"
     done = arguments.folder / f"{name}_seed_{seed}.json"
@@ -97,12 +100,12 @@ def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, An
     summary: Dict[str, Any] = json.loads(done.read_text())
     if summary["top1"] is None:
         summary["top1"] = float("nan")
-    print("{} seed {}: top-1 {:.2f} %".format(name, seed, summary["top1"]), file=sys.stderr)
+    print(f"{name} seed {seed}: top-1 {summary['top1']:.2f} %", file=sys.stderr)
     return summary
 
 
 def _settings(name: str) -> Dict[str, str]:
-    """What a run sets in the quickstart's config."""
+    """Returns the settings that a run changes in the quickstart's config."""
     if name == "float32":
         return {}
     recipe = {"precision." + key: value for key, value in RECIPE.items()}
@@ -110,7 +113,7 @@ def _settings(name: str) -> Dict[str, str]:
 
 
 def interval(differences: List[float]) -> Tuple[float, float]:
-    """The mean, and half the width of its 95 % interval by Student's t."""
+    """Returns the mean, and half the width of its 95 % interval by Student's t."""
     spread = statistics.stdev(differences) / len(differences) ** 0.5
     return statistics.mean(differences), T_QUANTILE[len(differences)] * spread
 
@@ -120,15 +123,19 @@ def _top1(value: float) -> str:
 
 
 def _json(tops: Dict[Run, float]) -> Dict[str, Any]:
-    return {"{} seed {}".format(*run): None if top1 != top1 else top1 for run, top1 in tops.items()}
+    return {f"{name} seed {seed}": None if top1 != top1 else top1 for (name, seed), top1 in tops.items()}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44, 45, 46])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/float16"), help="of the runs; finished ones are kept")
-    parser.add_argument("--updates", type=int, help="fewer updates than the quickstart's, to try it out")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/float16"), help="folder of the runs; finished runs are kept"
+    )
+    parser.add_argument(
+        "--updates", type=int, help="updates of each run, to try the benchmark out with fewer than the quickstart's"
+    )
     return parser.parse_args()
 
 

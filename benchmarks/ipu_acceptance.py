@@ -1,7 +1,7 @@
-"""make test-ipu: what the first person with IPUs runs, and the one file to send back.
+"""make test-ipu: runs the acceptance test on IPUs, and writes the one file to send back.
 
-Twenty updates of the quickstart's model on IPUs against the CPU in float32, then the tests marked `ipus(n)`, as far
-as the machine has IPUs for them. Without an IPU it says so and exits with 2.
+The script compares twenty updates of the quickstart's model on IPUs with the CPU in float32. Then it runs the tests
+marked `ipus(n)` for which the machine has enough IPUs. Without an IPU it prints why and exits with 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.pipeline import BatchPlan
 
 UPDATES = 20
-# Named, since other files of tests install the simulator.
+# Only these test files, because others install the simulator.
 HARDWARE_TESTS = ["tests/backends/test_hardware.py", "tests/backends/test_parity.py", "tests/test_train.py"]
 OVERRIDES = [
     "optim.optimizer=sgd",
@@ -60,11 +60,11 @@ def main() -> None:
         folder=arguments.folder,
     )
     if not arguments.skip_tests:
-        print("please send this file back: an issue with it attached is all that is needed")
+        print("please send this file back: open an issue and attach the file")
 
 
 def compare(config: Config, device: Device) -> Tuple[List[List[str]], Dict[str, Any]]:
-    """Losses of each update on both devices, and how far apart the weights are at the end."""
+    """Returns the losses of each update on both devices as rows, and the differences of losses and final weights."""
     backends = [build_backend(config, d) for d in (device, resolve_device("cpu"))]
     start = _with_random_head(backends[0].state_dict()["model"])
     losses: List[List[float]] = [[], []]
@@ -90,7 +90,7 @@ def compare(config: Config, device: Device) -> Tuple[List[List[str]], Dict[str, 
 
 
 def run_tests() -> Dict[str, Any]:
-    """The tests marked ipus(n): how many passed, failed and were left out for want of IPUs."""
+    """Runs the tests marked ipus(n). Returns how many passed, which failed, and which were skipped for lack of IPUs."""
     root = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -107,14 +107,13 @@ def run_tests() -> Dict[str, Any]:
 
 def _paragraphs(results: Dict[str, Any]) -> List[str]:
     lines = [
-        "Largest difference of a loss {largest_loss_difference:.2e}, largest relative error of a tensor "
-        "{largest_relative_error:.2e} ({of_tensor}).".format(**results)
+        f"Largest difference of a loss {results['largest_loss_difference']:.2e}, largest relative error of a tensor "
+        f"{results['largest_relative_error']:.2e} ({results['of_tensor']})."
     ]
     if "passed" in results:
         lines.append(
-            "Tests: {} passed, {} failed, {} needed more IPUs than there are.".format(
-                results["passed"], len(results["failed"]), len(results["not_enough_ipus"])
-            )
+            f"Tests: {results['passed']} passed, {len(results['failed'])} failed, "
+            f"{len(results['not_enough_ipus'])} needed more IPUs than the machine has."
         )
     return lines
 
@@ -126,16 +125,16 @@ def _batches(config: Config) -> TrainingLoader:
 
 
 def _with_random_head(weights: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """The head starts at zero; a random one gives every layer a gradient from the first update on."""
+    """Replaces the head of zeros by a random head, so that every layer has a gradient from the first update on."""
     head = 0.1 * torch.randn(weights["head.weight"].shape, generator=torch.Generator().manual_seed(0))
     return dict(weights, **{"head.weight": head})
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="ipu", help="ipu; ipu-sim rehearses it and says so in the record")
+    parser.add_argument("--device", default="ipu", help="ipu, or ipu-sim for a rehearsal, which the record states")
     parser.add_argument("--skip-tests", action="store_true", help="only the twenty updates")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the record goes")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the record")
     return parser.parse_args()
 
 

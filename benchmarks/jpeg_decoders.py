@@ -1,25 +1,28 @@
-"""Images a second and core of the ways to a training crop: decoders of JPEG with resizers, and whole recipes.
+"""Measures images per second and core of ways to make a training crop: JPEG decoders with resizers, and full recipes.
 
     python benchmarks/jpeg_decoders.py
 
-Photographs (parts of the portrait in matplotlib, and of those in scikit-image if it is installed) are encoded at
-500x375, quality 90, 4:2:0; the crops are random ones of 8 to 100 % of the area, resized to 224. Libraries that are not
-installed are left out with a line that says so. Times are of the processor, in one thread, taking turns.
+Photographs (parts of matplotlib's portrait, and of scikit-image's photographs if scikit-image is installed) are encoded
+at 500x375, quality 90, 4:2:0. The crops are random crops of 8 to 100 % of the area, resized to 224. The script prints a
+line for each library that is not installed, and leaves the library out. Times are processor times in one thread, taken
+in turns.
 
-What was found on one core of a 2-core AMD EPYC (Genoa, AVX-512), Python 3.11, torch 2.15, load 0.7, files of 44 kB: 797
-images/s, 2.3 times the classic recipe of torchvision with Pillow (4.2 times when the short side was made 256
-beforehand), 1.4 times its recipe on tensors, 2.0 times timm's, and 0.67 of decoding alone.
-- Decoders: the other thin wrappers of libjpeg-turbo are within 10 % of simplejpeg, which is small (1 MB; OpenCV 150),
-  decodes in reduced size and reports damage; Pillow and pyvips take 1.3 to 1.6 and 3 times as long. No wheel
-  decodes only the rows and columns of a crop, and most of the time is Huffman's code, which a crop would not save.
-- fastdct and fastupsample are 3 and 6 % faster, but together pass the bound on pixels: the 99th percentile of the
-  difference from Pillow is 13 grey levels on the worst photograph, against 2. They are not used.
-- Resizers: torch's antialiased resize of bytes is Pillow's to one grey level and takes a fifth of its time, with four
-  bytes a pixel in memory format channels_last (three take twice as long in torch 2.0, and another format half as long
-  again in 2.15). Where nothing becomes smaller there is nothing to antialias: OpenCV's linear resize is the same to
-  one grey level, and takes two thirds of torch's time. For crops that become smaller it is not (a mean of 2, and 16 at
-  the 99th percentile), and INTER_AREA is slower than torch. Without AVX2, and for bicubic in torch 2.0, torch's takes
-  longer than Pillow's, which is then used; also for boxes that end within a pixel, which torch has not.
+Results on one core of a 2-core AMD EPYC (Genoa, AVX-512), Python 3.11, torch 2.15, load 0.7, files of 44 kB: vit_ipu
+makes 797 crops/s. This is 2.3 times the rate of torchvision's classic recipe with Pillow (4.2 times if the images were
+first resized to a short side of 256), 1.4 times torchvision's recipe on tensors, 2.0 times timm's, and 0.67 of decoding
+alone.
+- Decoders: the other thin wrappers of libjpeg-turbo are within 10 % of simplejpeg. simplejpeg is small (1 MB; OpenCV
+  150), decodes in reduced size and reports damage. Pillow takes 1.3 to 1.6 times as long, pyvips 3 times. No wheel
+  decodes only the rows and columns of a crop, and most of the time is Huffman decoding, which a crop would not save.
+- fastdct and fastupsample are 3 and 6 % faster, but together they exceed the bound on pixels: the 99th percentile of
+  the difference from Pillow is 13 grey levels on the worst photograph, against 2. They are not used.
+- Resizers: torch's antialiased resize of bytes equals Pillow's to one grey level and takes a fifth of Pillow's time,
+  with four bytes per pixel in memory format channels_last (three bytes take twice as long in torch 2.0, and another
+  format takes half as long again in 2.15). If a crop does not become smaller, there is nothing to antialias:
+  OpenCV's linear resize then equals Pillow's to one grey level, and takes two thirds of torch's time. For crops that
+  become smaller OpenCV's linear resize differs (a mean of 2, and 16 at the 99th percentile), and INTER_AREA is slower
+  than torch. Pillow is used if torch takes longer (without AVX2, and for bicubic in torch 2.0), and for boxes that end
+  within a pixel, which torch lacks.
 """
 
 from __future__ import annotations
@@ -92,7 +95,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def photographs(count: int, quality: int = 90) -> List[bytes]:
-    """JPEG files of 500x375: random parts of half to all of each photograph's width."""
+    """Returns JPEG files of 500x375: random parts of half to all of each photograph's width."""
     rng, originals = np.random.default_rng(0), _originals()
     files = []
     for index in range(count):
@@ -134,7 +137,7 @@ def mean_size(files: Sequence[bytes]) -> float:
 
 
 def installed(candidates: Dict[str, Callable[[], Any]]) -> Dict[str, Any]:
-    """The candidates that can be made here."""
+    """Creates the candidates whose libraries are installed, and prints the others."""
     found = {}
     for name, make in candidates.items():
         try:
@@ -194,7 +197,7 @@ def torch_resizer() -> Resizer:
 
 
 def our_resizer() -> Resizer:
-    """OpenCV for what is not made smaller, else torch with four bytes a pixel."""
+    """Resizes as vit_ipu does: OpenCV if nothing becomes smaller, otherwise torch with four bytes per pixel."""
     return lambda pixels: resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), (SIZE, SIZE), "bilinear")
 
 
@@ -240,7 +243,7 @@ def torchvision_tensor_recipe() -> Callable[[bytes], Any]:
 
 
 def timm_recipe() -> Callable[[bytes], Any]:
-    """The transform of create_loader, whose loader normalises afterwards."""
+    """Builds the transform of timm's create_loader, which normalises after loading."""
     create_transform = importlib.import_module("timm.data").create_transform
     recipe = create_transform(SIZE, is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bilinear")
     return lambda data: recipe(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -283,7 +286,7 @@ def cropping(decoder: Decoder, resizer: Resizer) -> Callable[[bytes, Box], np.nd
 
 
 def on_files(way: Callable[..., Any], files: Sequence[bytes], *others: Sequence[Any]) -> Callable[[], float]:
-    """Runs the way on every file; its images a second of processor time."""
+    """Returns a function that runs the way on every file, and returns images per second of processor time."""
 
     def run() -> float:
         start = time.process_time()
@@ -295,7 +298,7 @@ def on_files(way: Callable[..., Any], files: Sequence[bytes], *others: Sequence[
 
 
 def take_turns(ways: Dict[str, Callable[[], float]], runs: int) -> Dict[str, float]:
-    """The median rate of each, after one run that is not counted."""
+    """Returns the median rate of each way, after one run that is not counted."""
     found: Dict[str, List[float]] = {name: [] for name in ways}
     for _ in range(runs + 1):
         for name, run in ways.items():
@@ -312,7 +315,7 @@ def show_decoders(decoders: Sequence[str], resizers: Sequence[str], rates: Dict[
 
 
 def show_differences(resizers: Dict[str, Resizer], files: Sequence[bytes], boxes: Sequence[Box]) -> None:
-    """By how many grey levels each resizer differs from Pillow's, on the photograph where it does most."""
+    """Shows by how many grey levels each resizer differs from Pillow's, on the worst photograph."""
     decode, expect = pillow_decoder(), pillow_resizer()
     rows = []
     for name, resize in resizers.items():
@@ -326,7 +329,7 @@ def show_differences(resizers: Dict[str, Resizer], files: Sequence[bytes], boxes
 
 
 def show_recipes(recipes: Sequence[str], rates: Dict[str, float]) -> None:
-    rows = [[name, f"{rates[name]:.0f}", "{:.2f}".format(rates["vit_ipu"] / rates[name])] for name in recipes]
+    rows = [[name, f"{rates[name]:.0f}", f"{rates['vit_ipu'] / rates[name]:.2f}"] for name in recipes]
     show("Images/s and core, from file to tensor", ["recipe", "images/s", "vit_ipu is faster by"], rows)
 
 

@@ -1,6 +1,6 @@
-"""Real-size JPEGs to measure loading on: crops of the photographs of scikit-image and matplotlib, encoded anew.
+"""Creates real-size JPEGs to measure loading: crops of scikit-image's and matplotlib's photographs, encoded again.
 
-A folder of classes like ImageNet's: 500 x 375 pixels, quality 90, chroma halved, about 45 KB each.
+The JPEGs lie in a folder of classes like ImageNet's: 500 x 375 pixels, quality 90, chroma halved, about 45 KB each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ret
 
 
 def photographs() -> List[Image.Image]:
-    """The originals, in colour. Raises ImportError without scikit-image."""
+    """Returns the original photographs, in colour. Raises ImportError without scikit-image."""
     import skimage.data
 
     folder = Path(skimage.data.__file__).parent
@@ -29,7 +29,10 @@ def photographs() -> List[Image.Image]:
 
 
 def crop(originals: List[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """A random part of a random photograph, no smaller than half the target: what is enlarged stays a photograph."""
+    """Returns a random part of a random photograph, resized to SIZE.
+
+    The part is at least half as large as SIZE, so that an enlarged part still looks like a photograph.
+    """
     image = originals[int(rng.integers(len(originals)))]
     width, height = SIZE
     largest = min(image.width / width, image.height / height)
@@ -40,14 +43,14 @@ def crop(originals: List[Image.Image], rng: np.random.Generator) -> Image.Image:
 
 
 def encoded(image: Image.Image, quality: int = QUALITY) -> bytes:
-    """As a JPEG with halved chroma."""
+    """Encodes the image as a JPEG with halved chroma."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def write_folder(root: Path, num_images: int, num_classes: int = 10) -> None:
-    """root/train and root/val, each with `num_images` photographs in class folders."""
+    """Writes root/train and root/val, each with `num_images` photographs in class folders."""
     originals, rng = photographs(), np.random.default_rng(0)
     for split in ("train", "val"):
         for index in range(num_images):

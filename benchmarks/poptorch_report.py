@@ -1,4 +1,4 @@
-"""A pytest plugin that writes the outcome of every phase of every case at once, so that a crash loses none."""
+"""A pytest plugin that writes the outcome of each phase of each case immediately, so that a crash loses nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""PopTorch's own public tests over the simulator: `make poptorch-tests POPTORCH=path`.
+"""Runs PopTorch's own public tests over the simulator: `make poptorch-tests POPTORCH=path`.
 
 `path` is a checkout of graphcore/poptorch, branch sdk-release-3.4, outside this repository; nothing of it is copied.
-Each test file runs as its users would run it, `python -m vit_ipu.simulator -m pytest FILE`. Counted are the cases
-named in poptorch_cases.txt: those that read no compiled graph, log lines of the compiler or hardware. A case that is
+Each test file runs as a user would run it, `python -m vit_ipu.simulator -m pytest FILE`. Only the cases named in
+poptorch_cases.txt count: cases that read no compiled graph, log lines of the compiler or hardware. A case that is
 skipped, missing, timed out or in error counts as failed.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     tests = Path(arguments.poptorch).resolve() / "tests"
     if not (tests / "conftest.py").is_file():
-        sys.exit(f"{tests.parent} is no checkout of graphcore/poptorch: it has no tests/conftest.py")
+        sys.exit(f"{tests.parent} is not a checkout of graphcore/poptorch: it lacks tests/conftest.py; give its path")
     expected = _expected(arguments.files)
     outcomes: Dict[str, str] = {}
     for name, cases in expected.items():
@@ -43,17 +43,14 @@ def main() -> None:
             if outcomes[case] != "passed" and arguments.verbose:
                 print(f"    {outcomes[case]} {case}")
     total = sum(outcome == "passed" for outcome in outcomes.values())
-    print(
-        "{:<30} {:>4} of {:>4}  torch {}, Python {}".format(
-            "all", total, len(outcomes), torch.__version__, platform.python_version()
-        )
-    )
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{'all':<30} {total:>4} of {len(outcomes):>4}  {versions}")
     if arguments.record:
         _write(Path(arguments.record), expected, outcomes)
 
 
 def run_file(tests: Path, name: str, timeout: float) -> Dict[str, str]:
-    """The outcome of each case in a file by its ID; what did not report within `timeout` seconds is left out."""
+    """Returns the outcomes of a file's cases by ID, without the cases that did not report within `timeout` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
         command = [sys.executable, "-m", "vit_ipu.simulator", "-m", "pytest", name, "-q", "-p", "no:cacheprovider"]
@@ -81,7 +78,7 @@ def _outcomes(report: Path) -> Dict[str, str]:
 
 
 def _expected(files: List[str]) -> Dict[str, List[str]]:
-    """The cases that count, by file."""
+    """Returns the cases that count, by file."""
     by_file: Dict[str, List[str]] = defaultdict(list)
     for case in CASES.read_text().splitlines():
         name = case.split("::")[0].split("/")[-1]
@@ -110,7 +107,7 @@ def _write(path: Path, expected: Dict[str, List[str]], outcomes: Dict[str, str])
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run PopTorch's public tests over the simulator.")
     parser.add_argument("poptorch", help="a checkout of graphcore/poptorch, outside this repository")
-    parser.add_argument("--files", nargs="*", default=[], help="only these, such as options_test.py")
+    parser.add_argument("--files", nargs="*", default=[], help="run only these files, such as options_test.py")
     parser.add_argument("--record", help="a JSON file to write")
     parser.add_argument("--verbose", action="store_true", help="name the cases that did not pass")
     parser.add_argument("--file-timeout", type=float, default=1800, help="seconds that a file may take (1800)")

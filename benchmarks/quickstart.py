@@ -1,4 +1,4 @@
-"""The quickstart's top-1 and time, over several seeds: python benchmarks/quickstart.py --device ipu-sim."""
+"""Measures the quickstart's top-1 and time over several seeds: python benchmarks/quickstart.py --device ipu-sim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
     runs = [train(arguments.device, seed) for seed in arguments.seeds]
     tops, seconds = ([run[key] for run in runs] for key in ("top1", "seconds"))
     rows = [
-        [str(seed), "{:.2f}".format(run["top1"]), "{:.2f}".format(run["top5"]), "{:.0f}".format(run["seconds"])]
+        [str(seed), f"{run['top1']:.2f}", f"{run['top5']:.2f}", f"{run['seconds']:.0f}"]
         for seed, run in zip(arguments.seeds, runs)
     ]
     write_record(
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def train(device: str, seed: int) -> Dict[str, Any]:
-    """One run in a process and a folder of its own; its summary."""
+    """Trains in a separate process and folder, and returns the summary."""
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "run")
         command: List[str] = [sys.executable, "-m", "vit_ipu", "train", "quickstart", "--device", device, "--json"]

@@ -1,4 +1,4 @@
-"""Records of measurements: what was run, on what, and what came out."""
+"""Records of measurements: the command, the machine and the results."""
 
 from __future__ import annotations
 
@@ -30,19 +30,17 @@ def write_record(
     """Writes DATE_WHAT_HARDWARE.md and prints the results as a last line of JSON; returns the path."""
     facts = environment(config, device)
     hardware = re.sub(r"[^a-z0-9]+", "-", facts["hardware"].lower()).strip("-")
-    path = folder / "{}_{}_{}.md".format(time.strftime("%Y-%m-%d"), what, hardware)
-    versions = ", ".join("{} {}".format(*item) for item in facts["versions"].items())
+    path = folder / f"{time.strftime('%Y-%m-%d')}_{what}_{hardware}.md"
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
     lines = ["# " + title, ""]
     if facts["simulated"]:
         lines += ["**Simulated: no IPU was used.**", ""]
     lines += [
-        "- commit: {}".format(facts["commit"]),
-        "- command: `{}`".format(" ".join(["python", *facts["command"]])),
-        "- device: {}, {}, {}".format(facts["device"], facts["hardware"], facts["compute"]),
-        "- versions: vit_ipu {}, Python {}, {}; {}".format(
-            facts["vit_ipu"], facts["python"], versions, facts["platform"]
-        ),
-        "- time: {}".format(facts["time"]),
+        f"- commit: {facts['commit']}",
+        f"- command: `{' '.join(['python', *facts['command']])}`",
+        f"- device: {facts['device']}, {facts['hardware']}, {facts['compute']}",
+        f"- versions: vit_ipu {facts['vit_ipu']}, Python {facts['python']}, {versions}; {facts['platform']}",
+        f"- time: {facts['time']}",
         "",
     ]
     for paragraph in paragraphs:
@@ -58,4 +56,4 @@ def write_record(
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return ["| {} |".format(" | ".join(line)) for line in lines]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,6 +1,6 @@
-"""What simulating costs: a training step of ViT-S at 224 px over the simulator and natively, on the same device.
+"""Measures what simulating costs: a training step of ViT-S at 224 px over the simulator and natively, on one device.
 
-Both run the same micro-batches eagerly in float32 in one process, taking turns; the ratio of times is the result.
+Both run the same micro-batches eagerly in float32 in one process and take turns; the ratio of times is the result.
 The simulator runs in its exact mode, over a pipeline of four IPUs.
 """
 
@@ -16,7 +16,7 @@ from training_step import backend_step, step_config, take_turns
 from vit_ipu.backends.build import resolve_device
 
 BATCHES = {"cpu": (32, 4), "cuda": (512, 64)}
-"""Global batch and micro-batch by device."""
+"""Global batch size and micro-batch size by device."""
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def main() -> None:
         f"What simulating costs on {arguments.device}: {ratio:.3f} x the native time",
         resolve_device(simulated),
         config,
-        [f"{arguments.runs} updates timed of each, taking turns, after {arguments.burn_in} untimed."],
-        (("backend", "seconds an update (median)", "spread"), rows),
+        [f"{arguments.runs} timed updates of each backend, in turns, after {arguments.burn_in} untimed updates."],
+        (("backend", "seconds per update (median)", "spread"), rows),
         {"ratio": ratio, "seconds": times},
     )
 
@@ -44,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=list(BATCHES))
     parser.add_argument("--runs", type=int, default=10, help="updates to time")
-    parser.add_argument("--burn-in", type=int, default=3, help="updates before, untimed")
+    parser.add_argument("--burn-in", type=int, default=3, help="untimed updates first")
     return parser.parse_args()
 
 

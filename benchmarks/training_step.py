@@ -1,7 +1,7 @@
-"""make bench: images a second of a training step, natively, over the simulator, and by a plain timm loop.
+"""make bench: measures images per second of a training step, natively, over the simulator, and in a plain timm loop.
 
-All are timed in one process on the same random batch, taking turns; the ratios are the result. The plain loop has
-the same micro-batches, optimizer, number format and torch.compile, and timm's model.
+The steps take turns in one process on the same random batch; the ratios are the result. The plain loop uses timm's
+model with the same micro-batches, optimizer, number format and torch.compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vit_ipu.config_file import parse_config
 from vit_ipu.step import Normalize
 
 SIZES = {
-    # device: variant, global batch, micro-batch
+    # device: variant, global batch size, micro-batch size
     "cpu": ("vit_small_patch16", 32, 4),
     "cuda": ("vit_base_patch16", 512, 64),
 }
@@ -36,7 +36,7 @@ def main() -> None:
     device = resolve_device(arguments.device)
     config = config_for(arguments.device)
     steps: Dict[str, Step] = {"native": backend_step(config, arguments.device)}
-    if arguments.device == "cpu":  # eager like the native backend there
+    if arguments.device == "cpu":  # the native backend is eager there too
         steps["ipu-sim"] = backend_step(config, "ipu-sim")
     steps["timm"] = timm_step(config, arguments.device)
     times = take_turns(steps, config, runs=arguments.runs, burn_in=arguments.burn_in)
@@ -47,7 +47,7 @@ def main() -> None:
             name,
             f"{images / medians[name]:.1f}",
             f"{min(found):.4f} to {max(found):.4f} s",
-            "{:.3f}".format(medians["native"] / medians[name]),
+            f"{medians['native'] / medians[name]:.3f}",
         ]
         for name, found in times.items()
     ]
@@ -56,21 +56,21 @@ def main() -> None:
         f"Training step of {config.model.variant} on {device}",
         device,
         config,
-        [f"{arguments.runs} updates timed of each, taking turns, after {arguments.burn_in} untimed."],
+        [f"{arguments.runs} timed updates of each step, in turns, after {arguments.burn_in} untimed updates."],
         (("what", "images/s (median)", "spread of an update", "speed relative to native"), rows),
         {"images_per_second": {name: images / median for name, median in medians.items()}, "seconds": times},
     )
 
 
 def config_for(device: str) -> Config:
-    """Eager and in float32 on the CPU; on a GPU as it is trained there."""
+    """Returns the config: eager and in float32 on the CPU; on a GPU with the defaults of training."""
     if device == "cpu":
         return step_config(*SIZES[device], attention="explicit", precision={"compute": "float32"})
     return step_config(*SIZES[device], attention="auto", precision={})
 
 
 def step_config(variant: str, total: int, micro: int, *, attention: str, precision: Dict[str, str]) -> Config:
-    """One update of a global batch of `total` images; its micro-batches are not merged."""
+    """Returns the config of one update on a global batch of `total` images, whose micro-batches are not merged."""
     return parse_config(
         {
             "model": {"variant": variant, "gelu": "tanh", "attention": attention},
@@ -98,11 +98,11 @@ def backend_step(config: Config, device: str) -> Step:
 
 
 def timm_step(config: Config, device: str) -> Step:
-    """timm's model in a plain accumulation loop."""
+    """Builds a step of timm's model in a plain accumulation loop."""
     cuda = device == "cuda"
     layer = {"act_layer": lambda: torch.nn.GELU(approximate="tanh")}
     model = timm.create_model(config.model.variant + "_224", pretrained=False, **layer).to(device).train()
-    if not cuda:  # the same kernel as the others
+    if not cuda:  # the same attention kernel as in the other steps
         for block in model.blocks:
             block.attn.fused_attn = False
     normalize = Normalize(config.data).to(device)
@@ -128,7 +128,7 @@ def timm_step(config: Config, device: str) -> Step:
 
 
 def take_turns(steps: Dict[str, Step], config: Config, *, runs: int, burn_in: int) -> Dict[str, List[float]]:
-    """Seconds of each timed update, the contestants alternating."""
+    """Returns the seconds of each timed update; the steps alternate."""
     batch = random_batch(config, Instances())
     times: Dict[str, List[float]] = {name: [] for name in steps}
     for run in range(burn_in + runs):
@@ -144,7 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--runs", type=int, default=10, help="updates to time")
-    parser.add_argument("--burn-in", type=int, default=3, help="updates before, untimed")
+    parser.add_argument("--burn-in", type=int, default=3, help="untimed updates first")
     return parser.parse_args()
 
 

@@ -280,8 +280,8 @@ FILES = [
     ("", ["not a config"]),
     ("models: {}\n", ["models", "unknown key", "'model'"]),
     ("!!python/object/apply:os.system ['true']\n", ["could not determine a constructor"]),
-    ("? [a, b]\n: 1\n", ["line 1", "no word"]),
-    ("model: {3: 4}\n", ["line 1", "3 is no word"]),
+    ("? [a, b]\n: 1\n", ["line 1", "must be a string"]),
+    ("model: {3: 4}\n", ["line 1", "key 3 must be a string"]),
     ("[" * 3000, ["nested too deeply"]),
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import pytest
 import torch
 from torch import nn
@@ -65,7 +67,7 @@ def test_flops_count_the_matrix_products(monkeypatch):
     assert sum(counted) == forward_flops(config)
 
 
-def timm_pair(name: str, variant: str, size: int) -> tuple[nn.Module, ViT]:
+def timm_pair(name: str, variant: str, size: int) -> Tuple[nn.Module, ViT]:
     import timm
 
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-"""`vit-ipu`, and `python -m vit_ipu`."""
+"""Entry point of `vit-ipu` and `python -m vit_ipu`."""
 
 import sys
 
 
 def main() -> None:
-    """Runs the command line, whose imports can be interrupted, too."""
+    """Runs the command line; prints "interrupted" and exits with 130 on Ctrl-C, also during its imports."""
     try:
         from vit_ipu.cli.app import main as run
 

@@ -23,17 +23,17 @@ from vit_ipu.pipeline import BatchPlan
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a benchmark measured; the times are of whole host steps."""
+    """Throughput that a benchmark measured; each time is that of a complete host step."""
 
     images_per_second: float
-    """Of the median host step."""
+    """Images per second of the median host step."""
     quartiles: Tuple[float, float]
-    """Images a second of the upper and the lower quartile of host steps."""
+    """Images per second of the host steps at the upper and at the lower quartile of speed."""
     seconds: Tuple[float, ...]
-    """Each timed host step."""
+    """Seconds of each timed host step."""
     samples_per_step: int
     compile_seconds: float
-    """Of the first host step, compilation included, over the median."""
+    """Seconds by which the first host step, which includes compilation, exceeds the median host step."""
 
 
 def benchmark(
@@ -47,9 +47,9 @@ def benchmark(
 ) -> Throughput:
     """Times `steps` host steps after `burn_in` untimed ones.
 
-    The batch is the same random pixels and labels at every step, made beforehand; with `real_data` every step
-    takes the next one from the config's source, and loading it is timed too. Raises ConfigError if the device cannot
-    run the config.
+    Every step takes the same batch of random pixels and labels, which is made in advance. With `real_data` every
+    step takes the next batch from the config's source, and its time includes loading. Raises ConfigError if the device
+    cannot run the config.
     """
     require_runnable_on(config, device, allow_synthetic=True)
     with open_backend(config, device) as backend:
@@ -65,7 +65,7 @@ def benchmark(
 
 
 def random_batch(config: Config, instances: Instances) -> HostBatch:
-    """A host step of random pixels and labels, as far as this process feeds it."""
+    """Returns the samples of a host step that this process feeds, as random pixels and labels."""
     positions = BatchPlan.of(config).share(instances.index, instances.count)
     count, side = len(positions), config.model.image_size
     generator = torch.Generator().manual_seed(config.run.seed)
@@ -83,7 +83,7 @@ def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache
 
 
 def _step_times(backend: Backend, batches: Iterator[HostBatch], count: int, rate: float) -> List[float]:
-    """Seconds of each of `count` steps; a step ends when its losses are on the host."""
+    """Returns the seconds of each of `count` steps; a step ends when its losses are on the host."""
     times = []
     start = time.perf_counter()
     for batch in islice(batches, count):

@@ -11,15 +11,19 @@ from vit_ipu.errors import UserError
 
 
 def compile_program(config: Config, device: Device, *, offline: bool = False) -> float:
-    """Compiles a config's training for IPUs; returns how many seconds that took.
+    """Compiles the training program of a config for IPUs and returns the seconds that compilation took.
 
-    `offline` needs no IPU: the program is for later use. Over the simulator nothing is compiled, but PopTorch's rules
-    are checked. Raises UserError if the device has no compiler, or there is nowhere to keep the program.
+    With `offline` no IPU is needed: the program is kept for later use. Over the simulator nothing is compiled, but
+    PopTorch's rules are checked. Raises UserError if the device is neither an IPU nor the simulator, or if a program
+    for IPUs has no executable cache to be kept in.
     """
     if device.kind not in ("ipu", "ipu-sim"):
         raise UserError(f"compile is for IPUs, but --device is {device}: use ipu or ipu-sim")
     if device.kind == "ipu" and config.pipeline.executable_cache is None:
-        raise UserError("nowhere to keep the program: give --set pipeline.executable_cache=FOLDER")
+        raise UserError(
+            "pipeline.executable_cache is null, so the compiled program would be lost: give --set "
+            "pipeline.executable_cache=FOLDER"
+        )
     require_runnable_on(config, device, allow_synthetic=True)
     start = time.monotonic()
     with open_backend(config, device, offline=offline) as backend:

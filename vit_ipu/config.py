@@ -1,8 +1,8 @@
-"""The configuration of one run: six frozen sections, valid from birth.
+"""Configuration of one run: six frozen sections that are validated when they are made.
 
-A run is one YAML file with the sections `model`, `data`, `pipeline`, `precision`, `optim` and `run`. What
-is wrong on every device is refused here, before data or device is touched; what only IPUs cannot do is
-`pipeline.ipu_violations`. Nothing here imports torch.
+A run is one YAML file with the sections `model`, `data`, `pipeline`, `precision`, `optim` and `run`. This module
+refuses settings that are wrong on every device, before data or device is touched; `ipu_rules.ipu_violations` finds
+the settings that only IPUs refuse. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing_extensions import Annotated, Literal
 from vit_ipu.errors import ConfigError, suggest
 from vit_ipu.variants import VARIANTS
 
-# The number of classes of the sources whose labels are known before they are read.
+# Number of classes of each source whose labels are known before the source is read.
 SOURCE_CLASSES = {"sample": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 
 Positive = Annotated[int, Field(gt=0, le=1 << 30)]
@@ -34,49 +34,50 @@ FloatType = Literal["float16", "float32"]
 
 
 class Section(BaseModel):
-    """A frozen section: unknown keys and wrong types are refused."""
+    """Frozen section of a config; unknown keys and wrong types are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
-    """The Vision Transformer; `variant` fills in the four shape fields that are not given."""
+    """Vision Transformer; `variant` fills in `width`, `depth`, `num_heads` and `patch_size` if they are not given."""
 
     variant: Optional[str] = None
-    """One of VARIANTS, such as `vit_base_patch16`."""
+    """Name of a shape, such as `vit_base_patch16`; `vit-ipu models` lists the names."""
     width: Positive
     """Embedding width."""
     depth: Positive
     """Number of transformer blocks."""
     num_heads: Positive
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide `width`."""
     patch_size: Positive
-    """Side of a patch in pixels; must divide the image size."""
+    """Side of a square patch in pixels; must divide `image_size`."""
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
-    """Hidden width of the MLP over the width."""
+    """Hidden width of the MLP as a multiple of `width`."""
     image_size: Positive = 224
-    """Side of the square input in pixels."""
+    """Side of the square input image in pixels."""
     num_classes: Positive = 1000
-    """Width of the classification head."""
+    """Number of classes: the width of the classification head."""
     representation_size: Optional[Positive] = None
-    """Width of the tanh layer before the head (pre_logits); none when null."""
+    """Width of the tanh layer before the head (pre_logits); null: without this layer."""
     dropout: DropRate = 0.0
-    """Drop probability after the position embedding, the attention and each MLP layer."""
+    """Dropout probability after the position embedding, the attention and each MLP layer."""
     attention_dropout: DropRate = 0.0
-    """Drop probability of the attention weights."""
+    """Dropout probability of the attention weights."""
     drop_path: DropRate = 0.0
-    """Stochastic depth: drop probability of the last block, rising linearly from 0 at the first."""
+    """Stochastic depth: drop probability of the last block; it rises linearly from 0 at the first block."""
     gelu: Literal["erf", "tanh"] = "erf"
-    """Form of GELU. IPUs compute the tanh form whatever is asked, so a config for them says so."""
+    """Form of GELU: exact (erf) or the tanh approximation. IPUs compute only the tanh form, so IPU configs set tanh."""
     layer_norm_eps: PositiveFloat = 1e-6
-    """Epsilon of the layer norms."""
+    """Epsilon of the layer norms; at least 1e-6 on IPUs."""
     attention: Literal["auto", "explicit", "fused"] = "auto"
-    """Attention kernel: softmax(QK)V written out, or scaled_dot_product_attention; auto: by device."""
+    """Attention kernel: softmax(QK)V written out (explicit) or scaled_dot_product_attention (fused); auto: explicit on
+    IPUs, fused elsewhere."""
     init: Optional[Name] = None
-    """Weights to start from: a run, a checkpoint, a file or folder of any known naming, `hf-hub:owner/name`, or an
-    https address with `init_sha256`."""
+    """Weights to start from: a run folder, a checkpoint, a weights file or folder in any known naming,
+    `hf-hub:owner/name`, or an https address with `init_sha256`; null: random weights."""
     init_sha256: Optional[Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]] = None
-    """SHA-256 of the file that `init` means: another file is refused."""
+    """SHA-256 of the file that `init` names; a file with another hash is refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,9 +85,7 @@ class ModelConfig(Section):
         if not isinstance(values, dict) or not isinstance(values.get("variant"), str):
             return values
         if values["variant"] not in VARIANTS:
-            raise ValueError(
-                "variant: {!r} is unknown{}".format(values["variant"], suggest(values["variant"], VARIANTS))
-            )
+            raise ValueError(f"variant: {values['variant']!r} is unknown{suggest(values['variant'], VARIANTS)}")
         return dict(VARIANTS[values["variant"]], **values)
 
     @model_validator(mode="after")
@@ -98,7 +97,7 @@ class ModelConfig(Section):
                 f"{(self.image_size // self.patch_size + 1) * self.patch_size}"
             )
         if (self.init or "").startswith("https://") and self.init_sha256 is None:
-            raise ValueError("init is an https address: pin the file with init_sha256")
+            raise ValueError("init is an https address: give the SHA-256 of its file as init_sha256")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: change one of them")
         return self
@@ -109,7 +108,7 @@ class ModelConfig(Section):
 
     @property
     def num_tokens(self) -> int:
-        """Patches and the class token."""
+        """Number of tokens: the patches and the class token."""
         return self.num_patches + 1
 
     @property
@@ -118,7 +117,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where images come from, how they are cropped, and how they travel to the device."""
+    """Source of the images, their augmentation, and their transfer to the device."""
 
     source: Literal[
         "sample",
@@ -131,59 +130,64 @@ class DataConfig(Section):
         "huggingface",
         "generated",
     ]
-    """`sample` is shipped in the package; `generated` is random pixels and labels; `shards` are tar files as
-    `vit-ipu pack` or webdataset make them; `huggingface` is what DatasetDict.save_to_disk wrote."""
+    """Source of the images. `sample`: images in the package. `fashion_mnist`, `cifar10`, `cifar100`: data sets of
+    torchvision. `imagefolder`: a folder with train/CLASS and val/CLASS. `imagenet`: ImageNet as it is distributed or as
+    on Kaggle. `shards`: tar files that `vit-ipu pack` or webdataset wrote. `huggingface`: a folder that
+    DatasetDict.save_to_disk wrote. `generated`: random pixels and labels."""
     path: Optional[Name] = None
-    """Folder of the images; for `shards` the folder with train/ and val/, or, with `eval_path`, the training shards."""
+    """Folder of the images. For `shards`: the folder with train/ and val/, or only the training shards if `eval_path`
+    is given."""
     eval_path: Optional[Name] = None
-    """`shards`: the held-out ones, where `path` has the training ones alone: a folder of tar files, or a pattern such
-    as imagenet-val-{00..63}.tar."""
+    """Held-out shards of `shards`, if `path` contains only the training shards: a folder of tar files, or a pattern
+    such as imagenet-val-{00..63}.tar."""
     download: bool = False
-    """Fetch a torchvision set into `path` if it is not there."""
+    """Downloads a torchvision data set into `path` if it is missing there."""
     num_train: Optional[Positive] = None
-    """How many training images: the number that `generated` makes, elsewhere a limit for trials."""
+    """Number of training images that `generated` makes; for other sources an upper limit, for trials."""
     num_eval: Optional[Positive] = None
-    """Likewise for the held-out images."""
+    """Number of held-out images that `generated` makes; for other sources an upper limit, for trials."""
     crop: Literal["random_resized", "padded", "center"] = "random_resized"
-    """Training crop: of random area and aspect, a random shift of the padded image, or the middle."""
+    """Crop in training: of random area and aspect ratio (random_resized), at a random position in the padded image
+    (padded), or from the middle (center)."""
     crop_scale: Pair = (0.08, 1.0)
-    """Area of a `random_resized` crop, as fractions of the image."""
+    """Smallest and largest area of a `random_resized` crop, as fractions of the image's area."""
     crop_ratio: Pair = (0.75, 4.0 / 3.0)
-    """Aspect ratio (width over height) of a `random_resized` crop."""
+    """Smallest and largest aspect ratio (width over height) of a `random_resized` crop."""
     crop_padding: Annotated[int, Field(gt=0, le=1024)] = 2
-    """Pixels of black around the image for a `padded` crop."""
+    """Width in pixels of the black border around the image for a `padded` crop."""
     horizontal_flip: Probability = 0.5
-    """Probability of a mirror image in training."""
+    """Probability that a training image is mirrored left to right."""
     auto_augment: Optional[Literal["imagenet"]] = None
-    """AutoAugment (arXiv:1805.09501) after crop and flip, by the policy found on ImageNet."""
+    """AutoAugment (arXiv:1805.09501) after crop and flip, with the policy found on ImageNet; null: off."""
     rand_augment: Optional[Operations] = None
-    """RandAugment (arXiv:1909.13719) after crop and flip: how many operations, and their magnitude from 0 to 30."""
+    """RandAugment (arXiv:1909.13719) after crop and flip: number of operations, magnitude from 0 to 30; null: off."""
     random_erasing: Probability = 0.0
-    """Probability that a rectangle of the image is filled with the mean (arXiv:1708.04896), after all else."""
+    """Probability that a rectangle of the image is filled with the mean (arXiv:1708.04896), as last augmentation."""
     mixup_alpha: Rate = 0.0
-    """Mixup of images and labels: shares are drawn from Beta(alpha, alpha); off when 0."""
+    """Alpha of mixup: the shares of images and labels are drawn from Beta(alpha, alpha); 0: off."""
     cutmix_alpha: Rate = 0.0
-    """Cutmix of images and labels: shares of the area are drawn from Beta(alpha, alpha); off when 0."""
+    """Alpha of cutmix: the shares of area and labels are drawn from Beta(alpha, alpha); 0: off."""
     cutmix_share: Probability = 0.5
-    """Share of draws that are cutmix, where both are on."""
+    """Share of draws that are cutmix, if mixup and cutmix are both on."""
     mixing_draw: Literal["micro_batch", "update"] = "micro_batch"
-    """What shares one draw of mixup or cutmix: the samples of a micro-batch, or those of a weight update."""
+    """Samples that share one draw of mixup or cutmix: all of a micro-batch, or all of a weight update."""
     mixing_probability: Probability = 1.0
-    """Probability that a draw mixes at all."""
+    """Probability that a draw mixes its samples; otherwise they stay as they are."""
     eval_resize: Optional[Positive] = None
-    """Short side in pixels before the evaluation's centre crop; the image size when null."""
+    """Short side in pixels of the resized image before the centre crop of evaluation; null: `image_size`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of every resize."""
+    """Interpolation filter of every resize."""
     mean: Triple = (0.5, 0.5, 0.5)
-    """Mean of each channel, of pixels in [0, 1]."""
+    """Mean of each channel, for pixels in [0, 1]."""
     std: Triple = (0.5, 0.5, 0.5)
-    """Standard deviation of each channel, of pixels in [0, 1]."""
+    """Standard deviation of each channel, for pixels in [0, 1]."""
     transfer: Literal["uint8", "float32"] = "uint8"
-    """How images travel: bytes that the device normalises, or floats that the host has normalised."""
+    """Format of images sent to the device: bytes that the device normalises, or floats that the host has normalised."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes that load images; 0: the main process. The order of the images does not depend on it."""
+    """Number of processes that load images; 0: the main process. The order of the images is the same for any number."""
     on_error: Literal["raise", "skip"] = "raise"
-    """An image that cannot be read ends the run, or is named and another takes its place (in evaluation: none)."""
+    """Handling of an image that cannot be read: `raise` ends the run; `skip` reports the image, and in training uses
+    another image in its place."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> DataConfig:
@@ -192,14 +196,14 @@ class DataConfig(Section):
             if not 0 < low <= high:
                 raise ValueError(f"{name}: {low} to {high} is not a range above 0: give the smaller first")
         if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale: {self.crop_scale[1]} is more than the whole image: at most 1")
+            raise ValueError(f"crop_scale: {self.crop_scale[1]} is more than the area of the image: give at most 1")
         if min(self.std) <= 0:
             raise ValueError(f"std: {min(self.std)} must be above 0")
         for name in ("mean", "std"):
             for value in getattr(self, name):
                 if not 0 <= value <= 1:
                     raise ValueError(
-                        f"{name}: {value} is not in [0, 1], as pixels are: divide what is meant for 0 to 255 by 255"
+                        f"{name}: {value} is not in [0, 1], like pixels: divide values for pixels of 0 to 255 by 255"
                     )
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
             raise ValueError(f"download: source {self.source} cannot be downloaded: remove the key")
@@ -212,42 +216,43 @@ class DataConfig(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether training mixes samples."""
+        """Tells whether training mixes samples."""
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mixing_probability > 0
 
 
 class PipelineConfig(Section):
-    """The split over IPUs and the arithmetic of batches; gradient accumulation is derived."""
+    """Split of the model over IPUs, and batch sizes, from which gradient accumulation is derived."""
 
     global_batch_size: Positive
-    """Samples per weight update: the same on every device."""
+    """Number of samples per weight update, the same on every device."""
     micro_batch_size: Positive
-    """Samples that pass a stage at a time, on one replica."""
+    """Number of samples that pass through a stage at a time, on one replica."""
     replication_factor: Positive = 1
-    """Copies of the pipeline, in total over all hosts."""
+    """Number of copies of the pipeline, in total over all hosts."""
     device_iterations: Positive = 1
-    """Weight updates per call of the device (host step)."""
+    """Number of weight updates per host step, which is one call of the device."""
     layers_per_ipu: Optional[Ints] = None
-    """Transformer blocks on each IPU of a replica; the embedding joins the first, the head the last, and a 0
-    there gives it the IPU to itself. All blocks on one IPU when null."""
+    """Number of transformer blocks on each IPU of a replica; null: all blocks on one IPU. The first IPU also takes the
+    embedding and the last IPU the head; with 0 blocks, the first or the last IPU has only the embedding or the head."""
     native_micro_batch_size: Optional[Positive] = None
-    """Samples at a time on a CPU or GPU, which may merge micro-batches; from the memory when null."""
+    """Number of samples that a CPU or GPU takes at a time, by merging micro-batches; null: as many as memory allows."""
     execution: Literal["pipelined", "sharded"] = "pipelined"
-    """All stages at work on different micro-batches, or one stage at a time."""
+    """Schedule of the stages: all at work on different micro-batches (pipelined), or one at a time (sharded)."""
     recompute: Literal["auto", "none", "every_block"] = "auto"
-    """Activations kept for the backward pass: PopTorch's choice, all of them, or each block's output."""
+    """Activations kept for the backward pass: PopTorch's choice (auto), all activations (none), or only each block's
+    output (every_block)."""
     available_memory_proportion: Optional[Annotated[Tuple[StrictFloat, ...], Field(strict=False)]] = None
-    """Share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one each."""
+    """Share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one for each IPU."""
     replicated_tensor_sharding: bool = False
-    """Spread the optimizer state over the replicas."""
+    """Spreads the optimizer state over the replicas."""
     optimizer_state: Literal["on_chip", "off_chip"] = "on_chip"
-    """Where the optimizer state rests: in the IPU's SRAM or in streaming memory."""
+    """Memory that holds the optimizer state: the IPU's SRAM (on_chip) or streaming memory (off_chip)."""
     io_tiles: Optional[int] = None
-    """Tiles set aside for input and output; none when null."""
+    """Number of tiles reserved for input and output: an even number from 32 to 192; null: none."""
     executable_cache: Optional[Name] = None
-    """Folder for compiled programs."""
+    """Folder that keeps compiled programs, so that a second start loads them; null: programs are not kept."""
     synthetic_data: bool = False
-    """The IPU makes random inputs itself, so that a benchmark leaves out the host. Never learns anything."""
+    """Makes random inputs on the IPU, so that a benchmark leaves out the host. The model learns nothing from them."""
     profile: Optional[Name] = None
     """Folder for a PopVision report of the compilation and the run."""
 
@@ -263,16 +268,11 @@ class PipelineConfig(Section):
         at_once = self.micro_batch_size * self.replication_factor
         if self.global_batch_size % at_once:
             below = self.global_batch_size // at_once * at_once
+            smaller = f"{below} or " if below else ""
             raise ValueError(
-                "global_batch_size {} is not a multiple of micro_batch_size {} x replication_factor {} = {}: "
-                "use {}{}".format(
-                    self.global_batch_size,
-                    self.micro_batch_size,
-                    self.replication_factor,
-                    at_once,
-                    f"{below} or " if below else "",
-                    below + at_once,
-                )
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size} x replication_factor {self.replication_factor} = {at_once}: use "
+                f"{smaller}{below + at_once}"
             )
         native = self.native_micro_batch_size
         if native is not None and (self.global_batch_size % native or native % self.micro_batch_size):
@@ -282,7 +282,7 @@ class PipelineConfig(Section):
             )
         for count in self.layers_per_ipu or ():
             if count < 0:
-                raise ValueError(f"layers_per_ipu: {count} is negative")
+                raise ValueError(f"layers_per_ipu: {count} is negative: give 0 or more blocks for each IPU")
         if self.layers_per_ipu is not None and 0 in self.layers_per_ipu[1:-1]:
             raise ValueError(
                 f"layers_per_ipu {list(self.layers_per_ipu)}: IPU {self.layers_per_ipu[1:-1].index(0) + 1} would have "
@@ -302,18 +302,19 @@ class PipelineConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """Number formats; `auto` is float16 on IPUs, bfloat16 on CUDA and float32 on the CPU."""
+    """Number formats of the computation."""
 
     compute: Literal["auto", "float16", "bfloat16", "float32", "float64"] = "auto"
-    """Format of weights and activations on IPUs, of activations on CUDA (weights stay float32)."""
+    """Format of weights and activations on IPUs, and of activations on CUDA, where weights stay float32; auto: float16
+    on IPUs, bfloat16 on CUDA and float32 on the CPU."""
     partials: FloatType = "float32"
     """IPU: format of the partial sums of matrix products."""
     stochastic_rounding: bool = False
-    """IPU: round to float16 up or down at random, without bias, in training."""
+    """IPU: rounds to float16 up or down at random, without bias, in training."""
     loss_scale: PositiveFloat = 1.0
     """IPU: factor on the loss that keeps float16 gradients in range."""
     automatic_loss_scale: bool = False
-    """IPU: adapt the loss scale while training."""
+    """IPU: adapts the loss scale during training."""
     accumulation: FloatType = "float32"
     """IPU: format of the accumulated gradient."""
     first_moment: FloatType = "float32"
@@ -321,7 +322,7 @@ class PrecisionConfig(Section):
     second_moment: FloatType = "float32"
     """IPU: format of the second moment of Adam, AdamW and LAMB."""
     torch_compile: Literal["auto", "always", "never"] = "auto"
-    """CUDA and CPU: torch.compile; auto: on CUDA."""
+    """CUDA and CPU: use of torch.compile; auto: only on CUDA."""
 
     def resolve_compute(self, device_kind: str) -> str:
         """Returns the number format that `compute` means on a kind of device (ipu, ipu-sim, cuda, cpu)."""
@@ -331,43 +332,44 @@ class PrecisionConfig(Section):
 
 
 class OptimConfig(Section):
-    """The optimizer, the loss and the learning rate's schedule, which counts updates."""
+    """Optimizer, loss and learning rate schedule; the schedule counts weight updates."""
 
     optimizer: Literal["sgd", "adam", "adamw", "lamb"]
-    """SGD with momentum; Adam with L2; AdamW; LAMB as PopTorch has it."""
+    """Optimizer: SGD with momentum, Adam with L2, AdamW, or LAMB as in PopTorch."""
     learning_rate: Annotated[float, Field(gt=0, le=1e6)]
     """Peak learning rate."""
     momentum: DropRate = 0.9
-    """SGD: momentum."""
+    """SGD: factor of the momentum."""
     nesterov: bool = False
-    """SGD: Nesterov's form."""
+    """SGD: uses Nesterov's form of momentum."""
     betas: Pair = (0.9, 0.999)
-    """Adam, AdamW, LAMB: decay of the moments."""
+    """Adam, AdamW, LAMB: decay rates of the first and the second moment."""
     eps: PositiveFloat = 1e-8
-    """Adam, AdamW, LAMB: added to the root of the second moment."""
+    """Adam, AdamW, LAMB: constant added to the root of the second moment."""
     weight_decay: Rate = 0.0
-    """L2 for SGD and Adam, decoupled for AdamW and LAMB."""
+    """Weight decay: an L2 term for SGD and Adam, decoupled for AdamW and LAMB."""
     decay_exempt: Annotated[Tuple[Literal["bias", "norm", "cls_token", "pos_embed"], ...], Field(strict=False)] = (
         "bias",
         "norm",
         "cls_token",
         "pos_embed",
     )
-    """Parameters without weight decay."""
+    """Kinds of parameters that have no weight decay."""
     max_weight_norm: Optional[Rate] = None
-    """LAMB: upper clamp of the weight norm in the trust ratio; 65500 when null, as in PopTorch."""
+    """LAMB: upper clamp of the weight norm in the trust ratio; null: 65500, as in PopTorch."""
     exempt_max_weight_norm: Optional[Rate] = None
-    """LAMB: the same for parameters without decay; 0 turns their trust ratio off."""
+    """LAMB: upper clamp as in `max_weight_norm`, for parameters without decay; 0 turns off their trust ratio."""
     max_grad_norm: Optional[PositiveFloat] = None
-    """Global norm at which gradients are clipped; none when null."""
+    """Global norm at which gradients are clipped; null: no clipping."""
     gradient_reduction: Literal["mean", "sum"] = "mean"
-    """Over micro-batches and replicas; `sum` multiplies the mean by their number on every device."""
+    """Reduction of the gradients of micro-batches and replicas; `sum` multiplies the mean by gradient accumulation x
+    replicas, on every device."""
     label_smoothing: DropRate = 0.0
-    """Share of the target spread evenly over the classes."""
+    """Share of the target that is spread evenly over the classes."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warmup."""
+    """Curve of the learning rate after the warmup: it falls (cosine, linear) or stays (constant)."""
     warmup_updates: Annotated[int, Field(ge=0, le=1 << 30)] = 0
-    """Updates in which the learning rate rises linearly."""
+    """Number of updates at the start in which the learning rate rises linearly."""
     warmup_start: Probability = 0.0
     """Learning rate at the first update, as a fraction of the peak."""
     min_learning_rate: Rate = 0.0
@@ -383,33 +385,33 @@ class OptimConfig(Section):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas: {beta} is not in [0, 1)")
         if self.nesterov and self.momentum == 0:
-            raise ValueError(f"nesterov: true needs momentum above 0, which is {self.momentum}")
+            raise ValueError(f"nesterov: true needs momentum above 0, but it is {self.momentum}: change one of them")
         return self
 
 
 class RunConfig(Section):
-    """How long to train, and what to write down."""
+    """Length of the run, its evaluations, checkpoints and logs."""
 
     updates: Optional[Positive] = None
-    """Length in weight updates; either this or `epochs`."""
+    """Length of the run in weight updates; give either `updates` or `epochs`."""
     epochs: Optional[Annotated[float, Field(gt=0, le=1e6)]] = None
-    """Length in passes over the training images; either this or `updates`."""
+    """Length of the run in passes over the training images; give either `updates` or `epochs`."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
-    """Of initialisation, order, augmentation and dropout."""
+    """Seed of initialisation, order of the images, augmentation and dropout."""
     evaluate_every: Optional[Positive] = None
-    """Updates between evaluations; only at the end when null."""
+    """Number of updates between evaluations; null: only at the end."""
     evaluation_micro_batch_size: Optional[Positive] = None
-    """Samples at a time and replica in evaluation; the micro-batch size when null."""
+    """Number of samples that a replica takes at a time in evaluation; null: `pipeline.micro_batch_size`."""
     evaluation_device_iterations: Optional[Positive] = None
-    """IPU: micro-batches per replica and inference call; as many as stages when null."""
+    """IPU: number of micro-batches per replica and inference call; null: the number of stages."""
     checkpoint_every: Optional[Positive] = None
-    """Updates between checkpoints; only at the end when null."""
+    """Number of updates between checkpoints; null: only at the end."""
     keep_checkpoints: Positive = 2
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints that are kept."""
     log_every: Positive = 1
-    """Host steps between lines of metrics.jsonl."""
+    """Number of host steps between lines of metrics.jsonl."""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where metrics go beside metrics.jsonl."""
+    """Tracker that receives the metrics in addition to metrics.jsonl."""
 
     @model_validator(mode="after")
     def _check_length(self) -> RunConfig:
@@ -419,7 +421,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """One complete run."""
+    """Configuration of one complete run."""
 
     model: ModelConfig
     data: DataConfig
@@ -450,8 +452,8 @@ class Config(Section):
             )
         if self.data.eval_resize is not None and self.data.eval_resize < self.model.image_size:
             raise ValueError(
-                f"data.eval_resize {self.data.eval_resize} is below model.image_size {self.model.image_size}: the "
-                "centre crop would not fit"
+                f"data.eval_resize {self.data.eval_resize} is below model.image_size {self.model.image_size}, so the "
+                f"centre crop would not fit: use {self.model.image_size} or more"
             )
         return self
 
@@ -476,12 +478,12 @@ class Config(Section):
 
     @property
     def layers_per_ipu(self) -> Tuple[int, ...]:
-        """Blocks on each IPU of a replica; all on one when the config does not say."""
+        """Number of blocks on each IPU of a replica; all blocks on one IPU if `pipeline.layers_per_ipu` is null."""
         return self.pipeline.layers_per_ipu or (self.model.depth,)
 
     @property
     def reduction_factor(self) -> int:
-        """What multiplies the mean gradient: 1, or accumulation x replicas where the recipe sums."""
+        """Factor on the mean gradient: 1, or accumulation x replicas if `optim.gradient_reduction` is `sum`."""
         if self.optim.gradient_reduction == "mean":
             return 1
         return self.pipeline.gradient_accumulation * self.pipeline.replication_factor
@@ -491,10 +493,10 @@ class Config(Section):
         return self.run.evaluation_micro_batch_size or self.pipeline.micro_batch_size
 
     def total_updates(self, num_train: int) -> int:
-        """Weight updates of the run over `num_train` images: a multiple of device_iterations, at least one.
+        """Returns the weight updates of the run over `num_train` images: a multiple of device_iterations, above 0.
 
-        Images form one stream over all epochs, so that only the last host step may be lost to rounding. Raises
-        ConfigError if the warmup is longer.
+        The images of all epochs form one stream, so rounding to complete host steps drops at most the last one. Raises
+        ConfigError if the warmup is longer than the run.
         """
         if self.run.updates is not None:
             return self.run.updates

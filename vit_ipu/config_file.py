@@ -1,4 +1,4 @@
-"""Configs as files: safe YAML in, overrides from the command line, one clear line for what is wrong, YAML out."""
+"""Config files: reads safe YAML and overrides from the command line, reports a mistake in one line, writes YAML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vit_ipu.errors import ConfigError, suggest
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as a number (YAML 1.2), has no dates, and takes only words as keys, each once."""
+    """Safe YAML loader: 1e-6 is a number (YAML 1.2), dates are strings, and keys must be strings and unique."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
         seen = set()
@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             line, key = key_node.start_mark.line + 1, key_node.value
             if key_node.tag != "tag:yaml.org,2002:str":
-                raise ConfigError("line {}: {} is no word, and so no key".format(line, key if key else "an empty key"))
+                raise ConfigError(f"line {line}: key {key or '(empty)'} must be a string")
             if key in seen:
                 raise ConfigError(f"line {line}: key {key!r} is given twice: remove one")
             seen.add(key)
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what _Loader reads back: a word that looks like its numbers is quoted."""
+    """Safe YAML dumper whose output _Loader reads back: strings that look like numbers are quoted."""
 
 
 _EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
@@ -47,8 +47,8 @@ _Loader.yaml_implicit_resolvers = {
 def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config:
     """Reads the YAML at `path`, applies overrides of the form `section.key=value`, and validates.
 
-    A path that does not exist may be the name of a shipped config. Raises ConfigError, one line, for a missing or
-    broken file, an unknown key, a wrong type or numbers that do not fit together.
+    A path that does not exist may be the name of a shipped config. Raises ConfigError, with a message of one line, for
+    a missing or broken file, an unknown key, a wrong type or numbers that do not fit together.
     """
     try:
         path = _shipped(Path(path))
@@ -63,7 +63,7 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
 
 
 def shipped_configs() -> Dict[str, Path]:
-    """The configs that come with the program, by name: from the wheel, or from the checkout it runs from."""
+    """Returns the paths of the configs that come with the program, by name, from the wheel or from the checkout."""
     here = Path(__file__).parent
     folder = next((f for f in (here / "pipeline_configs", here.parent / "pipeline_configs") if f.is_dir()), here)
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -76,10 +76,10 @@ def _shipped(path: Path) -> Path:
 
 
 def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
-    """Validates a mapping of sections, such as `yaml.safe_load` or a run folder gives."""
+    """Validates a mapping of sections, such as `yaml.safe_load` returns. Raises ConfigError, as `load_config` does."""
     if not isinstance(values, dict):
-        raise ConfigError("not a config: expected the sections {} at the top".format(", ".join(Config.model_fields)))
-    # copies, so that overrides change nothing of the caller's; an empty section has only defaults
+        raise ConfigError(f"not a config: expected the sections {', '.join(Config.model_fields)} at the top")
+    # copies, so that overrides do not change the caller's values; an empty section takes the defaults
     values = {k: {} if v is None else dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for override in overrides:
         _apply_override(values, override)
@@ -90,7 +90,7 @@ def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The whole config as YAML that `load_config` reads back."""
+    """Returns the complete config as YAML that `load_config` reads back."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
@@ -99,7 +99,7 @@ def _load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError("line {}: {}".format(line, error.problem or "not YAML")) from None
+        raise ConfigError(f"line {line}: {error.problem or 'not YAML'}") from None
     except RecursionError:
         raise ConfigError("nested too deeply for a config") from None
     except yaml.YAMLError as error:
@@ -119,19 +119,19 @@ def _apply_override(values: Dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first mistake as `section.key: what is wrong`, and how many more there are."""
+    """Returns the first mistake as `section.key: what is wrong`, and the number of further mistakes."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
     where = ".".join(str(part) for part in first["loc"])
     section = Config.model_fields.get(str(first["loc"][0])) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         known = Config.model_fields if len(first["loc"]) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
-        text = "unknown key{}".format(suggest(str(first["loc"][-1]), known))
+        text = f"unknown key{suggest(str(first['loc'][-1]), known)}"
     elif first["type"] == "missing":
         text = "is missing"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
     else:
-        text = "{}, got {!r}".format(first["msg"].replace("Input should be", "should be"), first["input"])
+        text = f"{first['msg'].replace('Input should be', 'should be')}, got {first['input']!r}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return "{}{}{}{}".format(where, ": " if where else "", text, more)
+    return f"{where}: {text}{more}" if where else f"{text}{more}"

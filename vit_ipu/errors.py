@@ -1,4 +1,4 @@
-"""Every error class of the program, and what a misspelt word may have meant.
+"""Error classes of the program, and suggestions for misspelt names.
 
 Each message is one line: what was wrong, where, the value, and then what to do.
 """
@@ -10,7 +10,7 @@ from typing import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The program exits with 2."""
+    """A mistake of the user. The program exits with 2."""
 
 
 class ConfigError(UserError):
@@ -34,14 +34,14 @@ class RunFailed(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Raised where a stop was requested in the middle of work whose half-done result is useless."""
+    """Raised if a stop is requested in the middle of work whose partial result is useless."""
 
 
 class PackInterrupted(Exception):
-    """Raised when packing is interrupted by Ctrl-C: the message says how much is done."""
+    """Raised when packing is interrupted by Ctrl-C: the message states how much is done."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Names what a misspelt word may have meant, as the end of a message."""
+    """Returns the end of a message about an unknown name: the known name that resembles it, or all known names."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f": use one of {', '.join(known)}"

@@ -25,12 +25,12 @@ from vit_ipu.weights.read import Weights, read_weights
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Accuracy and loss that an evaluation measured."""
 
     top1: float
-    """Per cent of images whose class has the highest logit."""
+    """Percentage of images whose class has the highest logit."""
     top5: float
-    """Per cent of images whose class is among the five highest logits, or among all if there are fewer."""
+    """Percentage of images whose class is among the five highest logits, or among all logits if there are fewer."""
     loss: float
     """Mean cross-entropy in nats, without smoothing."""
     num_images: int
@@ -38,13 +38,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CheckpointEvaluation:
-    """What the evaluation of a checkpoint found."""
+    """Evaluation of a checkpoint, with the images that were skipped."""
 
     evaluation: Evaluation
     checkpoint: Path
-    """The file, or the run's checkpoint, that was read."""
+    """Path of the weights file, or of the run's checkpoint, that was read."""
     skipped: Tuple[str, ...]
-    """Which images could not be read, and why."""
+    """Images that could not be read, each with the reason."""
 
 
 def evaluate(
@@ -56,10 +56,10 @@ def evaluate(
     cache: Optional[ListingCache] = None,
     notify: Notify = lambda text: None,
 ) -> CheckpointEvaluation:
-    """Evaluates a run, a checkpoint or weights of any known naming on the held-out images, every one exactly once.
+    """Evaluates a run, a checkpoint or weights in any known naming on the held-out images, each exactly once.
 
-    `notify` is told what differs from what the weights were trained with. Raises UserError if they are of another
-    model or of other classes.
+    `notify` receives a note on each setting that differs from the training of the weights. Raises UserError if the
+    weights belong to another model or to other classes.
     """
     require_runnable_on(config, device, training=False)
     weights = read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify)
@@ -74,9 +74,9 @@ def evaluate(
 
 
 def compare_with_training(weights: Weights, config: Config, classes: Sequence[str]) -> List[str]:
-    """Notes on settings other than those that the weights were trained with.
+    """Returns notes on settings that differ from those that the weights were trained with.
 
-    Raises UserError if they are of another model, or of other classes than the images.
+    Raises UserError if the weights belong to another model, or to other classes than the images.
     """
     if weights.description is not None:
         return differences_from(weights.description, config, classes)
@@ -85,20 +85,24 @@ def compare_with_training(weights: Weights, config: Config, classes: Sequence[st
 
 
 def differences_from(trained: ModelDescription, config: Config, classes: Sequence[str]) -> List[str]:
-    """Notes on settings other than those that a checkpoint of this program was trained with.
+    """Returns notes on settings that differ from those that a checkpoint of this program was trained with.
 
-    Raises UserError if it is of another model, or of other classes than the images.
+    Raises UserError if the checkpoint belongs to another model, or to other classes than the images.
     """
     model, data, pixels = config.model, config.data, trained.preprocessing
     if model.num_heads != trained.model.num_heads:
         raise UserError(
             f"the checkpoint was trained with model.num_heads {trained.model.num_heads}, but the config has "
-            f"{model.num_heads}: use its own config"
+            f"{model.num_heads}: use the config that the checkpoint was trained with"
         )
-    for ours, theirs in zip(classes, trained.classes) if trained.trained else ():  # others name their classes otherwise
+    # Converted weights are left out, because other programs may name the same classes differently.
+    for ours, theirs in zip(classes, trained.classes) if trained.trained else ():
         if ours != theirs:
-            raise UserError(f"the checkpoint knows the class {theirs}, where the images have {ours}")
-    # Settings without a shape that change what a model computes, and may be chosen for an evaluation.
+            raise UserError(
+                f"the checkpoint was trained on the class {theirs}, but the images have {ours} in its place: evaluate "
+                "on images of the same classes"
+            )
+    # Settings that change what a model computes, but no shape of a tensor, and that an evaluation may choose.
     compared = (
         ("model.gelu", model.gelu, trained.model.gelu),
         ("model.layer_norm_eps", model.layer_norm_eps, trained.model.layer_norm_eps),
@@ -115,7 +119,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
 
 
 def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
-    """Predicts each batch and counts. Backends pad as their devices need; no padding is counted.
+    """Predicts each batch and counts the hits. Backends pad batches as their devices need; padding is not counted.
 
     Raises RunFailed if the model's outputs are not finite, or there is no image.
     """

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, locked, hashed, and the folder for what can be made again."""
+"""Files on disk: atomic writes, locks, hashes, and the folder of caches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import platformdirs
 from vit_ipu.errors import UserError
 
 TEMPORARY = ".writing-"
-"""How the name of an unfinished file or folder begins."""
+"""Prefix of the name of an unfinished file or folder."""
 _CHUNK = 1 << 20
 
 # ------------------------------------------------------------------------- written whole or not at all
@@ -25,11 +25,11 @@ _CHUNK = 1 << 20
 
 @contextmanager
 def written_whole(target: Path, *, prefix: str = TEMPORARY, unique: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `target`, where the body makes a file or a folder; renames it to `target`.
+    """Yields a temporary path beside `target` for the body to make a file or a folder there; renames it to `target`.
 
-    What the body made is on the disk before it has its name, so that a crash at any instant leaves either what stood
-    at `target` before or what is new. If the body raises, even by Ctrl-C, nothing of it stays. The temporary name ends
-    as the target's does; `unique` tells apart several processes that write the same target.
+    The new content is on the disk before the rename, so that a crash at any instant leaves either the old content of
+    `target` or the new one. If the body raises, even by Ctrl-C, the temporary path is removed. The temporary name ends
+    with the name of the target; `unique` gives each process that writes the same target its own temporary name.
     """
     middle = f"{os.getpid()}-" if unique else ""
     temporary = target.with_name(f"{prefix}{middle}{target.name}")
@@ -44,13 +44,13 @@ def written_whole(target: Path, *, prefix: str = TEMPORARY, unique: bool = False
 
 
 def write_whole(target: Path, content: Union[str, bytes], *, prefix: str = TEMPORARY) -> None:
-    """Writes a file whole or not at all; text is UTF-8."""
+    """Writes a file completely or not at all; text is written as UTF-8."""
     with written_whole(target, prefix=prefix) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Makes sure that a file, or a folder with all that it holds, is on the disk."""
+    """Flushes a file, or a folder with all files and folders in it, to the disk."""
     if path.is_dir():
         for part in path.iterdir():
             sync(part)
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Makes sure that a file's bytes, or a folder's list of names, are on the disk."""
+    """Flushes a file's bytes, or a folder's list of names, to the disk."""
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def sync_entry(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that it holds, if it is there."""
+    """Removes a file, or a folder with all files and folders in it, if the path exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(str(path), ignore_errors=True)
     else:
@@ -81,10 +81,10 @@ _locked: MutableSet[IO[Any]] = weakref.WeakSet()
 
 
 def lock(file: IO[Any]) -> bool:
-    """Locks an open file for this process, without waiting; returns whether no other process has it.
+    """Locks an open file for this process, without waiting; returns False if another process holds the lock.
 
-    The lock ends when the file is closed or the process ends. Forked children do not hold it: filelock's would, so
-    that the workers of a killed run would keep its folder locked.
+    The lock ends when the file is closed or the process ends. Forked children do not hold the lock. With the package
+    filelock they would hold it, so that the workers of a killed run would keep the run's folder locked.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +95,7 @@ def lock(file: IO[Any]) -> bool:
 
 
 def _let_go_of_locks() -> None:
-    """Points a forked child's descriptors of locked files to nothing: to close them could write what is buffered."""
+    """Points a forked child's descriptors of locked files to /dev/null; a close could write buffered bytes."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for file in _locked:
         if not file.closed:
@@ -109,7 +109,7 @@ os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError if it cannot be read."""
+    """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError if the file cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for part in iter(lambda: file.read(_CHUNK), b""):
@@ -118,9 +118,9 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder for what can be made again: $XDG_CACHE_HOME/vit_ipu, or the system's own place for caches.
+    """Returns the folder of caches: $XDG_CACHE_HOME/vit_ipu, or vit_ipu in the system's own folder of caches.
 
-    Without a home folder it is below that of temporary files.
+    Without a home folder, the folder of caches is inside the folder of temporary files.
     """
     try:
         folder = Path(platformdirs.user_cache_dir("vit_ipu", appauthor=False))
@@ -130,8 +130,8 @@ def cache_folder() -> Path:
 
 
 def expand_home(path: str) -> Path:
-    """Replaces ~ by the home folder. Raises UserError if it names a user who does not exist."""
+    """Replaces ~ by the home folder. Raises UserError if the path names a user who does not exist."""
     expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):  # pathlib raises RuntimeError or KeyError here, by Python's version
+    if expanded.startswith("~"):  # pathlib raises RuntimeError or KeyError, depending on Python
         raise UserError(f"{path}: cannot expand ~: no such user; give an absolute path")
     return Path(expanded)

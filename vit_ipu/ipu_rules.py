@@ -1,7 +1,7 @@
-"""What PopTorch, PopART or an IPU would refuse in a config. Pure functions; nothing here imports torch.
+"""Rules of PopTorch, PopART and IPUs that a config can break. Pure functions; nothing here imports torch.
 
-The rules are found from numbers alone, before anything is built; the simulator finds them from the traced model, on
-purpose independently. Sources name files of graphcore/poptorch (sdk-release-3.4) and graphcore/popart.
+The rules are checked from numbers alone, before anything is built; the simulator checks them on the traced model,
+independently on purpose. Sources name files of graphcore/poptorch (sdk-release-3.4) and graphcore/popart.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MAX_IPUS_PER_PROCESS = 64
 
 
 def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *, training: bool = True) -> List[str]:
-    """Raises ConfigError if `device_kind` cannot run the config; returns notes on what only IPUs would refuse.
+    """Raises ConfigError if `device_kind` cannot run the config; returns notes on settings that only IPUs would refuse.
 
-    Without `training`, only what inference needs is asked for.
+    Without `training`, only the rules for inference are checked.
     """
     compute = config.precision.resolve_compute(device_kind)
     if device_kind in ("cpu", "cuda"):
@@ -38,7 +38,7 @@ def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *
 def ipu_violations(
     config: Config, device_kind: str = "ipu", num_instances: int = 1, *, training: bool = True
 ) -> List[str]:
-    """What PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
+    """Returns what PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
     found = [
         _not_a_power_of_two(config),
         _too_many_ipus(config, num_instances),
@@ -110,11 +110,11 @@ def _memory_proportions(config: Config) -> Optional[str]:
     if len(proportions) not in (1, len(config.layers_per_ipu)):
         return (
             f"pipeline.available_memory_proportion has {len(proportions)} numbers for {len(config.layers_per_ipu)} "
-            "IPUs: give one, or one each"
+            "IPUs: give one number, or one for each IPU"
         )
     for proportion in proportions:
         if not 0 < proportion <= 1:
-            return f"pipeline.available_memory_proportion {proportion} is not in (0, 1]"
+            return f"pipeline.available_memory_proportion {proportion} is not in (0, 1]: give a share of the memory"
     return None
 
 
@@ -143,7 +143,10 @@ def _loss_scale(config: Config) -> Optional[str]:
     if not precision.automatic_loss_scale:
         return None
     if precision.resolve_compute("ipu") != "float16":
-        return f"precision.automatic_loss_scale needs float16 gradients, but precision.compute is {precision.compute}"
+        return (
+            f"precision.automatic_loss_scale needs float16 gradients, but precision.compute is {precision.compute}: "
+            "use float16 or auto, or set automatic_loss_scale: false"
+        )
     return None
 
 

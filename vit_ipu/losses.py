@@ -1,4 +1,4 @@
-"""The classification loss, in operations that PopTorch takes. Shapes: B samples, K classes, M micro-batches."""
+"""Classification loss, in operations that PopTorch supports. Shapes: B samples, K classes, M micro-batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from vit_ipu.mixing import own_label_shares, partner_labels
 def classification_loss(
     logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, mixing: Optional[Tensor] = None
 ) -> Tensor:
-    """Mean cross-entropy of logits (B, K) and labels (B,), in nats, at least in float32.
+    """Returns the mean cross-entropy of logits (B, K) and labels (B,), in nats, computed in float32 or wider.
 
     Smoothing spreads `label_smoothing` of the target evenly over the K classes (arXiv:1512.00567, section 7).
-    With `mixing` (M, 6), a target is a sample's own label and its partner's, by their shares. Both are written out:
-    PopTorch rejects `F.cross_entropy(label_smoothing=...)`, and each is linear in the targets.
+    With `mixing` (M, 6), a target is a sample's own label and its partner's label, weighted by their shares. Smoothing
+    and mixing are written out as weighted sums of losses: PopTorch rejects `F.cross_entropy(label_smoothing=...)`, and
+    the loss is linear in the targets.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()

@@ -1,9 +1,10 @@
-"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899): a sample and its partner, the one before it, are mixed.
+"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899): each sample is mixed with its partner, the sample before it.
 
-The host draws, so that runs repeat; the device mixes normalised images, each within its micro-batch of the config.
-Shapes: B samples, M micro-batches, S image side. A mixing tensor (M, 6), float32, has a row for each micro-batch:
-the share of a sample's own label, the share of its own pixels inside a box (outside it, all are its own), and the
-box's left, top, right and bottom in pixels. Mixup's box is the whole image; cutmix keeps no pixel inside its box.
+The host makes the random draws, so that runs can be repeated; the device mixes normalised images, each within its
+micro-batch of the config. Shapes: B samples, M micro-batches, S image side. A mixing tensor (M, 6), float32, has a row
+for each micro-batch: the share of a sample's own label, the share of its own pixels inside a box (outside the box, all
+pixels are its own), and the box's left, top, right and bottom in pixels. Mixup's box is the complete image; cutmix
+keeps none of a sample's own pixels inside its box.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vit_ipu.config import Config, DataConfig
 
 
 class Mixer(nn.Module):
-    """Images (B, 3, S, S) and a mixing tensor (M, 6) to mixed images, in the images' dtype."""
+    """Mixes images (B, 3, S, S) by a mixing tensor (M, 6), in the images' dtype."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -31,29 +32,29 @@ class Mixer(nn.Module):
         return (own * groups + (1 - own) * _partners(groups)).reshape(images.shape)
 
     def own_pixels(self, mixing: Tensor) -> Tensor:
-        """The share (M, 1, S, S) of a sample's own pixels at each place."""
+        """Returns the share (M, 1, S, S) of a sample's own pixels at each place."""
         columns, rows = (self._between(mixing[:, low], mixing[:, low + 2]) for low in (2, 3))  # (M, S) each
         inside = (rows.unsqueeze(2) * columns.unsqueeze(1)).unsqueeze(1)  # (M, 1, S, S)
         return inside * mixing[:, 1].reshape(-1, 1, 1, 1) + (1 - inside)
 
     def _between(self, low: Tensor, high: Tensor) -> Tensor:
-        """1 from `low` to below `high` (M,), else 0: (M, S)."""
+        """Returns (M, S): 1 at places from `low` to below `high` (M,), else 0."""
         places = self.places.to(low.dtype)
         return torch.logical_and(places >= low.unsqueeze(1), places < high.unsqueeze(1)).to(low.dtype)
 
 
 def partner_labels(labels: Tensor, mixing: Tensor) -> Tensor:
-    """The labels (B,) of the samples that those of `labels` are mixed with."""
+    """Returns the labels (B,) of the partners of the samples that have `labels`."""
     return _partners(labels.reshape(len(mixing), -1)).reshape(-1)
 
 
 def own_label_shares(labels: Tensor, mixing: Tensor) -> Tensor:
-    """The share (B,) of each sample's own label."""
+    """Returns the share (B,) of each sample's own label."""
     return mixing[:, :1].expand(-1, len(labels) // len(mixing)).reshape(-1)
 
 
 def _partners(groups: Tensor) -> Tensor:
-    """The sample before each, in its micro-batch: groups (M, B / M, ...) rolled by one, as graphcore's ViT does."""
+    """Returns each sample's partner in its micro-batch: groups (M, B / M, ...) rolled by one, as in graphcore's ViT."""
     return torch.roll(groups, 1, 1)
 
 
@@ -61,9 +62,10 @@ def _partners(groups: Tensor) -> Tensor:
 
 
 def mixing_of_step(config: Config, step: int, positions: np.ndarray) -> Optional[Tensor]:
-    """The mixing tensor of host step `step` for the samples at `positions` (BatchPlan.share); None without mixing.
+    """Returns the mixing tensor of host step `step` for the samples at `positions` (BatchPlan.share), or None.
 
-    The draws depend on the seed, the update and the micro-batch's number in it alone, not on who feeds it.
+    The result is None if the config does not mix. The draws depend only on the seed, the update and the micro-batch's
+    number in the update, not on the process that feeds the micro-batch.
     """
     if not config.data.mixes:
         return None
@@ -73,11 +75,11 @@ def mixing_of_step(config: Config, step: int, positions: np.ndarray) -> Optional
 
 
 def draws_of_update(config: Config, update: int) -> np.ndarray:
-    """The rows (M, 6) of all micro-batches of an update, counted from 0."""
+    """Returns the rows (M, 6) of all micro-batches of update `update`, counted from 0."""
     data, side = config.data, config.model.image_size
     num_micro_batches = config.pipeline.global_batch_size // config.pipeline.micro_batch_size
     count = num_micro_batches if data.mixing_draw == "micro_batch" else 1
-    # With a spawn key these numbers differ from those that make the order and the augmentation from the same seed.
+    # With a spawn key these draws differ from the draws of the order and the augmentation, which use the same seed.
     rng = np.random.default_rng(np.random.SeedSequence(config.run.seed, spawn_key=(update,)))
     is_mixed = rng.random(count) < data.mixing_probability
     is_cut = rng.random(count) < _cutmix_share(data)
@@ -91,9 +93,10 @@ def draws_of_update(config: Config, update: int) -> np.ndarray:
 
 
 def cutmix_boxes(own_shares: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Boxes (n, 4), left, top, right, bottom, of area 1 - own_shares about uniform centres, clipped to the image.
+    """Returns boxes (n, 4), left, top, right, bottom, of area 1 - own_shares around uniform centres.
 
-    As in the cutmix paper's algorithm A1. Clipping makes them smaller, so their true area is what labels go by.
+    The source is algorithm A1 of the cutmix paper. Boxes are clipped to the image, which makes some of them smaller, so
+    labels are weighted by the area after clipping.
     """
     half = (side * np.sqrt(1 - own_shares)).astype(np.int64)[:, None] // 2
     centres = rng.integers(side, size=(len(own_shares), 2))
@@ -101,7 +104,7 @@ def cutmix_boxes(own_shares: np.ndarray, side: int, rng: np.random.Generator) ->
 
 
 def _beta(alpha: float, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draws of Beta(alpha, alpha); of any use only where alpha is above 0, but of the same number always."""
+    """Returns `count` draws of Beta(alpha, alpha); if alpha is 0, the caller does not use the draws."""
     return rng.beta(alpha or 1.0, alpha or 1.0, count)
 
 

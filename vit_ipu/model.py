@@ -19,7 +19,7 @@ _GELU = {"erf": "none", "tanh": "tanh"}
 
 
 class ViT(nn.Module):
-    """Images (B, 3, S, S), normalised, to logits (B, num_classes), from the class token.
+    """Vision Transformer from normalised images (B, 3, S, S) to the logits (B, num_classes) of the class token.
 
     `attention` is the kernel to build: "explicit" or "fused". Weights are initialised from torch's global
     generator as in the ViT paper and DeiT: truncated normal of deviation 0.02 for linear layers and the
@@ -62,7 +62,7 @@ class ViT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Images (B, 3, S, S) to patch embeddings (B, N, D)."""
+    """Patch embedding, (B, 3, S, S) to (B, N, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Block(nn.Module):
 
 
 class ExplicitAttention(nn.Module):
-    """Multi-head self-attention as softmax(QK)V written out: what an IPU compiles well."""
+    """Multi-head self-attention with softmax(QK)V written out, which compiles well for IPUs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class ExplicitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv[0], qkv[1], qkv[2]  # (B, H, T, D/H); slices, where PopTorch turns unbind into gathers
+        query, key, value = qkv[0], qkv[1], qkv[2]  # (B, H, T, D/H); slices: PopTorch turns unbind into gathers
         mixed = self.attend(query, key, value)  # (B, H, T, D/H)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
 
@@ -114,7 +114,7 @@ class ExplicitAttention(nn.Module):
 
 
 class FusedAttention(ExplicitAttention):
-    """The same through scaled_dot_product_attention: what a CPU or a GPU has a kernel for."""
+    """Multi-head self-attention by scaled_dot_product_attention, for which CPUs and GPUs have a kernel."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
@@ -151,7 +151,7 @@ class PreLogits(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv:1603.09382): drops the whole branch of a sample and scales the others up."""
+    """Stochastic depth (arXiv:1603.09382): drops the complete branch of a sample and scales the kept branches up."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

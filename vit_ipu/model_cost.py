@@ -20,11 +20,11 @@ PRINTED_FORMULA = (
     "patch size, n = (384/P)^2, T = n + 1, D the width, L the depth and M = 4D: attention and its projections are "
     "left out; printed Params are those at 384 px with the head"
 )
-"""What `printed_flops` computes."""
+"""Formula of `printed_flops`."""
 
 
 def num_parameters(model: ModelConfig) -> int:
-    """Trainable parameters, head included."""
+    """Returns the number of trainable parameters, head included."""
     width, mlp = model.width, model.mlp_width
     embed = 3 * model.patch_size**2 * width + width + width + model.num_tokens * width
     norm = 2 * width
@@ -37,9 +37,9 @@ def num_parameters(model: ModelConfig) -> int:
 
 
 def forward_flops(model: ModelConfig) -> int:
-    """Multiply-accumulates of one image's forward pass in matrix products, attention included, counted once each.
+    """Returns the multiply-accumulates of one image's forward pass in matrix products, attention included.
 
-    One multiply-accumulate is one, as in the figures that papers and timm print as GFLOPs or GMACs.
+    A multiply-accumulate counts as one operation, as in the figures that papers and timm print as GFLOPs or GMACs.
     """
     tokens, width = model.num_tokens, model.width
     embed = model.num_patches * 3 * model.patch_size**2 * width
@@ -51,10 +51,10 @@ def forward_flops(model: ModelConfig) -> int:
 
 
 def printed_flops(model: ModelConfig) -> int:
-    """The figure that mmclassification's ViT page prints as Flops, which leaves attention and its projections out.
+    """Returns the figure that mmclassification's ViT page prints as Flops, without attention and its projections.
 
-    mmcv/cnn/utils/flops_counter.py matches exact module types, and so counts the patch embedding with its bias,
-    the MLPs, layer norms at 2 an element, and the head.
+    mmcv/cnn/utils/flops_counter.py matches exact module types, so it counts only the patch embedding with its bias, the
+    MLPs, the layer norms with 2 operations per element, and the head.
     """
     patches, tokens, width = model.num_patches, model.num_tokens, model.width
     embed = patches * 3 * model.patch_size**2 * width + patches * width
@@ -64,9 +64,9 @@ def printed_flops(model: ModelConfig) -> int:
 
 
 def describe_variants(image_size: int, num_classes: int) -> List[Dict[str, Any]]:
-    """Each variant's parameters and multiply-accumulates at a size, beside what mmclassification prints.
+    """Returns each variant's parameters and multiply-accumulates at a size, with the figures of mmclassification.
 
-    The printed figures are those at 384 px with 1000 classes: `printed_flops` reproduces them.
+    mmclassification prints its figures for 384 px and 1000 classes; `printed_flops` reproduces its Flops.
     """
     rows = []
     for variant, shape in VARIANTS.items():

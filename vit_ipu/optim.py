@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate's schedule, and LAMB: shared by every backend."""
+"""Parameter groups, learning rate schedule and LAMB, shared by every backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ParameterGroup:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> List[ParameterGroup]:
-    """The decayed parameters and the exempt ones, by name, in the model's order; empty groups are left out."""
+    """Returns the decayed and the exempt parameters by name, in the model's order; empty groups are left out."""
     decayed: List[str] = []
     exempt: List[str] = []
     for name, parameter in model.named_parameters():
@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> List[ParameterGro
 
 
 def optimizer_groups(model: nn.Module, config: OptimConfig) -> List[Dict[str, Any]]:
-    """The same groups in the form that optimizers take, torch's and PopTorch's."""
+    """Returns the groups of `parameter_groups` in the form that optimizers of torch and PopTorch take."""
     parameters = dict(model.named_parameters())
     groups: List[Dict[str, Any]] = []
     for group in parameter_groups(model, config):
@@ -63,10 +63,10 @@ def _kind_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def learning_rate(update: int, total_updates: int, config: OptimConfig) -> float:
-    """The learning rate of update `update`, counted from 0, of `total_updates`.
+    """Returns the learning rate of update `update`, counted from 0, of `total_updates`.
 
-    It rises linearly from warmup_start x peak to the peak at update warmup_updates, then falls to
-    min_learning_rate along a half cosine or a line, reached at total_updates, or stays.
+    The rate rises linearly from warmup_start x peak to the peak at update warmup_updates. Then it falls along a half
+    cosine or a line to min_learning_rate at total_updates, or stays constant.
     """
     peak, warmup = config.learning_rate, config.warmup_updates
     if update < warmup:
@@ -81,7 +81,7 @@ def learning_rate(update: int, total_updates: int, config: OptimConfig) -> float
 class LAMB(torch.optim.Optimizer):
     """LAMB (arXiv:1904.00962) with PopTorch's clamp: the weight norm in the trust ratio is at most max_weight_norm.
 
-    The clamp is per group. A trust ratio with either norm zero is 1, so that max_weight_norm 0 turns it off.
+    The clamp is set per group. The trust ratio is 1 if either norm is zero, so max_weight_norm 0 turns the ratio off.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The pipeline: units to IPUs, batch arithmetic, and the timetable. Pure functions; nothing here imports torch.
+"""Pipeline: units of each IPU, batch arithmetic, and timetable. Pure functions; nothing here imports torch.
 
 A unit is a placeable piece of the model: `embed`, `blocks.0` ... `blocks.N-1`, `head`. F is the number of
 forward stages (one an IPU), D device_iterations, G gradient_accumulation, R replication_factor, m the
@@ -19,9 +19,9 @@ from vit_ipu.errors import ConfigError
 
 
 def place_units(layers_per_ipu: Sequence[int]) -> Tuple[Tuple[str, ...], ...]:
-    """The units of each IPU of a replica, in the order of execution.
+    """Returns the units of each IPU of a replica, in the order of execution.
 
-    `embed` joins the first IPU and `head` the last; a 0 there gives it the IPU to itself.
+    The first IPU also gets `embed` and the last IPU `head`; with 0 layers, an IPU has only `embed` or `head`.
     """
     units: List[List[str]] = []
     start = 0
@@ -34,12 +34,12 @@ def place_units(layers_per_ipu: Sequence[int]) -> Tuple[Tuple[str, ...], ...]:
 
 
 def first_module(unit: str) -> str:
-    """The path of the module at which a unit begins, in `vit_ipu.model.ViT`."""
+    """Returns the path, in `vit_ipu.model.ViT`, of the module at which a unit begins."""
     return {"embed": "patch_embed", "head": "norm"}.get(unit, unit)
 
 
 def num_ipus(config: Config) -> int:
-    """IPUs that the run takes: those of a replica times the replicas."""
+    """Returns the number of IPUs that the run takes: IPUs per replica x replicas."""
     return len(config.layers_per_ipu) * config.pipeline.replication_factor
 
 
@@ -48,7 +48,7 @@ def num_ipus(config: Config) -> int:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How many samples go where in one host step, ordered [D][G][R][m]."""
+    """Division of the samples of one host step, ordered [D][G][R][m]."""
 
     micro_batch_size: int
     gradient_accumulation: int
@@ -57,7 +57,7 @@ class BatchPlan:
 
     @classmethod
     def of(cls, config: Config) -> BatchPlan:
-        """The plan of training."""
+        """Returns the plan of training."""
         pipeline = config.pipeline
         return cls(
             micro_batch_size=pipeline.micro_batch_size,
@@ -68,7 +68,7 @@ class BatchPlan:
 
     @classmethod
     def of_evaluation(cls, config: Config) -> BatchPlan:
-        """The plan of inference on IPUs: no accumulation, and at least as many device iterations as stages."""
+        """Returns the plan of inference on IPUs: no accumulation; by default, as many device iterations as stages."""
         return cls(
             micro_batch_size=config.evaluation_micro_batch_size,
             gradient_accumulation=1,
@@ -78,26 +78,27 @@ class BatchPlan:
 
     @property
     def global_batch_size(self) -> int:
-        """Samples per weight update."""
+        """Number of samples per weight update."""
         return self.micro_batch_size * self.gradient_accumulation * self.replication_factor
 
     @property
     def samples_per_step(self) -> int:
-        """Samples per host step."""
+        """Number of samples per host step."""
         return self.global_batch_size * self.device_iterations
 
     @property
     def equation(self) -> str:
-        """How the global batch divides, in words."""
+        """Equation of the global batch, as text."""
         return (
             f"global batch {self.global_batch_size:,} = micro-batch {self.micro_batch_size} x accumulation "
             f"{self.gradient_accumulation} x replicas {self.replication_factor}"
         )
 
     def share(self, instance: int, num_instances: int) -> np.ndarray:
-        """Positions in a host step, ordered [D][G][R][m], of the samples that one host process feeds.
+        """Returns the positions in a host step, ordered [D][G][R][m], of the samples that one host process feeds.
 
-        Each of `num_instances` processes owns consecutive replicas, as poprun assigns them.
+        Each of `num_instances` processes owns consecutive replicas, as poprun assigns them. Raises ConfigError if the
+        replicas do not divide evenly over the processes.
         """
         if self.replication_factor % num_instances:
             raise ConfigError(
@@ -124,24 +125,24 @@ class Slot:
 
 
 def num_stages(num_ipus: int) -> int:
-    """Stages of training, 2F-1: the last forward stage does its own backward (CompilerImpl.cpp:478-495)."""
+    """Returns the stages of training, 2F-1: the last forward stage also runs backward (CompilerImpl.cpp:478-495)."""
     return 2 * num_ipus - 1
 
 
 def num_cycles(num_ipus: int, gradient_accumulation: int) -> int:
-    """Cycles of a weight update, G+2F-2: ramp-up and ramp-down included (popart pipeline.cpp:2278-2334)."""
+    """Returns the cycles of a weight update, G+2F-2, with ramp-up and ramp-down (popart pipeline.cpp:2278-2334)."""
     return gradient_accumulation + num_stages(num_ipus) - 1
 
 
 def utilisation(num_ipus: int, gradient_accumulation: int) -> float:
-    """Share of the cycles in which an IPU works, G/(G+2F-2): the upper bound that ramps leave."""
+    """Returns the share of cycles in which an IPU works, G/(G+2F-2): the upper bound due to ramp-up and ramp-down."""
     return gradient_accumulation / num_cycles(num_ipus, gradient_accumulation)
 
 
 def timetable(num_ipus: int, gradient_accumulation: int) -> List[Slot]:
-    """Who does what in the cycles of one weight update.
+    """Returns the work of every IPU in every cycle of one weight update.
 
-    Stage s handles micro-batch c - s in cycle c; the backward pass of stage i is stage 2(F-1)-i on i's IPU
+    Stage s handles micro-batch c - s in cycle c; the backward pass of stage i is stage 2(F-1)-i on the IPU of stage i
     (popart/docs/notes/transforms/pipelining.md:60-130).
     """
     slots = []

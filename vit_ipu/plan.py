@@ -1,4 +1,4 @@
-"""The plan of a config: where units go, how batches divide, and what PopTorch would refuse."""
+"""Plan of a config: placement of units, batch arithmetic, and settings that PopTorch would refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_
 
 
 def describe_plan(config: Config) -> Dict[str, Any]:
-    """The plan as values for JSON."""
+    """Returns the plan of a config as values for JSON."""
     training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
     ipus = len(config.layers_per_ipu)
     return {

@@ -26,7 +26,7 @@ class Prediction:
 
     path: str
     classes: Tuple[Tuple[str, float], ...]
-    """Names with probabilities in [0, 1]."""
+    """Class names with probabilities in [0, 1]."""
 
 
 def predict(
@@ -38,10 +38,10 @@ def predict(
     trust_pickle: bool = False,
     on_error: Optional[Callable[[str, UserError], None]] = None,
 ) -> List[Prediction]:
-    """Classifies image files of any size by a checkpoint of ours or of others.
+    """Classifies image files of any size by a checkpoint of this program or of another one.
 
-    `on_error` is told the path of an image that cannot be read, which then has no prediction; without it the
-    UserError is raised. On IPUs GELU is computed in its tanh form, also for a model that was trained with the other.
+    An image that cannot be read has no prediction: `on_error` receives its path and the UserError. Without `on_error`
+    the UserError is raised. On IPUs GELU is computed in its tanh form, also for a model that was trained with erf GELU.
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
@@ -72,10 +72,10 @@ def predict(
 
 
 def inference_config(description: ModelDescription) -> Config:
-    """Returns the config of the run that trained the model; for converted weights, one that only inference reads.
+    """Returns the config of the run that trained the model; for converted weights, a config for inference only.
 
-    The sections on training are then placeholders. Raises CheckpointError if the description is not of a model that
-    can be built.
+    In a config for inference only, the sections on training are placeholders. Raises CheckpointError if the described
+    model cannot be built.
     """
     if description.trained is not None:
         return description.trained.config
@@ -99,10 +99,10 @@ def inference_config(description: ModelDescription) -> Config:
 
 
 def _for_device(config: Config, device: Device) -> Config:
-    """The config with the number format and the form of GELU that the device has, whatever it was trained with."""
+    """Returns the config with a number format, a form of GELU and an epsilon that the device supports."""
     if device.kind in ("cpu", "cuda"):
         return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "auto"})})
-    epsilon = max(config.model.layer_norm_eps, 1e-6)  # what float16 can hold; Hugging Face's 1e-12 is 0 there
+    epsilon = max(config.model.layer_norm_eps, 1e-6)  # Hugging Face's 1e-12 would be 0 in float16
     return config.model_copy(
         update={"model": config.model.model_copy(update={"gelu": "tanh", "layer_norm_eps": epsilon})}
     )

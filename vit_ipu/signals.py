@@ -1,7 +1,7 @@
-"""Signals: what stops the main process and when, and what its worker processes leave to it.
+"""Signals: stop the main process at a safe moment; worker processes leave signals to the main process.
 
-A signal's exception may come between any two instructions: inside a lock's own code it would leave the lock locked.
-So signals only set a flag, or are held back, while work is under way that they could damage.
+An exception from a signal handler can be raised between any two instructions; inside a lock's own code it would leave
+the lock locked. So signals only set a flag, or are held back, during work that they could damage.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from vit_ipu.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a program that SIGTERM has ended, as shells have it."""
+"""Exit code of a program that SIGTERM ended, by the convention of shells."""
 
 Item = TypeVar("Item")
 
 
 def exit_on_sigterm() -> None:
-    """Makes SIGTERM end the program as an exception would, so that what is half written is removed."""
+    """Makes SIGTERM end the program by an exception, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
 
 
 def ignore_in_worker() -> None:
-    """Leaves Ctrl-C and SIGTERM, which a terminal or a scheduler sends to all processes, to the main process."""
+    """Ignores Ctrl-C and SIGTERM: terminals and schedulers send them to all processes, and the main process decides."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 class StopSignal:
-    """A context manager: Ctrl-C or SIGTERM requests a stop after the current host step; a second one stops at once."""
+    """Context manager: Ctrl-C or SIGTERM requests a stop after the current host step; a second signal stops at once."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
-        """`notify` shows the user that the first signal has arrived."""
+        """Sets up the handlers' state; `notify` shows the user that the first signal has arrived."""
         self.requested = False
         self._notify = notify
         self._previous: Dict[int, Any] = {}
@@ -45,7 +45,7 @@ class StopSignal:
         for number in STOPPING:
             try:
                 self._previous[number] = signal.signal(number, self._request)
-            except ValueError:  # only the main thread may set handlers: whoever runs it stops this one
+            except ValueError:  # only the main thread may set handlers; another thread is stopped by its owner
                 break
         return self
 
@@ -75,14 +75,14 @@ class StopSignal:
 
 
 class HeldSignals:
-    """A context manager: holds Ctrl-C and SIGTERM back until let through, or until the body ends without an error."""
+    """Context manager: holds back Ctrl-C and SIGTERM until `let_through`, or until the body ends without an error."""
 
     def __init__(self) -> None:
         self._previous: Dict[int, Any] = {}
         self._held: List[int] = []
 
     def __enter__(self) -> HeldSignals:
-        if threading.current_thread() is threading.main_thread():  # others never see a signal
+        if threading.current_thread() is threading.main_thread():  # other threads never receive signals
             for number in STOPPING:
                 self._previous[number] = signal.signal(number, self._hold)
         return self
@@ -96,7 +96,7 @@ class HeldSignals:
                 signal.signal(number, handler)
 
     def let_through(self) -> None:
-        """Delivers the signals that have arrived to the handlers that were there before."""
+        """Delivers the signals that have arrived to the handlers that were installed before."""
         while self._held:
             number = self._held.pop(0)
             signal.signal(number, self._previous[number])

@@ -1,4 +1,4 @@
-"""One training step and one inference step, written once for every backend: normalise, mix, model, loss.
+"""Training step and inference step, shared by all backends: normalise, mix, model, loss.
 
 Shapes: n samples, S image side, K classes, M micro-batches of the config.
 """
@@ -17,7 +17,7 @@ from vit_ipu.model import ViT
 
 
 class TrainingStep(nn.Module):
-    """Images (n, 3, S, S), labels (n,) and, if the config mixes, mixing (M, 6) to the mean loss, in nats."""
+    """Training step: images (n, 3, S, S), labels (n,) and, if the config mixes, mixing (M, 6) to mean loss in nats."""
 
     def __init__(self, model: ViT, config: Config) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TrainingStep(nn.Module):
 
 
 class InferenceStep(nn.Module):
-    """Images (n, 3, S, S) to logits (n, K) in float32."""
+    """Inference step: images (n, 3, S, S) to logits (n, K) in float32."""
 
     def __init__(self, model: ViT, config: Config) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class InferenceStep(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Images (B, 3, S, S) on the device: bytes to (pixel / 255 - mean) / std in the buffers' dtype.
+    """Normalises images (n, 3, S, S) on the device: bytes to (pixel / 255 - mean) / std in the buffers' dtype.
 
-    Images that travel as floats were normalised on the host, and only change their dtype.
+    Images that are transferred as floats have been normalised on the host; only their dtype changes here.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -56,7 +56,7 @@ class Normalize(nn.Module):
         self.shift: Tensor
         self.from_bytes = config.transfer == "uint8"
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (config.mean, config.std))
-        # One multiply and one add, with factors that are exact in float64 before they are rounded once.
+        # One multiply and one add, with factors that are computed in float64 and then rounded once.
         self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 

@@ -1,4 +1,4 @@
-"""Training as a story: open the data, build the backend, restore, then step, evaluate and save until the end."""
+"""Training: opens the data, builds the backend, restores, then steps, evaluates and saves until the end."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from vit_ipu.weights.fit import load_initial_weights
 from vit_ipu.weights.native import ModelDescription
 
 NUM_EXAMPLES = 10
-"""Held-out images that a run folder keeps as files, to try predictions on."""
+"""Number of held-out images that a run folder keeps as files, to try predictions on."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended."""
+    """Result of a run."""
 
     progress: Progress
     total_updates: int
     evaluation: Optional[Evaluation]
-    """That of the last update, if it was done."""
+    """Evaluation at the last update; None if there was none."""
     seconds: float
     """Wall time of training, evaluations included, in this process."""
     checkpoint: Optional[Path]
-    """The newest there is."""
+    """Path of the newest checkpoint; None if there is none."""
 
     @property
     def interrupted(self) -> bool:
@@ -54,7 +54,7 @@ class Summary:
 
 @contextmanager
 def open_run_folder(path: Path, config: Config, *, resume: bool) -> Iterator[RunFolder]:
-    """Makes the folder of a new run, or opens that of an interrupted one, and locks it while the body runs.
+    """Makes the folder of a new run, or opens the folder of an interrupted run, and locks it while the body runs.
 
     Raises UserError if the folder holds another run, or cannot be written, or if the tracker's package is missing.
     """
@@ -63,7 +63,7 @@ def open_run_folder(path: Path, config: Config, *, resume: bool) -> Iterator[Run
     try:
         yield folder
     except OSError as error:
-        error.filename = error.filename or str(folder.path)  # such as of a disk that is full
+        error.filename = error.filename or str(folder.path)  # the error of a full disk names no file
         raise
     finally:
         folder.release()
@@ -79,7 +79,7 @@ def train(
     trust_pickle: bool = False,
     cache: Optional[ListingCache] = None,
 ) -> Summary:
-    """Trains to the end of the config, or until interrupted; the run folder then holds all there is to know.
+    """Trains to the end of the config, or until interrupted; all results are written to the run folder.
 
     Raises ConfigError if the device cannot run the config, and UserError if its inputs would be synthetic.
     """
@@ -104,7 +104,7 @@ def train(
         logger = RunLogger(config, folder, backend, progress, total_updates, display)
         with logger, StopSignal(logger.notify) as stop:
             if resume:
-                logger.notify(f"going on at update {progress.update:,}")
+                logger.notify(f"resuming at update {progress.update:,}")
             loader = training_loader(train_source, config, backend, progress, total_updates)
             for batch in stop.until_stopped(loader):
                 logger.skipped(loader.skipped)
@@ -127,17 +127,17 @@ def train(
 
 
 def restore(backend: Backend, description: ModelDescription, newest: Path, device: Device) -> Progress:
-    """Loads the newest checkpoint of a resumed run."""
+    """Loads the newest checkpoint of a resumed run into the backend and returns its progress."""
     state, progress = load_resumable(newest, description, device_kind=device.kind)
     try:
         backend.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError):
-        raise CheckpointError(f"{newest} does not fit this run: remove it to go on from the one before") from None
+        raise CheckpointError(f"{newest} does not fit this run: remove it to resume from an earlier one") from None
     return progress
 
 
 def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_pickle: bool) -> Progress:
-    """Loads model.init, or leaves the fresh weights."""
+    """Loads the weights of model.init, or keeps the freshly initialised ones."""
     if config.model.init is not None:
         load_initial_weights(backend, config, trust_pickle=trust_pickle, notify=display.notify)
     return Progress()
@@ -146,7 +146,7 @@ def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_p
 def training_loader(
     source: Source, config: Config, backend: Backend, progress: Progress, total_updates: int
 ) -> TrainingLoader:
-    """The host steps that are left, as far as this process feeds them."""
+    """Returns the loader of the host steps that are left; it loads the samples that this process feeds."""
     return TrainingLoader(
         source,
         config,
@@ -157,7 +157,7 @@ def training_loader(
 
 
 def advance(progress: Progress, config: Config) -> Progress:
-    """How far the run is after another host step."""
+    """Returns the progress of the run after another host step."""
     pipeline = config.pipeline
     return Progress(
         update=progress.update + pipeline.device_iterations,
@@ -167,22 +167,22 @@ def advance(progress: Progress, config: Config) -> Progress:
 
 
 def due(every: Optional[int], progress: Progress) -> bool:
-    """Whether something that happens `every` so many updates happens now."""
+    """Tells whether something that happens every `every` updates happens now."""
     return every is not None and progress.update % every == 0
 
 
 def save_examples(source: Source, folder: Path) -> None:
-    """Writes the first held-out images that can be read as PNG files named after their classes."""
+    """Writes PNG files, named after their classes, of the first held-out images; leaves out unreadable ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(min(NUM_EXAMPLES, len(source))):
         name = source.classes[int(source.labels[index])].lower()
         file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
-        with suppress(DataError):  # the evaluation has named it
+        with suppress(DataError):  # the evaluation has reported the image
             source.image(index).save(str(folder / f"{index:02d}_{file_name}.png"))
 
 
 class RunLogger:
-    """Writes metrics and checkpoints and shows progress; of several host processes, only the first does."""
+    """Writes metrics and checkpoints and shows progress; of several host processes, only the first one writes."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class RunLogger:
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
         self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
-        # Processes that write nothing know of earlier evaluations too: all must evaluate together.
+        # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
         self._lines = self._metrics.lines if self._metrics is not None else read_metrics(folder.metrics)
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
@@ -216,11 +216,11 @@ class RunLogger:
         self._display.notify(text)
 
     def step(self, progress: Progress, result: StepResult, rate: float) -> None:
-        """A host step has ended. Raises RunFailed if its loss is no number."""
+        """Logs a host step that has ended. Raises RunFailed if its loss is not finite."""
         if not math.isfinite(result.loss):
             raise RunFailed(
-                "the loss is {} at update {}: lower optim.learning_rate or precision.loss_scale; the last checkpoint "
-                "is {}".format(result.loss, progress.update, self._folder.newest_checkpoint() or "none")
+                f"the loss is {result.loss} at update {progress.update}: lower optim.learning_rate or "
+                f"precision.loss_scale; the last checkpoint is {self._folder.newest_checkpoint() or 'none'}"
             )
         num_images = result.num_samples * self._backend.instances.count
         speed = num_images / self._seconds_since_last()
@@ -229,14 +229,14 @@ class RunLogger:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
 
     def skipped(self, images: Iterable[str]) -> None:
-        """Names images that could not be read, each once."""
+        """Reports images that could not be read, each image once."""
         for image in images:
             if image not in self._skipped:
                 self._skipped.add(image)
-                self.notify(f"skipped, {len(self._skipped):,} so far: {image}")
+                self.notify(f"skipped image {len(self._skipped):,}: {image}")
 
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
-        """Evaluates on all images of the source, unless it was done at this update; nothing is noted if interrupted."""
+        """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded."""
         if self.evaluation_at(progress.update, len(source)) is not None:
             return
         loader = EvaluationLoader(source, self._config)
@@ -254,7 +254,7 @@ class RunLogger:
         self._seconds_since_last()
 
     def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
-        """What was found at an update, in this process or before."""
+        """Returns the evaluation at an update, of this process or of an earlier one; None if there was none."""
         for line in self._lines:
             if line["update"] == update and "top1" in line:
                 counted = line.get("evaluation_images", num_images)
@@ -262,7 +262,7 @@ class RunLogger:
         return None
 
     def checkpoint(self, progress: Progress, description: ModelDescription, device: Device) -> None:
-        """Writes a checkpoint, unless nothing was learnt since the last, and removes the oldest ones."""
+        """Writes a checkpoint if there were updates since the last one, and removes the oldest checkpoints."""
         if progress.update in (0, self._saved_update):
             return
         self._saved_update = progress.update
@@ -273,7 +273,7 @@ class RunLogger:
         self._seconds_since_last()
 
     def _seconds_since_last(self) -> float:
-        """Time since the last host step, evaluation or checkpoint ended."""
+        """Returns the seconds since the last host step, evaluation or checkpoint ended."""
         last, self._last_time = self._last_time, time.monotonic()
         return max(self._last_time - last, 1e-9)
 

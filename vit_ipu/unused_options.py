@@ -1,4 +1,4 @@
-"""Notes on options that a config sets and its run does not read."""
+"""Notes on options that a config sets but its run does not read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import List
 
 from vit_ipu.config import Config, DataConfig
 
-# Options that only some optimizers read; set for another one, they are reported.
+# Options that only some optimizers read; a note reports one that is set for another optimizer.
 _READ_BY = {
     "momentum": ("sgd",),
     "nesterov": ("sgd",),
@@ -18,7 +18,7 @@ _READ_BY = {
 
 
 def unused_options(config: Config) -> List[str]:
-    """Notes on options that the config sets and this run does not read."""
+    """Returns notes on options that the config sets but this run does not read."""
     notes = [
         f"optim.{name} has no effect with {config.optim.optimizer}"
         for name, readers in _READ_BY.items()

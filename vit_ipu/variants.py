@@ -1,4 +1,4 @@
-"""The named shapes of Vision Transformers.
+"""Named shapes of Vision Transformers.
 
 Sizes are those of the ViT paper (arXiv:2010.11929, table 1) and of DeiT (arXiv:2012.12877, table 1), each at three
 patch sizes, and a tiny one for tests that splits over four IPUs.
@@ -20,5 +20,5 @@ VARIANTS: Dict[str, Dict[str, int]] = {
     for size, shape in _SIZES.items()
     for patch in (14, 16, 32)
 }
-"""Width, depth, num_heads and patch_size by name."""
+"""Width, depth, num_heads and patch_size of each variant, by name."""
 VARIANTS["vit_test"] = {"width": 32, "depth": 4, "num_heads": 2, "patch_size": 7}

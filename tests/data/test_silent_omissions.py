@@ -47,7 +47,7 @@ def test_folders_in_class_folders_are_said_to_be_left_out(root):
     source, said = open_saying(root, "train")
     assert len(source) == 6
     assert len(said) == 1
-    assert "note: 1 entries in {} are no images by their names".format(root / "train") in said[0]
+    assert "note: 1 entries in {} do not have an image suffix".format(root / "train") in said[0]
 
 
 def test_a_class_without_training_images_is_refused(root):
@@ -76,7 +76,7 @@ def test_an_evaluation_needs_no_training_images(root, tmp_path):
 @pytest.mark.timeout(10)
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
     os.mkfifo(str(tmp_path / "a.jpg"))
-    with pytest.raises(DataError, match="cannot read the image .*a.jpg: it is no regular file$"):
+    with pytest.raises(DataError, match="cannot read the image .*a.jpg: it is not a regular file$"):
         open_picture(str(tmp_path / "a.jpg"))
 
 
@@ -91,7 +91,7 @@ def test_verify_refuses_what_is_not_whole(root, tmp_path):
     with pytest.raises(DataError, match="train/index.npz is missing or damaged"):
         verify(target, workers=1)
     (target / "val" / INDEX).unlink()
-    with pytest.raises(DataError, match="shards/val is not packed to its end: run the same vit-ipu pack again"):
+    with pytest.raises(DataError, match="shards/val is not completely packed: run the same vit-ipu pack command again"):
         verify(target, workers=1)
 
 
@@ -101,7 +101,7 @@ def test_what_is_half_packed_is_no_source(root, tmp_path):
     (target / "train" / INDEX).unlink()
     (target / "train" / ".packing.jsonl").write_text("")
     for places in ({"path": target}, {"path": target / "train", "eval_path": str(target / "val")}):
-        with pytest.raises(DataError, match="shards/train is not packed to its end"):
+        with pytest.raises(DataError, match="shards/train is not completely packed"):
             open_split(num_classes=2, **places)
 
 
@@ -123,7 +123,7 @@ def test_packing_anew_that_was_interrupted_is_not_whole(root, tmp_path, monkeypa
     with pytest.raises(DataError, match="^stopped$"):
         run_pack(root, target, rescan=True)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="shards/train is not packed to its end"):
+    with pytest.raises(DataError, match="shards/train is not completely packed"):
         packed_shades(target)
     run_pack(root, target)
     assert packed_shades(target) == [99, 1, 2, 10, 11, 12]

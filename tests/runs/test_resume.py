@@ -137,11 +137,11 @@ def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
     hint = "continue with: vit-ipu train {} --device cpu --set data.num_workers=0 --output runs/tiny --resume\n"
     assert hint.format(config) in out
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
-    assert "going on at update 3" in out
+    assert "resuming at update 3" in out
     for path in (workplace / "runs" / "tiny" / "checkpoints").iterdir():
         (path / "state.json").unlink()
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
-    assert "going on at update 0" in out
+    assert "resuming at update 0" in out
 
 
 def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsys, workplace):

@@ -132,10 +132,10 @@ def test_a_poptorch_script_runs_unmodified(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "there is no script nowhere.py"),
-        (["."], "there is no script ."),
+        (["nowhere.py"], "nowhere.py is not a file; give a SCRIPT, or -m MODULE"),
+        (["."], ". is not a file; give a SCRIPT, or -m MODULE"),
         ([], "give a SCRIPT, or -m MODULE"),
-        (["--ipus", "0", "x.py"], "--ipus 0: a machine has at least one"),
+        (["--ipus", "0", "x.py"], "--ipus 0: give at least 1"),
         (["--device", "cuda", "x.py"], "no CUDA device"),
     ],
 )

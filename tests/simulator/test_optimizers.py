@@ -233,7 +233,7 @@ def log(caplog):
     logger.propagate = before
 
 
-def test_state_that_is_not_there_starts_anew(log):
+def test_missing_state_starts_from_its_initial_value(log):
     model = TwoStages()
     optimizer = optim.AdamW(model.parameters(), lr=0.1)
     executor = executor_of(model, optimizer)
@@ -242,7 +242,7 @@ def test_state_that_is_not_there_starts_anew(log):
     del state["ipu_state"]["Step___first.bias"]
     optimizer.load_state_dict(state)
     executor(*data(8))
-    assert "The optimizer state has no Step___first.bias: it starts anew" in log.text
+    assert "The optimizer state has no Step___first.bias: it starts from its initial value" in log.text
 
 
 @pytest.mark.parametrize(

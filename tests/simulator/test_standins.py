@@ -109,7 +109,7 @@ def test_the_simulator_never_poses_as_hardware_to_vit_ipu(tmp_path):
     ("arguments", "message"),
     [
         (["-m"], "-m needs a MODULE"),
-        (["--num-instances", "0", "x.py"], "--num-instances 0: a program has at least one"),
+        (["--num-instances", "0", "x.py"], "--num-instances 0: give at least 1"),
         (
             ["--num-instances", "2", "--num-replicas", "3", "x.py"],
             "--num-replicas 3 do not divide over --num-instances 2",
@@ -359,7 +359,7 @@ def test_processes_that_popdist_does_not_know_of_do_not_train(monkeypatch):
 
     options = poptorch.Options()
     options.Distributed.configureProcessId(0, 2)
-    with pytest.raises(NotImplementedError, match="training in 2 processes that popdist does not know of"):
+    with pytest.raises(NotImplementedError, match="training in 2 processes that poprun did not start is not simulated"):
         poptorch.trainingModel(Loss(), options)(torch.ones(1, 2))
 
 

@@ -183,9 +183,9 @@ def test_a_url_must_be_pinned_and_name_a_file_of_weights(cache, serve):
 
 FAILURES = [
     (lambda: Response(b"other", 5), f"has the sha256 d9298a10d1b0735837dc4bd85dac641b.* and not {PIN}"),
-    (lambda: Response(CONTENT[:-1]), "it broke off after 2099999 of 2100000 bytes: try again"),
+    (lambda: Response(CONTENT[:-1]), "the download broke off after 2099999 of 2100000 bytes: try again"),
     (lambda: Response(CONTENT[:-1], None), f"has the sha256 .* and not {PIN}: it is another file"),
-    (lambda: Response(CONTENT, 33 << 30), "cannot fetch .*: 33 GiB is more than 32"),
+    (lambda: Response(CONTENT, 33 << 30), "cannot fetch .*: 33 GiB is more than 32 GiB, the limit"),
     (lambda: Response(failure=ConnectionResetError("reset by peer")), "cannot fetch .*: reset by peer"),
     (lambda: Response(failure=http.client.IncompleteRead(b"")), "cannot fetch .*: IncompleteRead"),
     (lambda: urllib.error.HTTPError(URL, 404, "Not Found", {}, None), "cannot fetch .*: HTTP Error 404: Not Found"),
@@ -212,7 +212,7 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, serve):
 def test_an_endless_download_is_ended(cache, serve, monkeypatch):
     monkeypatch.setattr(locations, "_MAX_DOWNLOAD", 1 << 20)
     serve(Response(claimed=None))
-    refused(URL, "cannot fetch .*: more than 0 GiB", sha256=PIN)
+    refused(URL, "cannot fetch .*: more than 0 GiB, the limit", sha256=PIN)
     assert list(cache.iterdir()) == []
 
 
@@ -524,7 +524,7 @@ def test_offline_the_cache_is_enough(tmp_path, hub, offline):
     offline()
     assert locate("hf-hub:owner/name", sha256=PIN) == Located(snapshot_of(tmp_path), verified=True)
     assert hub.asked == []
-    message = "the cache {} of hf-hub:owner/other has no weights: .*: unset HF_HUB_OFFLINE where there is a network"
+    message = "the cache {} of hf-hub:owner/other has no weights: .*: unset HF_HUB_OFFLINE if a network is available"
     refused("hf-hub:owner/other", message.format(tmp_path / "hub"))
 
 
@@ -553,7 +553,7 @@ def unreachable(monkeypatch):
 
 def test_a_hub_that_is_unreachable_is_not_a_repository_without_a_config(tmp_path, hub, unreachable):
     unreachable()
-    message = "cannot reach the Hugging Face Hub for config.json of hf-hub:owner/name, and the cache {} has none: check"
+    message = "cannot reach the Hugging Face Hub for config.json of hf-hub:owner/name, and the cache {} lacks it: check"
     refused("hf-hub:owner/name", message.format(tmp_path / "hub"))
 
 

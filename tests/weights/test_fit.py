@@ -117,12 +117,15 @@ def test_what_the_weights_were_trained_with_otherwise_is_noted(tmp_path):
 
 
 MISTAKES = [
-    (lambda state: {"what." + name: tensor for name, tensor in state.items()}, "model.init: .*no ViT by any naming"),
+    (
+        lambda state: {"what." + name: tensor for name, tensor in state.items()},
+        "model.init: .*not a ViT in any known naming",
+    ),
     (lambda state: dict(state, extra=torch.zeros(1)), "not a plain ViT: .*extra"),
     (lambda state: dict(state, pos_embed=torch.zeros(1, 15, 32)), "not that of a class token and a square grid"),
     (lambda state: fresh(width=64, num_heads=2), r"shape \(1, 1, 64\) but the model needs \(1, 1, 32\)"),
-    (lambda state: fresh(depth=3), "blocks.3.norm1.weight is missing: is it another variant"),
-    (lambda state: fresh(depth=5), "blocks.4.* is more than the model has"),
+    (lambda state: fresh(depth=3), "blocks.3.norm1.weight is missing: are the weights of another variant"),
+    (lambda state: fresh(depth=5), "blocks.4.* is not in the model"),
     (lambda state: fresh(representation_size=8), None),
 ]
 
@@ -142,7 +145,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
 
 def test_another_number_of_heads_is_refused(tmp_path):
     _, source = huggingface_model("tiny", 16, 32, tmp_path)
-    with pytest.raises(CheckpointError, match="has 3 attention heads but model.num_heads is 2: is it another variant"):
+    with pytest.raises(
+        CheckpointError, match="has 3 attention heads but model.num_heads is 2: are the weights of another variant"
+    ):
         init(str(source), fresh())
 
 
@@ -162,7 +167,7 @@ def test_a_pinned_file_must_be_that_file(tmp_path):
 
 
 def test_an_address_must_be_pinned():
-    with pytest.raises(ConfigError, match="init is an https address: pin the file with init_sha256"):
+    with pytest.raises(ConfigError, match="init is an https address: give the SHA-256 of its file as init_sha256"):
         tiny_config(model={"init": "https://example.org/weights.pth"})
     with pytest.raises(ConfigError, match="model.init_sha256"):
         tiny_config(model={"init": "https://example.org/weights.pth", "init_sha256": "abc"})

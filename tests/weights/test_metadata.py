@@ -89,8 +89,8 @@ TIMM_FOLDERS = [
     ({"model_args": {"global_pool": "avg"}}, "its global_pool is avg, not the class token"),
     ({"global_pool": "map"}, "its global_pool is map, not the class token"),
     ({"model_args": {"norm_layer": "rmsnorm"}}, "its norm_layer rmsnorm is not known"),
-    ({"model_args": {"act_layer": "relu"}}, "its act_layer relu is none of gelu"),
-    ({"model_args": {"img_size": [64, 144]}}, "its images are 64 x 144 pixels, and ours are square"),
+    ({"model_args": {"act_layer": "relu"}}, "its act_layer relu is not one of gelu"),
+    ({"model_args": {"img_size": [64, 144]}}, "its images are 64 x 144 pixels, but only square images are supported"),
     ({"model_args": {"num_heads": 0}}, "0 attention heads"),
     ({"pretrained_cfg": {"crop_pct": 0, "input_size": [3, 28, 28]}}, "config.json: damaged: .*zero"),
 ]
@@ -126,10 +126,10 @@ def test_pixels_are_those_of_the_processor(tmp_path, pixels):
 
 
 HUGGINGFACE_FOLDERS = [
-    ({"image_size": [64, 144]}, "its images are 64 x 144 pixels, and ours are square"),
+    ({"image_size": [64, 144]}, "its images are 64 x 144 pixels, but only square images are supported"),
     ({"id2label": {"0": "a", "2": "b"}}, "its id2label has no label 1"),
     ({"num_attention_heads": 0}, "damaged: 0 attention heads"),
-    ({"hidden_act": "quick_gelu"}, r"^[^:]*config.json: its hidden_act quick_gelu is none of"),
+    ({"hidden_act": "quick_gelu"}, r"^[^:]*config.json: its hidden_act quick_gelu is not one of"),
 ]
 
 

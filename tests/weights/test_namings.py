@@ -312,7 +312,7 @@ def timm_state():
 
 
 FOREIGN = [
-    (lambda s: {"conv1.weight": torch.zeros(1)}, "no ViT by any naming that is known .*conv1.weight"),
+    (lambda s: {"conv1.weight": torch.zeros(1)}, "not a ViT in any known naming .*conv1.weight"),
     (lambda s: {}, "it holds no tensors"),
     (lambda s: dict(s, dist_token=s["cls_token"].clone()), "not a plain ViT: 1 of its keys .* timm: dist_token"),
     (lambda s: {"cls_token": s["cls_token"], "pos_embed": s["pos_embed"]}, "fit the namings timm and mmpretrain"),
@@ -349,7 +349,7 @@ def test_a_missing_third_is_refused_by_their_name():
 def test_a_tensor_in_two_spellings_is_refused():
     theirs = from_ours(state_of(TINY), NAMINGS["torchvision"], num_heads=2)
     theirs["encoder.layers.encoder_layer_0.mlp.linear_1.bias"] = torch.zeros(128)
-    with pytest.raises(CheckpointError, match="mlp.linear_1.bias is there twice"):
+    with pytest.raises(CheckpointError, match="mlp.linear_1.bias occurs twice"):
         to_ours(theirs, NAMINGS["torchvision"], "x")
 
 
@@ -390,7 +390,7 @@ def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
     save_file(timm_state(), str(tmp_path / "w.safetensors"))
     weights = read_weights(str(tmp_path / "w.safetensors"))
     with pytest.raises(
-        CheckpointError, match="heads cannot be told from width 32: give it by vit-ipu convert --num-heads"
+        CheckpointError, match="heads is not known for width 32: give it with vit-ipu convert --num-heads"
     ):
         model_config(weights)
     with pytest.raises(CheckpointError, match="width 32 is not a multiple of num_heads 3"):
@@ -412,7 +412,7 @@ def test_features_are_weights_to_start_from(tmp_path):
         state = read_weights(str(tmp_path / name)).tensors
         assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
     for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
-        with pytest.raises(UserError, match=f"{to} without its head classifies nothing"):
+        with pytest.raises(UserError, match=f"--features writes weights without a head, not a complete {to} model"):
             convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
 
 
@@ -425,7 +425,7 @@ def test_an_odd_mlp_width_is_exact(tmp_path):
 
 HUGGINGFACE_CONFIGS = [
     ({"model_type": "deit"}, "its model_type is deit, not vit"),
-    ({"model_type": "vit", "hidden_act": "relu"}, "its hidden_act relu is none of gelu"),
+    ({"model_type": "vit", "hidden_act": "relu"}, "its hidden_act relu is not one of gelu"),
     ({"model_type": "vit", "num_attention_heads": "many"}, "config.json: damaged"),
     ([1], "it is not a JSON object"),
 ]

@@ -1,1 +1,1 @@
-"""The step contract, and what meets it: PyTorch on one device, and PopTorch on IPUs or over the simulator."""
+"""The step contract and its backends: PyTorch on one device, and PopTorch on IPUs or on the simulator."""

@@ -1,4 +1,4 @@
-"""From the name of a device to the backend that drives it."""
+"""Resolves the name of a device, and builds the backend that drives the device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
 
 
 def resolve_device(name: str, *, offline: bool = False) -> Device:
-    """The device that `name` means here; auto is an IPU, else CUDA, else the CPU.
+    """Returns the device that `name` means on this machine; auto is an IPU, else CUDA, else the CPU.
 
-    `offline`: an IPU program will only be compiled, so no hardware is needed. Raises DeviceError if it is missing.
+    `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device is missing.
     """
     if name not in DEVICES:
-        raise DeviceError("--device {}: unknown; use one of {}".format(name, ", ".join(DEVICES)))
+        raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
     if name == "auto":
         name = "ipu" if ipu_problem() is None else "cuda" if torch.cuda.is_available() else "cpu"
     if name.endswith("cuda") and not torch.cuda.is_available():
@@ -40,7 +40,10 @@ def resolve_device(name: str, *, offline: bool = False) -> Device:
 
 
 def find_instances(config: Config, device: Device) -> Instances:
-    """Which of the host processes of the run this is. Raises ConfigError if poprun's replicas are not the config's."""
+    """Returns the index of this host process and the number of host processes of the run.
+
+    Raises ConfigError if poprun's replicas are not the config's.
+    """
     if device.kind != "ipu":
         return Instances()
     from vit_ipu.backends.ipu.distributed import instances
@@ -51,7 +54,7 @@ def find_instances(config: Config, device: Device) -> Instances:
 def require_runnable_on(
     config: Config, device: Device, *, training: bool = True, allow_synthetic: bool = False
 ) -> List[str]:
-    """Raises ConfigError if the device cannot run the config; returns notes on what only IPUs would refuse.
+    """Raises ConfigError if the device cannot run the config; returns notes on settings that only IPUs would refuse.
 
     Without `training`, only what inference needs is checked. Raises UserError if the inputs would be synthetic, which
     only a benchmark and a compilation allow.
@@ -63,7 +66,7 @@ def require_runnable_on(
 
 @contextmanager
 def open_backend(config: Config, device: Device, *, offline: bool = False) -> Iterator[Backend]:
-    """A backend that is closed at the end; if its device has failed, that error is not hidden by another."""
+    """Yields a backend and closes it at the end; an error in the body is not hidden by an error in closing."""
     backend = build_backend(config, device, offline=offline)
     try:
         yield backend
@@ -75,7 +78,7 @@ def open_backend(config: Config, device: Device, *, offline: bool = False) -> It
 
 
 def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:
-    """The backend for a device, with freshly initialised weights from run.seed."""
+    """Builds the backend for a device, with freshly initialised weights from run.seed."""
     if device.kind in ("cpu", "cuda"):
         from vit_ipu.backends.native.backend import NativeBackend
 
@@ -93,7 +96,7 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
 
 
 def describe_hardware(device: Device) -> str:
-    """What the device is, in words, for records and environment files."""
+    """Describes the hardware of the device, for records and environment files."""
     if device.kind == "ipu":
         return "IPU"
     on_cpu = f"CPU, {torch.get_num_threads()} threads"

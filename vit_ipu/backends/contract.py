@@ -1,4 +1,4 @@
-"""The step contract: what a training loop asks of a device, whichever it is.
+"""The step contract: the interface between a training loop and any device.
 
 D device_iterations, B samples per host step, K classes.
 """
@@ -14,10 +14,10 @@ from typing_extensions import Protocol
 
 @dataclass(frozen=True)
 class HostBatch:
-    """What one host step consumes, ordered [D][G][R][m] along dim 0.
+    """The input of one host step, ordered [D][G][R][m] along dim 0.
 
     images: (n, 3, S, S), uint8 or float32; labels: (n,) int64; mixing: (n / m, 6) float32, if the config mixes. With
-    workers, it is valid until the next one is asked for: its memory is then used again.
+    workers, a batch is valid until the next batch is requested: the memory of the batch is then reused.
     """
 
     images: Tensor
@@ -29,30 +29,30 @@ class HostBatch:
 
     @property
     def inputs(self) -> Tuple[Tensor, ...]:
-        """The tensors that a training step takes."""
+        """Tensors that a training step takes."""
         return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
 
     def split(self, size: int) -> Iterator[HostBatch]:
-        """Its parts of `size` samples each, which must be whole micro-batches."""
+        """Splits the batch into parts of `size` samples; each part must be a whole number of micro-batches."""
         num_parts = len(self) // size
         return (HostBatch(*tensors) for tensors in zip(*(tensor.chunk(num_parts) for tensor in self.inputs)))
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one host step of training reports."""
+    """The result of one host step of training."""
 
     losses: Tuple[float, ...]
-    """(D,) the mean loss of each update, in nats."""
+    """(D,) mean loss of each update, in nats."""
     loss: float
-    """Their mean over all samples."""
+    """Mean loss over all samples, in nats."""
     num_samples: int
-    """Samples that this process fed."""
+    """Number of samples that this process fed."""
 
 
 @dataclass(frozen=True)
 class Instances:
-    """Which of the host processes of one run this is; more than one only under poprun."""
+    """The index of this host process, and the number of host processes of the run: above 1 only under poprun."""
 
     index: int = 0
     count: int = 1
@@ -64,27 +64,27 @@ class Backend(Protocol):
     instances: Instances
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
-        """D weight updates at one learning rate, on the samples [D][G][R][m] of `batch`."""
+        """Makes D weight updates at one learning rate, on the samples [D][G][R][m] of `batch`."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits (n, K) in float32 on the host, of n images (n, 3, S, S), for any n."""
+        """Returns the logits (n, K), in float32 on the host, of n images (n, 3, S, S), for any n."""
 
     def compile(self) -> None:
-        """Compiles for training, where the device compiles ahead."""
+        """Compiles for training, if the device compiles ahead of the first step."""
 
     def close(self) -> None:
         """Frees the device."""
 
     def state_dict(self) -> Dict[str, Any]:
-        """`model` (tensors by timm's names), `optimizer` and `rng`, on the host: all that training goes on from."""
+        """Returns `model` (tensors by timm's names), `optimizer` and `rng`, on the host: all that resuming needs."""
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Takes over a state, or only its `model`."""
+        """Loads a state, or only its `model`."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A resolved --device."""
+    """The device that --device means."""
 
     kind: str
     """ipu, ipu-sim, cuda or cpu."""

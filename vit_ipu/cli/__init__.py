@@ -1,1 +1,1 @@
-"""The command line: its commands, what they print, and their progress bars."""
+"""Command line: commands, their output, and their progress bars."""

@@ -1,6 +1,6 @@
-"""The command line: `vit-ipu`. Heavy imports wait for the command that needs them.
+"""Commands of `vit-ipu`. Each command makes its heavy imports itself, so that the program starts quickly.
 
-Annotations are not postponed here: on Python 3.8 typer does not see through strings to what is Annotated.
+Annotations are not postponed here, because on Python 3.8 typer cannot resolve Annotated in a postponed annotation.
 """
 
 import os
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vit_ipu.config import Config
 
 _INTERRUPTED = 130
-"""Exit code of a program that Ctrl-C has ended, as shells have it."""
+"""Exit code of a program that Ctrl-C ended, by the convention of shells."""
 
 
 class _Commands(typer.core.TyperGroup):
@@ -54,7 +54,7 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(
     name="vit-ipu",
     cls=_Commands,
-    help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or the same program on a GPU or a CPU.",
+    help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or with the same program on a GPU or a CPU.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -64,14 +64,15 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file,
 DeviceName = Annotated[str, typer.Option("--device", help="auto, ipu, ipu-sim, ipu-sim:cuda, cuda or cpu.")]
 Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="Read a .pth or .bin also with a torch that has known holes.")
+    bool,
+    typer.Option("--trust-pickle", help="Read .pth and .bin files even with a torch that has known security holes."),
 ]
 Rescan = Annotated[bool, typer.Option("--rescan", help="Ignore the cached listing (pack: repack everything).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def main() -> None:
-    """Runs the command line; an error is one line on stderr, and exit 2 if it is the user's, else 1."""
+    """Runs the command line; prints an error as one line on stderr, and exits with 2 for a user's mistake, else 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
         sys.exit(app(args=arguments, prog_name="vit-ipu", standalone_mode=False))
@@ -95,7 +96,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; can be given anywhere in the command.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -111,21 +112,21 @@ def _options(
 def train(
     config: ConfigPath,
     device: DeviceName = "auto",
-    output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG when not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
     rescan: Rescan = False,
     as_json: Json = False,
 ) -> Optional[int]:
-    """Train or fine-tune; evaluates as it goes, and writes a run folder."""
+    """Train or fine-tune, evaluate, and write a run folder."""
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
     from vit_ipu.train import open_run_folder
     from vit_ipu.train import train as run
 
-    exit_on_sigterm()  # until the training loop has handlers of its own
+    exit_on_sigterm()  # until the training loop installs its own handlers
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
@@ -147,14 +148,14 @@ def train(
 
 
 def _is_first_instance(config: "Config", device: "Device") -> bool:
-    """Tells whether this is the one host process of the run that writes."""
+    """Tells whether this is the only host process of the run that writes files."""
     from vit_ipu.backends.build import find_instances
 
     return find_instances(config, device).index == 0
 
 
 def _train_beside_the_first(config: "Config", device: "Device", path: Path, options: Dict[str, Any]) -> None:
-    """Trains as one of the host processes of poprun that write nothing."""
+    """Trains as one of the host processes of poprun that write no files."""
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import train as run
 
@@ -171,7 +172,7 @@ def evaluate(
     rescan: Rescan = False,
     as_json: Json = False,
 ) -> None:
-    """Top-1, top-5 and mean loss on the held-out images, every one exactly once."""
+    """Measure top-1, top-5 and mean loss. Each held-out image counts exactly once."""
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
@@ -192,7 +193,7 @@ def predict(
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> Optional[int]:
-    """The five most probable classes of each image; one that cannot be read is named, and makes the exit 2."""
+    """Print the five most probable classes of each image. The exit code is 2 if an image cannot be read."""
     from vit_ipu.backends.build import resolve_device
     from vit_ipu.predict import predict as run
 
@@ -213,7 +214,7 @@ def plan(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Where each unit goes, and the arithmetic of batches."""
+    """Show the units of each IPU, and how batches divide."""
     from vit_ipu.config_file import load_config
     from vit_ipu.plan import describe_plan
 
@@ -225,12 +226,12 @@ def compile(
     config: ConfigPath,
     device: DeviceName = "ipu",
     offline: Annotated[
-        bool, typer.Option("--offline", help="Without IPUs, for later use (useOfflineIpuTarget).")
+        bool, typer.Option("--offline", help="Compile without IPUs, for later use (useOfflineIpuTarget).")
     ] = False,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Compile for training into the executable cache, without training."""
+    """Compile the training program into the executable cache."""
     from vit_ipu.compile import compile_program
 
     console = make_console(as_json)
@@ -244,15 +245,15 @@ def benchmark(
     config: ConfigPath,
     device: DeviceName = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Host steps to time.")] = 10,
-    burn_in: Annotated[int, typer.Option(min=0, help="Host steps before, after the first, which compiles.")] = 2,
+    burn_in: Annotated[int, typer.Option(min=0, help="Untimed host steps after the first one, which compiles.")] = 2,
     real_data: Annotated[
-        bool, typer.Option("--real-data", help="Load the config's images, and time that too.")
+        bool, typer.Option("--real-data", help="Load the config's images, and include loading in the times.")
     ] = False,
     overrides: Overrides = None,
     rescan: Rescan = False,
     as_json: Json = False,
 ) -> None:
-    """Throughput of the training step."""
+    """Measure the throughput of the training step."""
     from vit_ipu.benchmark import benchmark as run
     from vit_ipu.data.sources.listing import ListingCache
 
@@ -268,7 +269,7 @@ def convert(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A run, a file, a folder, hf-hub:owner/name or an https address.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A file or folder that is not there yet.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A file or folder that does not exist yet.")],
     to: Annotated[
         str,
         typer.Option(
@@ -277,20 +278,22 @@ def convert(
             help="timm, huggingface, torchvision, mmpretrain, google, graphcore, onnx or native.",
         ),
     ],
-    sha256: Annotated[Optional[str], typer.Option(help="Of the file that SOURCE means; https needs it.")] = None,
+    sha256: Annotated[
+        Optional[str], typer.Option(help="SHA-256 of the file that SOURCE names; needed for https.")
+    ] = None,
     num_heads: Annotated[
         Optional[int], typer.Option(min=1, help="Attention heads, if the checkpoint does not state them.")
     ] = None,
     features: Annotated[
-        bool, typer.Option("--features", help="Without the head and the representation layer: to start from.")
+        bool, typer.Option("--features", help="Leave out the head and the representation layer, for fine-tuning.")
     ] = False,
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> None:
-    """Checkpoints from and to other tools, every tensor equal to the last bit."""
+    """Convert checkpoints from and to other tools. Every tensor stays equal to the last bit."""
     from vit_ipu.weights.export import convert as run
 
-    exit_on_sigterm()  # so that nothing half written stays
+    exit_on_sigterm()  # so that unfinished files are removed
     console = make_console(as_json)
     weights = run(
         source,
@@ -311,7 +314,7 @@ def models(
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """The variants with their parameters and operations."""
+    """List the variants with their parameters and operations."""
     from vit_ipu.model_cost import describe_variants
 
     print_models(describe_variants(image_size, num_classes), as_json=as_json)
@@ -322,15 +325,20 @@ def pack(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Images in train/CLASS and val/CLASS, or ImageNet.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder for the shards.")],
     short_side: Annotated[
-        Optional[int], typer.Option(min=1, help="Resize larger images, and encode them as JPEG; none when not given.")
+        Optional[int],
+        typer.Option(min=1, help="Resize larger images to this short side, as JPEG; no resizing if not given."),
     ] = None,
     quality: Annotated[
-        Optional[int], typer.Option(min=1, max=100, help="Of JPEG, for images that are resized; 90 when not given.")
+        Optional[int], typer.Option(min=1, max=100, help="JPEG quality of resized images; 90 if not given.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="About, of one shard: 256MB, 1GB.")] = "256MB",
-    workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; as many as cores when not given.")] = None,
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Approximate size of a shard, such as 256MB or 1GB.")
+    ] = "256MB",
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Number of processes; one per core if not given.")
+    ] = None,
     on_error: Annotated[
-        str, typer.Option(metavar="raise|skip", help="What becomes of an image that cannot be read.")
+        str, typer.Option(metavar="raise|skip", help="Stop at an image that cannot be read, or leave it out.")
     ] = "raise",
     verify: Annotated[
         bool, typer.Option("--verify", help="Write nothing: check TARGET's shards against their checksums.")
@@ -338,7 +346,7 @@ def pack(
     rescan: Rescan = False,
     as_json: Json = False,
 ) -> Optional[int]:
-    """An image folder as tar shards, resized if asked, that every host reads quickly and in any order."""
+    """Pack an image folder into tar shards. Hosts read shards quickly and in any order; images can be resized."""
     from vit_ipu.cli.progress import CountBar
     from vit_ipu.data.packing import pack as packing
     from vit_ipu.data.packing.jobs import PackOptions
@@ -368,7 +376,7 @@ def pack(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False) -> None:
-    """One HTML page: curves, the pipeline's timetable, environment and config."""
+    """Write one HTML page about a run. It shows curves, the pipeline's timetable, environment and config."""
     from vit_ipu.report.page import write_report
     from vit_ipu.runs.folder import RunFolder
 
@@ -393,7 +401,7 @@ def _prepare(
     training: bool = True,
     allow_synthetic: bool = False,
 ) -> "Tuple[Config, Device]":
-    """Loads the config and resolves the device; checks one against the other before data or device is touched."""
+    """Loads the config and resolves the device; checks that they fit before data or device is touched."""
     from vit_ipu.backends.build import require_runnable_on, resolve_device
     from vit_ipu.config_file import load_config
     from vit_ipu.unused_options import unused_options
@@ -407,7 +415,7 @@ def _prepare(
 
 
 def _default_output(config: Path, *, resume: bool) -> Path:
-    """runs/NAME, or the first free runs/NAME-2, -3, ...; to resume, the last one there is."""
+    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume, the last one that exists."""
     paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
     taken = [path for path in paths if (path / "config.yaml").exists()]
     if resume:

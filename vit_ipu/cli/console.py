@@ -1,4 +1,4 @@
-"""What a command line needs of its terminal: text that cannot break it, and errors as one line with an exit code."""
+"""Terminal output of the command line: safe text, and errors as one line with an exit code."""
 
 import errno
 import sys
@@ -13,37 +13,37 @@ from vit_ipu.text import printable, shortened, single_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-_USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, or that of the copy which newer typers carry
+_USAGE_ERROR: Any = typer.BadParameter.__base__  # the class of click, or of the copy of click in newer typers
 _USERS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _LONGEST = 400
 
 
 def exit_code(error: Exception) -> int:
-    """Returns 2 for a mistake of the user's, 1 for a run that failed."""
+    """Returns 2 for a mistake of the user, 1 for a run that failed."""
     users = isinstance(error, OSError) and error.errno in _USERS_ERRNO
     return 2 if users or isinstance(error, (UserError, _USAGE_ERROR)) else 1
 
 
 def error_line(error: Exception) -> str:
-    """Says what is wrong; with the kind of exception if it is not one of those that are made to be read."""
+    """Returns an error as one line, which starts with the exception's class if its message is not written for users."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, (UserError, RunFailed, _USAGE_ERROR)):
         return printable(single_line(text))
-    if "Traceback" in text:  # torch puts a worker's whole traceback into the message
+    if "Traceback" in text:  # torch puts a worker's complete traceback into the message
         text = text.strip().splitlines()[-1]
     text = shortened(printable(single_line(text)), _LONGEST) or "no message"
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def print_error(text: str) -> None:
-    """Prints a line on stderr in the name of the program."""
+    """Prints a line on stderr, after the name of the program."""
     print(f"vit-ipu: {text}", file=sys.stderr)
 
 
 def make_console(as_json: bool) -> "Console":
-    """Makes the console for people: text as it is, without markup; on stderr where stdout is for a program."""
+    """Makes the console for plain text without markup: on stderr if stdout is for JSON, else on stdout."""
     from rich.console import Console
 
     stream: Any = _Unbroken(sys.stderr if as_json else sys.stdout)
@@ -51,7 +51,7 @@ def make_console(as_json: bool) -> "Console":
 
 
 class _Unbroken:
-    """A stream that takes any text and continues when its reader has gone: a run matters more than what it shows."""
+    """Stream that accepts any text and ignores a closed pipe, because a run matters more than its output."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

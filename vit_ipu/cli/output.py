@@ -1,4 +1,4 @@
-"""What the commands print: text for people, or one JSON object."""
+"""Output of the commands: text for people, or one JSON object."""
 
 import json
 import shlex
@@ -33,7 +33,7 @@ def print_json(value: Dict[str, Any]) -> None:
 
 
 def print_run_header(console: "Console", config: "Config", device: "Device", folder: "RunFolder") -> None:
-    """Prints what a run is about to do."""
+    """Prints the device, the batch sizes and the run folder of a run that is about to start."""
     from vit_ipu.backends.build import describe_hardware
     from vit_ipu.pipeline import BatchPlan
 
@@ -47,7 +47,7 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
 def print_summary(
     console: "Console", summary: "Summary", folder: "RunFolder", device: "Device", *, as_json: bool
 ) -> None:
-    """Prints how a run ended, and how to continue one that was interrupted."""
+    """Prints the result of a run, or how to continue an interrupted one."""
     progress = summary.progress
     if as_json:
         print_json(_summary_values(summary, folder, device))
@@ -80,7 +80,7 @@ def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -
 
 
 def _command_to_resume(folder: "RunFolder") -> str:
-    """The command that was given, with what makes it a continuation."""
+    """Returns this process's command, with the options that continue the run."""
     arguments = ["vit-ipu", *sys.argv[1:]]
     if not any(argument == "--output" or argument.startswith("--output=") for argument in arguments):
         arguments += ["--output", str(folder.path)]
@@ -91,7 +91,7 @@ def _command_to_resume(folder: "RunFolder") -> str:
 
 
 def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: "Device", *, as_json: bool) -> None:
-    """Prints what an evaluation found."""
+    """Prints the result of an evaluation."""
     evaluation = found.evaluation
     for skipped in found.skipped:
         console.print(f"skipped: {skipped}")
@@ -104,7 +104,7 @@ def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: 
 
 
 def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str], *, as_json: bool) -> None:
-    """Prints classes with probabilities; `unreadable`: what is wrong with the images that have none, by path."""
+    """Prints classes with probabilities; `unreadable` has the errors of the images without a prediction, by path."""
     if as_json:
         rows = [
             {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
@@ -121,7 +121,7 @@ def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str
 
 
 def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
-    """Prints where each unit goes, the arithmetic of batches, and what PopTorch would refuse."""
+    """Prints the units of each IPU, the batch sizes, and the settings that PopTorch would refuse."""
     from vit_ipu.pipeline import BatchPlan
 
     if as_json:
@@ -138,16 +138,16 @@ def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
         f"{plan['device_iterations']}"
     )
     print(
-        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: ramp-up and ramp-down "
-        f"leave an IPU at most {plan['utilisation_bound']:.1%}"
+        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: with ramp-up and "
+        f"ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
     )
-    print(f"evaluation {plan['evaluation_samples_per_step']:,} images a call")
+    print(f"evaluation {plan['evaluation_samples_per_step']:,} images per inference call")
     for violation in plan["violations"]:
         print(f"PopTorch would refuse: {violation}")
 
 
 def print_compilation(console: "Console", config: "Config", device: "Device", seconds: float, *, as_json: bool) -> None:
-    """Prints what a compilation has shown."""
+    """Prints the result of a compilation."""
     if as_json:
         print_json({"device": str(device), "simulated": device.simulated, "seconds": seconds})
     elif device.simulated:
@@ -159,16 +159,16 @@ def print_compilation(console: "Console", config: "Config", device: "Device", se
 def print_throughput(
     console: "Console", config: "Config", device: "Device", found: "Throughput", *, as_json: bool
 ) -> None:
-    """Prints images per second; in JSON with config and environment, which make a record of it."""
+    """Prints images per second; the JSON also has config and environment, so that it can serve as a record."""
     from vit_ipu.runs.environment import environment
 
     if as_json:
         print_json(dict(asdict(found), config=config.model_dump(mode="json"), **environment(config, device)))
         return
-    word = "simulated" if device.simulated else "measured"
+    how = "simulated" if device.simulated else "measured"
     fast, slow = found.quartiles
     console.print(
-        f"{found.images_per_second:,.1f} images/s ({word}; quartiles {slow:,.1f} and {fast:,.1f} of "
+        f"{found.images_per_second:,.1f} images/s ({how}; quartiles {slow:,.1f} and {fast:,.1f} of "
         f"{len(found.seconds)} host steps of {found.samples_per_step:,} images)"
     )
 
@@ -177,7 +177,7 @@ def print_throughput(
 
 
 def print_conversion(console: "Console", weights: "Weights", target: Path, to: str, *, as_json: bool) -> None:
-    """Prints what was converted."""
+    """Prints the source and the target of a conversion."""
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
         values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
@@ -190,7 +190,7 @@ def print_conversion(console: "Console", weights: "Weights", target: Path, to: s
 
 
 def print_models(rows: List[Dict[str, Any]], *, as_json: bool) -> None:
-    """Prints the variants, a line each, and what mmclassification prints of three of them."""
+    """Prints the variants, one per line, and the figures that mmclassification prints for three of them."""
     from vit_ipu.model_cost import PRINTED_FORMULA
 
     if as_json:
@@ -206,12 +206,12 @@ def print_models(rows: List[Dict[str, Any]], *, as_json: bool) -> None:
         shape = f"{row['variant']:20} {row['width']:5} {row['depth']:5} {row['num_heads']:5} {row['image_size']:6}"
         print(f"{shape} {row['parameters']:12,} {row['flops'] / 1e9:8.2f}   {note}".rstrip())
     print()
-    for line in textwrap.wrap(f"What mmclassification prints, whatever the row: {PRINTED_FORMULA}.", 100):
+    for line in textwrap.wrap(f"What mmclassification prints, in every row: {PRINTED_FORMULA}.", 100):
         print(line)
 
 
 def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSplit]", *, as_json: bool) -> None:
-    """Prints what was packed, and what was left out."""
+    """Prints the numbers of packed and of skipped images."""
     if as_json:
         print_json({"target": str(target), "splits": {name: asdict(split) for name, split in packed.items()}})
         return
@@ -224,16 +224,16 @@ def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSpli
 
 
 def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, as_json: bool) -> None:
-    """Prints how many images were found as they were written."""
+    """Prints the number of images in shards that match their checksums."""
     if as_json:
         print_json({"target": str(target), "verified": counts})
         return
     for name, count in counts.items():
-        console.print(f"{target / name}: {count:,} images in shards as they were written")
+        console.print(f"{target / name}: {count:,} images in shards that match their checksums")
 
 
 def interrupted_pack(error: BaseException) -> str:
-    """Says how much of a pack is done, and how to continue; `--rescan` is dropped once the journal records it."""
-    done = str(error) or "and what is done is kept"
+    """Returns how much of a pack is done and how to continue, without `--rescan` once the journal records it."""
+    done = str(error) or "and finished work is kept"
     arguments = [argument for argument in sys.argv[1:] if not (str(error) and argument == "--rescan")]
     return f"interrupted, {done}; continue with: {shlex.join(['vit-ipu', *arguments])}"

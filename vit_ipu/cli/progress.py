@@ -1,4 +1,4 @@
-"""What commands show of their progress on the terminal: a bar, or plain lines where there is none."""
+"""Progress of commands on the terminal: a bar, or plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingBar:
-    """A TrainingDisplay: updates done, loss, learning rate, images a second and time left."""
+    """TrainingDisplay with updates done, loss, learning rate, images per second and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -58,7 +58,7 @@ class TrainingBar:
 
 
 class CountBar:
-    """How many things of each kind are done, and how long it will take."""
+    """Progress bar with the number of items of each kind that are done, and the time left."""
 
     def __init__(self, console: Console, unit: str, *, quiet: bool = False) -> None:
         self._console, self._unit, self._quiet = console, unit, quiet
@@ -84,7 +84,7 @@ class CountBar:
         self._bar.stop()
 
     def show(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` are done of `what`."""
+        """Shows that `done` of `total` items of `what` are done."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done)

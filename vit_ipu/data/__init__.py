@@ -1,1 +1,1 @@
-"""Images: where they come from, how they become pixels, and how these become host steps."""
+"""Data: image sources, decoding and augmentation, packing into shards, and loading of host steps."""

@@ -1,4 +1,4 @@
-"""Tasks shared out to processes, which leave Ctrl-C to the main process and end with it."""
+"""A pool of worker processes that ignore Ctrl-C and exit when the main process exits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _nothing() -> None:
 
 
 class Processes:
-    """A number of processes, as long as the context `processes` lasts."""
+    """Runs tasks in the worker processes of a `processes` context."""
 
     def __init__(self, executor: ProcessPoolExecutor, signals: HeldSignals, remedy: str) -> None:
         self._executor, self._signals, self._remedy = executor, signals, remedy
@@ -31,10 +31,10 @@ class Processes:
     def finished(
         self, function: Callable[..., Any], tasks: Sequence[Tuple[Any, ...]], poll: Callable[[], None] = _nothing
     ) -> Generator[Tuple[int, Any], None, None]:
-        """Yields the number of each task and what `function` returns for it, as the tasks finish.
+        """Yields the number of each task and the return value of `function` for the task, as the tasks finish.
 
-        `poll` is called at least twice a second. Raises what the function raises, and RunFailed if a process is
-        killed; signals are let through meanwhile.
+        At least twice a second `poll` is called and held-back signals are delivered. Raises what `function` raises,
+        and RunFailed if a process is killed.
         """
         futures = {self._executor.submit(_call, function, task): number for number, task in enumerate(tasks)}
         pending = set(futures)
@@ -61,8 +61,8 @@ class Processes:
 def processes(count: int, *, shared: Any = None, remedy: str = "") -> Iterator[Processes]:
     """Starts `count` processes for the tasks of the body.
 
-    `shared`, if given, is sent to each process once and is the first argument of every function. `remedy`: what the
-    user can do if a process is killed, as the end of the message.
+    `shared`, if given, is sent to each process once and is the first argument of every function. `remedy` ends the
+    error message if a process is killed, and tells the user what to do.
     """
     with HeldSignals() as signals, ProcessPoolExecutor(
         count, multiprocessing.get_context(), initializer=_begin, initargs=(shared,)
@@ -73,7 +73,7 @@ def processes(count: int, *, shared: Any = None, remedy: str = "") -> Iterator[P
 # --------------------------------------------------------------------------------- in the processes
 
 _shared: Tuple[Any, ...] = ()
-"""What this process got when it started: the only way that ProcessPoolExecutor has to hand something over once."""
+"""The `shared` argument in this process: ProcessPoolExecutor can send an object once only through its initializer."""
 
 
 def _begin(shared: Any) -> None:

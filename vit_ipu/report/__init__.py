@@ -1,1 +1,1 @@
-"""The report of a run: one self-contained HTML page."""
+"""Report of a run: one self-contained HTML page."""

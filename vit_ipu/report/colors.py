@@ -1,4 +1,4 @@
-"""The colours of the report's pictures."""
+"""Colours of the report's pictures."""
 
 from __future__ import annotations
 

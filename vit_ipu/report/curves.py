@@ -1,4 +1,4 @@
-"""Loss, accuracy, learning rate and speed of a run, drawn."""
+"""Curves of loss, accuracy, learning rate and speed of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_ipu.report.colors import FIRST, GRID, SECOND
 
 
 def curves_svg(metrics: List[Dict[str, Any]]) -> str:
-    """Loss, accuracy, learning rate and speed over updates, as SVG."""
+    """Returns curves of loss, accuracy, learning rate and speed over updates, as SVG."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

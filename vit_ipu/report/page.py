@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with curves, the pipeline's timetable and the config, and nothing outside it."""
+"""Report of a run: one self-contained HTML page with curves, the pipeline's timetable and the config."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ th {{ font-weight: 600; }} pre {{ background: #f5f5f5; padding: .8rem; overflow-
 
 
 def write_report(folder: RunFolder) -> None:
-    """Writes report.html of a run folder, finished or not. Raises UserError if it is not one."""
+    """Writes report.html of a finished or unfinished run. Raises UserError if the folder is not a run folder."""
     environment = folder.read_environment()
     config = load_config(folder.config)
     metrics = read_metrics(folder.metrics)
     page = _PAGE.format(
-        title=html.escape("{} on {}".format(folder.path.name, environment["device"])),
+        title=html.escape(f"{folder.path.name} on {environment['device']}"),
         notice=_notice(environment),
         figures=_table(_figures(metrics)),
         curves=curves_svg(metrics) if metrics else "<p>No metrics yet.</p>",
@@ -58,7 +58,7 @@ def write_report(folder: RunFolder) -> None:
 def _notice(environment: Dict[str, Any]) -> str:
     if not environment["simulated"]:
         return ""
-    return '<p class="notice">Simulated: no IPU was used. Accuracy is computed; speed says nothing of an IPU.</p>'
+    return '<p class="notice">Simulated: no IPU was used. Accuracy is computed; the speed is not that of an IPU.</p>'
 
 
 def _figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
@@ -67,26 +67,26 @@ def _figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
     rows = []
     if evaluations:
         last = evaluations[-1]
-        rows.append(("Top-1, top-5", "{:.2f} %, {:.2f} %".format(last["top1"], last["top5"])))
-        rows.append(("Held-out loss", "{:.4f}".format(last["evaluation_loss"])))
+        rows.append(("Top-1, top-5", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
+        rows.append(("Held-out loss", f"{last['evaluation_loss']:.4f}"))
     if steps:
         last = steps[-1]
-        rows.append(("Updates, samples", "{:,}, {:,}".format(last["update"], last["samples"])))
-        rows.append(("Training loss", "{:.4f}".format(last["loss"])))
+        rows.append(("Updates, samples", f"{last['update']:,}, {last['samples']:,}"))
+        rows.append(("Training loss", f"{last['loss']:.4f}"))
     return rows
 
 
 def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
-    versions = ", ".join("{} {}".format(*item) for item in environment["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return [
-        ("Device", "{} ({})".format(environment["device"], environment["hardware"])),
+        ("Device", f"{environment['device']} ({environment['hardware']})"),
         ("Simulated", "yes" if environment["simulated"] else "no"),
         ("Precision", environment["compute"]),
-        ("Versions", "vit_ipu {}, Python {}, {}".format(environment["vit_ipu"], environment["python"], versions)),
+        ("Versions", f"vit_ipu {environment['vit_ipu']}, Python {environment['python']}, {versions}"),
         ("Commit", environment["commit"] or "not a checkout"),
         ("Command", " ".join(environment["command"])),
         ("Started", environment["time"]),
-        *[("Resumed", "{time} on {device}".format(**facts)) for facts in environment.get("resumed", [])],
+        *[("Resumed", f"{facts['time']} on {facts['device']}") for facts in environment.get("resumed", [])],
     ]
 
 
@@ -107,8 +107,8 @@ def _pipeline(config: Config) -> str:
         ),
         (
             "Cycles of an update",
-            f"{num_cycles(ipus, plan.gradient_accumulation):,}, of which an IPU works in "
-            f"{utilisation(ipus, plan.gradient_accumulation):.1%} at most",
+            f"{num_cycles(ipus, plan.gradient_accumulation):,}, of which an IPU works in at most "
+            f"{utilisation(ipus, plan.gradient_accumulation):.1%}",
         ),
     ]
     picture = timetable_svg(ipus, plan.gradient_accumulation)

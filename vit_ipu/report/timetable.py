@@ -1,4 +1,4 @@
-"""The pipeline's timetable of one weight update, drawn."""
+"""Picture of the pipeline's timetable of one weight update."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vit_ipu.pipeline import Slot, num_cycles, num_stages, timetable
 from vit_ipu.report.colors import FIRST, INK, SECOND
 
 _CELL, _ROW, _LEFT, _TOP = 26, 34, 64, 22
-"""Pixels: width of a cycle, height of an IPU, and where both begin."""
+"""Pixels: width of a cycle, height of an IPU's row, left margin and top margin."""
 
 
 def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
-    """The timetable of one weight update as SVG: rows are IPUs, columns are cycles, numbers are micro-batches.
+    """Returns the timetable of one weight update as SVG: rows are IPUs, columns are cycles, numbers are micro-batches.
 
     A long update is drawn with fewer micro-batches; the cycles that are left out repeat those in the middle.
     """

@@ -1,1 +1,1 @@
-"""What a run writes and resumes from: its folder, checkpoints, metrics and environment."""
+"""Files that a run writes and resumes from: its folder, checkpoints, metrics and environment."""

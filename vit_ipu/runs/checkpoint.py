@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written whole or not at all, read without unpickling anything.
+"""Checkpoints of a run: written completely or not at all, read without unpickling anything.
 
 A checkpoint is a folder: model.safetensors (timm's names), optimizer.safetensors (optimizer and random state),
-state.json (how far the run is, and whatever is not a tensor) and config.json (the run's config and the names of
+state.json (the progress, and state that is not a tensor) and config.json (the run's config and the names of
 the classes).
 """
 
@@ -32,12 +32,12 @@ from vit_ipu.weights.native import (
 _OPTIMIZER = "optimizer.safetensors"
 _TENSOR = "__tensor__"
 _NATIVE = {"cpu", "cuda"}
-"""Kinds of device whose optimizer states are alike."""
+"""Kinds of device whose optimizer states have the same form."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """Progress of a run: updates, host steps and samples that are done."""
 
     update: int = 0
     host_step: int = 0
@@ -55,7 +55,7 @@ def save_checkpoint(
     *,
     device_kind: str,
 ) -> Path:
-    """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others whole.
+    """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others intact.
 
     Raises RunFailed, and writes nothing, if a weight is not finite.
     """
@@ -66,9 +66,9 @@ def save_checkpoint(
                 "precision.loss_scale"
             )
     final = folder / f"{PREFIX}{progress.update:08d}"
-    if (final / STATE).is_file():  # the same update of the same run is the same state
+    if (final / STATE).is_file():  # the same update of the same run gives the same state
         return final
-    remove(final)  # damaged: no reader takes it
+    remove(final)  # without a state it is damaged, and readers ignore it
     tensors: Dict[str, Tensor] = {}
     rest = _take_tensors({"optimizer": state["optimizer"], "rng": state["rng"]}, "", tensors)
     with written_whole(final) as temporary:
@@ -82,7 +82,7 @@ def save_checkpoint(
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what an interrupted write left."""
+    """Removes all but the newest `keep` checkpoints, and the remains of interrupted writes."""
     for path in [*checkpoints_in(folder)[:-keep], *folder.glob(TEMPORARY + "*")]:
         remove(path)
 
@@ -91,12 +91,17 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
 
 
 def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, Any], Progress]:
-    """Returns all that a run continues from. Raises CheckpointError if it is damaged or of another kind of device."""
+    """Returns the state and the progress from which a run resumes.
+
+    Raises CheckpointError if the checkpoint is damaged or was made on another kind of device.
+    """
     values = read_json(checkpoint / STATE)
     try:
         progress, made_on, rest = Progress(**values["progress"]), values["device"], values["state"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} is damaged: {error}") from None
+        raise CheckpointError(
+            f"{checkpoint / STATE} is damaged: {error}; remove {checkpoint} to resume from an earlier one"
+        ) from None
     if made_on != device_kind and not {made_on, device_kind} <= _NATIVE:
         raise CheckpointError(
             f"{checkpoint} was made on {made_on} and cannot be resumed on {device_kind}: resume with --device "
@@ -105,14 +110,16 @@ def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, An
     try:
         state = _put_tensors(rest, load_tensors(checkpoint / _OPTIMIZER))
     except KeyError as error:
-        raise CheckpointError(f"{checkpoint / _OPTIMIZER} is damaged: it lacks {error}") from None
+        raise CheckpointError(
+            f"{checkpoint / _OPTIMIZER} is damaged: it lacks {error}; remove {checkpoint} to resume from an earlier one"
+        ) from None
     return dict(state, model=load_tensors(checkpoint / MODEL)), progress
 
 
 def load_resumable(
     checkpoint: Path, description: ModelDescription, *, device_kind: str
 ) -> Tuple[Dict[str, Any], Progress]:
-    """Returns what `load_checkpoint` does, for a run on the images of `description`.
+    """Returns the state and the progress, like `load_checkpoint`, for a run on the images of `description`.
 
     Raises CheckpointError also if the checkpoint was trained on other images.
     """
@@ -137,7 +144,7 @@ def load_resumable(
 
 
 def _take_tensors(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
-    """The nested value with each tensor moved into `tensors` and its name left behind."""
+    """Moves each tensor in a nested value into `tensors`; returns the value with names in place of the tensors."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().contiguous()
         return {_TENSOR: name}

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a protocol, and the display of a program that shows nothing."""
+"""Display of a run while it trains: the protocol, and a display that shows nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing_extensions import Protocol
 
 
 class TrainingDisplay(Protocol):
-    """Shows how far a training is: the command line's bar, a notebook's, or nothing."""
+    """Display of the progress of training, such as the command line's bar or a notebook's."""
 
     def start(self, total_updates: int, *, done: int) -> None:
-        """Training begins, after `done` of the updates."""
+        """Starts the display; `done` of the updates were done before."""
 
     def step(self, update: int, *, loss: float, learning_rate: float, images_per_second: float) -> None:
-        """A host step has ended; `update` counts the updates that are done."""
+        """Shows that a host step has ended; `update` counts the updates that are done."""
 
     def notify(self, text: str) -> None:
-        """Shows a line of its own."""
+        """Shows a line of text."""
 
     def stop(self) -> None:
-        """Training has ended."""
+        """Ends the display when training has ended."""
 
 
 class NoDisplay:

@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: versions, commit, device, and whether it was simulated."""
+"""Environment that a result depends on: versions, commit, device, and whether the device was simulated."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 
 def environment(config: Config, device: Device) -> Dict[str, Any]:
-    """The facts, as values for JSON."""
+    """Returns the environment of this process as values for JSON."""
     versions = {name: metadata.version(name) for name in PACKAGES}
-    versions["opencv"] = cv2.__version__  # packages of several names have it
+    versions["opencv"] = cv2.__version__  # several packages install it, under different names
     if "poptorch" in sys.modules and device.kind in ("ipu", "ipu-sim"):
         versions["poptorch"] = sys.modules["poptorch"].__version__
     return {
@@ -42,7 +42,7 @@ def environment(config: Config, device: Device) -> Dict[str, Any]:
 
 
 def _commit() -> Optional[str]:
-    """The commit of the checkout that this code runs from, if it is one."""
+    """Returns the commit of the checkout that this code runs from; None outside of a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,11 +1,11 @@
-"""The folder of a run: resolved config, environment, metrics, checkpoints, examples and the report."""
+"""Folder of a run: resolved config, environment, metrics, checkpoints, examples and the report."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Optional, TextIO, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
@@ -15,7 +15,7 @@ from vit_ipu.weights.native import newest_checkpoint
 
 
 class RunFolder:
-    """Paths and small files of one run; one process at a time trains in it."""
+    """Paths and small files of one run; only one process at a time trains in the folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,13 +31,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunFolder:
-        """A new run. Raises UserError if the folder holds one, or files in its place, or cannot be written."""
+        """Makes the folder of a new run. Raises UserError if the folder has files of a run, or cannot be written."""
         folder = cls(path)
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
-        for ours in (folder.checkpoints, folder.examples, folder.environment, folder.metrics, folder.report):
-            if ours.exists():
-                raise UserError(f"{path} already holds {ours.name}: give another --output")
+        for reserved in (folder.checkpoints, folder.examples, folder.environment, folder.metrics, folder.report):
+            if reserved.exists():
+                raise UserError(f"{path} already holds {reserved.name}: give another --output")
         try:
             folder._make_folders()
             folder._acquire()
@@ -48,14 +48,14 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: Config) -> RunFolder:
-        """An interrupted run to go on with. Raises UserError if there is none, or its config was another."""
+        """Opens the folder of an interrupted run. Raises UserError if it has no run, or a run with another config."""
         folder = cls(path)
         if not folder.config.is_file():
-            raise UserError(f"--resume: no run in {path}: start it without --resume")
+            raise UserError(f"--resume: there is no run in {path}: start one without --resume")
         for key, before, now in _differences(load_config(folder.config), config):
             raise UserError(
-                f"--resume: {path} was started with {key} {before}, not {now}: resume with the same config, or give "
-                "another --output"
+                f"--resume: {path} was started with {key} {before}, not {now}: resume with the same config, or start "
+                "a new run with another --output"
             )
         try:
             folder._acquire()
@@ -64,26 +64,26 @@ class RunFolder:
         return folder
 
     def begin(self, facts: Dict[str, Any]) -> None:
-        """Notes the environment, once the run is sure to start; a resumed run keeps that of its beginning first."""
+        """Writes the environment once the run is sure to start; a resumed run adds to that of its first start."""
         if self.environment.is_file():
             first = self.read_environment()
             facts = dict(first, resumed=[*first.get("resumed", []), facts])
         write_whole(self.environment, json.dumps(facts, indent=1))
 
     def read_environment(self) -> Dict[str, Any]:
-        """The facts that `begin` wrote. Raises UserError if they are not there or damaged."""
+        """Returns the environment that `begin` wrote. Raises UserError if its file is missing or damaged."""
         try:
             facts = json.loads(self.environment.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.path} is not a run folder: it has no environment.json") from None
+            raise UserError(f"{self.path} is not a run folder: it does not contain environment.json") from None
         except ValueError:
             facts = None
         if not isinstance(facts, dict) or "simulated" not in facts:
-            raise UserError(f"{self.environment} is damaged")
+            raise UserError(f"{self.environment} is damaged: it must be the JSON object that the run wrote")
         return facts
 
     def release(self) -> None:
-        """Lets another process train here; takes the folder of a run that never began away, as far as it is ours."""
+        """Unlocks the folder for other processes; removes the files of a run that never started."""
         if self._lock is not None:
             self._lock.close()
         if self.environment.exists():
@@ -92,7 +92,7 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 path.unlink()
         for path in reversed(self._made):
-            with suppress(OSError):  # it holds something that is not ours
+            with suppress(OSError):  # the folder holds other files
                 path.rmdir()
 
     def newest_checkpoint(self) -> Optional[Path]:
@@ -110,7 +110,7 @@ class RunFolder:
             raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
 
 
-# Settings that a resumed run may change: they do not touch what it computes.
+# Settings that a resumed run may change, because the weights do not depend on them.
 _MAY_CHANGE = {
     "run.keep_checkpoints",
     "run.log_every",
@@ -125,8 +125,8 @@ _MAY_CHANGE = {
 }
 
 
-def _differences(before: Config, after: Config) -> List[tuple[str, Any, Any]]:
-    """Each setting that differs and may not: its key, and its value then and now."""
+def _differences(before: Config, after: Config) -> List[Tuple[str, Any, Any]]:
+    """Returns the key, the value before and the value now of each setting that must not differ but does."""
     old, new = (config.model_dump(mode="json") for config in (before, after))
     return [
         (f"{section}.{key}", value, new[section][key])

@@ -1,4 +1,4 @@
-"""What a run measures: metrics.jsonl, and a tracker beside it."""
+"""Metrics of a run: the file metrics.jsonl, and a tracker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vit_ipu.runs.folder import RunFolder
 
 
 class Metrics:
-    """metrics.jsonl, one JSON object a line, and the tracker of the config."""
+    """Writer of metrics.jsonl, one JSON object per line, and of the tracker of the config."""
 
     def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
-        """Lines after update `resumed_at` belong to work that a resumed run does again, and are dropped."""
+        """Opens metrics.jsonl and drops lines after update `resumed_at`, because a resumed run writes them again."""
         self.lines = [line for line in read_metrics(folder.metrics) if line["update"] <= resumed_at]
         write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = folder.metrics.open("a", encoding="utf-8")
@@ -37,7 +37,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
-    """The lines of a metrics.jsonl, up to one that is damaged, such as a last one that a crash cut off."""
+    """Returns the lines of a metrics.jsonl before the first damaged line, such as a last line that a crash cut off."""
     if not path.is_file():
         return []
     lines = []
@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> List[Dict[str, Any]]:
 
 
 class Tracker(Protocol):
-    """Where metrics go beside metrics.jsonl."""
+    """Receiver of the metrics in addition to metrics.jsonl."""
 
     def write(self, line: Dict[str, Any]) -> None: ...
 
@@ -83,7 +83,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """Weights & Biases; WANDB_MODE=offline keeps the run on this machine."""
+    """Tracker for Weights & Biases; WANDB_MODE=offline keeps the run on this machine."""
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         import wandb

@@ -1,7 +1,7 @@
-"""A PopTorch simulator: the module `poptorch` on plain PyTorch, by PopTorch's rules, without an IPU.
+"""A PopTorch simulator: the module `poptorch` in plain PyTorch, with PopTorch's rules and without an IPU.
 
-`install()` makes `import poptorch` give this module; `__simulated__` tells it from the real one. docs/simulator.md
-says what it computes, what it checks and what it leaves out.
+`install()` makes `import poptorch` return this module; `__simulated__` distinguishes it from the real module.
+docs/simulator.md describes what the simulator computes, checks and leaves out.
 """
 
 from __future__ import annotations
@@ -174,19 +174,19 @@ __all__ = [
 
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
-    """Whether the simulated machine has that many IPUs, held or not."""
+    """Tells whether the simulated machine has `num_ipus` IPUs, held or not."""
     return machine.current.hardware and num_ipus <= machine.current.num_ipus
 
 
 def ipuHardwareVersion() -> int:
-    """2: Mk2."""
+    """Returns 2 (Mk2)."""
     assert machine.current.hardware, "No IPU hardware available on this system"
     return 2
 
 
 def poptorchAtExit() -> None:
-    """Nothing: what PopTorch frees at exit is not there."""
+    """Does nothing: the simulator does not have the resources that PopTorch frees at exit."""
 
 
 def registerGeometricCustomArgParsers() -> None:
-    """Nothing: poptorch_geometric is not simulated."""
+    """Does nothing: poptorch_geometric is not simulated."""

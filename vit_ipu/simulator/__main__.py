@@ -1,6 +1,6 @@
 """Runs a PopTorch program: `python -m vit_ipu.simulator [--ipus N] SCRIPT ARGS`, or `-m MODULE ARGS`.
 
-With `--num-instances N` it runs N instances of it, as poprun would.
+With `--num-instances N`, runs N instances of the program, as poprun would.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def _run_script(arguments: List[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Exits with a line on stderr where the program cannot be started."""
+    """Exits with one line on stderr if the program cannot be started."""
     parser = _parser()
     if options.ipus < 1:
-        parser.error(f"--ipus {options.ipus}: a machine has at least one")
+        parser.error(f"--ipus {options.ipus}: give at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device")
+        parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
     if options.num_instances < 1:
-        parser.error(f"--num-instances {options.num_instances}: a program has at least one")
+        parser.error(f"--num-instances {options.num_instances}: give at least 1")
     try:
         replicas = options.num_instances if options.num_replicas is None else options.num_replicas
         environment_of(0, instances=options.num_instances, replicas=replicas, ipus_per_replica=1, port=0)
@@ -75,25 +75,31 @@ def _check(options: argparse.Namespace) -> None:
     if options.module is None and not options.program:
         parser.error("give a SCRIPT, or -m MODULE")
     if options.module is None and not os.path.isfile(options.program[0]):
-        parser.error(f"there is no script {options.program[0]}")
+        parser.error(f"{options.program[0]} is not a file; give a SCRIPT, or -m MODULE")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vit_ipu.simulator", description="Run a PopTorch program without an IPU."
     )
-    parser.add_argument("--ipus", type=int, default=16, help="IPUs of the simulated machine (16)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where their tensors live (cpu)")
+    parser.add_argument("--ipus", type=int, default=16, help="number of IPUs in the simulated machine (default 16)")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="torch device that holds the tensors (default cpu)"
+    )
     parser.add_argument(
         "--numerics",
         default="exact",
         choices=MODES,
-        help="exact: half precision is computed in float32 (default); ipu: with an IPU's roundings",
+        help="exact: half precision is computed in float32 (default); ipu: rounded as on an IPU",
     )
-    parser.add_argument("--no-hardware", action="store_true", help="ipuHardwareIsAvailable() is False")
-    parser.add_argument("--num-instances", type=int, default=1, help="instances of the program, as of poprun (1)")
-    parser.add_argument("--num-replicas", type=int, help="replicas over all instances (one each)")
-    parser.add_argument("--ipus-per-replica", type=int, default=1, help="IPUs of a replica (1)")
+    parser.add_argument("--no-hardware", action="store_true", help="make ipuHardwareIsAvailable() return False")
+    parser.add_argument(
+        "--num-instances", type=int, default=1, help="number of instances of the program, as in poprun (default 1)"
+    )
+    parser.add_argument(
+        "--num-replicas", type=int, help="number of replicas over all instances (default: one per instance)"
+    )
+    parser.add_argument("--ipus-per-replica", type=int, default=1, help="number of IPUs per replica (default 1)")
     parser.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, help="MODULE ARGS: run a module instead of a script"
     )

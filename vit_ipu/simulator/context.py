@@ -1,4 +1,4 @@
-"""What holds while the simulator traces a model or runs it, and what the model's annotations act upon."""
+"""The session: whether the simulator traces or runs a model, and the objects that the model's annotations act on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_ipu.simulator.dtypes import in_32_bits
 
 
 class StageManager(Protocol):
-    """Gives each block that begins its stage and its IPU."""
+    """Assigns a stage and an IPU to each block that begins."""
 
     def beginStage(self, user_id: Optional[str], ipu_id_from_block: Optional[int]) -> None: ...
 
@@ -25,13 +25,13 @@ class StageManager(Protocol):
 
 
 class OverlapMarks(Protocol):
-    """Notes which tensors a model marks for overlapped input and output."""
+    """Records which tensors a model marks for overlapped input and output."""
 
     def mark(self, source: Tensor, marked: Tensor, mode: Any, *, is_input: bool) -> None: ...
 
 
 class ActiveTrace(Protocol):
-    """The trace of a model, as far as the model's annotations know it."""
+    """The trace of a model, with the members that the model's annotations use."""
 
     is_training: bool
 
@@ -45,24 +45,24 @@ class ActiveTrace(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """What the simulator is doing with a model now."""
+    """The simulator's current activity: a model is called on the host, traced, or run."""
 
     on_ipu: bool = False
-    """Whether the model is traced or run, rather than called on the host."""
+    """True if the model is traced or run, False if the model is called on the host."""
     trace: Optional[ActiveTrace] = None
-    """The trace under way, if the model is traced."""
+    """The current trace, if the model is traced."""
     stage_manager: Optional[StageManager] = None
-    """What the blocks of a traced model are reported to."""
+    """Receives the blocks of a traced model as they begin."""
     on_loss: Optional[Callable[[Tensor], None]] = None
-    """Takes each loss that the model marks."""
+    """Receives each loss that the model marks."""
 
     def mark_loss(self, loss: Tensor) -> None:
-        """Notes a loss of the model that is being traced or run."""
+        """Passes a loss of the model that is being traced or run to `on_loss`."""
         if self.on_loss is not None:
             self.on_loss(loss)
 
     def device_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Returns the type that the device has in place of `dtype`: an IPU has 32 bits for 64."""
+        """Returns the dtype that the device uses for `dtype`: an IPU has 32-bit types in place of 64-bit types."""
         return in_32_bits(dtype) if self.on_ipu else dtype
 
 
@@ -73,7 +73,7 @@ current = HOST
 
 @contextmanager
 def during(session: Session) -> Iterator[None]:
-    """Makes `session` the current one."""
+    """Makes `session` the current session inside the `with` block."""
     global current
     before, current = current, session
     try:
@@ -84,14 +84,14 @@ def during(session: Session) -> Iterator[None]:
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """Runs the body, inside a model's forward, on the host: none of it is traced or belongs to the IPU."""
+    """Runs the `with` block, inside a model's forward, on the host, neither traced nor run on the IPU."""
     with during(HOST), torch._C.DisableTorchFunction(), _disable_current_modes():
         yield
 
 
 @contextmanager
 def unvalidated_distributions() -> Iterator[None]:
-    """Turns off torch.distributions' checks of arguments, which need them on the host (_poplar_executor.py:80-110)."""
+    """Turns off torch.distributions' checks, which need the arguments on the host (_poplar_executor.py:80-110)."""
     distribution = torch.distributions.Distribution
     before = distribution._validate_args
     distribution.set_default_validate_args(False)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""PopTorch's enumerations (python/enums.py), with its values."""
+"""PopTorch's enumerations (python/enums.py), with PopTorch's values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class MeanReductionStrategy(enum.IntEnum):
-    """When gradients are divided by accumulation x replicas: at every addition, or after the last."""
+    """Selects when gradients are divided by accumulation x replicas: at every addition, or after the last addition."""
 
     Running = 0
     Post = 1
@@ -14,7 +14,7 @@ class MeanReductionStrategy(enum.IntEnum):
 
 
 class DataLoaderMode(enum.IntEnum):
-    """How a DataLoader fetches batches."""
+    """Selects how a DataLoader fetches batches."""
 
     Sync = 0
     Async = 1
@@ -22,7 +22,7 @@ class DataLoaderMode(enum.IntEnum):
 
 
 class SharingStrategy(enum.IntEnum):
-    """How an AsynchronousDataAccessor hands tensors to the main process."""
+    """Selects how an AsynchronousDataAccessor starts its worker process and passes the dataset to the worker."""
 
     SharedMemory = 0
     FileSystem = 1
@@ -31,7 +31,7 @@ class SharingStrategy(enum.IntEnum):
 
 
 class OutputMode(enum.IntEnum):
-    """Which micro-batches' outputs a call returns."""
+    """Selects the micro-batches whose outputs a call returns."""
 
     Final = 0
     EveryN = 1
@@ -41,7 +41,7 @@ class OutputMode(enum.IntEnum):
 
 
 class ConnectionType(enum.IntEnum):
-    """When to attach to an IPU: always, when first used, or never (offline compilation)."""
+    """Selects when to attach to an IPU: always, when first used, or never (offline compilation)."""
 
     Always = 0
     OnDemand = 1
@@ -57,7 +57,7 @@ class HalfFloatCastingBehavior(enum.IntEnum):
 
 
 class ReductionType(enum.IntEnum):
-    """How gradients are reduced over accumulation and replicas."""
+    """Selects how gradients are reduced over accumulation and replicas."""
 
     Sum = 0
     Mean = 1
@@ -65,7 +65,7 @@ class ReductionType(enum.IntEnum):
 
 
 class SyncPattern(enum.IntEnum):
-    """How IPUs synchronise."""
+    """Selects how IPUs synchronise."""
 
     Full = 0
     SinglePipeline = 1
@@ -73,7 +73,7 @@ class SyncPattern(enum.IntEnum):
 
 
 class MatMulSerializationMode(enum.Enum):
-    """Along which dimension a serialized matrix product is split."""
+    """Selects the dimension along which a serialized matrix product is split."""
 
     InputChannels = "input_channels"
     ReducingDim = "reducing_dim"
@@ -82,7 +82,7 @@ class MatMulSerializationMode(enum.Enum):
 
 
 class Liveness(enum.IntEnum):
-    """When tensors leave the chip in phased execution."""
+    """Selects when tensors leave the chip in phased execution."""
 
     AlwaysLive = 0
     OffChipAfterFwd = 1
@@ -91,7 +91,7 @@ class Liveness(enum.IntEnum):
 
 
 class OverlapMode(enum.Enum):
-    """Which loop input and output overlap with."""
+    """Selects the loop that input and output overlap with."""
 
     NoOverlap = "no_overlap"
     OverlapAccumulationLoop = "overlap_accumulation_loop"
@@ -99,21 +99,21 @@ class OverlapMode(enum.Enum):
 
 
 class AutoStage(enum.IntEnum):
-    """How blocks without a stage get one: that of their IPU, or the next."""
+    """Selects the stage of a block that is not given a stage: its IPU's number, or the next number."""
 
     SameAsIpu = 0
     AutoIncrement = 1
 
 
 class MultiConvPlanType(enum.IntEnum):
-    """How the convolutions of a MultiConv run."""
+    """Selects how the convolutions of a MultiConv run."""
 
     Parallel = 0
     Serial = 1
 
 
 class CommGroupType(enum.IntEnum):
-    """Which replicas share a tensor."""
+    """Selects the replicas that share a tensor."""
 
     All = 0
     Consecutive = 1
@@ -122,7 +122,7 @@ class CommGroupType(enum.IntEnum):
 
 
 class VariableRetrievalMode(enum.IntEnum):
-    """Which replicas' values of a variable the host reads."""
+    """Selects the replicas whose values of a variable the host reads."""
 
     OnePerGroup = 0
     AllReplicas = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Raised by PopTorch's back end; `type`, `message` and `location` say what and where."""
+    """An error of PopTorch's back end; `type`, `message` and `location` describe the error and its place."""
 
     type = ""
     message = ""
@@ -12,7 +12,7 @@ class Error(Exception):
 
 
 class RecoverableError(Error):
-    """A run-time error after which the IPU can be used again once `recovery_action` was taken."""
+    """A run-time error after which the IPU can be used again after `recovery_action`."""
 
     recovery_action = ""
 
@@ -22,16 +22,16 @@ class UnrecoverableError(Error):
 
 
 def error(message: str, kind: str = "poptorch_py_error") -> Error:
-    """An Error as PopTorch words it: 'poptorch_py_error' from its Python side, 'poptorch_cpp_error' else."""
+    """Returns an Error in PopTorch's form; `kind` is 'poptorch_py_error' for errors of PopTorch's Python side."""
     raised = Error(f"'{kind}': {message}")
     raised.type, raised.message = kind, message
     return raised
 
 
 def cpp_error(message: str) -> Error:
-    """An Error as PopTorch's C++ side words it."""
+    """Returns an Error in the form of PopTorch's C++ side ('poptorch_cpp_error')."""
     return error(message, "poptorch_cpp_error")
 
 
 class ConfigFileError(Exception):
-    """A line of a file of options that cannot be read."""
+    """A line of an options file that cannot be read."""

@@ -1,13 +1,12 @@
-"""The instances of one program, as poprun starts them, and what they reduce together over torch.distributed with gloo.
+"""Instances of one program, started as by poprun, and their reductions over torch.distributed with gloo.
 
-An instance learns who it is from the environment that poprun gives it, here `python -m vit_ipu.simulator
---num-instances N`:
+An instance reads its place among the instances from environment variables that poprun sets; the simulator's
+`python -m vit_ipu.simulator --num-instances N` sets them in poprun's place:
 
     POPDIST_NUM_TOTAL_REPLICAS, POPDIST_NUM_LOCAL_REPLICAS, POPDIST_NUM_IPUS_PER_REPLICA,
     POPDIST_REPLICA_INDEX_OFFSET, POPDIST_LOCAL_INSTANCE_INDEX, POPDIST_UNIFORM_REPLICAS_PER_INSTANCE
 
-and, because gloo needs to meet somewhere, MASTER_ADDR and MASTER_PORT. Each instance simulates its own replicas on a
-machine of its own.
+and, for gloo's rendezvous, MASTER_ADDR and MASTER_PORT. Each instance simulates its own replicas on its own machine.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 _group: Optional[Any] = None
-"""The instances that take part in collectives; None before `join`."""
+"""The process group that takes part in collectives; None before `join`."""
 
 
 def from_environment(name: str, default: int) -> int:
-    """Returns a number that poprun gave this instance."""
+    """Returns the number in the environment variable `name`, which poprun sets, or `default`."""
     return int(os.environ.get(name, str(default)))
 
 
@@ -36,17 +35,17 @@ def count() -> int:
 
 
 def index() -> int:
-    """Returns the number of this instance."""
+    """Returns the index of this instance."""
     return from_environment("POPDIST_REPLICA_INDEX_OFFSET", 0) // from_environment("POPDIST_NUM_LOCAL_REPLICAS", 1)
 
 
 def is_joined() -> bool:
-    """Tells whether the instances were joined."""
+    """Tells whether the instances are joined."""
     return _group is not None
 
 
 def join() -> None:
-    """Joins the instances. Raises RuntimeError if it is done twice."""
+    """Joins the instances in a process group. Raises RuntimeError if they are joined already."""
     global _group
     if _group is not None:
         raise RuntimeError("popdist.init() was called before")
@@ -57,17 +56,17 @@ def join() -> None:
 
 
 def joined_group() -> Any:
-    """Returns the instances that take part in collectives, and joins them first if that is not done."""
+    """Returns the process group that takes part in collectives; joins the instances first if necessary."""
     if _group is None:
         join()
     return _group
 
 
 def leave() -> None:
-    """Leaves the instances, at the latest when the program ends."""
+    """Leaves the process group, at the latest when the program ends."""
     global _group
     if _group is not None and dist.is_initialized():
-        with suppress(RuntimeError):  # none leaves while others still talk to it, unless they have failed
+        with suppress(RuntimeError):  # waits for the other instances, unless they have failed
             dist.monitored_barrier(timeout=timedelta(seconds=5))
         dist.destroy_process_group()
     _group = None
@@ -75,21 +74,24 @@ def leave() -> None:
 
 @contextmanager
 def among(members: Set[int]) -> Iterator[bool]:
-    """Lets only `members` take part in the collectives of the body; yields whether this instance is one of them."""
+    """Limits collectives inside the `with` block to `members`; yields whether this instance is a member."""
     global _group
-    everybody = joined_group()
-    group = dist.new_group(sorted(members))  # a collective call of all
+    all_instances = joined_group()
+    group = dist.new_group(sorted(members))  # a collective call: every instance makes it
     is_member = index() in members
     if is_member:
         _group = group
     try:
         yield is_member
     finally:
-        _group = everybody
+        _group = all_instances
 
 
 def all_reduce(tensors: Iterable[torch.Tensor], *, mean: bool = False) -> None:
-    """Replaces each tensor by its sum, or its mean, over the instances; all must call it with the same shapes."""
+    """Replaces each tensor by its sum, or its mean, over the instances.
+
+    Every instance must call this function with tensors of the same shapes.
+    """
     if count() == 1:
         return
     group = joined_group()
@@ -105,14 +107,14 @@ def all_reduce(tensors: Iterable[torch.Tensor], *, mean: bool = False) -> None:
 def reduce_gradients(gradients: Dict[str, torch.Tensor], *, processes: int, mean: bool) -> Dict[str, torch.Tensor]:
     """Returns the gradients of an instance's replicas summed, or averaged, over all instances.
 
-    `processes` is what the options say, Options.Distributed.numProcesses. Raises NotImplementedError if it is another
-    number than that of the instances.
+    `processes` is Options.Distributed.numProcesses. Raises NotImplementedError if `processes` differs from the number
+    of instances.
     """
     if processes == 1:
         return gradients
     if count() != processes:
         raise NotImplementedError(
-            f"training in {processes} processes that popdist does not know of is not simulated: start them with "
+            f"training in {processes} processes that poprun did not start is not simulated: start them with "
             f"python -m vit_ipu.simulator --num-instances {processes} and use popdist.poptorch.Options"
         )
     all_reduce([gradients[name] for name in sorted(gradients)], mean=mean)

@@ -1,4 +1,4 @@
-"""PopTorch's log (python/_logging.py): Python's logger "poptorch", at the level of POPTORCH_LOG_LEVEL (WARN)."""
+"""PopTorch's log (python/_logging.py): Python's logger "poptorch", at the level POPTORCH_LOG_LEVEL (default WARN)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PUBLIC_LEVELS = sorted(set(_LEVELS) - {"TRACE_ALL", "DEBUG_IR"})
 
 
 def setLogLevel(level: Union[str, int]) -> None:
-    """Sets what the simulator's log says: "TRACE", "DEBUG", "INFO", "WARN", "ERR" or "OFF", or PopTorch's number.
+    """Sets the level of the simulator's log: "TRACE", "DEBUG", "INFO", "WARN", "ERR" or "OFF", or its PopTorch number.
 
     Raises ValueError for a level that PopTorch does not have.
     """
@@ -39,13 +39,13 @@ def setLogLevel(level: Union[str, int]) -> None:
 
 
 def setPopartLogLevel(level: Any) -> None:
-    """Nothing but a check of the level: no PopART runs here."""
+    """Checks the level and does nothing else, because the simulator does not run PopART."""
     if not isinstance(level, str) or level not in _LEVELS:
         raise ValueError("Level must be one of " + ", ".join(_LEVELS))
 
 
 class _Console(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what sys.stderr is at the time."""
+    """Writes to the sys.stderr that is current when a record is logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -62,7 +62,7 @@ class _Formatter(logging.Formatter):
 
 
 def start() -> None:
-    """Sets the level from the environment and writes to the console, as PopTorch does when it is imported."""
+    """Sets the level from the environment and adds a console handler, as PopTorch does when it is imported."""
     setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
         console = _Console()

@@ -1,4 +1,4 @@
-"""The simulated machine: how many IPUs it has, who holds them, and where their tensors really live."""
+"""The simulated machine: its IPUs, the executors that hold them, and the torch device of the IPUs' tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_HARDWARE = "No IPU detected in the system. \nFor more information use the Gr
 
 
 class Machine:
-    """Mk2 IPUs (GC200) of one host process. IPUs are held by executors, in powers of two."""
+    """Mk2 IPUs (GC200) of one host process; executors hold IPUs in powers of two."""
 
     def __init__(self, num_ipus: int = 16, *, device: str = "cpu", hardware: bool = True) -> None:
         self.num_ipus, self.device, self.hardware = num_ipus, torch.device(device), hardware
@@ -24,23 +24,23 @@ class Machine:
         self._ids: weakref.WeakKeyDictionary[Any, Optional[int]] = weakref.WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
-        """A pickle does not hold the machine: an executor that is read from one is on that of the reading process."""
+        """Pickles only a reference: an unpickled executor uses the machine of the process that unpickles it."""
         return _of_this_process, ()
 
     @property
     def ipus_held(self) -> int:
-        """IPUs that executors hold now."""
+        """The number of IPUs that executors hold now."""
         return sum(self._held.values())
 
     def attach(self, owner: Any, num_ipus: int, ipu_id: Optional[int] = None) -> None:
-        """Reserves IPUs for `owner`, none for the IPU Model, or the device that `ipu_id` names.
+        """Reserves `num_ipus` IPUs (0 for the IPU Model) for `owner`, on the device that `ipu_id` names, if given.
 
-        Raises Error if the machine has not so many left, or if the device is taken.
+        Raises Error if the machine does not have enough free IPUs, or if the device is taken.
         """
         if num_ipus and not self.hardware:
             raise cpp_error(f"Failed to acquire {num_ipus} IPU(s)\n{_NO_HARDWARE}")
         if self.ipus_held + num_ipus > self.num_ipus:
-            gc.collect()  # an executor and its optimizer hold each other until then
+            gc.collect()  # frees the IPUs of executors that only a reference cycle with their optimizer keeps alive
         if self.ipus_held + num_ipus > self.num_ipus:
             hint = ""
             if num_ipus > self.num_ipus:
@@ -51,7 +51,7 @@ class Machine:
         self._held[owner], self._ids[owner] = num_ipus, ipu_id
 
     def detach(self, owner: Any) -> None:
-        """Frees what `owner` holds."""
+        """Frees the IPUs that `owner` holds."""
         self._held.pop(owner, None)
         self._ids.pop(owner, None)
 
@@ -60,7 +60,10 @@ class Machine:
 
 
 def round_up_num_ipus(num_ipus: int, auto_round: bool) -> int:
-    """The power of two that PopTorch reserves (CompilerImpl.cpp:693-717). Raises Error if it may not round."""
+    """Returns the power of two IPUs that PopTorch reserves (CompilerImpl.cpp:693-717).
+
+    Raises Error if that is more than MAX_IPUS_PER_PROCESS, or if rounding up is necessary but `auto_round` is false.
+    """
     rounded = 1 << (num_ipus - 1).bit_length()
     if rounded > MAX_IPUS_PER_PROCESS:
         raise cpp_error(
@@ -86,6 +89,6 @@ def _of_this_process() -> Machine:
 
 
 def configure(num_ipus: int, *, device: str = "cpu", hardware: bool = True) -> None:
-    """Replaces the machine by a new one; executors on the old one keep it."""
+    """Replaces the machine with a new machine; executors on the old machine keep the old machine."""
     global current
     current = Machine(num_ipus, device=device, hardware=hardware)

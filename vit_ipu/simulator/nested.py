@@ -1,4 +1,4 @@
-"""Nested tuples, lists, dicts and types of the user's own, taken apart into tensors and put together again."""
+"""Nested tuples, lists, dicts and user-defined types: flattening into tensors, and rebuilding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_ipu.simulator.errors import error
 
 
 class ICustomArgParser(abc.ABC):
-    """How the tensors of a user's own type are taken out of it and put into a new one."""
+    """Extracts the tensors of a user-defined type and rebuilds an object of the type from tensors."""
 
     @abc.abstractmethod
     def yieldTensors(self, struct: Any) -> Any:
@@ -19,14 +19,14 @@ class ICustomArgParser(abc.ABC):
 
     @abc.abstractmethod
     def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[Tensor]) -> Any:
-        """A new structure like the original, with tensors of the iterator in that order."""
+        """Returns a structure like the original, with the iterator's tensors in the order of `yieldTensors`."""
 
 
 _parsers: Dict[type, ICustomArgParser] = {}
 
 
 def registerCustomArgParser(arg_data_type: type, arg_parser: Optional[ICustomArgParser]) -> None:
-    """Sets the parser of a type and of those derived from it; None takes it away."""
+    """Sets the parser of a type and of the types derived from it; None removes the parser."""
     if arg_parser is None:
         _parsers.pop(arg_data_type, None)
     elif not isinstance(arg_parser, ICustomArgParser):
@@ -36,12 +36,12 @@ def registerCustomArgParser(arg_data_type: type, arg_parser: Optional[ICustomArg
 
 
 def flatten(structure: Any) -> List[Tensor]:
-    """The tensors in nested tuples, lists, dicts and registered types, in order; anything else is left out."""
+    """Returns the tensors in nested tuples, lists, dicts and registered types, in order; leaves out other values."""
     return list(_tensors(structure))
 
 
 def rebuild(structure: Any, tensors: Iterable[Tensor]) -> Any:
-    """The structure with its tensors replaced, in order."""
+    """Returns the structure with its tensors replaced by `tensors`, in order."""
     source = iter(tensors)
 
     def copy(part: Any) -> Any:
@@ -62,12 +62,12 @@ def rebuild(structure: Any, tensors: Iterable[Tensor]) -> Any:
 
 
 def as_list(outputs: Any) -> List[Any]:
-    """What a function returned, one value or a list or tuple of them, as a list."""
+    """Returns a function's outputs, which are one value or a list or tuple of values, as a list."""
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def map_tensors(structure: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The structure with `function` applied to each tensor."""
+    """Returns the structure with `function` applied to each tensor."""
     return rebuild(structure, [function(tensor) for tensor in flatten(structure)])
 
 
@@ -86,7 +86,7 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
 
 
 def _parser_of(value: Any) -> Optional[ICustomArgParser]:
-    """The parser of the value's type, or of one that it derives from."""
+    """Returns the parser of the value's type, or of a type that it derives from; None if there is no parser."""
     if not _parsers:
         return None
     exact = _parsers.get(type(value))

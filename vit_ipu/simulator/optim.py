@@ -1,7 +1,8 @@
-"""PopTorch's optimizers (python/optim.py): torch's, with loss scaling and the formats of their state.
+"""PopTorch's optimizers (python/optim.py): torch's optimizers with loss scaling and dtypes for their state.
 
-They only hold attributes, which optimizer_attributes.py reads; the arithmetic runs on the simulated IPU (updates.py).
-An attribute that is passed to the constructor is variable and may change between calls, one that is not is compiled in.
+The optimizers only hold attributes, which updates/attributes.py reads; the arithmetic runs on the simulated IPU
+(updates/). An attribute that is passed to the constructor is variable and may change between calls; an attribute that
+is not passed is compiled in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _STATE_TYPES = (torch.float16, torch.float32)
 
 
 class VariableAttributes:
-    """Which attributes of an optimizer may change after compilation."""
+    """Records which attributes of an optimizer may change after compilation."""
 
     def __init__(self, variable_attributes: List[str], allowed_attributes: List[str]) -> None:
         self._variable_attributes, self._allowed_attributes = list(variable_attributes), list(allowed_attributes)
@@ -37,7 +38,7 @@ class VariableAttributes:
 
 
 class Optimizer:
-    """The part of an optimizer's state that lives on the IPU, and whether the host's copy of it is current."""
+    """Holds the part of an optimizer's state that lives on the IPU, and whether the host's copy is current."""
 
     def __init__(self) -> None:
         self._state_dict: Dict[str, Any] = {"ipu_state": None, "ipu_param": None}
@@ -68,7 +69,7 @@ class Optimizer:
         return self._state_dict.get("ipu_state") is not None and self._state_dict.get("ipu_param") is not None
 
     def _own(self, given: Dict[str, Any], defaults: Dict[str, Any], variables: Iterable[str]) -> None:
-        """Sets the attributes that torch's optimizer does not have; those of type dtype are checked."""
+        """Sets the attributes that torch's optimizer lacks, and checks the attributes that are dtypes."""
         for name, default in defaults.items():
             value = default if given.get(name) is None else given[name]
             if isinstance(default, torch.dtype):
@@ -86,12 +87,12 @@ class Optimizer:
 
 
 def _passed(arguments: Dict[str, Any]) -> Dict[str, Any]:
-    """The arguments of a constructor without `self` and what Python adds."""
+    """Returns the arguments of a constructor without `self` and the names that Python adds."""
     return {name: value for name, value in arguments.items() if name != "self" and not name.startswith("__")}
 
 
 def _for_torch(given: Dict[str, Any], own: Dict[str, Any]) -> Dict[str, Any]:
-    """The arguments that torch's constructor takes."""
+    """Returns the arguments that torch's constructor takes."""
     return {name: value for name, value in given.items() if value is not None and name not in own}
 
 
@@ -206,9 +207,10 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
 
 class RMSprop(Optimizer, torch.optim.RMSprop):
-    """RMSprop with an optional L2 term; `use_tf_variant` computes it as TensorFlow does.
+    """RMSprop with an optional L2 term; `use_tf_variant` selects TensorFlow's variant of RMSprop.
 
-    That variant starts the average square at ones, takes eps under the root and the learning rate into the momentum.
+    TensorFlow's variant starts the average square at ones, and puts eps under the root and the learning rate into the
+    momentum.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class RMSprop(Optimizer, torch.optim.RMSprop):
 
 
 class LAMB(Optimizer, torch.optim.Optimizer):
-    """LAMB (arXiv:1904.00962), whose trust ratio has the weight norm clamped at max_weight_norm."""
+    """LAMB (arXiv:1904.00962) with the weight norm in the trust ratio clamped at max_weight_norm."""
 
     def __init__(
         self,
@@ -266,7 +268,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         self.max_weight_norm = defaults["max_weight_norm"]
 
     def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
-        """One update on the host, from the gradients that torch left there; returns what `closure` does."""
+        """Makes one update on the host from torch's gradients; returns the result of `closure`."""
         loss = None if closure is None else closure()
         with torch.no_grad():
             for group in self.param_groups:

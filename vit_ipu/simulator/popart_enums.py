@@ -1,8 +1,8 @@
 """PopART's enums, whose numbers programs pass to `_Popart.set`.
 
-Names and values are those of graphcore/popart (commit d2f20d78): python/popart/popart_core/popart.cpp:602-1934 and
-3340-3381, with the values of its headers in willow/include/popart. As pybind11's, the members are not integers:
-`_Popart.set` takes `int(popart.RecomputationType.Standard)`.
+Names and values come from graphcore/popart (commit d2f20d78): python/popart/popart_core/popart.cpp:602-1934 and
+3340-3381, with the values of its headers in willow/include/popart. As with pybind11, the members are not
+integers: `_Popart.set` takes `int(popart.RecomputationType.Standard)`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _PopartEnum(enum.Enum):
-    """A member becomes its number only by int()."""
+    """An enum whose members become numbers only through int()."""
 
     def __int__(self) -> int:
         return int(self.value)
@@ -21,7 +21,7 @@ class _PopartEnum(enum.Enum):
 
 
 def _numbered(name: str, members: str) -> Any:
-    """An enum of the members from 0 on."""
+    """Returns an enum of the members, numbered from 0."""
     return _PopartEnum(name, members, module=__name__, start=0)  # type: ignore[call-arg]
 
 
@@ -65,7 +65,7 @@ VirtualGraphMode = _numbered("VirtualGraphMode", "Off Manual Auto ExecutionPhase
 
 
 class BatchSerializationTransformContext(_PopartEnum):
-    """Which pass batch serialisation applies to."""
+    """Selects the pass that batch serialisation applies to."""
 
     Forward = 0
     Backward = 1

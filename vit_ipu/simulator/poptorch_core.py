@@ -1,4 +1,4 @@
-"""What programs use of `poptorch.poptorch_core`, PopTorch's native module, and of its private `_impl`."""
+"""Names that programs use from `poptorch.poptorch_core`, PopTorch's native module, and its private `_impl`."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ __all__ = [
 
 
 def createPoptorchError(msg: str) -> Error:
-    """An Error as PopTorch's Python side makes it."""
+    """Returns an Error in the form of PopTorch's Python side."""
     return error(msg)
 
 
 def _validateOptions(options: Dict[str, Any]) -> None:
-    """Raises Error for the first option that PopTorch's C++ side would not take."""
+    """Raises Error for the first option that PopTorch's C++ side rejects."""
     validate(options)
 
 
 def ipuHardwareVersion(num_ipus: int = 1) -> int:
-    """2, Mk2, or 0 if the machine has not that many IPUs."""
+    """Returns 2 (Mk2), or 0 if the machine does not have `num_ipus` IPUs."""
     return 2 if machine.current.hardware and num_ipus <= machine.current.num_ipus else 0
 
 
 def importPoptorchMetadataFromFile(filename: str) -> Any:
-    """Not simulated: PopTorch reads its own binary format."""
+    """Raises NotImplementedError: PopTorch's binary format is not simulated."""
     raise NotImplementedError("poptorch.importPoptorchMetadataFromFile is not simulated")
 
 
 def isCompilingWithDispatcher() -> bool:
-    """Whether a model is being traced."""
+    """Tells whether a model is being traced."""
     return context.current.trace is not None
 
 
@@ -52,5 +52,5 @@ isDispatchTracing = isCompilingWithDispatcher
 
 
 def isRunningOnIpu() -> bool:
-    """Whether the simulator, rather than the host, is running the model."""
+    """Tells whether the simulator, rather than the host, is running the model."""
     return context.current.on_ipu

@@ -1,4 +1,4 @@
-"""Modules shown with the blocks that they begin (python/_printing.py)."""
+"""Prints modules with the blocks that the modules begin (python/_printing.py)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ __all__ = ["module_repr", "print"]
 
 
 def module_repr(m: nn.Module) -> str:
-    """`repr(m)` with the forward pre-hooks, BeginBlock among them, before each module's name."""
+    """Returns `repr(m)` with each module's forward pre-hooks, such as BeginBlock, before the module's name."""
     hooks = "".join(f"{hook!r} " for hook in m._forward_pre_hooks.values())
     extra = m.extra_repr()
     lines = extra.split("\n") if extra else []
     for name, child in m._modules.items():
-        text = "None" if child is None else module_repr(child)
-        lines.append("({}): {}".format(name, text.replace("\n", "\n  ")))
+        text = ("None" if child is None else module_repr(child)).replace("\n", "\n  ")
+        lines.append(f"({name}): {text}")
     if not m._modules and len(lines) <= 1:
         return f"{hooks}{type(m).__name__}({extra})"
-    return "{}{}(\n  {}\n)".format(hooks, type(m).__name__, "\n  ".join(lines))
+    body = "\n  ".join(lines)
+    return f"{hooks}{type(m).__name__}(\n  {body}\n)"
 
 
 def print(m: Any) -> None:
-    """Prints a module with its blocks, then as Python does; anything else only as Python does."""
+    """Prints a module with its blocks, then as Python does; prints other values only as Python does."""
     if isinstance(m, nn.Module):
         builtins.print(module_repr(m))
     builtins.print(m)

@@ -1,4 +1,4 @@
-"""poptorch.profiling: trace points for PopVision, which do nothing without its library libpvti, as here."""
+"""poptorch.profiling: trace points for PopVision; they do nothing here, as in PopTorch without the library libpvti."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Channel:
         self._name = name
 
     def instrument(self, obj: Any, *methods: str) -> Any:
-        """Returns `obj`: its methods are not timed."""
+        """Returns `obj` unchanged: its methods are not timed."""
         return obj
 
     @contextmanager
     def tracepoint(self, name: str) -> Iterator[None]:
-        """A context that is not timed."""
+        """Opens a context that is not timed."""
         yield

@@ -10,7 +10,7 @@ __all__ = ["allclose"]
 
 
 def allclose(ref: Any, other: Any) -> bool:
-    """Whether tensors, or tuples and lists of them, have the same structure and close values."""
+    """Tells whether tensors, or tuples and lists of tensors, have the same structure and close values."""
     if isinstance(ref, torch.Tensor):
         return torch.allclose(other, ref)
     same = isinstance(other, tuple if isinstance(ref, tuple) else list) and len(ref) == len(other)

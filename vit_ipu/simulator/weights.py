@@ -1,4 +1,4 @@
-"""A model's parameters and buffers by name, and the exchange of them for others while the model runs."""
+"""A model's parameters and buffers by name, and their replacement by other tensors while the model runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vit_ipu.simulator.errors import error
 
 
 class Weights:
-    """Parameters and buffers by their first name; a tensor that a model holds twice stands here once."""
+    """Parameters and buffers by their first name; a tensor that a model holds twice is listed once."""
 
     def __init__(self, parameters: Dict[str, Tensor], buffers: Dict[str, Tensor]) -> None:
         self.parameters, self.buffers = parameters, buffers
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
-        """The model's own."""
+        """Returns the model's own parameters and buffers."""
         return cls(dict(model.named_parameters()), dict(model.named_buffers()))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
-        """The result of `function` for each, requiring gradients as the original does."""
+        """Returns the result of `function` for each tensor; a parameter requires gradients if the original does."""
         return Weights(
             {n: nn.Parameter(function(t.detach()), t.requires_grad) for n, t in self.parameters.items()},
             {n: function(t) for n, t in self.buffers.items()},
@@ -38,7 +38,10 @@ class Weights:
 
 @contextmanager
 def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
-    """The model holds `weights` instead of its own. Raises Error if it put another tensor in the place of one."""
+    """Gives the model `weights` in place of its own tensors inside the `with` block.
+
+    Raises Error if the model replaced or removed one of `weights`.
+    """
     lent = dict(weights.items())
     places = list(_places(model))
     own = [registry[key] for registry, key, _ in places]
@@ -56,7 +59,7 @@ def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
 
 @contextmanager
 def in_modes(modes: Dict[nn.Module, bool]) -> Iterator[None]:
-    """Each module is in its given mode, training or not, and afterwards in the one that it was in before."""
+    """Sets each module to its given mode, training or not, inside the `with` block; then restores its old mode."""
     before = {module: module.training for module in modes}
     _set_modes(modes)
     try:
@@ -71,7 +74,7 @@ def _set_modes(modes: Dict[nn.Module, bool]) -> None:
 
 
 def _places(model: nn.Module) -> Iterator[Tuple[Dict[str, Any], str, str]]:
-    """Each dictionary and key that holds a parameter or buffer, with the tensor's first name."""
+    """Yields each dictionary and key that holds a parameter or buffer, with the tensor's first name."""
     names: Dict[int, str] = {}
     for prefix, module in model.named_modules():
         for registry in (module._parameters, module._buffers):

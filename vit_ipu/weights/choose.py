@@ -1,4 +1,4 @@
-"""Which file of a folder holds the weights: safetensors before pickles, whole or as an index of shards."""
+"""Finds the file of a folder that holds the weights: safetensors before pickles, one file or an index of shards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vit_ipu.errors import CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".safetensors.index.json"
-"""Of a file that names the shards of weights in several files."""
+"""Suffix of a file that lists the shards of weights in several files."""
 
 WEIGHT_FILES = ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin")
 _MAX_INDEX = 64 << 20
 
 
 def weight_file(folder: Path) -> Path:
-    """The file of a foreign folder that holds the weights, safetensors before pickles. Raises CheckpointError."""
+    """Returns the file with the weights in a foreign folder, safetensors before pickles. Raises CheckpointError."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         found = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
@@ -27,9 +27,8 @@ def weight_file(folder: Path) -> Path:
             raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
     if not found:
         raise CheckpointError(
-            "{} holds no weights: expected {} or one file that ends in {}".format(
-                folder, ", ".join(WEIGHT_FILES), ", ".join(WEIGHT_SUFFIXES)
-            )
+            f"{folder} holds no weights: expected {', '.join(WEIGHT_FILES)} or one file that ends in "
+            f"{', '.join(WEIGHT_SUFFIXES)}"
         )
     if leads_out(found[0]):
         raise CheckpointError(f"{found[0]} leads out of the folder: name the file that it links to")
@@ -37,7 +36,7 @@ def weight_file(folder: Path) -> Path:
 
 
 def leads_out(path: Path) -> bool:
-    """Whether links lead from `path` out of its folder; a Hugging Face cache's links to its blobs do not count."""
+    """Tells whether links lead from `path` out of its folder; links into a Hugging Face cache's blobs do not count."""
     folder = path.parent.resolve()
     homes = [folder]
     if folder.parent.name == "snapshots":
@@ -49,7 +48,7 @@ def leads_out(path: Path) -> bool:
 
 
 def weight_map(index: Path) -> Dict[str, str]:
-    """The shard, a file beside the index, of each tensor of a safetensors index. Raises CheckpointError."""
+    """Returns the shard of each tensor in a safetensors index: a file beside the index. Raises CheckpointError."""
     try:
         if index.stat().st_size > _MAX_INDEX:
             raise ValueError

@@ -1,4 +1,4 @@
-"""Whether tensors by timm's names are a whole ViT: none is missing, and their shapes fit together."""
+"""Checks that tensors by timm's names are a complete ViT: no tensor is missing, and the shapes fit together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_ipu.weights.namings import Naming
 
 
 def with_zero_biases(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The same; attention that adds no bias to query, key and value (qkv_bias=False) adds zero."""
+    """Adds zero biases if the attention adds no bias to query, key and value (qkv_bias=False)."""
     if any(name.endswith(".attn.qkv.bias") for name in tensors):
         return tensors
     kernels = {name: part for name, part in tensors.items() if name.endswith(".attn.qkv.weight")}
@@ -21,11 +21,11 @@ def with_zero_biases(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 _MEASURED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
-"""The tensors that say how wide a model is, and how many dimensions they have."""
+"""Tensors that determine the widths of a model, and the number of dimensions of each tensor."""
 
 
 def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> None:
-    """Raises CheckpointError if a tensor is missing, or has a shape that does not fit the others."""
+    """Raises CheckpointError if a tensor is missing, or has a shape that does not fit the other tensors."""
     for name, rank in _MEASURED.items():
         if name not in tensors:
             raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing")
@@ -47,7 +47,7 @@ def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> No
 
 
 def expected_shapes(tensors: Dict[str, Tensor], depth: int) -> Dict[str, Tuple[int, ...]]:
-    """The shape that each tensor of a ViT has, given its class token, grid, patch, MLP and head."""
+    """Returns the shape of each tensor of a ViT, given its class token, grid, patch, MLP and head."""
     width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
     mlp = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     shapes: Dict[str, Tuple[int, ...]] = {

@@ -1,4 +1,4 @@
-"""What model weights are of: its shape, its preprocessing and the names of its classes."""
+"""Describes the model that weights belong to: its shape, its preprocessing and the names of its classes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vit_ipu.weights.read import Weights
 
 
 def without_head(weights: Weights) -> Weights:
-    """The same without what comes after the last norm."""
+    """Returns the weights without the layers after the last norm."""
     kept = {name: part for name, part in weights.tensors.items() if not name.startswith(("head.", "pre_logits."))}
     return replace(weights, tensors=kept)
 
 
 def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelConfig:
-    """The config of the model that the weights are of; one class stands for the head that is not there.
+    """Returns the config of the model that the weights belong to, with one class if the weights lack a head.
 
-    Raises CheckpointError if the heads of attention cannot be told, or there is no head where one is needed.
+    Raises CheckpointError if the number of attention heads is not known, or a head is needed but missing.
     """
     stated = weights.metadata.num_heads
     if num_heads is not None and stated is not None and num_heads != stated:
@@ -59,7 +59,7 @@ def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless:
 
 
 def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelDescription:
-    """Returns the description in a checkpoint of this program, or what can be told of foreign weights."""
+    """Returns the description in a checkpoint of this program, or one that is derived from foreign weights."""
     model, metadata = model_config(weights, num_heads=num_heads, headless=headless), weights.metadata
     if weights.description is not None:
         return weights.description
@@ -68,7 +68,7 @@ def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: boo
 
 
 def class_names(weights: Weights) -> Tuple[str, ...]:
-    """The name of each class of the head; numbered where nothing names them."""
+    """Returns the name of each class of the head; `class NUMBER` if the checkpoint does not name the classes."""
     if weights.description is not None:
         return weights.description.classes
     if len(weights.metadata.classes) == weights.num_classes:
@@ -77,13 +77,13 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
 
 
 _USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Attention heads by width, of the variants from Ti to G that are published."""
+"""Attention heads by width, of the published variants from Ti to G."""
 
 
 def _usual_heads(width: int, source: str) -> int:
     if width not in _USUAL_HEADS:
         raise CheckpointError(
-            f"{source}: the number of attention heads cannot be told from width {width}: give it by vit-ipu convert "
+            f"{source}: the number of attention heads is not known for width {width}: give it with vit-ipu convert "
             "--num-heads"
         )
     return _USUAL_HEADS[width]

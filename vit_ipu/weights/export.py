@@ -1,4 +1,4 @@
-"""Checkpoints for other tools: written whole or not at all, and read back before they are given their name."""
+"""Writes checkpoints for other tools: completely or not at all, and read back before they get their final name."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FOLDERS = ("native", "timm", "huggingface")
 
 @dataclass(frozen=True)
 class Export:
-    """One model on its way out."""
+    """A model to export."""
 
     tensors: Dict[str, Tensor]
-    """By our names."""
+    """Tensors by this program's names."""
     description: ModelDescription
 
     @property
@@ -61,11 +61,11 @@ def convert(
     features: bool = False,
     notify: Notify,
 ) -> Weights:
-    """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns what was read.
+    """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns the weights read.
 
-    `features` leaves out the head and the representation layer: weights to start from. Nothing is
-    written over. Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that
-    the format has no place for.
+    `features` leaves out the head and the representation layer: weights to start from. An existing target is not
+    overwritten. Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that
+    the format cannot store.
     """
     _check_target(target, to, features)
     weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify)
@@ -82,18 +82,18 @@ def convert(
             _check_written(export, temporary, to)
     except (UserError, RunFailed):
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' ways to say that they cannot
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise if they cannot write
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}") from None
     return weights
 
 
 def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
-    """Notes on what a format cannot say of the model, and its reader must be told."""
+    """Returns notes on settings of the model that the format cannot store, for those who use the exported file."""
     naming = NAMINGS.get(to)
-    if naming is None or to == "huggingface":  # their files say it
+    if naming is None or to == "huggingface":  # these files state the settings
         return []
-    if to == "timm" and not as_file:  # its config.json has the activation
+    if to == "timm" and not as_file:  # timm's config.json states the activation
         naming = replace(naming, gelu=model.gelu)
     notes = []
     if model.gelu != naming.gelu:
@@ -110,29 +110,34 @@ def _check_target(target: Path, to: str, features: bool) -> None:
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown{suggest(to, FORMATS)}")
     if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
-        raise UserError(f"{target}: a {to} without its head classifies nothing: write a file --to timm")
+        raise UserError(
+            f"{target}: --features writes weights without a head, not a complete {to} model: write a file --to timm"
+        )
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is already there: give another name")
     suffixes = _FILE_SUFFIXES[to]
     if to not in _FOLDERS and target.suffix not in suffixes:
-        raise UserError("{}: a {} file ends in {}".format(target, to, " or ".join(suffixes)))
+        raise UserError(f"{target}: a {to} file ends in {' or '.join(suffixes)}")
     known = {suffix for group in _FILE_SUFFIXES.values() for suffix in group}
     if to in _FOLDERS and target.suffix in known and target.suffix not in suffixes:
         raise UserError(f"{target}: {to} is written as a folder{_or_files(suffixes)}")
 
 
 def _or_files(suffixes: Any) -> str:
-    return " or as a file that ends in {}".format(" or ".join(suffixes)) if suffixes else ", without a suffix"
+    return f" or as a file that ends in {' or '.join(suffixes)}" if suffixes else ", without a suffix"
 
 
 def _check_written(export: Export, path: Path, to: str) -> None:
-    """Reads it back: every tensor must be equal to the last bit. ONNX is checked by its logits when it is written."""
+    """Reads the checkpoint back, and raises RunFailed unless every tensor is equal to the last bit.
+
+    An ONNX file is checked by its logits when it is written.
+    """
     if to == "onnx":
         return
-    back = read_weights(str(path), trust_pickle=True).tensors  # we wrote it a moment ago
+    back = read_weights(str(path), trust_pickle=True).tensors  # this program has just written the file
     for name, tensor in export.tensors.items():
         if name not in back or not torch.equal(back[name], tensor):
-            raise RunFailed(f"{to} was not written as it should be: {name} differs")
+            raise RunFailed(f"{to} was not written correctly: {name} differs when it is read back")
 
 
 # ----------------------------------------------------------------------------------------- writers
@@ -166,7 +171,7 @@ def _write_torchvision(export: Export, path: Path) -> None:
 
 def _write_mmpretrain(export: Export, path: Path) -> None:
     classes = list(export.description.classes)
-    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # of mmclassification 0.x, and of mmpretrain
+    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # keys of mmclassification 0.x, and of mmpretrain
     state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
     torch.save(dict(state, **file_metadata(export.model)), str(path))
 
@@ -224,11 +229,11 @@ def _write_json(path: Path, values: Dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-# ------------------------------------------------------------------------- what their files must say
+# -------------------------------------------------------------------- config files of other libraries
 
 
 def huggingface_config(export: Export) -> Dict[str, Any]:
-    """The config.json of transformers' ViTForImageClassification."""
+    """Returns the config.json of transformers' ViTForImageClassification."""
     model = export.model
     names = list(export.description.classes)
     return {
@@ -253,9 +258,10 @@ def huggingface_config(export: Export) -> Dict[str, Any]:
 
 
 def huggingface_pixels(export: Export) -> Dict[str, Any]:
-    """The preprocessor_config.json: short side, centre crop, mean and deviation.
+    """Returns the preprocessor_config.json: short side, centre crop, mean and standard deviation.
 
-    transformers' ViTImageProcessor squeezes the whole image into a square; CLIPImageProcessor does what we do.
+    transformers' ViTImageProcessor squeezes the complete image into a square; CLIPImageProcessor does what this
+    program does.
     """
     data, size = export.description.preprocessing, export.model.image_size
     return {
@@ -275,7 +281,7 @@ def huggingface_pixels(export: Export) -> Dict[str, Any]:
 
 
 def timm_config(export: Export) -> Dict[str, Any]:
-    """The config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
+    """Returns the config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
     model, data = export.model, export.description.preprocessing
     return {
         "architecture": timm_name(model),
@@ -303,7 +309,7 @@ _TIMM_VARIANTS += ["vit_large_patch14", "vit_large_patch16", "vit_large_patch32"
 
 
 def timm_name(model: ModelConfig) -> str:
-    """timm's model of this shape. Raises CheckpointError if it has none, so that only a file can be written."""
+    """Returns timm's model of this shape. Raises CheckpointError if timm has none: then only a file can be written."""
     for variant in _TIMM_VARIANTS:
         if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
             return f"{variant}_224"

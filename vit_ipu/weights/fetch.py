@@ -1,6 +1,6 @@
-"""From what the user wrote to a local path: a file or folder, hf-hub:OWNER/NAME[@REVISION], or https://.
+"""Turns what the user wrote into a local path: a file or folder, hf-hub:OWNER/NAME[@REVISION], or https://.
 
-What comes from the network is whole or not there, and a pinned sha256 is compared whenever the file is used.
+A downloaded file is complete or absent, and a pinned sha256 is compared whenever the file is used.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Located:
-    """Where a checkpoint is."""
+    """The place of a checkpoint on the disk."""
 
     path: Path
     """A file or a folder."""
     verified: bool
-    """Its sha256 was pinned and is right."""
+    """Whether a sha256 was pinned and matches."""
 
 
 def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str], None] = lambda line: None) -> Located:
-    """The local path of a source, fetched if it is elsewhere; `notify` hears of downloads. Raises CheckpointError."""
+    """Returns the local path of a source, downloaded if needed. Raises CheckpointError.
+
+    `notify` is called with a line about each download.
+    """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
     pinned = sha256.lower() if sha256 is not None else None
@@ -61,7 +64,7 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
         exists = path.exists()
     except UserError as error:
         raise CheckpointError(f"cannot read {error}") from None
-    except (OSError, ValueError) as error:  # an impossible name
+    except (OSError, ValueError) as error:  # a name that no file can have
         raise CheckpointError(f"cannot read {source}: {reason_of(error)}") from None
     if not exists:
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
@@ -85,12 +88,10 @@ def _check_sha256(path: Path, pinned: str) -> None:
 
 
 def _downloaded(url: str, pinned: str, notify: Callable[[str], None]) -> Path:
-    """The file of a URL, from the cache if it is there and whole."""
+    """Returns the file of a URL, from the cache if the cached file is complete."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])[-100:]
     if not name.endswith(WEIGHT_SUFFIXES):
-        raise CheckpointError(
-            "cannot fetch {}: expected a file that ends in {}".format(url, ", ".join(WEIGHT_SUFFIXES))
-        )
+        raise CheckpointError(f"cannot fetch {url}: expected a file that ends in {', '.join(WEIGHT_SUFFIXES)}")
     folder = cache_folder()
     cached = folder / f"{pinned[:16]}-{name}"
     if cached.is_file() and sha256_of(cached) == pinned:
@@ -107,22 +108,27 @@ def _downloaded(url: str, pinned: str, notify: Callable[[str], None]) -> Path:
 
 
 def _fetch(url: str, file: BinaryIO, pinned: str, notify: Callable[[str], None]) -> None:
-    """Writes what the URL has into `file`, and onto the disk. Raises CheckpointError if it is not what was pinned."""
+    """Downloads the URL into `file`. Raises CheckpointError if the content is not what was pinned."""
     digest, count = hashlib.sha256(), 0
     with _open_url(url) as response:
         length = response.headers.get("Content-Length", "")
         expected = int(length) if length.isdigit() else None
         if expected is not None and expected > _MAX_DOWNLOAD:
-            raise CheckpointError(f"cannot fetch {url}: {expected >> 30} GiB is more than {_MAX_DOWNLOAD >> 30}")
-        notify("fetching {}{}".format(url, "" if expected is None else f" ({expected / 1e6:.0f} MB)"))
+            raise CheckpointError(
+                f"cannot fetch {url}: {expected >> 30} GiB is more than {_MAX_DOWNLOAD >> 30} GiB, the limit"
+            )
+        size = "" if expected is None else f" ({expected / 1e6:.0f} MB)"
+        notify(f"fetching {url}{size}")
         for part in iter(lambda: response.read(_CHUNK), b""):
             digest.update(part)
             file.write(part)
             count += len(part)
             if count > _MAX_DOWNLOAD:
-                raise CheckpointError(f"cannot fetch {url}: more than {_MAX_DOWNLOAD >> 30} GiB")
+                raise CheckpointError(f"cannot fetch {url}: more than {_MAX_DOWNLOAD >> 30} GiB, the limit")
     if expected is not None and count < expected:
-        raise CheckpointError(f"cannot fetch {url}: it broke off after {count} of {expected} bytes: try again")
+        raise CheckpointError(
+            f"cannot fetch {url}: the download broke off after {count} of {expected} bytes: try again"
+        )
     if digest.hexdigest() != pinned:
         raise CheckpointError(
             f"{url} has the sha256 {digest.hexdigest()} and not {pinned}: it is another file than the one that was "
@@ -138,7 +144,7 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open_url(url: str) -> Any:
-    """The response of the server, a context manager with `headers` and `read`."""
+    """Returns the response of the server, a context manager with `headers` and `read`."""
     request = urllib.request.Request(url, headers={"User-Agent": f"vit-ipu/{__version__}"})
     return urllib.request.build_opener(_SecureRedirects).open(request, timeout=_TIMEOUT_SECONDS)
 
@@ -147,7 +153,7 @@ def _open_url(url: str) -> Any:
 
 
 def _from_hub(source: str, pinned: Optional[str]) -> Located:
-    """The snapshot folder of a repository in huggingface_hub's cache, with its config and its weights."""
+    """Returns the snapshot folder of a repository in huggingface_hub's cache, with its config and its weights."""
     match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
         raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
@@ -156,7 +162,7 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
         repository.fetch(name)
     weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
     if weights is None:
-        raise repository.lacks("weights: {} or {}".format(", ".join(WEIGHT_FILES[:-1]), WEIGHT_FILES[-1]))
+        raise repository.lacks(f"weights: {', '.join(WEIGHT_FILES[:-1])} or {WEIGHT_FILES[-1]}")
     if weights.name.endswith(INDEX_SUFFIX):
         if pinned is not None:
             raise CheckpointError(f"{source} has its weights in several files, and a sha256 pins one")
@@ -169,7 +175,7 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
 
 
 class _Repository:
-    """A repository of the Hub, its files all from one commit."""
+    """A repository of the Hugging Face Hub, of which all files come from one commit."""
 
     def __init__(self, source: str, name: str, revision: Optional[str]) -> None:
         try:
@@ -182,7 +188,7 @@ class _Repository:
         self._source, self._name, self._revision = source, name, revision
 
     def fetch(self, name: str) -> Optional[Path]:
-        """The path of a file in the cache; None if the repository has none, or offline the cache."""
+        """Returns the path of a file in the cache; None if the repository (offline: the cache) lacks the file."""
         errors = self._hub.errors
         try:
             path = Path(self._hub.hf_hub_download(self._name, name, revision=self._revision))
@@ -191,11 +197,12 @@ class _Repository:
                 return None
             raise CheckpointError(
                 f"cannot reach the Hugging Face Hub for {name} of {self._source}, and the cache "
-                f"{self._hub.constants.HF_HUB_CACHE} has none: check the network"
+                f"{self._hub.constants.HF_HUB_CACHE} lacks it: check the network"
             ) from error
         except errors.EntryNotFoundError:
             return None
-        except Exception as error:  # requests in huggingface_hub 0, httpx since: their errors have no common base
+        except Exception as error:
+            # huggingface_hub 0 uses requests, later versions use httpx: their errors lack a common base class.
             raise CheckpointError(f"cannot fetch {self._source}: {self._problem(error)}") from error
         self._revision = path.parent.name  # a push between two files must not mix commits
         return path
@@ -204,7 +211,7 @@ class _Repository:
         if self._is_offline:
             return CheckpointError(
                 f"the cache {self._hub.constants.HF_HUB_CACHE} of {self._source} has no {what}: unset HF_HUB_OFFLINE "
-                "where there is a network"
+                "if a network is available"
             )
         return CheckpointError(f"{self._source} has no {what}")
 
@@ -218,7 +225,7 @@ class _Repository:
 
     def _problem(self, error: Exception) -> str:
         errors = self._hub.errors
-        if isinstance(error, errors.GatedRepoError):  # before its base, RepositoryNotFoundError
+        if isinstance(error, errors.GatedRepoError):  # tested before its base class, RepositoryNotFoundError
             return f"it is gated: accept its terms at https://huggingface.co/{self._name}, then hf auth login"
         if isinstance(error, errors.RepositoryNotFoundError):
             return "there is no such repository, or it is private: check the name, or hf auth login"

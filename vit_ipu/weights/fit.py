@@ -1,4 +1,4 @@
-"""Weights to start from (model.init): fitted to the model's grid of patches and its number of classes."""
+"""Weights to start from (model.init): adapted to the model's grid of patches and its number of classes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vit_ipu.weights.read import Weights, read_weights
 def load_init(
     config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = False, notify: Notify
 ) -> Dict[str, Tensor]:
-    """The state dict to start from: `own`, a fresh model's, with the weights of model.init wherever they belong.
+    """Returns the state dict to start from: `own`, that of a fresh model, with the matching weights of model.init.
 
-    Position embeddings are resized to the model's grid, by the rule of the library that they come from. A head for
-    another number of classes keeps its fresh value, which is zero (arXiv:2010.11929, section 3.2); so does a
-    representation layer that the weights lack, and one that the model lacks is dropped. What is done is said.
-    Raises CheckpointError for anything else that does not fit.
+    Position embeddings are resized to the model's grid, by the rule of the library that the weights come from. A head
+    for another number of classes keeps its fresh value, which is zero (arXiv:2010.11929, section 3.2). A
+    representation layer that the weights lack keeps its fresh value too; a representation layer that the model lacks
+    is dropped. `notify` is told of each change. Raises CheckpointError for any other mismatch.
     """
     source = config.model.init
     assert source is not None
@@ -39,7 +39,10 @@ def load_init(
 
 
 def adapt_to_model(weights: Weights, own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
-    """The tensors with the names, shapes and types of `own`. Raises CheckpointError if they are another variant's."""
+    """Returns the tensors with the names, shapes and types of `own`.
+
+    Raises CheckpointError if the weights are of another variant.
+    """
     tensors = dict(weights.tensors)
     grid, new_grid = (math.isqrt(state["pos_embed"].shape[1] - 1) for state in (tensors, own))
     if grid != new_grid:
@@ -49,16 +52,13 @@ def adapt_to_model(weights: Weights, own: Dict[str, Tensor], *, notify: Notify) 
     missing, extra = key_difference(list(own), list(tensors))
     for name in missing + extra:
         if not name.startswith(("head.", "pre_logits.")):
-            raise CheckpointError(
-                "{}: {} is {}: is it another variant?".format(
-                    weights.source, name, "missing" if name in missing else "more than the model has"
-                )
-            )
+            problem = "missing" if name in missing else "not in the model"
+            raise CheckpointError(f"{weights.source}: {name} is {problem}: are the weights of another variant?")
     return {name: _fitting(name, tensors.get(name, tensor), tensor, weights.source) for name, tensor in own.items()}
 
 
 def differing_settings(weights: Weights, config: Config) -> List[str]:
-    """Notes on what the weights were trained with, as far as is known, and this config does otherwise."""
+    """Returns a note for each setting in which the config differs from the weights' training, as far as known."""
     metadata, model, data = weights.metadata, config.model, config.data
     compared = (
         ("model.gelu", model.gelu, metadata.gelu),
@@ -66,12 +66,15 @@ def differing_settings(weights: Weights, config: Config) -> List[str]:
         ("data.mean", data.mean, metadata.mean),
         ("data.std", data.std, metadata.std),
     )
-    why = "but the weights were trained with {}" if metadata.stated else "but {} is usual for its naming"
-    return [f"{key} is {now}, {why.format(before)}" for key, now, before in compared if now != before]
+    theirs = "the weights were trained with" if metadata.stated else "weights of their naming usually have"
+    return [f"{key} is {now}, but {theirs} {before}" for key, now, before in compared if now != before]
 
 
 def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
-    """Without a head for other classes, and without what stands between the class token and another kind of head."""
+    """Drops a head for another number of classes.
+
+    Drops representation layer and head if only the weights or only the model have a representation layer.
+    """
     classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
     found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
     if found != classes:
@@ -89,7 +92,7 @@ def require_heads(weights: Weights, config: Config) -> None:
     if weights.metadata.num_heads not in (None, config.model.num_heads):
         raise CheckpointError(
             f"{weights.source} has {weights.metadata.num_heads} attention heads but model.num_heads is "
-            f"{config.model.num_heads}: is it another variant?"
+            f"{config.model.num_heads}: are the weights of another variant?"
         )
 
 
@@ -100,8 +103,8 @@ def _without(tensors: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
 def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
     if tensor.shape != own.shape:
         raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensor.shape)} but the model needs {tuple(own.shape)}: is it another "
-            "variant?"
+            f"{source}: {name} has shape {tuple(tensor.shape)} but the model needs {tuple(own.shape)}: are the "
+            "weights of another variant?"
         )
     return tensor.to(own.dtype)
 
@@ -110,7 +113,7 @@ def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
 
 
 def load_weights(backend: Backend, weights: Weights) -> None:
-    """Loads weights of just the backend's model. Raises CheckpointError if a name or a shape differs."""
+    """Loads weights of exactly the backend's model. Raises CheckpointError if a name or a shape differs."""
     _load(backend, lambda own: require_same_model(weights.tensors, own, weights.source))
 
 
@@ -124,10 +127,10 @@ def _load(backend: Backend, weights_for: Callable[[Dict[str, Tensor]], Dict[str,
 
 
 def require_same_model(weights: Dict[str, Tensor], own: Dict[str, Tensor], source: str) -> Dict[str, Tensor]:
-    """Returns the weights, if they have the names and shapes of `own`. Raises CheckpointError if they do not."""
+    """Returns the weights. Raises CheckpointError unless they have the names and shapes of `own`."""
     missing, extra = key_difference(list(own), list(weights))
     for name in missing + extra:
-        raise CheckpointError(f"{source} is of another model: {name} is in only one of them")
+        raise CheckpointError(f"{source} is of another model: {name} is in only one of the two")
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:
             raise CheckpointError(
@@ -138,5 +141,5 @@ def require_same_model(weights: Dict[str, Tensor], own: Dict[str, Tensor], sourc
 
 
 def key_difference(expected: Sequence[str], found: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Returns the names that are missing and those that are not expected, in order."""
+    """Returns the expected names that are missing, and the found names that are not expected, in order."""
     return [n for n in expected if n not in set(found)], [n for n in found if n not in set(expected)]

@@ -1,4 +1,4 @@
-"""Layouts of tensors that are not those of torch's modules: Flax's kernels, stacked blocks, LayerScale.
+"""Converts tensor layouts that torch's modules do not use: Flax's kernels, stacked blocks, LayerScale.
 
 D width, H heads, P patch side.
 """
@@ -19,7 +19,7 @@ _FLAX_RANKS = {"patch_embed.proj.weight": 4, "cls_token": 3, "pos_embed": 3}
 
 
 def split_stacked_blocks(tensors: Tensors, source: str) -> Tensors:
-    """big_vision's scanned blocks, (depth, ...) in one tensor, as one tensor a block."""
+    """Splits big_vision's scanned blocks, (depth, ...) in one tensor, into one tensor for each block."""
     result: Tensors = {}
     for key, tensor in tensors.items():
         if _STACKED not in key:
@@ -35,15 +35,18 @@ def split_stacked_blocks(tensors: Tensors, source: str) -> Tensors:
 
 
 def flax_heads(tensors: Tensors, source: str) -> Optional[int]:
-    """The attention heads that the kernels (D, H, D/H) show. Raises CheckpointError if they differ."""
+    """Returns the number of attention heads of the kernels (D, H, D/H). Raises CheckpointError if blocks differ."""
     heads = {part.shape[-2] for key, part in tensors.items() if key.endswith("/query/kernel") and part.ndim >= 3}
     if len(heads) > 1:
-        raise CheckpointError("{}: its blocks have {} attention heads".format(source, " and ".join(map(str, heads))))
+        raise CheckpointError(f"{source}: its blocks have {' and '.join(map(str, heads))} attention heads")
     return heads.pop() if heads else None
 
 
 def from_flax(name: str, tensor: Tensor, key: str, source: str) -> Tensor:
-    """A Flax tensor in torch's layout: kernels (in, out) transposed, (P, P, 3, D) to (D, 3, P, P), heads flattened."""
+    """Returns a Flax tensor in torch's layout.
+
+    Kernels (in, out) are transposed, (P, P, 3, D) becomes (D, 3, P, P), and heads are flattened.
+    """
     expected = _flax_rank(name)
     if tensor.ndim != expected:
         raise CheckpointError(
@@ -61,7 +64,7 @@ def from_flax(name: str, tensor: Tensor, key: str, source: str) -> Tensor:
 
 
 def to_flax(name: str, tensor: Tensor, num_heads: int) -> Tensor:
-    """The inverse of `from_flax`; of attn.qkv, one third."""
+    """Inverts `from_flax`; for attn.qkv, `tensor` is one third."""
     if name == "patch_embed.proj.weight":
         return tensor.permute(2, 3, 1, 0)
     if name.endswith("attn.qkv.weight"):
@@ -84,7 +87,7 @@ def _flax_rank(name: str) -> int:
 
 
 def fold_layer_scale(state: Tensors, source: str) -> Tensors:
-    """LayerScale (arXiv:2103.17239) multiplied into the linear layer before it, for a plain block to compute the same.
+    """Multiplies LayerScale (arXiv:2103.17239) into the linear layer before it, for a plain block to compute the same.
 
     gamma * (W x + b) = (gamma W) x + (gamma b): each product is rounded once.
     """
@@ -95,15 +98,8 @@ def fold_layer_scale(state: Tensors, source: str) -> Tensors:
         for leaf in ("weight", "bias"):
             target = f"{block}.{layer}.{leaf}"
             if target not in result or gamma.shape != result[target].shape[:1]:
-                raise CheckpointError(
-                    "{}: {} has shape {} but {} has {}".format(
-                        source,
-                        name,
-                        tuple(gamma.shape),
-                        target,
-                        tuple(result[target].shape) if target in result else "gone",
-                    )
-                )
+                found = f"has shape {tuple(result[target].shape)}" if target in result else "is missing"
+                raise CheckpointError(f"{source}: {name} has shape {tuple(gamma.shape)} but {target} {found}")
             tensor = result[target]
             result[target] = tensor * gamma.to(tensor.dtype).reshape([-1] + [1] * (tensor.ndim - 1))
     return result

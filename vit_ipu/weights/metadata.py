@@ -1,4 +1,4 @@
-"""What a checkpoint's other files and its naming say of its model: heads, epsilon, GELU, classes, pixels."""
+"""Reads what a checkpoint's other files and its naming state of its model: heads, epsilon, GELU, classes, pixels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vit_ipu.weights.native import ModelDescription
 Triple = Tuple[float, float, float]
 
 HIDDEN_ACT = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
-"""transformers' names of activations: ours."""
+"""transformers' names of activations, and this program's."""
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of filters: our names."""
+"""Pillow's numbers of filters, and this program's names."""
 _ACT_LAYER = {"gelu": "erf", "gelu_tanh": "tanh", "gelu_erf": "erf"}
-"""timm's names of activations: ours."""
+"""timm's names of activations, and this program's."""
 _METADATA = "vit_ipu"
 _MAX_JSON = 16 << 20
 
 
 @dataclass(frozen=True)
 class WeightsMetadata:
-    """What tensors do not show; without other files, what is usual for the naming."""
+    """Settings of a model that its tensors do not show; without other files, the defaults of the naming."""
 
     layer_norm_eps: float
     gelu: str
@@ -40,11 +40,11 @@ class WeightsMetadata:
     """Short side in pixels before the centre crop; the image size when None."""
     interpolation: str = "bilinear"
     stated: bool = False
-    """Whether the checkpoint's own files say so, rather than what is usual."""
+    """Whether the settings come from the checkpoint's own files rather than from the defaults of the naming."""
 
 
 def metadata_of(description: ModelDescription) -> WeightsMetadata:
-    """Returns that of a checkpoint of this program."""
+    """Returns the metadata of a checkpoint of this program."""
     model, pixels = description.model, description.preprocessing
     return WeightsMetadata(
         layer_norm_eps=model.layer_norm_eps,
@@ -60,9 +60,11 @@ def metadata_of(description: ModelDescription) -> WeightsMetadata:
 
 
 def read_metadata(file: Path, naming: Naming, stored: Dict[str, Any]) -> WeightsMetadata:
-    """From the naming, what the file holds beside its tensors, and config.json and preprocessor_config.json beside it.
+    """Reads the metadata of the weights in `file`.
 
-    Raises CheckpointError if one of them cannot be read, or says that it is not a ViT that we can compute.
+    The sources are the naming, `stored` (what the file holds beside its tensors), and config.json and
+    preprocessor_config.json in the folder of the file. Raises CheckpointError if one of these files cannot be read,
+    or describes a model that this program cannot compute.
     """
     usual = WeightsMetadata(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std)
     description = file.parent / "config.json"
@@ -81,13 +83,13 @@ def read_metadata(file: Path, naming: Naming, stored: Dict[str, Any]) -> Weights
 
 
 def file_metadata(model: ModelConfig) -> Dict[str, str]:
-    """What a file of ours says beside its tensors, for `read_metadata` to read back."""
+    """Returns what a file of this program states beside its tensors, for `read_metadata` to read back."""
     stated = {"num_heads": model.num_heads, "layer_norm_eps": model.layer_norm_eps, "gelu": model.gelu}
     return {_METADATA: json.dumps(stated)}
 
 
 def _is_of_a_folder(file: Path) -> bool:
-    """Whether the files beside it are about it."""
+    """Tells whether config.json beside the file describes the file."""
     return file.name.startswith(("model.safetensors", "pytorch_model.bin"))
 
 
@@ -106,7 +108,7 @@ def _read_json(path: Path) -> Dict[str, Any]:
 
 
 def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any]) -> WeightsMetadata:
-    """Of a file of ours, or the class names of mmpretrain and mmclassification."""
+    """Reads the metadata of a file that this program wrote, or the class names of mmpretrain and mmclassification."""
     ours = stored.get(_METADATA)
     if isinstance(ours, str):
         values = json.loads(ours)
@@ -122,13 +124,13 @@ def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any]) -> WeightsMeta
 
 
 def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) -> WeightsMetadata:
-    """A folder of timm's, as on the Hugging Face Hub."""
+    """Reads the config.json of a folder in timm's format, as on the Hugging Face Hub."""
     pixels, arguments = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     pooling = arguments.get("global_pool", config.get("global_pool") or "token")
     if pooling != "token":
         raise CheckpointError(f"{path}: its global_pool is {pooling}, not the class token")
     if "norm_layer" in arguments:
-        raise CheckpointError("{}: its norm_layer {} is not known".format(path, arguments["norm_layer"]))
+        raise CheckpointError(f"{path}: its norm_layer {arguments['norm_layer']} is not known")
     _require_square(arguments.get("img_size"), path)
     found: Dict[str, Any] = {"stated": True}
     if "act_layer" in arguments:
@@ -148,12 +150,10 @@ def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) ->
 
 def _from_huggingface(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) -> WeightsMetadata:
     if config["model_type"] != "vit":
-        raise CheckpointError("{}: its model_type is {}, not vit".format(path, config["model_type"]))
+        raise CheckpointError(f"{path}: its model_type is {config['model_type']}, not vit")
     activation = config.get("hidden_act", "gelu")
     if activation not in HIDDEN_ACT:
-        raise CheckpointError(
-            "{}: its hidden_act {} is none of {}".format(path, activation, ", ".join(sorted(HIDDEN_ACT)))
-        )
+        raise CheckpointError(f"{path}: its hidden_act {activation} is not one of {', '.join(sorted(HIDDEN_ACT))}")
     _require_square(config.get("image_size"), path)
     names = config.get("id2label") or {}
     missing = [label for label in range(len(names)) if str(label) not in names]
@@ -176,7 +176,7 @@ def _from_huggingface_pixels(metadata: WeightsMetadata, pixels: Dict[str, Any]) 
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     elif "image_mean" in pixels and "image_std" in pixels:
         mean, std = _triple(pixels["image_mean"]), _triple(pixels["image_std"])
-    # Ours are of pixels in [0, 1]; theirs of pixels times the factor.
+    # Our mean and deviation are of pixels in [0, 1]; those of transformers are of such pixels times the factor.
     factor = 255 * float(pixels.get("rescale_factor", 1 / 255)) if pixels.get("do_rescale", True) else 255.0
     if not math.isclose(factor, 1):
         mean, std = ((a / factor, b / factor, c / factor) for a, b, c in (mean, std))
@@ -207,14 +207,14 @@ def _heads(value: Any) -> int:
 
 def _one_of(value: Any, known: Sequence[str], what: str) -> str:
     if value not in known:
-        raise ValueError("its {} {} is none of {}".format(what, value, ", ".join(known)))
+        raise ValueError(f"its {what} {value} is not one of {', '.join(known)}")
     return str(value)
 
 
 def _require_square(size: Any, path: Path) -> None:
     if isinstance(size, (list, tuple)) and len(set(size)) > 1:
         sides = " x ".join(map(str, size))
-        raise CheckpointError(f"{path}: its images are {sides} pixels, and ours are square")
+        raise CheckpointError(f"{path}: its images are {sides} pixels, but only square images are supported")
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -1,10 +1,11 @@
-"""The names that others give to a ViT's tensors, as tables, and the translation from and to timm's, which are ours.
+"""Tables of the names that libraries give to a ViT's tensors, and the translation of a name from and to ours.
 
-A table has a row for each module: our name, and theirs. `{}` is the number of a block; `*` stands for weight and
-bias, `[kernel|bias]` for what they call these two; a triple is the query, key and value that we keep as the thirds
-of one tensor. Sources: timm 1.0 `vision_transformer.py`; transformers 4 and 5 `modeling_vit.py`; torchvision
-`vision_transformer.py`; mmpretrain 1.2 and mmclassification 0.x `vision_transformer.py`; the checkpoints of
-google-research/vision_transformer and big_vision; graphcore/examples `vision/vit/pytorch/models/modules.py`.
+Our names, those of this program, are timm's. A table has a row for each module: our name, and the library's. `{}` is
+the number of a block; `*` stands for weight and bias, `[kernel|bias]` for the library's names of weight and bias; a
+triple is the query, key and value, which this program keeps as the thirds of one tensor. Sources: timm 1.0
+`vision_transformer.py`; transformers 4 and 5 `modeling_vit.py`; torchvision `vision_transformer.py`; mmpretrain 1.2 and
+mmclassification 0.x `vision_transformer.py`; the checkpoints of google-research/vision_transformer and big_vision;
+graphcore/examples `vision/vit/pytorch/models/modules.py`.
 
 D width, H heads, P patch side, K classes.
 """
@@ -18,55 +19,56 @@ from typing import Dict, List, Mapping, Optional, Pattern, Sequence, Tuple, Unio
 from torch import Tensor
 
 _NUMBER = r"(0|[1-9][0-9]{0,3})"
-"""Of a block: written one way only, and no more than a hostile file may make us count."""
+"""Pattern of a block's number: no leading zeros and at most four digits, which bounds the work for a hostile file."""
 Tensors = Dict[str, Tensor]
 Theirs = Union[str, Tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
 class Naming:
-    """One library's names, and how its ViT differs from the others."""
+    """One library's names, and how its ViT differs from the ViTs of other libraries."""
 
     name: str
     rows: Mapping[str, Theirs]
-    """Our name to theirs, by module."""
+    """The library's name of each module, by our name."""
     aliases: Sequence[Tuple[str, str]] = ()
-    """Regular expressions that turn other spellings of a key into that of `rows`, applied in order."""
+    """Regular expressions that turn other spellings of a key into the spelling of `rows`, applied in order."""
     ignored: str = r"$^"
     """Regular expression of keys that do not take part in classification."""
     prefixes: Tuple[str, ...] = ()
-    """If some keys have one of these before them, the others are not weights."""
+    """If some keys start with one of these prefixes, the other keys are not weights."""
     flax: bool = False
-    """Linear kernels are stored (in, out), convolutions (P, P, in, out), attention by head."""
+    """Whether linear kernels are stored (in, out), convolutions (P, P, in, out), attention by head."""
     resize: str = "timm"
-    """The rule by which its position embeddings are resized: checkpoints/position_embeddings.py."""
+    """The rule by which the library resizes position embeddings: weights/position_embeddings.py."""
     layer_norm_eps: float = 1e-6
     gelu: str = "erf"
     mean: Tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: Tuple[float, float, float] = (0.5, 0.5, 0.5)
     has_pre_logits: bool = True
-    """Whether its classifier can have the representation layer."""
+    """Whether the library's classifier can have the representation layer."""
     pooler_apart: bool = False
-    """Whether what stands in the place of the representation layer is left out where there is a head."""
+    """Whether the layer in the place of the representation layer is left out if there is a head."""
     patterns: List[Tuple[Pattern[str], str, Optional[int]]] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         for ours, theirs in self.rows.items():
             for third, name in enumerate(theirs if isinstance(theirs, tuple) else (theirs,)):
                 for our_leaf, leaf in _leaves(name):
-                    pattern = re.compile("^{}$".format(re.escape(leaf).replace(r"\{\}", _NUMBER)))
+                    numbered = re.escape(leaf).replace(r"\{\}", _NUMBER)
+                    pattern = re.compile(f"^{numbered}$")
                     self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
 
-    def ours(self, key: str) -> Optional[tuple[str, Optional[int]]]:
-        """Our name for a key after aliases, and which third of it, or None if it is not of this naming."""
+    def ours(self, key: str) -> Optional[Tuple[str, Optional[int]]]:
+        """Returns our name for a key after aliases, and which third the key is; None for a key of another naming."""
         for pattern, name, third in self.patterns:
             match = pattern.match(key)
             if match is not None:
                 return name.format(*match.groups()), third
         return None
 
-    def theirs(self, name: str) -> Union[str, tuple[str, ...], None]:
-        """Their key, or three keys, for a tensor of ours; None if they have no such tensor."""
+    def theirs(self, name: str) -> Union[str, Tuple[str, ...], None]:
+        """Returns the library's key, or three keys, for our name of a tensor; None if the library lacks the tensor."""
         number = re.search(r"\.(\d+)\.", name)
         general = name.replace(f".{number.group(1)}.", ".{}.", 1) if number else name
         leaf = "" if general in self.rows else general.rpartition(".")[2]
@@ -79,7 +81,7 @@ class Naming:
 
 
 def _leaves(name: str) -> List[Tuple[str, str]]:
-    """The tensors of a module's row: our leaf name, and their full name."""
+    """Lists the tensors of a module's row: our leaf name, and the library's full name."""
     named = re.search(r"\[(\w+)\|(\w+)\]", name)
     if named is not None:
         return [
@@ -110,7 +112,7 @@ TIMM = Naming(
     name="timm",
     rows={name: name for name in (*_UNITS, "blocks.{}.ls1.gamma", "blocks.{}.ls2.gamma")},
     aliases=(
-        (r"^model\.", ""),  # a LightningModule's
+        (r"^model\.", ""),  # the prefix of a LightningModule
         (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
     ),
     ignored=r"mask_token$",
@@ -151,7 +153,7 @@ HUGGINGFACE = Naming(
     resize="huggingface",
     layer_norm_eps=1e-12,
     has_pre_logits=False,
-    pooler_apart=True,  # it belongs to ViTModel; ViTForImageClassification does not use it
+    pooler_apart=True,  # the pooler belongs to ViTModel; ViTForImageClassification does not use it
 )
 
 TORCHVISION = Naming(
@@ -170,7 +172,7 @@ TORCHVISION = Naming(
         "pre_logits.fc.*": "heads.pre_logits.*",
         "head.*": "heads.head.*",
     },
-    aliases=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),  # the published files
+    aliases=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),  # spellings of the published files
     resize="torchvision",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -258,7 +260,7 @@ GRAPHCORE = Naming(
         "head.*": "model.head.*",
     },
     aliases=((r"^(embeddings|encoder|representation|head)\.", r"model.\1."),),
-    gelu="tanh",  # on its device
+    gelu="tanh",  # as computed on the IPU
 )
 
 NAMINGS: Dict[str, Naming] = {

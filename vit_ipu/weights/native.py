@@ -1,7 +1,7 @@
-"""Weights as this program keeps them: model.safetensors by timm's names, and config.json with what they are of.
+"""Weights in this program's format: model.safetensors by timm's names, and config.json, which describes the model.
 
-A run keeps them in checkpoints, folders called update-NUMBER in its folder `checkpoints`; a checkpoint is whole if it
-has a state.json. What `convert --to native` writes is such a folder without the state of a training.
+A run keeps its weights in checkpoints, folders called update-NUMBER in its folder `checkpoints`; a checkpoint is
+complete if it has a state.json. `convert --to native` writes such a folder without the state of a training.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vit_ipu.errors import CheckpointError, ConfigError, RunFailed
 
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
-"""How the name of a run's checkpoint begins."""
+"""Prefix of the name of a run's checkpoint."""
 _MAX_CONFIG = 16 << 20
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes pixels of the size that a model takes."""
+    """The steps from an image to pixels of the size that a model takes."""
 
     mean: Tuple[float, float, float]
-    """Of each channel, of pixels in [0, 1]."""
+    """Mean of each channel, of pixels in [0, 1]."""
     std: Tuple[float, float, float]
     """Standard deviation of each channel, of pixels in [0, 1]."""
     eval_resize: Optional[int] = None
@@ -42,18 +42,18 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run has trained a model."""
+    """The training of a model in a run."""
 
     config: Config
     num_train: int
-    """Images that it was trained on."""
+    """Number of images that the model was trained on."""
     labels_sha256: Optional[str]
-    """SHA-256 of their labels (int64), in order; None in checkpoints of older versions."""
+    """SHA-256 of the labels (int64) of these images, in order; None in checkpoints of older versions."""
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model needs to be used: its shape, its preprocessing and the name of each class."""
+    """The data that is needed to use a model: its shape, its preprocessing and the name of each class."""
 
     model: ModelConfig
     preprocessing: Preprocessing
@@ -75,9 +75,9 @@ class ModelDescription:
 
 
 def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict[str, str]] = None) -> None:
-    """Writes a safetensors file with the permissions of other new files: newer versions of the library write it 0600.
+    """Writes a safetensors file with the usual permissions of new files: newer versions of the library set 0600.
 
-    Raises RunFailed if it cannot be written, such as to a full disk.
+    Raises RunFailed if the file cannot be written, for example to a full disk.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
@@ -102,7 +102,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
 
 
 def _sections(description: ModelDescription) -> Dict[str, Any]:
-    """The sections of a config that say how to use a model, with the keys that do."""
+    """Returns the sections of a config that describe how to use a model, with only the keys needed for that."""
     pixels = description.preprocessing
     data = {
         "mean": list(pixels.mean),
@@ -117,30 +117,30 @@ def _sections(description: ModelDescription) -> Dict[str, Any]:
 
 
 def checkpoints_in(folder: Path) -> List[Path]:
-    """Lists the whole checkpoints of a run in `folder`, oldest first."""
+    """Lists the complete checkpoints of a run in `folder`, oldest first."""
     return sorted(path for path in folder.glob(PREFIX + "*") if (path / STATE).is_file())
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """Returns the newest whole checkpoint in `folder`, if there is one."""
+    """Returns the newest complete checkpoint in `folder`, if there is one."""
     found = checkpoints_in(folder)
     return found[-1] if found else None
 
 
 def is_native(folder: Path) -> bool:
-    """Tells whether a folder is a run or a checkpoint of this program, also a damaged one."""
+    """Tells whether a folder is a run or a checkpoint of this program, even if it is damaged."""
     if (folder / STATE).is_file() or (folder / "checkpoints").is_dir() or newest_checkpoint(folder) is not None:
         return True
     path = folder / CONFIG
     try:
-        is_small = path.is_file() and path.stat().st_size < _MAX_CONFIG  # not a pipe, nor a device without an end
+        is_small = path.is_file() and path.stat().st_size < _MAX_CONFIG  # not a pipe or an endless device
         return is_small and "config" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Returns the checkpoint that `path` means: itself, or the newest of a run folder. Raises CheckpointError."""
+    """Returns the checkpoint that `path` means: `path`, or the newest of a run folder. Raises CheckpointError."""
     if (path / MODEL).is_file():
         return path
     for folder in (path / "checkpoints", path):
@@ -161,7 +161,7 @@ def load_tensors(path: Path) -> Dict[str, Tensor]:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file of a checkpoint holds. Raises CheckpointError if it is missing or damaged."""
+    """Returns the content of a JSON file of a checkpoint. Raises CheckpointError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -169,7 +169,7 @@ def read_json(path: Path) -> Any:
 
 
 def load_description(checkpoint: Path) -> ModelDescription:
-    """Returns what the model of a checkpoint is. Raises CheckpointError if config.json is missing or damaged."""
+    """Returns the description of a checkpoint's model. Raises CheckpointError if config.json is missing or damaged."""
     values = read_json(checkpoint / CONFIG)
     try:
         names, config, num_train = values["id2label"], values["config"], int(values["num_train"])

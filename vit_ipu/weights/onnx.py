@@ -1,6 +1,6 @@
-"""A model as an ONNX file, for the programs that run those: ONNX Runtime, TensorRT, OpenVINO, web browsers.
+"""Writes a model as an ONNX file, which ONNX Runtime, TensorRT, OpenVINO and web browsers run.
 
-The graph takes `images` (batch, 3, S, S), float32 and already normalised, to `logits` (batch, classes).
+The graph maps `images` (batch, 3, S, S), float32 and already normalised, to `logits` (batch, classes).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.model import ViT
 
 OPSET = 17
-"""The first with layer norm as one operator; torch 2.0.1 writes no newer one."""
+"""The first opset with layer norm as one operator; torch 2.0.1 cannot write a newer opset."""
 MAX_BYTES = 2**31 - 2**20
-"""Of weights: a protobuf message ends at 2 GiB, and the graph around them takes less than 1 MiB."""
+"""Limit of the weights: a protobuf message ends at 2 GiB, and the rest of the graph takes less than 1 MiB."""
 TOLERANCE = 1e-4
-"""Of logits, absolute and relative."""
+"""Tolerance of logits, absolute and relative."""
 
 
 def write_onnx(path: Path, model: ModelConfig, state: Dict[str, Tensor], *, metadata: Dict[str, str]) -> None:
     """Writes the model with the weights `state` (timm's names), and `metadata` as the file's metadata_props.
 
-    The file is checked before it has its name: by ONNX's checker, and by ONNX Runtime, whose logits must equal the
-    model's on random images. Raises UserError if a package is missing or the weights are too large for one file, and
-    RunFailed if the check fails; then nothing is left behind.
+    The file is checked before it gets its name: by ONNX's checker, and by ONNX Runtime, whose logits must equal the
+    model's logits on random images. Raises UserError if a package is missing or the weights are too large for one
+    file, and RunFailed if the check fails; then no file is left behind.
     """
     _check_packages()
     _check_size(path, state)
@@ -67,9 +67,10 @@ def _check_size(path: Path, state: Dict[str, Tensor]) -> None:
 
 
 def _export(network: ViT, model: ModelConfig, target: Path) -> None:
-    """By the TorchScript exporter: torch 2.0.1 has no other, and it needs no package more and a tenth of the time.
+    """Exports the network with the TorchScript exporter.
 
-    Once torch drops it, `dynamo` is no argument any more, and the default is the one based on torch.export.
+    torch 2.0.1 has no other exporter, and this exporter needs no further package and a tenth of the time. Once
+    torch drops this exporter, `dynamo` is not an argument any more, and the default exporter is based on torch.export.
     """
     options: Dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with _quiet():
@@ -97,7 +98,7 @@ def _add_metadata(source: Path, metadata: Dict[str, str], target: Path) -> None:
 
 
 def _check(file: Path, network: ViT, model: ModelConfig, path: Path) -> None:
-    """Raises RunFailed, in the name of `path`, if `file` is not valid or computes something else."""
+    """Raises RunFailed, with `path` in its text, if `file` is not valid or its logits differ from the network's."""
     import onnx
     import onnxruntime
 
@@ -119,14 +120,14 @@ def _check(file: Path, network: ViT, model: ModelConfig, path: Path) -> None:
 
 
 def _random_images(count: int, model: ModelConfig) -> Tensor:
-    """(count, 3, S, S), always the same."""
+    """Returns random images (count, 3, S, S), the same in every call."""
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, 3, model.image_size, model.image_size, generator=generator)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters print, warn of and log."""
+    """Suppresses what exporters print, warn of and log."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

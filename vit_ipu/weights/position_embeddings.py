@@ -1,6 +1,6 @@
-"""Position embeddings for another grid of patches, by the rule of the library that the weights come from.
+"""Resizes position embeddings to another grid of patches, by the rule of the library that the weights come from.
 
-(1, 1 + n, D): a class token, which is kept, and a square grid of n patches. All rules work in float32.
+Their shape is (1, 1 + n, D): a class token, which is kept, and a square grid of n patches. All rules work in float32.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ RULES: Dict[str, Dict[str, Any]] = {
     # vit_jax/checkpoint.py zooms with scipy.ndimage.zoom(order=1), which keeps the corners: the same interpolation.
     "google": {"mode": "bilinear", "align_corners": True},
 }
-"""Arguments of torch's `interpolate` by the origin of the weights. graphcore/examples has no rule: timm's, there."""
+"""Arguments of torch's `interpolate` by the origin of the weights. graphcore/examples lacks a rule and gets timm's."""
 
 
 def resize_pos_embed(pos_embed: Tensor, num_patches: int, rule: str = "timm") -> Tensor:
-    """Position embeddings (1, 1 + n, D) resized to a square grid of `num_patches`, in the dtype that they have."""
+    """Resizes position embeddings (1, 1 + n, D) to a square grid of `num_patches`, and keeps their dtype."""
     old, new = math.isqrt(pos_embed.shape[1] - 1), math.isqrt(num_patches)
     if old == new:
         return pos_embed
@@ -38,9 +38,9 @@ def resize_pos_embed(pos_embed: Tensor, num_patches: int, rule: str = "timm") ->
 
 
 def with_class_position(pos_embed: Tensor, source: str) -> Tensor:
-    """The same with a place for the class token: zero, where the library adds positions to patches only.
+    """Adds a zero position for the class token if the library adds positions to patches only.
 
-    big_vision does, and timm with `no_embed_class`. Raises CheckpointError if it is not of a square grid.
+    big_vision does so, and timm with `no_embed_class`. Raises CheckpointError if the grid of patches is not square.
     """
     tokens = pos_embed.shape[1] if pos_embed.ndim == 3 else 0
     if tokens > 1 and math.isqrt(tokens - 1) ** 2 == tokens - 1:

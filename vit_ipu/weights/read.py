@@ -1,4 +1,4 @@
-"""Whole weights: a run of ours, or a published ViT in any of the namings of `formats`, with what is known of it."""
+"""Reads the weights of a complete ViT with their metadata: a run of this program, or a ViT in any known naming."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def _nothing(text: str) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole ViT, by our names."""
+    """The weights of a complete ViT, by this program's names."""
 
     source: str
-    """What the user wrote."""
+    """The source as the user wrote it."""
     path: Path
-    """The file, or our checkpoint, that was read."""
+    """The file, or the checkpoint of this program, that was read."""
     origin: str
-    """`native`, or the naming that it came in."""
+    """`native`, or the naming of the file."""
     tensors: Dict[str, Tensor]
     metadata: WeightsMetadata
     description: Optional[ModelDescription] = None
-    """Of a checkpoint of ours."""
+    """The description in a checkpoint of this program."""
 
     @property
     def resize_rule(self) -> str:
@@ -46,7 +46,7 @@ class Weights:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the head; 0 without one."""
+        """Number of classes of the head; 0 without a head."""
         return len(self.tensors["head.weight"]) if "head.weight" in self.tensors else 0
 
 
@@ -55,8 +55,8 @@ def read_weights(
 ) -> Weights:
     """Reads a run, a checkpoint, a file, a folder, `hf-hub:owner/name` or an https address.
 
-    `sha256` is that of the file; `trust_pickle` lets a torch with known holes read a pickle. Raises CheckpointError,
-    one line, if it is missing, damaged, foreign or no plain ViT.
+    `sha256` is the expected hash of the file; `trust_pickle` lets a torch with known holes read a pickle. Raises
+    CheckpointError, in one line, if the checkpoint is missing, damaged, in an unknown format or not a plain ViT.
     """
     located = locate(source, sha256=sha256, notify=notify)
     path = located.path

@@ -1,6 +1,6 @@
-"""Tensors in files by strangers: .safetensors, .npz and torch's .pth, .pt and .bin.
+"""Reads tensors from untrusted files: .safetensors, .npz and torch's .pth, .pt and .bin.
 
-Nothing in a file is executed, nothing is believed that can be checked, and what is refused is refused in one line.
+Nothing in a file is executed, every claim that can be checked is checked, and a refusal is an error of one line.
 A pickle is only read by a torch whose `weights_only` unpickler has no known holes, unless the caller trusts the file.
 """
 
@@ -29,31 +29,30 @@ _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "
 _COUNTERS = ("num_batches_tracked", "n_averaged", "step", "count")
 """Integer scalars that training leaves among weights and no model needs."""
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
-"""Averaged weights first, as timm has it."""
+"""Keys of the state dict in what a program saved: averaged weights first, as in timm."""
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
 _HOLES = (("CVE-2025-32434", (2, 6)), ("CVE-2026-24747", (2, 10)))
-"""Code execution in spite of weights_only, and the first torch without it."""
+"""CVEs that allow code execution in spite of weights_only, each with the first torch that fixes it."""
 _MAX_UNPACKED, _MAX_RATIO = 1 << 30, 20
 _MAX_VALUES, _MAX_DEPTH = 1_000_000, 32
-"""Of what a pickle holds beside tensors: references to references make few bytes into any number of values."""
+"""Limits of what a pickle holds beside tensors: references to references turn few bytes into any number of values."""
 _FINITE_CHUNK = 1 << 22
 _LONGEST_MESSAGE = 500
-_UNBACKED = "{} of shape {} would take {} bytes, but has {}"
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds."""
+    """The content of a file."""
 
     tensors: Dict[str, Tensor]
-    """By name: contiguous, on the CPU, finite, in the floating type of the file."""
+    """Tensors by name: contiguous, on the CPU, finite, in the floating type of the file."""
     metadata: Dict[str, Any]
-    """What else a pickle says in plain values; the `__metadata__` of safetensors."""
+    """Plain values that a pickle holds beside the tensors; the `__metadata__` of safetensors."""
 
 
 def read_tensors(path: Path, *, trust_pickle: bool = False) -> TensorFile:
-    """The tensors of a file or of a safetensors index; prefixes that every name has are stripped.
+    """Reads the tensors of a file or of a safetensors index; prefixes that every name has are stripped.
 
     `trust_pickle` lets a torch with known holes read a pickle. Raises CheckpointError.
     """
@@ -74,14 +73,14 @@ def _read(path: Path, trust_pickle: bool) -> TensorFile:
         return _read_npz(path) if path.suffix == ".npz" else _read_pickle(path, trust_pickle)
     except CheckpointError:
         raise
-    except Exception as error:  # three parsers meet a stranger's bytes: no list of what they raise is complete
+    except Exception as error:  # of three parsers on untrusted bytes: no list of their errors is complete
         reason = str(error) or type(error).__name__
-        raise _refusal(path, "it is damaged or not what its name says ({}): fetch it again", reason) from error
+        raise _refusal(path, f"it is damaged or not what its name says ({reason}): fetch it again") from error
 
 
-def _refusal(path: Path, problem: str, *values: Any) -> CheckpointError:
-    """One printable line, whatever a stranger wrote into the names that it quotes."""
-    text = printable(single_line(problem.format(*values)))
+def _refusal(path: Path, problem: str) -> CheckpointError:
+    """Returns an error of one printable line, whatever names from the file `problem` quotes."""
+    text = printable(single_line(problem))
     return CheckpointError(f"cannot read {path}: {shortened(text, _LONGEST_MESSAGE)}")
 
 
@@ -91,7 +90,7 @@ def _check_is_weights(path: Path) -> None:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
     if not path.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX)):
-        raise _refusal(path, "expected a file that ends in {}", ", ".join((*WEIGHT_SUFFIXES, INDEX_SUFFIX)))
+        raise _refusal(path, f"expected a file that ends in {', '.join((*WEIGHT_SUFFIXES, INDEX_SUFFIX))}")
     if not path.is_file():
         raise _refusal(path, "it is not a regular file")
     head = _head(path)
@@ -106,7 +105,7 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(512)
     except OSError as error:
-        raise _refusal(path, "{}", error.strerror) from None
+        raise _refusal(path, f"{error.strerror}") from None
 
 
 # ------------------------------------------------------------------------------------------ tensors
@@ -117,14 +116,18 @@ def _is_counter(name: str, shape: Iterable[int]) -> bool:
 
 
 def _wrong_type(path: Path, name: str, kind: Any) -> CheckpointError:
-    return _refusal(path, "{} is {}: weights are float16, bfloat16, float32 or float64", name, kind)
+    return _refusal(path, f"{name} is {kind}: weights are float16, bfloat16, float32 or float64")
+
+
+def _unbacked(path: Path, name: str, shape: Tuple[int, ...], claimed: int, held: int) -> CheckpointError:
+    return _refusal(path, f"{name} of shape {shape} would take {claimed} bytes, but has {held}")
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        # In parts: the temporaries of isfinite are larger than what it looks at.
+        # In parts: the temporaries of isfinite are larger than its input.
         if not all(bool(part.isfinite().all()) for part in torch.split(tensor.flatten(), _FINITE_CHUNK)):
-            raise _refusal(path, "{} holds NaN or infinity: take an earlier checkpoint", name)
+            raise _refusal(path, f"{name} holds NaN or infinity: take an earlier checkpoint")
 
 
 def _without_prefixes(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -140,7 +143,7 @@ def _without_prefixes(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
 def _read_safetensors(path: Path) -> TensorFile:
     tensors = {}
     with safe_open(str(path), framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
+        for name in file.keys():  # noqa: SIM118 (the file is not a dict)
             claim = file.get_slice(name)
             if claim.get_dtype() in _FLOATS:
                 tensors[name] = _aligned(file.get_tensor(name))
@@ -150,7 +153,7 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied if the file has it at an address that its type does not allow."""
+    """Returns the tensor, copied if the file stores it at an address that its type does not allow."""
     return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
@@ -163,13 +166,13 @@ def _read_shards(index: Path) -> TensorFile:
     for name, wanted in sorted(keys.items()):
         shard = index.parent / name
         if not shard.is_file():
-            raise _refusal(index, "its shard {} is missing: fetch it too", name)
+            raise _refusal(index, f"its shard {name} is missing: fetch it too")
         if leads_out(shard):
-            raise _refusal(index, "its shard {} leads out of the folder: put the file there", name)
+            raise _refusal(index, f"its shard {name} leads out of the folder: put the file there")
         found = _read(shard, False)
         for key in wanted:
             if key not in found.tensors:
-                raise _refusal(index, "its shard {} lacks {}: fetch it again", name, key)
+                raise _refusal(index, f"its shard {name} lacks {key}: fetch it again")
             tensors[key] = found.tensors[key]
         metadata.update(found.metadata)
     return TensorFile(tensors, metadata)
@@ -185,7 +188,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> List[zipfile.ZipInfo]:
         raise _refusal(path, "two members of the archive have one name")
     claimed, size = sum(member.file_size for member in members), path.stat().st_size
     if claimed > _MAX_UNPACKED and claimed > _MAX_RATIO * size:
-        raise _refusal(path, "it claims {:.1f} GiB in a file of {:.1f} MiB", claimed / 2**30, size / 2**20)
+        raise _refusal(path, f"it claims {claimed / 2**30:.1f} GiB in a file of {size / 2**20:.1f} MiB")
     return members
 
 
@@ -195,7 +198,7 @@ def _read_npz(path: Path) -> TensorFile:
         for member in _members(path, archive):
             name, suffix = member.filename[:-4], member.filename[-4:]
             if suffix != ".npy":
-                raise _refusal(path, "{} is not an array", member.filename)
+                raise _refusal(path, f"{member.filename} is not an array")
             tensor = _read_array(path, name, member, archive)
             if tensor is not None:
                 tensors[name] = tensor
@@ -203,10 +206,10 @@ def _read_npz(path: Path) -> TensorFile:
 
 
 def _read_array(path: Path, name: str, member: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Optional[Tensor]:
-    """A member of an .npz file; None if it is a counter. The header is compared with the size before it is believed."""
+    """Reads a member of an .npz file; None if it is a counter. The header is compared with the size before its use."""
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):  # later versions are for structured types
-            raise _refusal(path, "{} is not an array of numbers", name)
+            raise _refusal(path, f"{name} is not an array of numbers")
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         is_bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.subdtype
         if not is_bfloat16 and (dtype.kind != "f" or dtype.itemsize > 8):
@@ -215,10 +218,10 @@ def _read_array(path: Path, name: str, member: zipfile.ZipInfo, archive: zipfile
             raise _wrong_type(path, name, f"an array of {dtype}")
         claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if claimed != held or min(shape, default=0) < 0:
-            raise _refusal(path, _UNBACKED, name, shape, claimed, held)
+            raise _unbacked(path, name, shape, claimed, held)
         stored = np.ndarray(
             shape,
-            "<i2" if is_bfloat16 else dtype,  # the bits: numpy has no bfloat16
+            "<i2" if is_bfloat16 else dtype,  # the bits, because numpy lacks bfloat16
             buffer=file.read(held),
             order="F" if fortran_order else "C",
         )
@@ -235,20 +238,18 @@ def _read_pickle(path: Path, trusted: bool) -> TensorFile:
     if holes and not trusted:
         raise _refusal(
             path,
-            "torch {} may be made to run code by a pickle ({}): pin its sha256 in model.init_sha256, give "
-            "--trust-pickle, or convert it on torch 2.10 or newer (vit-ipu convert)",
-            torch.__version__,
-            ", ".join(holes),
+            f"torch {torch.__version__} may be made to run code by a pickle ({', '.join(holes)}): pin its sha256 in "
+            "model.init_sha256, give --trust-pickle, or convert it on torch 2.10 or newer (vit-ipu convert)",
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's notes on its own storages and on sparse tensors
+            warnings.simplefilter("ignore")  # torch's warnings about its own storages and sparse tensors
             state, rest = _unwrapped(torch.load(str(path), map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, str(error)) from error
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _refusal(path, "{!r} is a {}, not a tensor by its name", name, type(value).__name__)
+            raise _refusal(path, f"{name!r} is a {type(value).__name__}, not a tensor by its name")
     state = {
         name: part for name, part in state.items() if part.is_floating_point() or not _is_counter(name, part.shape)
     }
@@ -259,13 +260,13 @@ def _read_pickle(path: Path, trusted: bool) -> TensorFile:
 
 
 def known_holes(version: str) -> Tuple[str, ...]:
-    """The CVEs that make this version of torch unfit to read a stranger's pickle; a pre-release counts as released."""
+    """Returns the CVEs that make a torch version unsafe for untrusted pickles; a pre-release counts as released."""
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     return tuple(name for name, fixed in _HOLES if numbers < fixed)
 
 
 def _check_torch_archive(path: Path) -> None:
-    """Refuses whatever torch.load would not read as tensors in a plain zip, before torch sees it."""
+    """Refuses a file that torch.load would not read as tensors in a plain zip, before torch opens the file."""
     head = _head(path)
     if head[257:262] == b"ustar":
         raise _refusal(path, "it is a tar file, the format of torch's first years: save it again with a newer torch")
@@ -283,7 +284,7 @@ def _check_torch_archive(path: Path) -> None:
         raise _refusal(path, "it is a TorchScript program: save its state_dict() with torch.save instead")
     pickles = sum(part[-1] == "data.pkl" for part in parts)
     if pickles != 1:
-        raise _refusal(path, "it has {} members data.pkl where torch.save writes one", pickles)
+        raise _refusal(path, f"it has {pickles} members data.pkl where torch.save writes one")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _refusal(path, "its members are compressed, which torch.save never does: save it again with torch")
     if sum(member.file_size for member in members) > path.stat().st_size:
@@ -296,13 +297,13 @@ def _refused_pickle(path: Path, message: str) -> CheckpointError:
         return _refusal(path, "its pickle is damaged or holds more than tensors: save its state_dict() alone")
     return _refusal(
         path,
-        "it asks for {}, which is neither a tensor nor a plain value: save its state_dict() alone where you trust it",
-        named.group(1),
+        f"it asks for {named.group(1)}, which is neither a tensor nor a plain value: save its state_dict() alone where "
+        "you trust it",
     )
 
 
 def _unwrapped(value: Any) -> Tuple[Dict[Any, Any], Dict[Any, Any]]:
-    """The state dict in what a program saved, and the rest."""
+    """Splits what a program saved into the state dict and the rest."""
     if not isinstance(value, dict):
         return {}, {}
     for key in _WRAPPERS:
@@ -314,28 +315,28 @@ def _unwrapped(value: Any) -> Tuple[Dict[Any, Any], Dict[Any, Any]]:
 
 
 def _check_storages(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses tensors that are not dense floating ones, and those that would grow when they are made contiguous."""
+    """Refuses tensors that are not dense and floating-point, and tensors that grow when they are made contiguous."""
     size, copied = path.stat().st_size, 0
     for name, tensor in tensors.items():
         _check_dense_float(path, name, tensor)
         claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
         if claimed > held:
-            raise _refusal(path, _UNBACKED, name, tuple(tensor.shape), claimed, held)
+            raise _unbacked(path, name, tuple(tensor.shape), claimed, held)
         copied += 0 if tensor.is_contiguous() else claimed
     if copied > size:
-        raise _refusal(path, "its tensors overlap and would take {} bytes, but the file has {}", copied, size)
+        raise _refusal(path, f"its tensors overlap and would take {copied} bytes, but the file has {size}")
 
 
 def _check_dense_float(path: Path, name: str, tensor: Tensor) -> None:
     strange = "quantized" if tensor.is_quantized else "sparse" if tensor.layout != torch.strided else ""
-    if tensor.device.type != "cpu":  # map_location moves all but those on "meta", which have a shape and no data
+    if tensor.device.type != "cpu":  # map_location moves all tensors except those on "meta", which have no data
         strange = tensor.device.type
     if strange or tensor.dtype not in _FLOATS.values():
         raise _wrong_type(path, name, f"{strange} {tensor.dtype}".replace("torch.", "").strip())
 
 
 def _is_plain(value: Any, left: List[int], depth: int = 0) -> bool:
-    """Whether a value is text, a number or None, or a list, tuple or dict of such, within bounds."""
+    """Tells whether a value is text, a number or None, or a list, tuple or dict of such values, within bounds."""
     left[0] -= 1
     if left[0] < 0 or depth > _MAX_DEPTH:
         return False

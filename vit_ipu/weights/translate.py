@@ -1,4 +1,4 @@
-"""Which naming tensors have, and their translation from and to timm's names, which this program uses.
+"""Recognises the naming of tensors, and translates tensors from and to timm's names, which this program uses.
 
 D width, H heads, P patch side, K classes.
 """
@@ -6,7 +6,7 @@ D width, H heads, P patch side, K classes.
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -19,24 +19,25 @@ from vit_ipu.weights.namings import NAMINGS, Naming, Tensors
 
 
 def recognise(tensors: Tensors, source: str) -> Naming:
-    """The naming that all keys belong to. Raises CheckpointError with the first foreign keys if none or several do."""
+    """Returns the naming that all keys belong to.
+
+    Raises CheckpointError, with the first unknown keys, if no naming or several namings fit.
+    """
     unmatched = {name: _unmatched(naming, tensors) for name, naming in NAMINGS.items()}
     fitting = [name for name, (left, _) in unmatched.items() if not left]
     if len(fitting) == 1:
         return NAMINGS[fitting[0]]
     if fitting:
         raise CheckpointError(
-            "{}: its {} keys ({}, ...) fit the namings {}: too few to tell".format(
-                source, len(tensors), next(iter(tensors), "none"), " and ".join(fitting)
-            )
+            f"{source}: its {len(tensors)} keys ({next(iter(tensors), 'none')}, ...) fit the namings "
+            f"{' and '.join(fitting)}: too few to tell"
         )
     nearest = max(unmatched, key=lambda name: unmatched[name][1])
     left, matched = unmatched[nearest]
     if matched == 0:
         raise CheckpointError(
-            "{}: no ViT by any naming that is known ({}): its first keys are {}".format(
-                source, ", ".join(NAMINGS), _first(list(tensors))
-            )
+            f"{source}: not a ViT in any known naming ({', '.join(NAMINGS)}): its first keys are "
+            f"{_first(list(tensors))}"
         )
     raise CheckpointError(
         f"{source}: not a plain ViT: {len(left)} of its keys are unknown to the nearest naming, {nearest}: "
@@ -44,15 +45,15 @@ def recognise(tensors: Tensors, source: str) -> Naming:
     )
 
 
-def _unmatched(naming: Naming, tensors: Tensors) -> tuple[List[str], int]:
-    """The keys that the naming does not know, and how many it knows."""
+def _unmatched(naming: Naming, tensors: Tensors) -> Tuple[List[str], int]:
+    """Returns the keys that the naming does not contain, and the number of keys that it contains."""
     keys = _weights_of(naming, tensors)
     left = [original for original, key in keys.items() if naming.ours(key) is None]
     return left, len(keys) - len(left)
 
 
 def _weights_of(naming: Naming, tensors: Tensors) -> Dict[str, str]:
-    """Each key that is a weight, and its spelling in the table."""
+    """Maps each key that is a weight to its spelling in the table."""
     prefix = next((p for p in naming.prefixes if any(key.startswith(p) for key in tensors)), "")
     spelled = {key: _respell(naming, key[len(prefix) :]) for key in tensors if key.startswith(prefix)}
     return {key: name for key, name in spelled.items() if not re.search(naming.ignored, name)}
@@ -74,7 +75,7 @@ def _first(keys: Sequence[str], count: int = 3) -> str:
 
 
 def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
-    """Tensors by our names, float32 (float64 stays), LayerScale folded in.
+    """Returns the tensors by our names, in float32 (float64 stays), with LayerScale folded in.
 
     Raises CheckpointError if a tensor of a block is missing, or shapes do not fit together.
     """
@@ -83,12 +84,12 @@ def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
     thirds: Dict[str, Dict[Optional[int], Tensor]] = {}
     for original, key in _weights_of(naming, tensors).items():
         found = naming.ours(key)
-        assert found is not None, "recognise() said that it is of this naming"
+        assert found is not None, "recognise() has checked that all keys are of this naming"
         name, third = found
         tensor = tensors[original]
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
         if third in thirds.setdefault(name, {}):
-            raise CheckpointError(f"{source}: {original} is there twice, by two spellings")
+            raise CheckpointError(f"{source}: {original} occurs twice, in two spellings")
         thirds[name][third] = from_flax(name, tensor, original, source) if naming.flax else tensor
     ours = {name: _join(name, parts, source) for name, parts in thirds.items()}
     if naming.pooler_apart and "head.weight" in ours:
@@ -97,7 +98,10 @@ def to_ours(tensors: Tensors, naming: Naming, source: str) -> Tensors:
 
 
 def from_ours(state: Tensors, naming: Naming, *, num_heads: int) -> Tensors:
-    """The same tensors by their names, in their layout. Raises CheckpointError for one that they have no name for."""
+    """Returns the tensors by the library's names, in its layout.
+
+    Raises CheckpointError for a tensor that the library has no name for.
+    """
     result: Tensors = {}
     for name, tensor in state.items():
         keys = naming.theirs(name)
@@ -114,5 +118,7 @@ def _join(name: str, parts: Dict[Optional[int], Tensor], source: str) -> Tensor:
         return parts[None]
     if set(parts) != {0, 1, 2} or len({tuple(part.shape) for part in parts.values()}) != 1:
         shapes = [tuple(parts[third].shape) if third in parts else "missing" for third in (0, 1, 2)]
-        raise CheckpointError("{}: query, key and value of {} have shapes {}, {} and {}".format(source, name, *shapes))
+        raise CheckpointError(
+            f"{source}: query, key and value of {name} have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
     return torch.cat([parts[third] for third in (0, 1, 2)])

@@ -221,7 +221,7 @@ def test_gigapixels_are_refused_before_they_are_decoded():
 
 BAD_FILES = {
     "empty": (b"", "it is empty"),
-    "text": (b"no image\n", "it is no image of a known format"),
+    "text": (b"no image\n", "it is not an image of a known format"),
     "truncated": (encoded(photograph())[:9000], "truncated"),
     "without its last bytes": (encoded(photograph())[:-20], "truncated"),
     "cut in its header": (encoded(photograph())[:300], ""),
@@ -264,6 +264,6 @@ def test_odd_names_are_printed_in_one_line(tmp_path, name, shown):
         file.write(b"no image")
     with pytest.raises(DataError) as caught:
         open_picture(path).rgb()
-    assert str(caught.value) == f"cannot read the image {tmp_path}/{shown}: it is no image of a known format"
+    assert str(caught.value) == f"cannot read the image {tmp_path}/{shown}: it is not an image of a known format"
     assert escaped(path) == f"{tmp_path}/{shown}"
     str(caught.value).encode()

@@ -86,7 +86,9 @@ def test_an_image_of_the_right_size_is_not_touched():
     + [((8, 7, 3), np.uint8, (3, 8, 8), np.uint8), ((8, 8, 4), np.uint8, (4, 8, 8), np.uint8)],
 )
 def test_pixels_go_where_they_are_to_or_nowhere(shape, dtype, out_shape, out_dtype):
-    with pytest.raises(ValueError, match=r"^pixels \(8, . .\) \w+ into \(., 8, 8\) \w+$".replace(". .", "., .")):
+    with pytest.raises(
+        ValueError, match=r"^cannot write pixels \(8, . .\) \w+ into \(., 8, 8\) \w+$".replace(". .", "., .")
+    ):
         to_pixels(np.zeros(shape, dtype), np.zeros(out_shape, out_dtype))
 
 

@@ -195,7 +195,7 @@ OTHER_SETTINGS = {
     "names": (
         {},
         lambda root: (root / "train" / "cat" / "_.jpg").rename(root / "train" / "cat" / "y.jpg"),
-        "packed with other names of images or classes",
+        "packed with other image or class names",
     ),
 }
 
@@ -337,7 +337,7 @@ DAMAGE = {
     "index without shards": (damage_json(lambda i: i.pop("shards")), "index.json is damaged"),
     "index of odd types": (damage_json(lambda i: i["shards"][0].update(bytes="1")), "index.json is damaged"),
     "index without settings": (damage_json(lambda i: i.pop("settings")), "index.json is damaged"),
-    "shard away": (lambda f: (f / "train-00000.tar").unlink(), "train-00000.tar is not there: copy it again"),
+    "shard away": (lambda f: (f / "train-00000.tar").unlink(), "train-00000.tar is missing: copy it again"),
     "shard cut off": (
         lambda f: os.truncate(str(f / "train-00000.tar"), 1000),
         r"train-00000.tar has 1000 bytes, not \d+: copy it again",
@@ -377,9 +377,9 @@ def test_verify_reads_every_byte(tmp_path):
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="val-00001.tar is missing or not as it was written, and 0 other shards"):
+    with pytest.raises(DataError, match="val-00001.tar is missing or has changed, and so are 0 other shards"):
         verify(target, workers=2)
-    with pytest.raises(DataError, match="images holds no shards of pack: expected .*images/train/index.json"):
+    with pytest.raises(DataError, match="images has no shards of vit-ipu pack: expected .*images/train/index.json"):
         verify(tmp_path / "images", workers=1)
 
 
@@ -412,7 +412,7 @@ def test_pack_train_and_verify_at_the_command_line(run, tmp_path):
     )
     text = run("pack", "images", "shards", *options)
     assert "shards/train: 25 images in {0} shards ({0} kept)".format(packed["splits"]["train"]["shards"]) in text
-    assert "shards/val: 24 images in shards as they were written" in run("pack", "images", "shards", "--verify")
+    assert "shards/val: 24 images in shards that match their checksums" in run("pack", "images", "shards", "--verify")
     assert json.loads(run("pack", "images", "shards", "--verify", "--json"))["verified"] == {"train": 25, "val": 24}
     data = {"source": "shards", "path": "shards", "num_train": None, "num_eval": None}
     write_config(tmp_path, data=data, model={"num_classes": 2})
@@ -444,13 +444,13 @@ MISTAKES = {
     "source that is not there": (["nowhere", "t"], ["nowhere is not a folder"]),
     "source without classes": (["empty", "t"], ["no folder train in empty"]),
     "target that is a file": (["images", "images/train/cat/0.png"], ["0.png is a file", "another TARGET"]),
-    "target with other files": (["images", "other"], ["other/train holds files that pack has not written"]),
+    "target with other files": (["images", "other"], ["other/train has files that vit-ipu pack did not write"]),
     "size that is none": (["images", "t", "--shard-size", "big"], ["--shard-size 'big'", "256MB"]),
     "size of nothing": (["images", "t", "--shard-size", "0MB"], ["--shard-size '0MB'"]),
     "unknown reaction": (["images", "t", "--on-error", "ignore"], ["--on-error 'ignore'", "raise or skip"]),
     "quality of what is not encoded": (["images", "t", "--quality", "80"], ["--quality 80", "--short-side"]),
     "quality above 100": (["images", "t", "--short-side", "9", "--quality", "101"], ["--quality", "100"]),
-    "verify of nothing": (["images", "empty", "--verify"], ["empty holds no shards of pack"]),
+    "verify of nothing": (["images", "empty", "--verify"], ["empty has no shards of vit-ipu pack"]),
     "no target": (["images"], ["TARGET"]),
 }
 

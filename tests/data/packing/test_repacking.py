@@ -36,7 +36,7 @@ def test_rescan_packs_anew_what_has_other_sizes_and_other_images(root, tmp_path)
     noise = np.random.default_rng(0).integers(256, size=(120, 100, 3), dtype=np.uint8)
     noise[0, 0, 0] = 99
     Image.fromarray(noise).save(str(root / "train" / "ant" / "0.png"))
-    with pytest.raises(UserError, match=r"train was packed with 6 images, not 5: .*--rescan to pack anew$"):
+    with pytest.raises(UserError, match=r"train was packed with 6 images, not 5: .*--rescan to repack everything$"):
         run_pack(root, target)
     assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
     assert run_pack(root, target, rescan=True, shard_size=4_000)["train"].kept == 0
@@ -135,16 +135,16 @@ def test_an_index_of_another_program_is_none_of_ours(root, tmp_path):
     for split, text in (("train", '{"wids_version": 1, "shardlist": []}'), ("val", '{"format": "wds", "shards": []}')):
         (target / split / INDEX).write_text(text)
     assert sorted(packed_shades(target)) == [0, 1, 2, 10, 11, 12]
-    with pytest.raises(UserError, match="shards/train holds files that pack has not written"):
+    with pytest.raises(UserError, match="shards/train has files that vit-ipu pack did not write"):
         run_pack(root, target, rescan=True)
-    with pytest.raises(DataError, match="shards/train/index.json is not pack's$"):
+    with pytest.raises(DataError, match="shards/train/index.json was not written by vit-ipu pack$"):
         verify(target, workers=1)
 
 
 def test_verify_while_packing_is_under_way(root, tmp_path):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / packing.JOURNAL).write_text("")
-    with pytest.raises(DataError, match="shards/train is not packed to its end"):
+    with pytest.raises(DataError, match="shards/train is not completely packed"):
         verify(tmp_path / "shards", workers=1)
 
 
@@ -152,7 +152,7 @@ def test_shards_that_are_not_those_of_the_index_have_a_remedy(root, tmp_path):
     run_pack(root, tmp_path / "shards")
     path = tmp_path / "shards" / "train" / "train-00000.tar"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataError, match="not the shard of its index .*: copy it again, or run vit-ipu pack again$"):
+    with pytest.raises(DataError, match="does not match its index .*: copy it again, or run vit-ipu pack again$"):
         packed_shades(tmp_path / "shards")
     run_pack(root, tmp_path / "shards")
     assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]

@@ -84,7 +84,7 @@ def test_a_shard_that_changed_is_listed_anew_with_rescan(tmp_path):
     write_shards(tmp_path)
     source, _ = open_saying(tmp_path)
     write_tar(tmp_path / "train" / "x-00.tar", [("a.cls", b"1"), *samples(LABELS[:3])])
-    with pytest.raises(DataError, match="copy it again, or list them anew with --rescan$"):
+    with pytest.raises(DataError, match="copy it again, or list the shards again with --rescan$"):
         source.image(0)
     config = data_config(source="shards", path=str(tmp_path), on_error="skip")
     source = open_shards(config.path, config, 3, "train", ListingCache(rescan=True))

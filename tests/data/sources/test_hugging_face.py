@@ -113,7 +113,7 @@ MISTAKES = {
     ),
     "a label is missing": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [1, None])),
-        r"d/test has no label in row 1, and in 0 more",
+        r"d/test has no label in row 1, and in 0 more rows",
     ),
     "hidden labels": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [-1, -1])),

@@ -151,7 +151,7 @@ MISTAKES = {
     "no classes": (lambda root: (root / "train").mkdir(), "no class folders in .*train: expected .*/nXXXXXXXX/"),
     "not ImageNet": (
         lambda root: (root / "train" / "cat").mkdir(parents=True),
-        "cat, which is no WordNet id .*imagefolder",
+        "cat, which is not a WordNet id .*imagefolder",
     ),
     "no held-out images": (
         lambda root: (write_train(root), (root / "val").mkdir()),
@@ -169,7 +169,7 @@ MISTAKES = {
     ),
     "an image too many": (
         with_solution(HEADER + "ILSVRC2012_val_00000001,n01440764 1 2 3 4\n"),
-        "says nothing of the image .*val_00000002.JPEG",
+        "does not list the image .*val_00000002.JPEG",
     ),
     "a class that was not trained": (
         lambda root: (write_flat(root), write_solution(root, ["n00000007"] * 3)),
@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "no order of classes": (
         lambda root: (write_flat(root), write_truth(root)),
-        "ground_truth.txt numbers classes in an order of its own: put the devkit's map_clsloc.txt",
+        "ground_truth.txt numbers classes in its own order: put the devkit's map_clsloc.txt",
     ),
     "damaged order of classes": (
         lambda root: (write_flat(root), (write_truth(root) / "map_clsloc.txt").write_text("1 2 3\n")),
@@ -185,7 +185,7 @@ MISTAKES = {
     ),
     "ids that there are not": (
         lambda root: (write_flat(root), write_mapping(write_truth(root, [1, 4, 1, 1]))),
-        "ground_truth.txt line 2: '4' is no ILSVRC id",
+        "ground_truth.txt line 2: '4' is not an ILSVRC id",
     ),
 }
 

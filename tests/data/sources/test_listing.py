@@ -169,8 +169,8 @@ def test_what_is_left_out_is_said_at_every_start(root):
         listed(root, notify=said.append)
         assert len(said) == 1
         assert said[0].startswith(
-            f"note: 4 entries in {root} are no images by their names, most of them in bee: they are left out (images "
-            "are .jpg "
+            f"note: 4 entries in {root} do not have an image suffix, most of them in bee: they are left out (image "
+            "suffixes are .jpg "
         )
 
 

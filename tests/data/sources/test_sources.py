@@ -186,8 +186,8 @@ def make_cifar(root):
 
 FOLDER_MISTAKES = [
     (lambda root: None, "cifar10", ".", "no CIFAR10 in .*: put the unpacked folder cifar-10-batches-py there"),
-    (make_cifar, "cifar10", ".", "damaged or incomplete CIFAR10 in .*: put the whole folder cifar-10-batches-py"),
-    (make_cifar, "cifar10", "cifar-10-batches-py", "damaged or incomplete CIFAR10 in .*[^y]: put the whole"),
+    (make_cifar, "cifar10", ".", "damaged or incomplete CIFAR10 in .*: put the complete folder cifar-10-batches-py"),
+    (make_cifar, "cifar10", "cifar-10-batches-py", "damaged or incomplete CIFAR10 in .*[^y]: put the complete"),
     (lambda root: None, "imagefolder", None, "needs data.path"),
     (lambda root: None, "imagefolder", "nowhere", "is not a folder"),
     (lambda root: None, "imagefolder", ".", "no folder train in"),

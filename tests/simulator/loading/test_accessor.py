@@ -61,7 +61,7 @@ def test_an_accessor_gives_every_element_every_epoch(load_indefinitely: bool, ea
 
 
 @pytest.mark.parametrize("taken", [1, 4, 5])
-def test_an_epoch_that_is_cut_short_begins_anew(taken: int):
+def test_an_epoch_that_is_cut_short_begins_again(taken: int):
     read = accessor(Numbers(5))
     for _ in range(3):
         assert numbers(itertools.islice(read, taken)) == list(range(taken))

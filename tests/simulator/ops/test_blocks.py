@@ -102,7 +102,7 @@ def test_blocks_without_an_id_are_numbered(begun):
     assert second._user_id == "1"
 
 
-def test_the_numbering_can_begin_anew(begun):
+def test_the_numbering_can_begin_again(begun):
     def forward(model, x):
         for _ in range(2):
             poptorch.Block.useAutoId()

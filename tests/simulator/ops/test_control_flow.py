@@ -123,7 +123,7 @@ def test_a_loop_is_for_inference_only():
 # -------------------------------------------------------------------------------------------- cond
 
 
-def test_cond_decides_anew_in_each_run():
+def test_cond_decides_in_each_run():
     def forward(condition, x, y):
         return poptorch.cond(condition, lambda a: a * 10, [x], lambda a, b: a - b, [x, y])
 

@@ -1,4 +1,4 @@
-"""Whether PopTorch and an IPU can be used here. Loads PopTorch only where it would not assert."""
+"""Checks whether PopTorch and an IPU can be used here. PopTorch is loaded only if it would not assert."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TORCH = "2.0.1"
 
 
 def ipu_problem(*, offline: bool = False) -> Optional[str]:
-    """Why --device ipu cannot be used, with the remedy; None if it can. `offline`: no hardware is needed."""
+    """Returns why --device ipu cannot be used, with the remedy, or None if it can. `offline`: no hardware is needed."""
     if getattr(sys.modules.get("poptorch"), "__simulated__", False):
         return "the PopTorch in this process is the simulator, not hardware: use --device ipu-sim"
     if importlib.util.find_spec("poptorch") is None:

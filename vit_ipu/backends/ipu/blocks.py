@@ -14,14 +14,14 @@ from vit_ipu.step import TrainingStep
 
 
 def begin_stages(model: ViT, config: Config) -> None:
-    """Marks the first module on each IPU as the begin of a block there."""
+    """Marks the first module on each IPU as the beginning of a block on that IPU."""
     modules = dict(model.named_modules())
     for ipu, units in enumerate(place_units(config.layers_per_ipu)):
         poptorch.BeginBlock(modules[first_module(units[0])], user_id=f"ipu{ipu}", ipu_id=ipu)
 
 
 def keep_block_outputs(model: ViT) -> None:
-    """Each transformer block's output is kept for the backward pass, and what is inside is computed again."""
+    """Keeps each transformer block's output for the backward pass; the inside of the block is computed again."""
     for block in model.blocks:
         block.register_forward_hook(_keep)
 

@@ -1,4 +1,4 @@
-"""Several host processes under poprun: PopDist says which of them this is.
+"""Host processes under poprun: PopDist gives the index of this process and the number of processes.
 
 Written to PopDist's documentation (https://docs.graphcore.ai/projects/poprun-user-guide); never run on hardware.
 """
@@ -15,7 +15,10 @@ from vit_ipu.errors import ConfigError
 
 
 def instances(config: Config) -> Instances:
-    """This process among those of poprun, or the only one. Raises ConfigError if poprun has other replicas."""
+    """Returns the index of this process and the number of processes: one, except under poprun.
+
+    Raises ConfigError if poprun's replicas are not the config's.
+    """
     if not _under_poprun():
         return Instances()
     import popdist
@@ -32,7 +35,7 @@ def instances(config: Config) -> Instances:
 
 
 def new_options(config: Config) -> poptorch.Options:
-    """Options that know the replicas: all of them, or this instance's under poprun."""
+    """Returns options that state the number of replicas: all replicas, or this instance's under poprun."""
     if _under_poprun():
         import popdist.poptorch
 

@@ -1,7 +1,7 @@
 """The step contract over two PopTorch executors, one for training and one for inference, that share the IPUs.
 
 A machine has as many IPUs as the training pipeline takes, so the training executor detaches before inference
-attaches, and attaches again with its next step; the weights go through the host.
+attaches, and attaches again for its next step; the weights are copied through the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PREFIX = "model."
 
 
 class IpuBackend:
-    """IPUs, or simulated ones: PopTorch is called the same way."""
+    """The backend for IPUs and for simulated IPUs: PopTorch is called the same way for both."""
 
     def __init__(self, config: Config, device_kind: str, *, offline: bool = False) -> None:
         self._config, self._offline = config, offline
@@ -113,7 +113,7 @@ class IpuBackend:
         return BatchPlan.of_evaluation(self._config).samples_per_step // self.instances.count
 
     def _current_inference(self) -> poptorch.PoplarExecutor:
-        """The inference executor with the weights that training has reached."""
+        """Returns the inference executor, with the weights that training has reached."""
         if self._inference is None:
             begin_stages(self._inference_step.model, self._config)
             options = inference_options(self._config, offline=self._offline)
@@ -158,14 +158,17 @@ class IpuBackend:
                 self._restore_random_state()
 
     def _restore_random_state(self) -> None:
-        """The state saved is that of the first instance's replicas; others keep the one that their seed gives."""
+        """Restores the saved random state in the first instance.
+
+        The saved state belongs to the replicas of the first instance; other instances keep the state of their seed.
+        """
         assert self._training is not None
         assert self._saved_rng is not None
         if self.instances.index == 0:
             self._training.rng_state = [self._saved_rng["seed"], *self._saved_rng["words"].tolist()]
 
     def _weights(self) -> Dict[str, Tensor]:
-        """The ViT's weights on the host, in the device's format."""
+        """Returns the ViT's weights on the host, in the device's format."""
         source = self._training if self._training is not None else self._training_step
         state = source.state_dict()
         return {
@@ -173,21 +176,21 @@ class IpuBackend:
         }
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
-        """Hands over the state on the IPU; the groups stay as the config made them."""
+        """Loads the optimizer's state on the IPU; the parameter groups stay as the config made them."""
         self._optimizer.load_state_dict(dict(self._optimizer.state_dict(), **saved))
 
     def close(self) -> None:
         executors = [executor for executor in (self._training, self._inference) if executor is not None]
         self._training = self._inference = None
         if self._config.pipeline.synthetic_data:
-            return  # destroy() reads weights back, which PopART does not have then: it would read freed memory
+            return  # destroy() reads weights back, which PopART lacks for synthetic data: it would read freed memory
         for executor in executors:
             executor.destroy()
 
     # -------------------------------------------------------------------------------------- inputs
 
     def _on_wire(self, images: Tensor) -> Tensor:
-        """Bytes as they are; floats in the device's format."""
+        """Returns the images to transfer: bytes unchanged, floats in the device's format."""
         return images if images.dtype == torch.uint8 else images.to(self._dtype)
 
     def _blank_images(self, count: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""From a config to poptorch.optim.
+"""Builds a poptorch optimizer from a config.
 
-An attribute that is given to the constructor may change between calls, one left out is compiled in.
+An attribute that is given to the constructor may change between calls; an attribute that is left out is compiled in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vit_ipu.optim import optimizer_groups
 
 
 def build_optimizer(model: nn.Module, config: Config) -> Any:
-    """The poptorch optimizer of a config, over its decayed and its exempt parameters."""
+    """Returns the poptorch optimizer of a config, over the decayed and the exempt parameters of `model`."""
     optim = config.optim
     groups = optimizer_groups(model, optim)
     if optim.optimizer == "sgd":

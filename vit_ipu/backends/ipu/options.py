@@ -1,6 +1,8 @@
-"""From a config to poptorch.Options, for training and for inference."""
+"""Builds poptorch.Options from a config, for training and for inference."""
 
 from __future__ import annotations
+
+from typing import Dict
 
 import poptorch
 import torch
@@ -16,7 +18,7 @@ _RECOMPUTE_NONE, _RECOMPUTE_PIPELINE, _RECOMPUTE_ALL = 0, 3, 4
 
 
 def training_options(config: Config, *, offline: bool = False) -> poptorch.Options:
-    """Options of the training executor: it returns the loss of every micro-batch."""
+    """Returns the options of the training executor, which returns the loss of every micro-batch."""
     plan = BatchPlan.of(config)
     options = _common_options(config, offline=offline)
     options.deviceIterations(plan.device_iterations)
@@ -32,7 +34,7 @@ def training_options(config: Config, *, offline: bool = False) -> poptorch.Optio
 
 
 def inference_options(config: Config, *, offline: bool = False) -> poptorch.Options:
-    """Options of the inference executor: no accumulation, and every micro-batch rounds to nearest."""
+    """Returns the options of the inference executor: no accumulation, and every micro-batch rounds to nearest."""
     options = _common_options(config, offline=offline)
     options.deviceIterations(BatchPlan.of_evaluation(config).device_iterations)
     options.outputMode(poptorch.OutputMode.All)
@@ -63,7 +65,7 @@ def _common_options(config: Config, *, offline: bool) -> poptorch.Options:
     return options
 
 
-def _proportions(config: Config) -> dict[str, float]:
+def _proportions(config: Config) -> Dict[str, float]:
     proportions = config.pipeline.available_memory_proportion or ()
     ipus = len(config.layers_per_ipu)
     each = proportions if len(proportions) == ipus else proportions * ipus
@@ -86,6 +88,6 @@ def _set_recomputation(options: poptorch.Options, config: Config) -> None:
     if config.pipeline.recompute == "none":
         options._Popart.set("autoRecomputation", _RECOMPUTE_NONE)
     elif config.pipeline.recompute == "every_block":
-        # PopART knows the pipeline's kind only where there is a pipeline (recompute.cpp:226-231)
+        # PopART knows RecomputationType::Pipeline only if there is a pipeline (recompute.cpp:226-231)
         pipelined = config.pipeline.execution == "pipelined" and len(config.layers_per_ipu) > 1
         options._Popart.set("autoRecomputation", _RECOMPUTE_PIPELINE if pipelined else _RECOMPUTE_ALL)

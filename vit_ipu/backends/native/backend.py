@@ -18,7 +18,7 @@ from vit_ipu.step import InferenceStep, TrainingStep
 
 
 class NativeBackend:
-    """One device of torch's. The replicas of the config are run one after the other."""
+    """The backend for one torch device, on which the replicas of the config run one after the other."""
 
     instances = Instances()
 
@@ -52,7 +52,10 @@ class NativeBackend:
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
     def _update(self, batch: HostBatch) -> Tensor:
-        """One weight update on a global batch; its mean loss. Smaller micro-batches are tried if memory runs out."""
+        """Makes one weight update on a global batch, and returns the mean loss.
+
+        Smaller micro-batches are tried if memory runs out.
+        """
         rng = _rng_state(self._device)
         while True:
             try:
@@ -73,7 +76,7 @@ class NativeBackend:
         return loss
 
     def _accumulate(self, batch: HostBatch) -> Tensor:
-        """Adds the reduced gradient of a global batch; its mean loss."""
+        """Adds the reduced gradient of a global batch, and returns the mean loss."""
         total = torch.zeros((), device=self._device)
         for part in batch.split(self.micro_batch_size):
             share = len(part) / len(batch)
@@ -111,10 +114,10 @@ class NativeBackend:
     # -------------------------------------------------------------------------------------- state
 
     def compile(self) -> None:
-        """Nothing: torch.compile compiles at the first step."""
+        """Does nothing: torch.compile compiles at the first step."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing: there is nothing to free."""
 
     def state_dict(self) -> Dict[str, Any]:
         names = [name for name, _ in self._model.named_parameters()]
@@ -130,7 +133,7 @@ class NativeBackend:
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         if "optimizer" in state:
-            saved = _on_host(state["optimizer"])  # a copy: torch would go on in the caller's tensors
+            saved = _on_host(state["optimizer"])  # a copy: torch would update the caller's tensors in place
             by_index = {index: saved[name] for index, name in enumerate(self._order_of_names()) if name in saved}
             groups = self._optimizer.state_dict()["param_groups"]
             self._optimizer.load_state_dict({"state": by_index, "param_groups": groups})
@@ -139,7 +142,7 @@ class NativeBackend:
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Dropout draws from a state of its own, so that nothing else in the process (a DataLoader, say) shifts it."""
+        """Makes dropout draw from a random state that nothing else in the process (such as a DataLoader) shifts."""
         outside = _rng_state(self._device)
         _set_rng_state(self._rng)
         try:
@@ -149,7 +152,7 @@ class NativeBackend:
             _set_rng_state(outside)
 
     def _order_of_names(self) -> List[str]:
-        """The parameters in the optimizer's numbering."""
+        """Lists the names of the parameters in the order of the optimizer's numbering."""
         groups = parameter_groups(self._model, self._config.optim)
         return [name for group in groups for name in group.names]
 
@@ -167,7 +170,7 @@ def _compiled(function: Callable[..., Tensor], compiles: bool) -> Callable[..., 
 
 
 def _on_host(values: Any) -> Any:
-    """The nested dict with copies of its tensors on the host."""
+    """Returns the nested dict with its tensors copied to the host."""
     if isinstance(values, Tensor):
         return values.detach().cpu().clone()
     if isinstance(values, dict):

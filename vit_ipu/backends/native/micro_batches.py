@@ -1,4 +1,4 @@
-"""How many of the config's micro-batches a CPU or GPU takes at a time."""
+"""Chooses how many of the config's micro-batches a CPU or GPU takes at a time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vit_ipu.config import Config, ModelConfig, PipelineConfig
 CPU_BUDGET = 1 << 30
 """Bytes of activations that a CPU run may hold, when the micro-batch size is automatic."""
 CUDA_SHARE = 0.8
-"""Share of a GPU's free memory that activations may take, likewise."""
+"""Share of a GPU's free memory that activations may take, when the micro-batch size is automatic."""
 
 
 def merged_sizes(pipeline: PipelineConfig) -> List[int]:
-    """Merged micro-batch sizes, ascending: multiples of the config's micro-batch that divide the global batch."""
+    """Lists the merged micro-batch sizes, ascending: multiples of micro_batch_size that divide the global batch."""
     micro, total = pipeline.micro_batch_size, pipeline.global_batch_size
     return [micro * count for count in range(1, total // micro + 1) if total % (micro * count) == 0]
 
 
 def first_size(config: Config, device: torch.device) -> int:
-    """The size to begin with: the config's, or the largest that the device's memory is estimated to hold."""
+    """Returns the micro-batch size to begin with: the config's, or the largest that should fit the device's memory."""
     if config.pipeline.native_micro_batch_size is not None:
         return config.pipeline.native_micro_batch_size
     budget = float(CPU_BUDGET)
@@ -31,7 +31,7 @@ def first_size(config: Config, device: torch.device) -> int:
 
 
 def activation_bytes(model: ModelConfig) -> int:
-    """Bytes of activations that one sample keeps for its backward pass, in float32: an upper estimate.
+    """Returns an upper estimate of the bytes of activations, in float32, that one sample keeps for its backward pass.
 
     Per block and token: two norms, q, k, v, attention output and projection, two residuals and the MLP's two
     widths twice; the attention weights twice, as if they were materialised.
@@ -42,5 +42,5 @@ def activation_bytes(model: ModelConfig) -> int:
 
 
 def fitting_micro_batch_size(sizes: List[int], bytes_per_sample: int, budget: float) -> int:
-    """The largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
+    """Returns the largest of the ascending `sizes` whose activations fit the budget, or the smallest of all."""
     return max((size for size in sizes if size * bytes_per_sample <= budget), default=sizes[0])

@@ -1,4 +1,4 @@
-"""From a config to torch.optim, or to the program's own LAMB."""
+"""Builds an optimizer from a config: one of torch.optim, or this program's own LAMB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_ipu.optim import LAMB, optimizer_groups
 
 
 def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer of a config, over its decayed and its exempt parameters."""
+    """Returns the optimizer of a config, over the decayed and the exempt parameters of `model`."""
     optim = config.optim
     groups = optimizer_groups(model, optim)
     if optim.optimizer == "sgd":

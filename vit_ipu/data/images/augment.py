@@ -1,7 +1,7 @@
-"""What changes the colours and shapes of a cropped training image: AutoAugment, RandAugment, random erasing.
+"""Augmentation of a cropped training image: AutoAugment, RandAugment, random erasing.
 
-All are torchvision's, which draws from torch's global generator: that is seeded from the caller's generator for the
-time of a call, and then put back.
+All are torchvision's transforms, which draw from torch's global generator. Each call seeds that generator from the
+caller's generator, and restores the global generator's state at the end.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torchvision.transforms import AutoAugment, RandAugment, RandomErasing
 from vit_ipu.config import DataConfig
 
 GREY = [128.0, 128.0, 128.0]
-"""What a rotated or sheared image leaves free, as in mmclassification's and graphcore's policies."""
+"""Colour of the area that a rotated or sheared image leaves free, as in mmclassification's and graphcore's policies."""
 
 
 class Augment:
-    """Pixels (S, S, 3) of uint8 to others, as the config says; the same ones, without a draw, if it says nothing."""
+    """Augments pixels (S, S, 3) of uint8; returns them unchanged, without a random draw, if the config has none."""
 
     def __init__(self, config: DataConfig) -> None:
         self._policy = _policy(config)
         self._erase: Optional[RandomErasing] = None
         if config.random_erasing > 0:
-            # The mean's nearest byte, so that what is erased is zero after normalisation, to half a byte.
+            # The byte nearest to the mean, so that erased pixels are zero after normalisation, to half a byte.
             self._erase = RandomErasing(config.random_erasing, value=[round(255 * mean) for mean in config.mean])
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -52,7 +52,7 @@ def _policy(config: DataConfig) -> Any:
 
 @contextmanager
 def torchs_generator_from(rng: np.random.Generator) -> Iterator[None]:
-    """Within, torch's global CPU generator is seeded by a draw of `rng`; afterwards it is as it was before."""
+    """Seeds torch's global CPU generator by a draw of `rng`, and restores the generator's state at the end."""
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(int(rng.integers(1 << 63)))  # not torch.manual_seed, which seeds GPUs too
     try:

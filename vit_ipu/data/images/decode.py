@@ -1,6 +1,6 @@
-"""Pictures: images of any size and format, of which a square crop is taken as bytes, decoding no more than it needs.
+"""Pictures: images of any size and format that give square crops as uint8 pixels and decode no more than needed.
 
-A plain JPEG is decoded no larger than it must be, and only the crop is resized (jpeg.py). Everything else is Pillow's.
+A plain JPEG is decoded no larger than necessary, and only the crop is resized (jpeg.py). Pillow does everything else.
 Pictures are upright: the Exif orientation is applied, and sizes and boxes are those of the upright image.
 Pixels are arrays (H, W, 3) of uint8.
 """
@@ -29,9 +29,9 @@ from vit_ipu.errors import DataError
 from vit_ipu.text import escaped
 
 MAX_PIXELS = 10**9
-"""Of the largest image that is read: 4 GB in Pillow's memory."""
+"""Pixels of the largest image that is read: 4 GB in Pillow's memory."""
 _MOST_RESIZED = 4
-"""How many times the pixels of its middle are made of an image that is resized whole."""
+"""A complete image is resized for its center crop only if the result has at most this many times the crop's pixels."""
 
 # Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -47,17 +47,17 @@ class Picture(Protocol):
         """Width and height."""
 
     def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
-        """The pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
+        """Returns the pixels (size, size, 3) of the box, resized with antialiasing ("bilinear" or "bicubic")."""
 
     def middle(self, short_side: int, size: int, interpolation: str) -> np.ndarray:
-        """The middle (size, size, 3) of the image after its short side became `short_side`."""
+        """Returns the center crop (size, size, 3) of the image after its short side became `short_side`."""
 
 
 class DecodedImage:
-    """An image of Pillow's, of any mode; 16 bits are scaled, transparency is dropped."""
+    """A Pillow image of any mode; 16-bit values are scaled to 8 bits, and transparency is dropped."""
 
     def __init__(self, image: Image.Image) -> None:
-        """Raises ValueError for numbers wider than 16 bits."""
+        """Raises ValueError if pixel values have more than 16 bits."""
         self._image = _of_bytes(image)
 
     @property
@@ -67,7 +67,7 @@ class DecodedImage:
     def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
         if self._image.mode != "RGBA":
             return np.array(resized_by_pillow(self._image, box, (size, size), interpolation).convert("RGB"))
-        # Pillow would weight the colours by the opacity; and to drop that first doubles the memory of a large image.
+        # Pillow would weight colours by the opacity; dropping the opacity first doubles the memory of a large image.
         bands = [resized_by_pillow(self._image.getchannel(name), box, (size, size), interpolation) for name in "RGB"]
         return np.array(Image.merge("RGB", bands))
 
@@ -75,7 +75,7 @@ class DecodedImage:
         return self.crop(center_box(self.size, short_side, size), size, interpolation)
 
     def rgb(self) -> Image.Image:
-        """The whole image."""
+        """Returns the complete image in mode RGB."""
         return self._image if self._image.mode == "RGB" else self._image.convert("RGB")
 
 
@@ -83,7 +83,7 @@ class EncodedImage:
     """The bytes of an image file."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        """`name` stands in messages. Raises DataError if the image is too large; other faults show when it is used."""
+        """`name` is for messages. Raises DataError if a plain JPEG is too large; other faults show at the first use."""
         self.data, self._name = data, name
         self._decoded: Optional[DecodedImage] = None
         self._jpeg = PlainJpeg.of(data)
@@ -95,12 +95,12 @@ class EncodedImage:
         return self._by_pillow().size if self._jpeg is None else self._jpeg.size
 
     def crop(self, box: Box, size: int, interpolation: str) -> np.ndarray:
-        """As Picture.crop. Raises DataError if the file is damaged."""
+        """Implements Picture.crop. Raises DataError if the file is damaged."""
         pixels = None if self._jpeg is None else self._jpeg.crop(box, size, interpolation)
         return self._by_pillow().crop(box, size, interpolation) if pixels is None else pixels
 
     def middle(self, short_side: int, size: int, interpolation: str) -> np.ndarray:
-        """As Picture.middle. Raises DataError if the file is damaged."""
+        """Implements Picture.middle. Raises DataError if the file is damaged."""
         whole = resized_size(self.size, short_side)
         resizes_whole = interpolation in QUICK_IN_TORCH and whole[0] * whole[1] <= _MOST_RESIZED * size**2
         if self._jpeg is None or not resizes_whole:
@@ -112,7 +112,7 @@ class EncodedImage:
         return pixels[top : top + size, left : left + size]
 
     def rgb(self) -> Image.Image:
-        """The whole image, decoded by Pillow. Raises DataError if the file is damaged."""
+        """Returns the complete image in mode RGB, decoded by Pillow. Raises DataError if the file is damaged."""
         return self._by_pillow().rgb()
 
     def _by_pillow(self) -> DecodedImage:
@@ -120,10 +120,10 @@ class EncodedImage:
             try:
                 self._decoded = _decode_by_pillow(self.data)
             except UnidentifiedImageError:
-                raise self._unreadable("it is no image of a known format" if self.data else "it is empty") from None
+                raise self._unreadable("it is not an image of a known format" if self.data else "it is empty") from None
             except Image.DecompressionBombError:
                 raise self._unreadable(_TOO_LARGE) from None
-            except Exception as error:  # damaged files make Pillow's plugins raise many kinds
+            except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
                 raise self._unreadable(str(error) or type(error).__name__) from None
         return self._decoded
 
@@ -132,7 +132,7 @@ class EncodedImage:
 
 
 def unreadable(name: str, reason: str) -> DataError:
-    """The one line that is said of an image that cannot be read."""
+    """Returns the error, with a one-line message, for an image that cannot be read."""
     return DataError(f"cannot read the image {escaped(name)}: {escaped(reason)}")
 
 
@@ -140,9 +140,9 @@ def unreadable(name: str, reason: str) -> DataError:
 
 
 def _decode_by_pillow(data: bytes) -> DecodedImage:
-    """The first frame, upright."""
+    """Decodes the first frame, and turns it upright."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on sizes and odd palettes
+        warnings.simplefilter("ignore")  # warnings about sizes and odd palettes
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             with contextlib.suppress(Exception):  # damaged metadata of a sound image
@@ -151,7 +151,7 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """The image in mode L, RGB or RGBA. Raises ValueError if its numbers have more than 16 bits."""
+    """Converts an image to mode L, RGB or RGBA. Raises ValueError if its pixel values have more than 16 bits."""
     mode = image.mode
     if mode in ("L", "RGB", "RGBA"):
         return image
@@ -165,7 +165,7 @@ def _of_bytes(image: Image.Image) -> Image.Image:
 
 
 def _of_sixteen_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 bits in mode L, a band of rows at a time: an image may be large."""
+    """Returns the upper 8 bits in mode L, computed a band of rows at a time because an image may be large."""
     found = Image.new("L", image.size)
     rows = max(1, (1 << 22) // image.width)
     for top in range(0, image.height, rows):

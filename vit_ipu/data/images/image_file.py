@@ -1,4 +1,4 @@
-"""Image files: read whole, without waiting for a pipe, and decoded when they are needed."""
+"""Image files, read completely without blocking on pipes, and decoded only when needed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vit_ipu.text import escaped
 
 
 def open_picture(path: str) -> EncodedImage:
-    """The image file at `path`. Raises DataError if it cannot be read."""
+    """Opens the image file at `path`. Raises DataError if the file cannot be read."""
     return EncodedImage(read_bytes(path), path)
 
 
 def read_bytes(path: str) -> bytes:
-    """The image file at `path` as it is. Raises DataError if it cannot be read."""
+    """Returns the bytes of the image file at `path`. Raises DataError if the file cannot be read."""
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise unreadable(path, "it is no regular file")
+                raise unreadable(path, "it is not a regular file")
             return file.read()
     except FileNotFoundError:
         raise DataError(f"no image at {escaped(path)}") from None
@@ -29,5 +29,5 @@ def read_bytes(path: str) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Of a pipe, open would wait for somebody who writes."""
+    """Opens `path` without blocking: a plain open of a pipe would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -1,7 +1,7 @@
-"""Plain JPEGs, decoded by simplejpeg (libjpeg-turbo): in reduced size if a crop is much larger than what becomes of it.
+"""Plain JPEGs, decoded by simplejpeg (libjpeg-turbo), in reduced size if a crop is much larger than its resized result.
 
 benchmarks/jpeg_decoders.py has the measurements. Pixels are arrays (H, W, 3) of uint8, and upright: the orientation of
-Exif is applied. "As stored" is what does not heed it.
+Exif is applied. "As stored" means before the orientation is applied.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 from vit_ipu.data.images.resize import Box, Size, resized
 
 Orientation = Tuple[bool, bool, bool]
-"""How stored pixels become upright: whether to transpose, after flipping the rows, and the columns."""
+"""Steps that make stored pixels upright: (transpose, flip rows, flip columns), with the flips first."""
 
 REDUCED_MARGIN = 2
 """A crop keeps this many times its final side when a JPEG is decoded in reduced size: below about 1.75 the difference
-from a full decode passes a mean of 2 grey levels on detailed photographs."""
+from a full decode exceeds a mean of 2 grey levels on detailed photographs."""
 _COARSE_COLOURS = "411"
-"""The subsampling whose colours a reduced decode spreads otherwise: up to 16 grey levels in the 99th percentile."""
+"""The subsampling whose colours a reduced decode upsamples differently: up to 16 grey levels in the 99th percentile."""
 
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _ORIENTATION_TAG = 0x0112
@@ -37,12 +37,12 @@ _ORIENTATIONS: Dict[int, Orientation] = {
     7: (True, True, True),
     8: (True, False, True),
 }
-"""By the number that Exif has for it (Exif 2.3, section 4.6.4)."""
+"""The orientation of each Exif value (Exif 2.3, section 4.6.4)."""
 
 
 class PlainJpeg:
-    """The bytes of a JPEG of three colours or grey. Its methods give None if libjpeg-turbo finds any fault: Pillow
-    knows which ones matter."""
+    """The bytes of a JPEG of three colours or grey. Its methods return None if libjpeg-turbo finds any fault: Pillow
+    knows which faults matter."""
 
     def __init__(self, data: bytes, stored_size: Size, *, is_reducible: bool) -> None:
         self._data, self._stored_size, self._is_reducible = data, stored_size, is_reducible
@@ -50,7 +50,7 @@ class PlainJpeg:
 
     @classmethod
     def of(cls, data: bytes) -> Optional[PlainJpeg]:
-        """None for anything else."""
+        """Returns the JPEG in `data`, or None if `data` is not such a JPEG."""
         if not data.startswith(b"\xff\xd8"):
             return None
         try:
@@ -68,17 +68,17 @@ class PlainJpeg:
         return (height, width) if self._orientation[0] else (width, height)
 
     def crop(self, box: Box, size: int, interpolation: str) -> Optional[np.ndarray]:
-        """Pixels (size, size, 3) of the box."""
+        """Returns the pixels (size, size, 3) of the box."""
         return self._resized(_box_as_stored(box, self._stored_size, self._orientation), (size, size), interpolation)
 
     def resized(self, size: Size, interpolation: str) -> Optional[np.ndarray]:
-        """All pixels, as an image of this width and height."""
+        """Returns the complete image, resized to this width and height."""
         return self._resized((0, 0, *self._stored_size), size[::-1] if self._orientation[0] else size, interpolation)
 
     def _resized(self, box: Box, size: Size, interpolation: str) -> Optional[np.ndarray]:
-        """The box as stored, of this size as stored, made upright."""
+        """Resizes the box to `size`, both as stored, and returns upright pixels."""
         reduction = reduction_for(box, min(size)) if self._is_reducible else 1
-        # The smallest of libjpeg-turbo's sizes that is at least this; 0 is the full size.
+        # libjpeg-turbo uses its smallest size that is at least (width, height); 0 means the full size.
         width, height = (-(-side // reduction) if reduction > 1 else 0 for side in self._stored_size)
         try:
             pixels = simplejpeg.decode_jpeg(self._data, min_width=width, min_height=height, min_factor=reduction)
@@ -89,7 +89,7 @@ class PlainJpeg:
 
 
 def reduction_for(box: Box, size: int) -> int:
-    """The divisor (1, 2, 4 or 8) of the sides that a JPEG is decoded with: the inverse transform is as much shorter."""
+    """Returns the divisor (1, 2, 4 or 8) of a decode's sides, by which the inverse transform becomes shorter, too."""
     side = min(box[2] - box[0], box[3] - box[1])
     return next((divisor for divisor in (8, 4, 2) if side >= REDUCED_MARGIN * divisor * size), 1)
 
@@ -98,7 +98,7 @@ def reduction_for(box: Box, size: int) -> int:
 
 
 def _orientation(data: bytes) -> Orientation:
-    """As Pillow finds it, in Exif or else in XMP."""
+    """Returns the orientation that Pillow finds in Exif or else in XMP."""
     if not _has_metadata(data):
         return _UPRIGHT
     try:
@@ -106,17 +106,17 @@ def _orientation(data: bytes) -> Orientation:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1), _UPRIGHT)
-    except Exception:  # damaged metadata of a sound image make Pillow raise many kinds
+    except Exception:  # Pillow raises many kinds of errors for damaged metadata of a sound image
         return _UPRIGHT
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether the header of a JPEG has a segment APP1, where Exif and XMP are; to open it takes ten times as long."""
+    """Tells whether a JPEG has a segment APP1, which holds Exif and XMP; opening the image takes ten times as long."""
     start = 2
     while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != _START_OF_SCAN:
         if data[start + 1] == _APP1:
             return True
-        is_filled = data[start + 1] == 0xFF  # any number of these may stand before a marker (T.81, B.1.1.2)
+        is_filled = data[start + 1] == 0xFF  # any number of fill bytes may precede a marker (T.81, B.1.1.2)
         start += 1 if is_filled else 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     return False
 

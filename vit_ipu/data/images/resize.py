@@ -1,4 +1,4 @@
-"""Boxes in images, and their resizing, always antialiased.
+"""Boxes in images, and resizing of boxes, always antialiased.
 
 benchmarks/jpeg_decoders.py has the measurements by which the libraries were chosen. Pixels are arrays (H, W, 3) of
 uint8.
@@ -20,14 +20,14 @@ Box = Tuple[float, float, float, float]
 Size = Tuple[int, int]
 """Width and height."""
 
-# A pool of threads that a process had before it was forked would be waited for in vain; and crops are small.
+# After a fork, OpenCV would wait forever for the parent's thread pool; and crops are small.
 cv2.setNumThreads(0)
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def resized(pixels: np.ndarray, box: Box, size: Size, interpolation: str) -> np.ndarray:
-    """The box of pixels (H, W, 3), whose edges may lie within pixels, as an image of this size, with antialiasing."""
+    """Resizes the box of `pixels` (H, W, 3), whose edges may lie within pixels, to `size`, with antialiasing."""
     left, top = math.floor(box[0]), math.floor(box[1])
     pixels = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
     height, width = pixels.shape[:2]
@@ -50,19 +50,19 @@ def _resize_by_torch(pixels: np.ndarray, size: Size, interpolation: str) -> np.n
 
 
 def _quick_in_torch() -> Tuple[str, ...]:
-    """The filters that torch computes on bytes with vector instructions; with others, Pillow's are faster."""
+    """Returns the filters that torch computes on bytes with vector instructions; Pillow is faster for other filters."""
     if not hasattr(torch.backends, "cpu"):  # torch 2.0
         return ("bilinear",)
     return ("bilinear", "bicubic") if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else ()
 
 
 QUICK_IN_TORCH = _quick_in_torch()
-"""Filters whose resize of a whole image takes a fifth of the time of Pillow's; a box with edges within pixels is
-Pillow's always."""
+"""Filters with which torch resizes a complete image in a fifth of Pillow's time; Pillow always resizes a box with edges
+within pixels."""
 
 
 def resized_by_pillow(image: Image.Image, box: Box, size: Size, interpolation: str) -> Image.Image:
-    """The box of an image of any mode, in the same mode."""
+    """Resizes the box of an image of any mode, and keeps the mode."""
     return image.resize(size, _FILTERS[interpolation], box=box)
 
 
@@ -70,19 +70,19 @@ def resized_by_pillow(image: Image.Image, box: Box, size: Size, interpolation: s
 
 
 def resized_size(size: Size, short_side: int) -> Size:
-    """The size when the short side becomes `short_side`; the long one is rounded down."""
+    """Returns the size after the short side becomes `short_side`; the long side is rounded down."""
     return size[0] * short_side // min(size), size[1] * short_side // min(size)
 
 
 def center_offset(size: Size, crop_side: int) -> Tuple[int, int]:
-    """Left and top of the middle (crop_side, crop_side)."""
+    """Returns left and top of the center crop (crop_side, crop_side)."""
     return round((size[0] - crop_side) / 2), round((size[1] - crop_side) / 2)
 
 
 def center_box(size: Size, short_side: int, crop_side: int) -> Box:
-    """The box that becomes the middle (crop_side, crop_side) of the image when its short side becomes `short_side`.
+    """Returns the box that becomes the center crop (crop_side, crop_side) when the short side becomes `short_side`.
 
-    It lies on the grid of the resized image: its edges are within pixels, and its sides differ where the long side
+    The box lies on the grid of the resized image: its edges are within pixels, and its sides differ if the long side
     was rounded.
     """
     whole = resized_size(size, short_side)

@@ -1,7 +1,7 @@
-"""From a picture of any size to the square uint8 pixels that travel to the device, and their normalisation there.
+"""Transforms of a picture of any size to the square uint8 pixels that are sent to the device, and their normalisation.
 
-Pixels are arrays (3, S, S) of uint8, written to `out` where it is given. Random choices come from a generator that the
-caller seeds.
+Pixels are arrays (3, S, S) of uint8, written to `out` if given. Random choices come from a generator that the caller
+seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """A resize of the short side and the middle of the image."""
+    """A resize of the short side, then a center crop."""
 
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
@@ -51,7 +51,7 @@ class EvalTransform:
 
 
 def normalize_on_host(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
-    """Bytes (..., 3, S, S) as float32, normalised."""
+    """Returns uint8 pixels (..., 3, S, S) as float32, normalised."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (config.mean, config.std))
     return (pixels.astype(np.float32) / 255 - mean) / std
 
@@ -59,14 +59,14 @@ def normalize_on_host(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
 def random_resized_box(
     size: Tuple[int, int], scale: Tuple[float, float], ratio: Tuple[float, float], rng: np.random.Generator
 ) -> Tuple[int, int, int, int]:
-    """A box (left, top, right, bottom) of random area and log-uniform aspect, as in arXiv:1409.4842.
+    """Returns a box (left, top, right, bottom) of random area and log-uniform aspect, as in arXiv:1409.4842.
 
-    The distribution is that of torchvision's RandomResizedCrop: ten tries, then the largest middle crop.
+    The distribution is that of torchvision's RandomResizedCrop: ten tries, then the largest center crop.
     """
     width, height = size
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        draws = rng.random(4).tolist()  # one call: its cost is that of hundreds of draws
+        draws = rng.random(4).tolist()  # a single call, which costs as much as hundreds of draws
         area = width * height * (scale[0] + (scale[1] - scale[0]) * draws[0])
         aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * draws[1])
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -80,18 +80,18 @@ def random_resized_box(
 
 
 def to_pixels(image: np.ndarray, out: Optional[np.ndarray] = None) -> np.ndarray:
-    """An image (H, W, 3) as (3, H, W). Raises ValueError if it is not bytes, or `out` is not of that shape."""
+    """Returns an image (H, W, 3) as (3, H, W). Raises ValueError if a dtype is not uint8 or `out` has another shape."""
     if out is None:
         out = np.empty((3, *image.shape[:2]), np.uint8)
     is_bytes = image.dtype == np.uint8 and out.dtype == np.uint8
-    if not is_bytes or out.shape != (3, *image.shape[:2]):  # OpenCV would write somewhere else, and say nothing
-        raise ValueError(f"pixels {image.shape} {image.dtype} into {out.shape} {out.dtype}")
+    if not is_bytes or out.shape != (3, *image.shape[:2]):  # OpenCV would silently write elsewhere
+        raise ValueError(f"cannot write pixels {image.shape} {image.dtype} into {out.shape} {out.dtype}")
     cv2.split(image, list(out))  # a fifth of the time of numpy's strided copy
     return out
 
 
 def _shift(image: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """The image (S, S, 3), moved by up to `padding` pixels over black."""
+    """Shifts the image (S, S, 3) at random by up to `padding` pixels over black."""
     size = len(image)
     left, top = rng.integers(2 * padding + 1, size=2).tolist()
     padded = np.zeros((size + 2 * padding, size + 2 * padding, 3), np.uint8)

@@ -1,1 +1,1 @@
-"""Host steps: which image stands where, and the processes that fill them."""
+"""Loading: the order of images in host steps, and the worker processes that fill host steps."""

@@ -1,8 +1,8 @@
-"""Host steps for training and chunks for evaluation, the same whatever the number of workers.
+"""Loaders of host steps for training and of chunks for evaluation; the number of workers does not change them.
 
 Training images form one stream: the shuffled images of epoch 0, then those of epoch 1, and so on. Host step k
-holds the stream's samples k*S to (k+1)*S - 1, S = samples_per_step, ordered [D][G][R][m]. Order and augmentation
-depend only on (seed, epoch, index), so the stream can be entered anywhere.
+holds the stream's samples k*S to (k+1)*S - 1, where S = samples_per_step, ordered [D][G][R][m]. Order and augmentation
+depend only on (seed, epoch, index), so loading can start at any host step.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from vit_ipu.errors import DataError
 from vit_ipu.mixing import mixing_of_step
 
 CHUNK = 256
-"""Images of an evaluation that are predicted at a time."""
+"""Number of images that an evaluation predicts at a time."""
 AHEAD_BYTES = 1 << 30
-"""Of host steps that workers may fill ahead of the one that is consumed; one step always."""
+"""Bytes of the host steps that workers may fill ahead of the consumed step; one step ahead is always allowed."""
 _MAX_AHEAD = 3
 _TRIES = 100
-"""Images that are tried in place of one that cannot be read."""
+"""Number of images that are tried for one sample before loading fails."""
 
 
 class TrainingStream:
-    """Which image, and in which epoch, stands at a position of the stream."""
+    """Maps positions of the training stream to epochs and image indices."""
 
     def __init__(self, num_images: int, seed: int) -> None:
         self._num_images, self._seed = num_images, seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def at(self, positions: Union[Sequence[int], np.ndarray]) -> List[Entry]:
-        """(epoch, index) of each position."""
+        """Returns the (epoch, index) of each position."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), self._num_images)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -59,14 +59,14 @@ class TrainingLoader:
     def __init__(
         self, source: Source, config: Config, positions: np.ndarray, *, start_step: int, total_steps: int
     ) -> None:
-        """`positions`: those of a host step that this process feeds (BatchPlan.share)."""
+        """`positions`: the positions within a host step that this process loads (BatchPlan.share)."""
         self._source, self._config = source, config
         self._stream = TrainingStream(len(source), config.run.seed)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
         self._steps = range(start_step, total_steps)
         self.skipped: Dict[str, None] = {}
-        """Which images could not be read so far, and why, in order: data.on_error is skip."""
+        """Messages about the images that could not be read so far, in order; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
         fill = TrainingFill(self._source, self._config)
@@ -86,7 +86,7 @@ class EvaluationLoader:
     def __init__(self, source: Source, config: Config) -> None:
         self._source, self._config = source, config
         self.skipped: Dict[str, None] = {}
-        """Which images could not be read, and why, in order: data.on_error is skip. They are in no chunk."""
+        """Messages, in order, about unreadable images, which are in no chunk; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
         count = len(self._source)
@@ -101,7 +101,7 @@ class EvaluationLoader:
 
 
 def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples: int, steps: int) -> Iterator[Filled]:
-    """The steps, by the workers of the config or by this process."""
+    """Fills the steps in data.num_workers processes, or in this process if data.num_workers is 0."""
     dtype = getattr(torch, config.data.transfer)
 
     def buffer(count: int, *, shared: bool = False) -> Buffer:
@@ -116,7 +116,7 @@ def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples
 
 
 class _Fill:
-    """Loads images into their places of a buffer; one that cannot be read is an error or is skipped."""
+    """Loads images into their places in a buffer; raises DataError for an unreadable image or skips the image."""
 
     def __init__(self, source: Source, config: Config) -> None:
         self._source, self._data = source, config.data
@@ -132,12 +132,12 @@ class _Fill:
         return skipped
 
     def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
-        """Writes the image to `pixels` (3, S, S) and returns its label."""
+        """Writes an image to `pixels` (3, S, S) and returns the label of the image."""
         raise NotImplementedError
 
     def _skip(self, error: DataError, skipped: List[Skipped]) -> None:
         if self._data.on_error == "raise":
-            raise DataError(f"{error} (data.on_error: skip goes on without it)") from None
+            raise DataError(f"{error} (data.on_error: skip continues without it)") from None
         skipped.append(str(error))
 
 
@@ -148,7 +148,7 @@ class TrainingFill(_Fill):
         self._generators = SampleGenerators(config.run.seed)
 
     def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
-        """Those of the image, or of one drawn from (seed, epoch, index) in its place."""
+        """Loads the image or, if the image cannot be read, another image drawn from (seed, epoch, index)."""
         rng = self._generators.of(epoch, index)
         for _ in range(_TRIES):
             try:
@@ -167,7 +167,7 @@ class _EvaluationFill(_Fill):
         self._transform = EvalTransform(config.data, config.model.image_size)
 
     def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
-        """Those of the image, or the label -1 if it is left out."""
+        """Loads the image; returns the label -1 if the image is skipped."""
         try:
             self._transform(self._source.picture(index), pixels)
             return int(self._source.labels[index])
@@ -177,10 +177,10 @@ class _EvaluationFill(_Fill):
 
 
 class SampleGenerators:
-    """The random numbers of each sample: those of (seed, epoch, index).
+    """Random number generators of the samples, each determined by (seed, epoch, index).
 
     Philox (Salmon et al., SC 2011) computes its numbers from a key and a counter, so that one generator is set to a
-    sample's place in 2 microseconds; to make a new one from a seed sequence takes 10 to 20.
+    sample's counter in 2 microseconds; making a new generator from a seed sequence takes 10 to 20.
     """
 
     def __init__(self, seed: int) -> None:
@@ -188,13 +188,13 @@ class SampleGenerators:
         self._state: Any = self._generator.bit_generator.state  # before any draw
 
     def of(self, epoch: int, index: int) -> np.random.Generator:
-        """The sample's generator, which is valid until another one is asked for."""
+        """Returns the sample's generator, which is valid until the next call."""
         self._state["state"]["counter"][:] = (0, 0, index, epoch)  # the lower two count a sample's 2**128 draws
         self._generator.bit_generator.state = self._state
         return self._generator
 
 
 def stack_images(pixels: Sequence[np.ndarray], config: DataConfig) -> Tensor:
-    """Pixels (3, S, S) of uint8 as one tensor (n, 3, S, S), in the form in which images travel."""
+    """Stacks pixels (3, S, S) of uint8 into a tensor (n, 3, S, S), normalised if config.transfer is float32."""
     stacked = np.stack(pixels)
     return torch.from_numpy(normalize_on_host(stacked, config) if config.transfer == "float32" else stacked)

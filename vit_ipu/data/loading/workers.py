@@ -1,8 +1,8 @@
-"""Host steps filled by worker processes, straight into shared buffers, while earlier ones are consumed.
+"""Worker processes that fill host steps directly in shared buffers, while earlier host steps are consumed.
 
-torch's DataLoader has the processes. Each job is a part of a step: a worker writes its images and labels into their
-places of the step's buffer and answers with what went wrong, so that nothing is collated, copied or sent afterwards.
-Steps come out in order.
+torch's DataLoader starts the processes. Each job is a part of a step: a worker writes the images and labels of the job
+into their places in the step's buffer and answers only with errors, so that nothing is collated, copied or sent
+afterwards. Steps are yielded in order.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from vit_ipu.text import reason_of
 Entry = Tuple[int, int]
 """The epoch and the index of an image."""
 Skipped = str
-"""Which image could not be read, and why."""
+"""A message about an image that could not be read, with the reason."""
 
 JOB_SIZES = (8, 64)
-"""The fewest and the most images of one job, which is otherwise a worker's share of a step: a message costs as much as
-half an image."""
+"""The smallest and largest number of images of a job, which is otherwise a worker's share of a step: a message costs as
+much as half an image."""
 _GRACE = 5.0
-"""Seconds that workers have to end before they are killed."""
+"""Seconds that workers have to exit before they are killed."""
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Room for one host step: images (n, 3, S, S) and labels (n,)."""
+    """Memory for one host step: images (n, 3, S, S) and labels (n,)."""
 
     images: Tensor
     labels: Tensor
 
     @classmethod
     def of(cls, count: int, image_size: int, dtype: torch.dtype, *, shared: bool) -> Buffer:
-        """Makes room for `count` images, in memory that processes share or not. Raises RunFailed if it is full."""
+        """Allocates memory for `count` images, shared if `shared`. Raises RunFailed if shared memory is full."""
         images = torch.empty(count, 3, image_size, image_size, dtype=dtype)
         labels = torch.empty(count, dtype=torch.int64)
         if shared:
             try:
                 images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
-            except RuntimeError as error:  # of torch, if /dev/shm is full
+            except RuntimeError as error:  # torch's error if /dev/shm is full
                 raise RunFailed(
                     f"no shared memory for a host step of {count:,} images: make /dev/shm larger (a container's "
                     f"--shm-size), or set data.num_workers: 0 ({str(error).splitlines()[0]})"
@@ -65,12 +65,12 @@ class Buffer:
 
 
 Fill = Callable[[Buffer, int, Sequence[Entry]], List[Skipped]]
-"""Writes the images of the entries into the buffer from a place on; raises DataError for one that cannot be read."""
+"""Writes the images of the entries into the buffer from a given place on; raises DataError for an unreadable image."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A whole host step; its tensors are written over once the next one is requested."""
+    """A filled host step, whose tensors may be overwritten once the next step is requested."""
 
     images: Tensor
     labels: Tensor
@@ -78,7 +78,7 @@ class Filled:
 
 
 def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callable[[int], Buffer]) -> Iterator[Filled]:
-    """Yields the steps, loaded by this process, each in a buffer of its own."""
+    """Yields the steps, loaded in this process, each in its own buffer."""
     for entries in steps:
         buffer = new_buffer(len(entries))
         skipped = fill(buffer, 0, entries)
@@ -90,7 +90,7 @@ def fill_by_workers(
 ) -> Iterator[Filled]:
     """Yields the steps, loaded by `num_workers` processes into the two or more `buffers`: all but one are filled ahead.
 
-    Only the last step may be smaller than a buffer. Raises what a step met once it is that step's turn, and RunFailed
+    Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
     if a worker cannot be started or dies.
     """
     pool = _Pool(steps, fill, buffers, num_workers)
@@ -103,7 +103,7 @@ def fill_by_workers(
 
 @contextmanager
 def _page_locked(buffers: Sequence[Buffer]) -> Iterator[None]:
-    """Keeps the buffers in place, in a process that uses a GPU, so that the GPU can fetch them by itself."""
+    """Page-locks the buffers if this process uses a GPU, so that the GPU can read the buffers directly."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield
         return
@@ -122,7 +122,7 @@ def _page_locked(buffers: Sequence[Buffer]) -> Iterator[None]:
 
 
 def _clear_cuda_error() -> None:
-    """Clears CUDA's sticky error, which its next launch would report, with a dummy launch."""
+    """Clears CUDA's sticky error, which the next launch would report, with a dummy launch."""
     with suppress(RuntimeError):
         torch.ones(1, device="cuda")
 
@@ -137,14 +137,14 @@ class _Job(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What a worker says of a job."""
+    """A worker's answer to a job."""
 
     skipped: List[Skipped]
     error: Optional[Exception]
 
 
 class _Step(NamedTuple):
-    """A host step under way."""
+    """A host step that is being filled."""
 
     slot: int
     num_images: int
@@ -152,7 +152,7 @@ class _Step(NamedTuple):
 
 
 class _Jobs(Dataset):  # type: ignore[type-arg]
-    """What DataLoader's workers look up: the answer to a job."""
+    """The data set of DataLoader's workers: looking up a job runs the job and returns its answer."""
 
     def __init__(self, fill: Fill, buffers: Sequence[Buffer]) -> None:
         self._fill, self._buffers = fill, buffers
@@ -162,17 +162,17 @@ class _Jobs(Dataset):  # type: ignore[type-arg]
             return _Answer(self._fill(self._buffers[job.slot], job.start, job.entries), None)
         except UserError as error:
             return _Answer([], error)
-        except Exception as error:  # a traceback does not travel: its last line does
+        except Exception as error:  # a traceback cannot be sent: only its last line is
             place = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
             return _Answer([], RunFailed(f"a process that loads images failed: {text}"))
 
 
 class _Pool:
-    """DataLoader's worker processes, and which step lies in which buffer.
+    """DataLoader's worker processes, and the assignment of steps to buffers.
 
-    The jobs that DataLoader has given out ahead of the answers are at most those of all buffers but one, so that no
-    worker writes into the buffer that is being consumed.
+    DataLoader issues jobs for at most all buffers but one ahead of the answers, so that no worker writes into the
+    buffer that is being consumed.
     """
 
     def __init__(self, steps: Iterable[List[Entry]], fill: Fill, buffers: Sequence[Buffer], num_workers: int) -> None:
@@ -183,7 +183,7 @@ class _Pool:
         self._processes: List[Any] = []
         self._answers: Any = None
         self._is_closed = False
-        # Before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
+        # Runs before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
         atexit.register(self._end)
         self._start(
             dataset=_Jobs(fill, buffers),
@@ -193,11 +193,11 @@ class _Pool:
             prefetch_factor=ahead // workers,
             worker_init_fn=_begin_work,
             multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
-            generator=torch.Generator(),  # otherwise it draws from torch's global one
+            generator=torch.Generator(),  # otherwise DataLoader draws from torch's global generator
         )
 
     def steps(self) -> Iterator[Filled]:
-        """Yields the steps when all of their jobs are done."""
+        """Yields each step when all jobs of the step are done."""
         for first in self._received():
             step = self._begun.popleft()
             answers = [first, *islice(self._received(), step.num_jobs - 1)]
@@ -209,10 +209,10 @@ class _Pool:
             yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
 
     def close(self) -> None:
-        """Ends the workers, and kills those that do not end by themselves. If it is interrupted, call it again."""
+        """Stops the workers, and kills workers that do not exit. If `close` is interrupted, call `close` again."""
         if self._is_closed:
             return
-        # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: so not in the main thread.
+        # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: this needs another thread.
         ending = threading.Thread(target=self._free_iterator, daemon=True)
         ending.start()
         ending.join(_GRACE)
@@ -222,7 +222,7 @@ class _Pool:
         self._answers = None
 
     def _end(self) -> None:
-        """Kills what is left of the workers, which have nothing to save."""
+        """Kills the remaining workers, which have nothing to save."""
         if self._is_closed:
             return
         for process in self._processes:
@@ -241,12 +241,12 @@ class _Pool:
                 yield _Job(number % len(self._buffers), start, entries[start : start + starts.step])
 
     def _starts(self, count: int) -> range:
-        """Where the jobs of a step of `count` images start."""
+        """Returns the positions where the jobs of a step of `count` images start."""
         fewest, most = JOB_SIZES
         return range(0, count, min(max(-(-count // self._num_workers), fewest), most))
 
     def _start(self, **settings: Any) -> None:
-        """Starts DataLoader's workers. Raises RunFailed, and leaves none behind, if one cannot be started."""
+        """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
         others, problem = set(multiprocessing.active_children()), ""
         with _destructors_kept_quiet(), _handler_of_child_signals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # more workers than cores are the user's choice
@@ -283,14 +283,14 @@ class _Pool:
 def _begin_work(number: int) -> None:
     """Prepares a worker process."""
     ignore_in_worker()
-    gc.freeze()  # the main process's objects: to look at them would copy all their memory
+    gc.freeze()  # a collection would touch the main process's objects, and so copy all their memory
 
 
 @contextmanager
 def _handler_of_child_signals_kept() -> Iterator[None]:
-    """Takes back DataLoader's handler of SIGCHLD, which raises from any instruction of the main process.
+    """Removes DataLoader's handler of SIGCHLD, which raises from any instruction of the main process.
 
-    A worker that dies is noticed within five seconds all the same, when its answer is waited for.
+    A worker that dies is still noticed within five seconds, when the main process waits for the worker's answer.
     """
     before = signal.getsignal(signal.SIGCHLD)
     try:
@@ -302,7 +302,7 @@ def _handler_of_child_signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _destructors_kept_quiet() -> Iterator[None]:
-    """Drops what DataLoader's iterator says when it is freed after its constructor has failed."""
+    """Suppresses the errors that DataLoader's iterator prints if it is freed after its constructor failed."""
     before = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
     try:

@@ -1,1 +1,1 @@
-"""The command `vit-ipu pack`: an image folder to tar shards."""
+"""The command `vit-ipu pack`, which packs an image folder into tar shards."""

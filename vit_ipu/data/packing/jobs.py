@@ -1,4 +1,4 @@
-"""What the processes of `vit-ipu pack` do: read images, resize them if asked, and write one shard after the other."""
+"""Work of the processes of `vit-ipu pack`: they read images, resize them if requested, and write shards."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from vit_ipu.errors import DataError, UserError
 from vit_ipu.files import sha256_of, written_whole
 
 TEMPORARY = ".packing-"
-"""What the name of an unfinished file begins with."""
+"""Start of the name of an unfinished file."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MEASURED = 64
-"""Images by whose sizes the number of images of a shard is chosen."""
+"""Number of images whose sizes determine the number of images of a shard."""
 TAR_OVERHEAD = 3 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE // 2
-"""Bytes of a sample beside its image: two headers, the label's block, and half a block that is not full."""
+"""Bytes of a sample besides its image: two headers, the label's block, and half a block of padding."""
 _LONGEST_STEM = 60
 _LONGEST_SIDE = 65_500
-"""Of a JPEG, by libjpeg."""
+"""Pixels of the longest side of a JPEG, by libjpeg."""
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What shards are to be like."""
+    """Options for the shards to be written."""
 
     short_side: Optional[int] = None
-    """Larger images are made so small, and encoded as JPEG; others stay the bytes that they are. None: all do."""
+    """Larger images are reduced to this short side and encoded as JPEG; other images keep their bytes. None: all do."""
     quality: int = 90
-    """Of JPEG."""
+    """JPEG quality of reduced images."""
     shard_size: int = 256_000_000
-    """Bytes of a shard, about."""
+    """Approximate bytes of a shard."""
     skip_bad: bool = False
-    """Leave out images that cannot be read, rather than stop."""
+    """Leave out images that cannot be read instead of stopping."""
 
     @classmethod
     def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> PackOptions:
-        """The options as words of a command line. Raises UserError."""
+        """Parses the options of a command line. Raises UserError for an invalid option."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", shard_size)
         size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match is not None else 0
         if size <= 0:
-            raise UserError(f"--shard-size {shard_size!r} is no size: give one such as 256MB or 1GB")
+            raise UserError(f"--shard-size {shard_size!r} is not a size: give a size such as 256MB or 1GB")
         if on_error not in ("raise", "skip"):
             raise UserError(f"--on-error {on_error!r}: use raise or skip")
         if quality is not None and short_side is None:
@@ -65,7 +65,7 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is written."""
+    """A finished shard."""
 
     name: str
     samples: int
@@ -79,7 +79,7 @@ class Shard:
 
 
 class Counter:
-    """What workers and the main process tell each other: how many images are done, and whether to stop."""
+    """State shared by workers and the main process: how many images are done, and whether to stop."""
 
     def __init__(self) -> None:
         self._done = multiprocessing.Value("q", 0)
@@ -105,7 +105,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is given once."""
+    """Data that each worker receives once."""
 
     source: FolderSource
     order: np.ndarray
@@ -116,7 +116,7 @@ class Job:
 
 
 def size_of_sample(job: Job, place: int) -> int:
-    """Bytes that the image at a place takes; 0 if it cannot be read."""
+    """Returns the bytes that the image at a place takes, or 0 if the image cannot be read."""
     path = job.source.paths[int(job.order[place])]
     try:
         return os.stat(path).st_size if job.options.short_side is None else len(prepare(path, job.options)[0])
@@ -125,7 +125,10 @@ def size_of_sample(job: Job, place: int) -> int:
 
 
 def make_shard(job: Job, name: str, first: int, last: int, noted: Optional[Shard]) -> Tuple[Shard, bool]:
-    """Makes shard `name` of the images at the places `first` to `last`; also returns whether it was there and right."""
+    """Writes shard `name` with the images at the places `first` to `last` - 1, unless the shard exists and is right.
+
+    Returns the shard, and whether it existed.
+    """
     path = os.path.join(job.folder, name)
     is_whole = noted is not None and noted.samples + len(noted.skipped) == last - first
     if noted is not None and is_whole and has_sha256(path, noted.sha256):
@@ -138,7 +141,7 @@ def make_shard(job: Job, name: str, first: int, last: int, noted: Optional[Shard
 
 
 def _write_samples(file: _Hashed, job: Job, places: range) -> Tuple[int, List[str]]:
-    """Writes a tar of the images at these places: how many, and the paths of those that cannot be read."""
+    """Writes a tar of the images at these places; returns the number of samples, and the paths of unreadable images."""
     skipped: List[str] = []
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
         for place in places:
@@ -168,7 +171,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class _Hashed:
-    """A file that is written from its beginning to its end, its length and its sha256."""
+    """A file written from start to end that records its length and its SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.count, self.digest = file, 0, hashlib.sha256()
@@ -180,7 +183,7 @@ class _Hashed:
 
 
 def has_sha256(path: str, expected: str) -> bool:
-    """Tells whether there is such a file, with this SHA-256."""
+    """Tells whether the file exists and has this SHA-256."""
     try:
         return sha256_of(Path(path)) == expected
     except FileNotFoundError:
@@ -188,7 +191,7 @@ def has_sha256(path: str, expected: str) -> bool:
 
 
 def scan_with_keys(path: str) -> Tuple[np.ndarray, np.ndarray]:
-    """The rows of a shard of ours, and the index that each key begins with."""
+    """Returns the rows of a shard that pack wrote, and the index at the start of each key."""
     rows = scan_shard(path).rows
     with open(path, "rb") as file:
         names = [os.pread(file.fileno(), 8, offset - tarfile.BLOCKSIZE) for offset in rows[:, 0].tolist()]
@@ -199,10 +202,10 @@ def scan_with_keys(path: str) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
-    """The image as it is packed, and its suffix: resized and encoded as JPEG (4:2:0) if larger, else its own bytes.
+    """Returns an image's bytes and suffix for the shard: a JPEG (4:2:0) if the image is reduced, else the file's bytes.
 
-    Resizing is bicubic and antialiased. What would be too long for a JPEG stays as it is, too. Raises DataError for an
-    image that cannot be decoded to its end.
+    Resizing is bicubic and antialiased. An image that would be too long for a JPEG keeps its bytes, too. Raises
+    DataError for an image that cannot be decoded to its end.
     """
     data, suffix = read_bytes(path), os.path.splitext(path)[1].lower()
     if options.short_side is None:
@@ -221,8 +224,8 @@ def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
 
 
 def _check(data: bytes, path: str) -> None:
-    """Raises DataError unless the image can be decoded; a JPEG at an eighth of its size, which needs all its bytes."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # the reason is EncodedImage's to tell
+    """Raises DataError unless the image can be decoded; for a JPEG at an eighth of its size, which needs all bytes."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # EncodedImage reports the reason
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as opened:
             if opened.format == "JPEG":

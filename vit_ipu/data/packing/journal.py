@@ -1,4 +1,4 @@
-"""The journal of `vit-ipu pack`: a line of JSON for the settings, and one for each shard that is whole."""
+"""The journal of `vit-ipu pack`: a line of JSON for the settings, and a line for each finished shard."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vit_ipu.files import lock
 
 
 def lock_journal(journal: IO[str], folder: Path) -> None:
-    """Keeps other processes from packing into `folder` while the file is open. Raises UserError if one does already."""
+    """Locks `folder` for this process while `journal` is open. Raises UserError if another process has the lock."""
     if not lock(journal):
         raise UserError(f"another process is packing into {folder}: wait for it, or stop it")
 
 
 def append_record(journal: IO[str], record: Dict[str, Any]) -> None:
-    """Notes something for good: it is on the disk when this returns."""
+    """Appends a record, which is on the disk when this function returns."""
     journal.write(json.dumps(record) + "\n")
     journal.flush()
     os.fsync(journal.fileno())
 
 
 def read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
-    """What was noted; a line that was not written to its end is taken away. Raises DataError if it is damaged."""
+    """Returns the records, and removes an incomplete last line. Raises DataError if the journal is damaged."""
     journal.seek(0)
     try:
         text = journal.read()
@@ -34,14 +34,14 @@ def read_journal(journal: IO[str], folder: Path) -> List[Dict[str, Any]]:
         records = [json.loads(line) for line in whole.splitlines()]
         if not all(map(_is_record, records)):
             raise ValueError
-    except ValueError:  # JSON's and Unicode's are of this kind
+    except ValueError:  # JSON's and Unicode's errors are ValueErrors
         raise DataError(f"{folder / JOURNAL} is damaged: give another TARGET") from None
     journal.truncate(len(whole.encode("utf-8")))
     return records
 
 
 def _is_record(record: Any) -> bool:
-    """Whether it tells of settings, or of a shard."""
+    """Tells whether the record describes settings or a shard."""
     if not isinstance(record, dict) or not {"version", "name"} & set(record):
         return False
     shards = record.get("shards", 1)

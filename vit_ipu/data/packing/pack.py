@@ -1,13 +1,13 @@
-"""Writing a folder of images as tar shards that any number of hosts read quickly.
+"""Packs a folder of images into tar shards that any number of hosts read quickly.
 
 TARGET/train and TARGET/val each get shards in webdataset's layout (KEY.jpg and KEY.cls; the class names are in
-classes.txt), index.json for people and for --verify, and index.npz, which says where each image lies. Images lie
-shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists them in the
-order of the folder, so that a run from the shards takes the same images in the same order as one from the folder.
+classes.txt), index.json for people and for --verify, and index.npz with the position of each image. The images are
+shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists the images in the
+order of the folder, so that a run from the shards takes the same images in the same order as a run from the folder.
 
-Which images a shard gets is settled beforehand, by their number, so that shards are made side by side and come out
-the same however many processes make them. A shard appears by a rename when it is whole and on the disk, and is then
-noted in a journal; a killed run goes on after the last one noted.
+The number of images alone decides in advance which images a shard gets, so that shards are written in parallel and are
+the same for any number of processes. A shard gets its name by a rename once it is complete and on the disk, and is then
+recorded in a journal; a killed run resumes after the last recorded shard.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from vit_ipu.files import write_whole
 from vit_ipu.text import single_line
 
 SPLITS = {"train": "train", "eval": "val"}
-"""What the folder of each split is called."""
+"""The folder name of each split."""
 _VERSION = 1
 _SEED = 0
 _FEWER = ": try again with fewer --workers"
@@ -67,18 +67,18 @@ _FEWER = ": try again with fewer --workers"
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """What was packed of one split."""
+    """Totals of one packed split."""
 
     samples: int
     bytes: int
     shards: int
     kept: int
-    """Shards of an earlier run that were right."""
+    """Number of shards of an earlier run that were right and are kept."""
     skipped: Tuple[str, ...]
 
 
 Progress = Callable[[str, int, int], None]
-"""Hears the split, how many images are done, and how many there are."""
+"""Receives the split, the number of images that are done, and the number of all images."""
 
 
 def pack(
@@ -90,12 +90,12 @@ def pack(
     cache: ListingCache,
     progress: Progress = lambda split, done, total: None,
 ) -> Dict[str, PackedSplit]:
-    """Packs both splits of an image folder, or of ImageNet in its own layout; finishes what an earlier run began.
+    """Packs both splits of an image folder, or of ImageNet in its own layout; resumes an earlier, unfinished run.
 
-    Raises UserError for images or a target that cannot be used, PackInterrupted at Ctrl-C.
+    Raises UserError if the images or the target cannot be used, and PackInterrupted on Ctrl-C.
     """
     if not source.is_dir():
-        raise DataError(f"{source} is not a folder")
+        raise DataError(f"{source} is not a folder: give the folder of the images")
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
     _refuse_strange_target(target, source, images.values())
@@ -104,18 +104,18 @@ def pack(
         for packer in packers:
             packer.require_same_options()
         for packer in packers:
-            packer.begin_anew()
+            packer.start_over()
     return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
 
 
 def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
-    """The number of images of each split, after every shard was read. Raises DataError if one is not as written."""
+    """Reads every shard, and returns the number of images of each split. Raises DataError if a shard has changed."""
     folders = [target / name for name in SPLITS.values()]
     if not any((folder / own).is_file() for folder in folders for own in (INDEX, JOURNAL)):
-        raise DataError("{} holds no shards of pack: expected {}/{}/{}".format(target, target, "train", INDEX))
+        raise DataError(f"{target} has no shards of vit-ipu pack: expected {target}/train/{INDEX}")
     for folder in folders:
         if not (folder / INDEX).is_file():
-            raise DataError(f"{folder} is not packed to its end: run the same vit-ipu pack again")
+            raise DataError(f"{folder} is not completely packed: run the same vit-ipu pack command again")
     counts = {}
     for folder in folders:
         index, done, wrong = require_index(folder), 0, []
@@ -127,8 +127,8 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
                 progress("verify " + folder.name, done, index["samples"])
         if wrong:
             raise DataError(
-                f"{folder / min(wrong)} is missing or not as it was written, and {len(wrong) - 1} other shards: run "
-                "the same vit-ipu pack again, which makes them anew"
+                f"{folder / min(wrong)} is missing or has changed, and so are {len(wrong) - 1} other shards: run the "
+                "same vit-ipu pack command again, which rewrites them"
             )
         read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
         counts[folder.name] = index["samples"]
@@ -136,7 +136,7 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
 
 
 def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
-    """Raises UserError if the target is a file, among the images, or a folder with anything but shards of ours."""
+    """Raises UserError if the target is a file, is among the images, or has files that pack did not write."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: give another TARGET")
     folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
@@ -147,14 +147,14 @@ def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSo
     for place in (target / name for name in SPLITS.values()):
         is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
         if place.is_dir() and any(place.iterdir()) and not is_ours:
-            raise UserError(f"{place} holds files that pack has not written: give another TARGET")
+            raise UserError(f"{place} has files that vit-ipu pack did not write: give another TARGET")
 
 
 # --------------------------------------------------------------------------------------- one split
 
 
 class _Packer:
-    """The shards of one split."""
+    """Packs one split."""
 
     def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
         self._source, self._folder, self._name, self._options = source, folder, name, options
@@ -174,26 +174,26 @@ class _Packer:
         }
 
     def require_same_options(self) -> None:
-        """Raises UserError if earlier runs had others: to pack anew is not to pack otherwise."""
+        """Raises UserError if an earlier run had other options, because --rescan repacks with the same options."""
         with self._open_journal() as journal:
             options = ("version", "short_side", "quality", "shard_size", "seed")
             self._require_same(self._read_records(journal), options)
 
-    def begin_anew(self) -> None:
-        """Notes that no shard of earlier runs is to be kept; whoever goes on heeds it, until all are made."""
+    def start_over(self) -> None:
+        """Records that no earlier shard may be kept; resumed runs follow this record until all shards are written."""
         with self._open_journal() as journal:
             records = self._read_records(journal)
             surplus = {str(record["name"]) for record in records if "name" in record}
             for record in records:
                 surplus.update(record.get("surplus", ()), _shard_names(self._name, record.get("shards", 0)))
             journal.truncate(0)
-            append_record(journal, dict(self._settings, anew=True, surplus=sorted(surplus)))
+            append_record(journal, dict(self._settings, repack=True, surplus=sorted(surplus)))
             for name in (INDEX, TABLE):
                 with contextlib.suppress(FileNotFoundError):
                     (self._folder / name).unlink()
 
     def run(self, workers: int, progress: Progress) -> PackedSplit:
-        """Makes the shards that are not there yet, and then the index."""
+        """Writes the missing shards, and then the index."""
         with self._open_journal() as journal:
             self._remove_temporaries()
             try:
@@ -203,14 +203,14 @@ class _Packer:
 
     @contextlib.contextmanager
     def _open_journal(self) -> Iterator[IO[str]]:
-        """The journal, for this process alone. Raises UserError if another has it."""
+        """Opens and locks the journal. Raises UserError if another process has the lock."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
                 lock_journal(journal, self._folder)
                 yield journal
         except OSError as error:
-            error.filename = error.filename or str(self._folder)  # such as of a disk that is full
+            error.filename = error.filename or str(self._folder)  # for example if the disk is full
             raise
 
     def _run(self, journal: IO[str], workers: int, progress: Progress) -> PackedSplit:
@@ -242,7 +242,7 @@ class _Packer:
     # ---------------------------------------------------------------------------------- the shards
 
     def _begin(self, journal: IO[str], workers: int, progress: Progress) -> Dict[str, Shard]:
-        """Settles which images each shard gets, as an earlier run did; the shards that it made, by name."""
+        """Assigns images to shards, as an earlier run did if there is one; returns the earlier run's shards by name."""
         records = self._read_records(journal)
         self._require_same(records, tuple(self._settings))
         settled = [record["shards"] for record in records if "shards" in record]
@@ -257,7 +257,7 @@ class _Packer:
         return {shard.name: shard for shard in noted if self._options.skip_bad or not shard.skipped}
 
     def _choose_num_shards(self, workers: int, progress: Progress) -> int:
-        """By the sizes of some samples, which are those of their files unless they are resized."""
+        """Chooses the number of shards from the sizes of some samples: file sizes unless images are resized."""
         places, sizes = list(range(min(MEASURED, len(self._source)))), []
         with processes(workers, shared=self._job, remedy=_FEWER) as pool:
             for _, size in pool.finished(size_of_sample, [(place,) for place in places]):
@@ -270,7 +270,7 @@ class _Packer:
     def _make(
         self, noted: Dict[str, Shard], workers: int, progress: Progress
     ) -> Generator[Tuple[Shard, bool], None, None]:
-        """Each shard when it is there, and whether it was before."""
+        """Yields each shard when it is finished, and whether an earlier run wrote it."""
         total, counter = len(self._source), self._job.counter
         tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
         with processes(workers, shared=self._job, remedy=_FEWER) as pool:
@@ -283,13 +283,13 @@ class _Packer:
     # ------------------------------------------------------------------------------ what is written
 
     def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
-        """What earlier runs noted: in the index, unless all is to be made anew, and in the journal."""
+        """Returns the records of earlier runs: the index's, unless the journal requests a repack, and the journal's."""
         noted = read_journal(journal, self._folder)
-        index = None if any("anew" in record for record in noted) else read_index(self._folder)
+        index = None if any("repack" in record for record in noted) else read_index(self._folder)
         return noted if index is None else [index["settings"], *index["shards"], *noted]
 
     def _require_same(self, records: Sequence[Dict[str, Any]], keys: Sequence[str]) -> None:
-        """Raises UserError if earlier runs were to make other shards."""
+        """Raises UserError if an earlier run had other settings."""
         for before in (record for record in records if "version" in record):
             for key in keys:
                 if before.get(key) != self._settings[key]:
@@ -316,7 +316,7 @@ class _Packer:
         write_whole(self._folder / INDEX, json.dumps(index, indent=1).encode("utf-8"), prefix=TEMPORARY)
 
     def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, np.ndarray]:
-        """Where each image lies, in the order of the folder, by what is in the shards."""
+        """Reads the position of each image from the shards; returns the positions in the order of the folder."""
         parts = []
         with processes(workers, remedy=_FEWER) as pool:
             found = pool.in_order(scan_with_keys, [(str(self._folder / shard.name),) for shard in shards])
@@ -344,11 +344,11 @@ class _Packer:
 
 def _shard_names(split: str, num_shards: int) -> List[str]:
     digits = max(5, len(str(num_shards - 1)))
-    return ["{}-{:0{}d}.tar".format(split, number, digits) for number in range(num_shards)]
+    return [f"{split}-{number:0{digits}d}.tar" for number in range(num_shards)]
 
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
     if key.startswith(("images", "labels")):
-        found = f"{before} images, not {value}" if key == "images" else "other names of images or classes"
-        return f"{folder} was packed with {found}: give another TARGET, or --rescan to pack anew"
+        found = f"{before} images, not {value}" if key == "images" else "other image or class names"
+        return f"{folder} was packed with {found}: give another TARGET, or --rescan to repack everything"
     return f"{folder} was packed with {key} {before}, not {value}: pack with the same options, or give another TARGET"

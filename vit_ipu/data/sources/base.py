@@ -1,4 +1,4 @@
-"""What a source of images is: labels, and a picture at every index."""
+"""Base classes of image sources: labels, and a picture at each index."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "validation", "test")}
 
 
 class Source:
-    """Images with labels, by index: any order, from many processes.
+    """Images with labels, which many processes read by index in any order.
 
-    Order and augmentation depend on (seed, epoch, index) alone, so what a source gives at an index never changes.
+    Order and augmentation depend on (seed, epoch, index) alone, so the image at an index must never change.
     """
 
     def __init__(self, classes: Sequence[str], labels: np.ndarray) -> None:
         self.classes = tuple(classes)
         """The name of each label."""
         self.labels = labels
-        """(n,) int64."""
+        """Labels (n,) int64."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The RGB image at `index`, of any size, upright."""
+        """Returns the RGB image at `index`, of any size, upright."""
         raise NotImplementedError
 
     def picture(self, index: int) -> Picture:
-        """The same, which need not be decoded yet."""
+        """Returns the image at `index` as a picture, which may not be decoded yet."""
         return DecodedImage(self.image(index))
 
 
 class EncodedSource(Source):
-    """Images that are kept as the bytes of image files."""
+    """Images stored as the bytes of image files."""
 
     def picture(self, index: int) -> EncodedImage:
         raise NotImplementedError
@@ -50,15 +50,16 @@ class EncodedSource(Source):
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split below `root`. Raises DataError if there is none."""
+    """Returns the folder of a split below `root`. Raises DataError if there is none."""
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
-    raise DataError("no folder {} in {}".format(" or ".join(SPLIT_FOLDERS[split]), root))
+    expected = " or ".join(SPLIT_FOLDERS[split])
+    raise DataError(f"no folder {expected} in {root}")
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether there is a folder of a split below `root`: an evaluation alone needs no training images."""
+    """Tells whether `root` has a folder of a split: an evaluation alone needs no training images."""
     return any((root / name).is_dir() for name in SPLIT_FOLDERS[split])
 
 

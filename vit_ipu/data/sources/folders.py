@@ -26,7 +26,7 @@ class FolderSource(EncodedSource):
 
 
 def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
-    """The images in root/train/CLASS or root/val/CLASS; classes and files in alphabetical order."""
+    """Opens the images in root/train/CLASS or root/val/CLASS; classes and files are in alphabetical order."""
     folder = split_folder(root, split)
     classes = class_folders(folder)
     if not classes:
@@ -39,7 +39,7 @@ def open_folders(root: Path, split: str, cache: ListingCache) -> FolderSource:
 def open_class_folders(
     folder: Path, class_names: Sequence[str], names: Sequence[str], split: str, cache: ListingCache
 ) -> FolderSource:
-    """The images in the folders `class_names` of a split's folder, whose labels are called `names`."""
+    """Opens the images in the folders `class_names` below `folder`; `names` are the class names of the labels."""
     paths = list_images(folder, class_names, cache)
     if not len(paths):
         raise DataError(f"no images below {folder}: expected {folder}/CLASS/*.jpg")

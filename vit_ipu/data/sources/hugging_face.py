@@ -1,4 +1,4 @@
-"""A folder that Hugging Face's `datasets` saved, its images read without being decoded."""
+"""Data sets saved by Hugging Face's `datasets`, whose images are read without being decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class SavedSource(EncodedSource):
-    """Rows of a table on the disk, which is mapped into memory rather than read."""
+    """Rows of a table on the disk, which is mapped into memory instead of read."""
 
     def __init__(self, images: Any, column: str, labels: np.ndarray, classes: List[str], name: str) -> None:
         super().__init__(classes, labels)
@@ -34,7 +34,7 @@ class SavedSource(EncodedSource):
 
 
 def open_saved(root: Path, split: str) -> SavedSource:
-    """The images of a split that `DatasetDict.save_to_disk(root)` wrote. Raises DataError."""
+    """Opens the images of a split that `DatasetDict.save_to_disk(root)` wrote. Raises DataError if it cannot."""
     splits = _load(root)
     name, data = _pick(splits, split, root)
     image, label = _columns(data, f"{root}/{name}")
@@ -45,7 +45,7 @@ def open_saved(root: Path, split: str) -> SavedSource:
         require_same_classes(trained_names, classes, root / name)
     labels = _labels(np.asarray(data.with_format("numpy")[label][:]), f"{root}/{name}")
     if len(labels) == 0 or labels.min() < 0:
-        raise DataError(f"{root}/{name} has no labels: a test split may have hidden ones (-1)")
+        raise DataError(f"{root}/{name} has no labels: the labels of a test split may be hidden (-1)")
     import datasets
 
     images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
@@ -53,23 +53,23 @@ def open_saved(root: Path, split: str) -> SavedSource:
 
 
 def _labels(values: np.ndarray, where: str) -> np.ndarray:
-    """(n,) int64. Raises DataError if one is missing, which makes all of them floats or objects."""
+    """Returns labels (n,) int64. Raises DataError if a label is missing, which makes all labels floats or objects."""
     if values.dtype.kind not in "iu":
         missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
         if missing:
-            raise DataError(f"{where} has no label in row {missing[0]}, and in {len(missing) - 1} more")
+            raise DataError(f"{where} has no label in row {missing[0]}, and in {len(missing) - 1} more rows")
     return values.astype(np.int64)
 
 
 def _load(root: Path) -> Any:
-    """The splits by name."""
+    """Returns the splits by name."""
     try:
         import datasets
     except ImportError:
         raise DataError("data.source huggingface needs the extra datasets: pip install 'vit-ipu[datasets]'") from None
     try:
         loaded = datasets.load_from_disk(str(root))
-    except Exception as error:  # of datasets, pyarrow and json
+    except Exception as error:  # datasets, pyarrow and json raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{root} is not a folder of DatasetDict.save_to_disk: {reason}") from None
     if not isinstance(loaded, dict):
@@ -81,19 +81,17 @@ def _pick(splits: Any, split: str, root: Path) -> Tuple[str, Any]:
     for name in SPLITS[split]:
         if name in splits:
             return name, splits[name]
-    raise DataError("no split {} in {}, which has {}".format(" or ".join(SPLITS[split]), root, ", ".join(splits)))
+    expected, present = " or ".join(SPLITS[split]), ", ".join(splits)
+    raise DataError(f"no split {expected} in {root}, which has {present}")
 
 
 def _columns(data: Any, where: str) -> Tuple[str, str]:
-    """The columns of the images and of the labels, which need names of classes."""
+    """Returns the names of the image column and of the label column, which needs class names."""
     found = []
     for what, known, kind in (("images", IMAGE_COLUMNS, "Image"), ("labels", LABEL_COLUMNS, "ClassLabel")):
         names = [name for name in known if type(data.features.get(name)).__name__ == kind]
         if not names:
-            raise DataError(
-                "{} has no column of {}: expected {} as {}; it has {}".format(
-                    where, what, " or ".join(known), kind, ", ".join(sorted(data.features))
-                )
-            )
+            expected, present = " or ".join(known), ", ".join(sorted(data.features))
+            raise DataError(f"{where} has no column of {what}: expected {expected} as {kind}; it has {present}")
         found.append(names[0])
     return found[0], found[1]

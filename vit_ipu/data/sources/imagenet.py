@@ -1,4 +1,4 @@
-"""ImageNet as it is distributed, or as Kaggle has it."""
+"""ImageNet in its original layout, or in Kaggle's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders
 from vit_ipu.errors import DataError
 
 _ILSVRC_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
-"""Of the 1,000 sorted WordNet ids of ILSVRC 2012, one a line without the last line end."""
+"""SHA-256 of the 1,000 sorted WordNet ids of ILSVRC 2012, one per line, without the last line end."""
 _KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
@@ -25,17 +25,18 @@ _NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")
 
 
 def is_imagenet(root: Path) -> bool:
-    """Whether a folder has ImageNet's layout, rather than any names of classes."""
+    """Tells whether a folder has ImageNet's layout, with WordNet ids as names of the class folders."""
     train = imagenet_root(root) / "train"
     folders = class_folders(train) if train.is_dir() else []
     return bool(folders) and all(map(_is_wnid, folders))
 
 
 def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
-    """ImageNet in its own layout or Kaggle's: train/nXXXXXXXX/*.JPEG, and val/ with class folders or flat.
+    """Opens ImageNet in its own layout or Kaggle's: train/nXXXXXXXX/*.JPEG, and val/ with class folders or flat.
 
-    Labels number the WordNet ids in alphabetical order. For a flat val/ they are in Kaggle's LOC_val_solution.csv, or
-    in the devkit's ground truth, whose ids are of another order, which its map_clsloc.txt or meta.mat has.
+    Labels number the WordNet ids in alphabetical order. For a flat val/ the labels are in Kaggle's
+    LOC_val_solution.csv, or in the devkit's ground truth, whose ids have the order of the devkit's map_clsloc.txt or
+    meta.mat.
     """
     base = imagenet_root(root)
     wnids = _wnids(split_folder(base, "train"))
@@ -54,12 +55,12 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
 
 
 def imagenet_root(root: Path) -> Path:
-    """The folder with train/ and val/, which Kaggle puts deeper."""
+    """Returns the folder with train/ and val/, which Kaggle's layout nests deeper."""
     return root / _KAGGLE if (root / _KAGGLE).is_dir() else root
 
 
 def _places(root: Path, base: Path) -> List[Path]:
-    """Folders in which files beside the images may be."""
+    """Returns the folders that may contain files besides the images."""
     kaggle = base.parents[2] if base.parts[-3:] == _KAGGLE.parts else base
     roots = list(dict.fromkeys([root, base, kaggle]))
     folders = ["", "devkit/data", "ILSVRC/devkit/data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12"]
@@ -81,19 +82,19 @@ def _wnids(train: Path) -> List[str]:
     for name in found:
         if not _is_wnid(name):
             raise DataError(
-                f"{train} holds the folder {name}, which is no WordNet id such as n01440764: use data.source: "
+                f"{train} holds the folder {name}, which is not a WordNet id such as n01440764: use data.source: "
                 "imagefolder"
             )
     return found
 
 
 def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
-    """The names in a list beside the images, torchvision's of the usual 1,000, the devkit's, or the ids."""
+    """Returns the names in a list beside the images, or torchvision's (ILSVRC 2012), or the devkit's, or the ids."""
     for file in _NAME_FILES:
         path = _find(places, file)
         if path is not None:
             lines = (line.split(None, 1) for line in _read_lines(path))
-            known = {words[0]: words[1].strip() for words in lines if len(words) == 2}
+            known = {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}
             if all(wnid in known for wnid in wnids):
                 return [known[wnid] for wnid in wnids]
     if hashlib.sha256("\n".join(wnids).encode("ascii")).hexdigest() == _ILSVRC_SHA256:
@@ -101,13 +102,13 @@ def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
 
         return list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
     known = {}
-    with contextlib.suppress(DataError):  # what is wrong with the devkit matters where labels come from it
+    with contextlib.suppress(DataError):  # a damaged devkit matters only if labels come from it
         known = {row.wnid: row.name for row in _read_devkit(places) or ()}
     return [known.get(wnid, wnid) for wnid in wnids]
 
 
 def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> np.ndarray:
-    """(n,) int64: the labels of files that no class folder tells. Raises DataError."""
+    """Returns the labels (n,) int64 of images that are not in class folders. Raises DataError if a label is missing."""
     solution, truth = _find(places, _SOLUTION), _find(places, _GROUND_TRUTH)
     if solution is not None:
         known, where = _read_solution(solution), solution
@@ -123,7 +124,7 @@ def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids:
     for index in range(len(paths)):
         name = paths.name(index).rsplit(".", 1)[0]
         if name not in known:
-            raise DataError(f"{where} says nothing of the image {paths[index]}")
+            raise DataError(f"{where} does not list the image {paths[index]}")
         if known[name] not in label_of:
             raise DataError(f"{where} gives {name} the class {known[name]}, which has no training images")
         labels[index] = label_of[known[name]]
@@ -131,7 +132,7 @@ def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids:
 
 
 def _read_solution(path: Path) -> Dict[str, str]:
-    """The WordNet id of each image in Kaggle's list: lines `ImageId,PredictionString`, the latter starting with it."""
+    """Returns each image's WordNet id in Kaggle's list: lines `ImageId,PredictionString`; the id starts the latter."""
     rows = list(csv.reader(_read_lines(path)))
     if not rows or rows[0] != ["ImageId", "PredictionString"] or not all(len(row) == 2 and row[1] for row in rows):
         raise DataError(f"{path} is not Kaggle's list: expected lines ImageId,PredictionString")
@@ -139,23 +140,23 @@ def _read_solution(path: Path) -> Dict[str, str]:
 
 
 def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
-    """The WordNet id of each image by the devkit, whose line k has the ILSVRC id of ILSVRC2012_val_k."""
+    """Returns the WordNet id of each image from the devkit, whose line k has the ILSVRC id of ILSVRC2012_val_k."""
     synsets = _read_devkit([path.parent, *places])
     if synsets is None:
         raise DataError(
-            f"{path} numbers classes in an order of its own: put the devkit's map_clsloc.txt or meta.mat beside it"
+            f"{path} numbers classes in its own order: put the devkit's map_clsloc.txt or meta.mat beside it"
         )
     wnid_of = {synset.ilsvrc_id: synset.wnid for synset in synsets}
     known = {}
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip() not in wnid_of:
-            raise DataError(f"{path} line {number}: {line.strip()!r} is no ILSVRC id of the devkit")
+            raise DataError(f"{path} line {number}: {line.strip()!r} is not an ILSVRC id of the devkit")
         known[f"ILSVRC2012_val_{number:08d}"] = wnid_of[line.strip()]
     return known
 
 
 class _Synset(NamedTuple):
-    """A class as the devkit has it; its ids are not in the alphabetical order of the WordNet ids."""
+    """A class in the devkit; ILSVRC ids are not in the alphabetical order of the WordNet ids."""
 
     ilsvrc_id: str
     wnid: str
@@ -163,7 +164,7 @@ class _Synset(NamedTuple):
 
 
 def _read_devkit(places: Sequence[Path]) -> Optional[List[_Synset]]:
-    """The classes by the devkit's map_clsloc.txt or meta.mat, or None if neither is there."""
+    """Returns the classes in the devkit's map_clsloc.txt or meta.mat, or None if both files are missing."""
     mapping, meta = _find(places, "map_clsloc.txt"), _find(places, "meta.mat")
     if mapping is not None:
         rows = [line.split() for line in _read_lines(mapping)]
@@ -174,7 +175,7 @@ def _read_devkit(places: Sequence[Path]) -> Optional[List[_Synset]]:
 
 
 def _read_meta(path: Path) -> List[_Synset]:
-    """The classes in the devkit's meta.mat: those of a struct array `synsets` that have no children."""
+    """Returns the classes in the devkit's meta.mat: the entries of its struct array `synsets` without children."""
     try:
         from scipy.io import loadmat
     except ImportError:

@@ -1,11 +1,11 @@
-"""Which images there are, listed once: the next start takes the list from a cache.
+"""Listings of image files, which are made once: the next start takes a listing from the cache.
 
 A folder of ImageNet's size takes minutes to list on a network file system. A listing is kept in
-$XDG_CACHE_HOME/vit_ipu/listings and used again as long as what it was made of has the same names, sizes and times of
-modification. An edit that leaves those alone is seen with --rescan. A damaged file is made anew.
+$XDG_CACHE_HOME/vit_ipu/listings and used again as long as the listed folders or files have the same names, sizes and
+times of modification. An edit that changes none of these is seen only with --rescan. A damaged cache file is replaced.
 
-Listings are a few arrays, never an object an image: workers share them with the main process, and 1.2 million paths
-take about 35 MB.
+A listing is a few arrays, never one object per image: workers share the arrays with the main process, and 1.2 million
+paths take about 35 MB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Arrays = Dict[str, "np.ndarray"]
 _VERSION = 3
 _WORTH_SAYING_SECONDS = 5.0
 _CLOCK_NS = 2_000_000_000
-"""How coarse a file system's times may be: what changed so shortly before a listing may change again unseen."""
+"""Resolution of a file system's times: a folder that changed so shortly before may change again unnoticed."""
 _LISTERS = 8
 
 
@@ -38,15 +38,15 @@ _LISTERS = 8
 
 
 class ListingCache:
-    """Arrays that take long to make, kept from one start to the next."""
+    """A cache on the disk for arrays that take long to compute."""
 
     def __init__(self, *, rescan: bool = False, notify: Notify = lambda line: None) -> None:
-        """`rescan`: make everything anew. `notify` hears of what takes long, is left out, or cannot be written."""
+        """`rescan`: ignore cached arrays. `notify` is told of slow listings, omitted files, and an unwritable cache."""
         self.rescan, self.notify = rescan, notify
         self._said_unwritable = False
 
     def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
-        """The arrays called `name`, which `make` makes of the files and folders `made_of`."""
+        """Returns the arrays called `name` from the cache, or else from `make`, which reads the paths `made_of`."""
         key = {"name": _blob([str(_VERSION), name, *made_of]), "state": _state(made_of)}
         path = cache_folder() / "listings" / (hashlib.sha256(key["name"].tobytes()).hexdigest()[:32] + ".npz")
         kept = None if self.rescan else _read(path, key)
@@ -71,7 +71,7 @@ class ListingCache:
 
 
 def _state(paths: Sequence[str]) -> np.ndarray:
-    """(n, 2) int64: time of modification in ns, and size. Raises DataError if one is not there."""
+    """Returns (n, 2) int64: time of modification in ns, and size. Raises DataError if a path does not exist."""
     try:
         found = [os.stat(path) for path in paths]
     except OSError as error:
@@ -80,7 +80,7 @@ def _state(paths: Sequence[str]) -> np.ndarray:
 
 
 def _read(path: Path, key: Arrays) -> Optional[Arrays]:
-    """The arrays in a file, unless it is not there, damaged, or was made of something else."""
+    """Returns the arrays in a file, or None if the file is missing, is damaged, or has another key."""
     try:
         with np.load(str(path), allow_pickle=False) as file:
             for part, value in key.items():
@@ -98,7 +98,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def save_arrays(file: IO[bytes], arrays: Arrays) -> None:
-    """Writes them as numpy's npz, whose checksums numpy compares when it reads them."""
+    """Writes the arrays as numpy's npz, whose checksums numpy compares when it reads the file."""
     np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -109,7 +109,7 @@ class ImagePaths:
     """The paths of many files in a few folders, as arrays."""
 
     def __init__(self, folders: Sequence[str], arrays: Arrays) -> None:
-        """`arrays`: names, the bytes of all names; ends, where each ends; folder, the number of each one's folder."""
+        """`arrays`: names, the bytes of all names; ends, the end of each name; folder, the folder's number per file."""
         self.folders = tuple(folders)
         self._names, self._ends, self.folder = arrays["names"], arrays["ends"], arrays["folder"]
 
@@ -120,12 +120,12 @@ class ImagePaths:
         return os.path.join(self.folders[int(self.folder[index])], self.name(index))
 
     def name(self, index: int) -> str:
-        """The name of the file in its folder."""
+        """Returns the name of a file in its folder."""
         start = int(self._ends[index - 1]) if index > 0 else 0
         return os.fsdecode(self._names[start : int(self._ends[index])].tobytes())
 
     def digest(self) -> str:
-        """The sha256 of all names and folders."""
+        """Returns the SHA-256 of all names and folders."""
         digest = hashlib.sha256(_blob([os.path.basename(folder) for folder in self.folders]).tobytes())
         for array in (self._names, self._ends, self.folder):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -133,7 +133,7 @@ class ImagePaths:
 
 
 def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> ImagePaths:
-    """The image files in `folders` of `root`, folder after folder, each in alphabetical order.
+    """Lists the image files in `folders` of `root`, folder after folder, each in alphabetical order.
 
     `folders` are names, or "" for the root itself. Links are followed; hidden files are left out.
     """
@@ -143,17 +143,17 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
     others = listed["others"]
     if others.any():
         folder = folders[int(others.argmax())]
+        suffixes = " ".join(IMAGE_SUFFIXES)
         cache.notify(
-            "note: {:,} entries in {} are no images by their names, most of them in {}: they are left out (images are "
-            "{}; folders in class folders are not searched)".format(
-                int(others.sum()), root, folder or root, " ".join(IMAGE_SUFFIXES)
-            )
+            f"note: {int(others.sum()):,} entries in {root} do not have an image suffix, most of them in "
+            f"{folder or root}: they are left out (image suffixes are {suffixes}; folders in class folders are not "
+            "searched)"
         )
     return ImagePaths([os.path.join(str(root), folder) for folder in folders], listed)
 
 
 def class_folders(root: Path) -> List[str]:
-    """The folders in a folder in alphabetical order, without hidden ones. Raises DataError if it cannot be listed."""
+    """Returns the folders in `root`, sorted, without hidden folders. Raises DataError if `root` cannot be listed."""
     try:
         with os.scandir(str(root)) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -165,7 +165,7 @@ def _list_folders(folders: Sequence[str]) -> Arrays:
     names: List[bytes] = []
     lengths: List[np.ndarray] = []
     others: List[int] = []
-    with ThreadPoolExecutor(_LISTERS) as pool:  # a network file system answers several at once
+    with ThreadPoolExecutor(_LISTERS) as pool:  # a network file system answers several requests at once
         for joined, ends, num_others in pool.map(_list_folder, folders):
             names.append(joined)
             lengths.append(ends)
@@ -180,7 +180,7 @@ def _list_folders(folders: Sequence[str]) -> Arrays:
 
 
 def _list_folder(folder: str) -> Tuple[bytes, np.ndarray, int]:
-    """The names of the images in a folder, all their bytes, and the length of each; how many other entries it has."""
+    """Returns the joined names of the images in a folder, the length of each name, and the number of other entries."""
     try:
         entries = os.listdir(folder)
     except OSError as error:
@@ -191,5 +191,5 @@ def _list_folder(folder: str) -> Tuple[bytes, np.ndarray, int]:
     return b"".join(encoded), np.array([len(name) for name in encoded], np.int64), len(shown) - len(kept)
 
 
-def _blob(words: Sequence[str]) -> np.ndarray:
-    return np.frombuffer(b"\0".join(os.fsencode(word) for word in words), np.uint8)
+def _blob(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer(b"\0".join(os.fsencode(text) for text in texts), np.uint8)

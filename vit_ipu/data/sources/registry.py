@@ -22,7 +22,7 @@ from vit_ipu.files import expand_home
 
 
 class LimitedSource(Source):
-    """The first images of another source after a fixed shuffle, so that every class is there."""
+    """The first images of another source after a fixed shuffle, so that all classes occur."""
 
     def __init__(self, source: Source, num_images: int) -> None:
         self._source = source
@@ -37,7 +37,7 @@ class LimitedSource(Source):
 
 
 def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Optional[ListingCache] = None) -> Source:
-    """The images of `split` ("train" or "eval"). Raises DataError if they are missing or cannot be read."""
+    """Opens the images of `split` ("train" or "eval"). Raises DataError if images are missing or cannot be read."""
     source = _open(config, model, split, cache or ListingCache())
     limit = config.num_train if split == "train" else config.num_eval
     if limit is not None and limit < len(source):
@@ -79,5 +79,5 @@ def _named_path(config: DataConfig) -> str:
 def _path(config: DataConfig) -> Path:
     path = expand_home(_named_path(config))
     if not config.download and not path.is_dir():
-        raise DataError(f"data.path {path} is not a folder")
+        raise DataError(f"data.path: {path} is not a folder; give the folder of the images")
     return path

@@ -14,18 +14,18 @@ from vit_ipu.errors import DataError
 
 INDEX, TABLE = "index.json", "index.npz"
 FORMAT = "webdataset: KEY.jpg"
-"""What the index of `pack` says first; other programs have an index.json, too."""
+"""Start of the format entry in the index of `pack`; other programs write an index.json, too."""
 JOURNAL = ".packing.jsonl"
-"""What `pack` notes while it packs."""
+"""The journal that `pack` writes while it packs."""
 CLASS_FILES = ("classes.txt", "classnames.txt")
 
 
 def read_index(folder: Path) -> Optional[Dict[str, Any]]:
-    """What `pack` wrote down of the shards in a folder; None if it did not. Raises DataError if it is damaged."""
+    """Returns the index that `pack` wrote in a folder, or None without one. Raises DataError if it is damaged."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
-            return None  # such as that of another program
+            return None  # an index of another program
         texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
         numbers = [index["samples"], *(shard[key] for shard in index["shards"] for key in ("bytes", "samples"))]
         numbers.append(index["settings"]["version"])
@@ -43,21 +43,21 @@ def read_index(folder: Path) -> Optional[Dict[str, Any]]:
 
 
 def require_index(folder: Path) -> Dict[str, Any]:
-    """The same. Raises DataError if there is none."""
+    """Returns the index that `pack` wrote in a folder. Raises DataError if there is none."""
     index = read_index(folder)
     if index is None:
-        raise DataError(f"{folder / INDEX} is not pack's")
+        raise DataError(f"{folder / INDEX} was not written by vit-ipu pack")
     return index
 
 
 def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
-    """The table of the shards in a folder. Raises DataError if they are not those of the index."""
+    """Returns the table of the shards in a folder. Raises DataError if the shards do not match the index."""
     index = require_index(folder)
     for shard in index["shards"]:
         path = folder / shard["name"]
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
-            found = "is not there" if size is None else "has {} bytes, not {}".format(size, shard["bytes"])
+            found = "is missing" if size is None else f"has {size} bytes, not {shard['bytes']}"
             raise DataError(f"{path} {found}: copy it again, or run vit-ipu pack again")
     strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
     if strange:
@@ -75,12 +75,13 @@ def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
 
 
 def classes_beside(shards: Sequence[str]) -> List[str]:
+    """Returns the class names in the index of `pack`, or else in a list beside the shards; [] if there are none."""
     index = read_index(Path(shards[0]).parent)
     return _named_classes(Path(shards[0]).parent) if index is None else list(index["classes"])
 
 
 def _named_classes(folder: Path) -> List[str]:
-    """The names in a list beside the shards, one a line, or none."""
+    """Returns the class names in a list beside the shards, one per line, or [] without a list."""
     for place in (folder, folder.parent):
         for name in CLASS_FILES:
             if (place / name).is_file():

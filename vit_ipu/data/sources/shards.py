@@ -1,13 +1,13 @@
 """Images in tar shards of webdataset's layout, read in any order.
 
 webdataset streams its shards and shuffles in a window, so that order depends on the number of workers and a run cannot
-resume in the middle. But members of a tar that is not compressed lie there as they are: an index of (shard, offset,
-size, label) makes every one readable at once by pread. Shards are therefore a source like any other: the same global
+resume in the middle. But an uncompressed tar stores the plain bytes of its members: with an index of (shard, offset,
+size, label), any member can be read directly by pread. Shards are therefore a source like any other: the same global
 shuffle, the same share of each instance and worker, and the same order after a resume, all of which the loader derives
 from (seed, epoch, index).
 
-The index is index.npz and index.json, which `vit-ipu pack` writes; without them the headers of all shards are read
-once and kept like the listing of a folder.
+The index is index.npz and index.json, which `vit-ipu pack` writes; without an index the headers of all shards are read
+once and cached like the listing of a folder.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from vit_ipu.text import Notify
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
-"""Shards that a process keeps open, of the 1,024 files that it usually may."""
+"""Shards that a process keeps open; the usual limit is 1,024 open files."""
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class ShardSource(EncodedSource):
-    """Members of tar files."""
+    """Images stored as members of tar files."""
 
     def __init__(self, shards: OpenShards, table: Arrays, classes: Sequence[str]) -> None:
         """`table`: shard, offset, size and label of each image, (n,) each."""
@@ -55,14 +55,15 @@ class ShardSource(EncodedSource):
 def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
     """Opens the images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
 
-    With `config.eval_path` the two are the shards of one split each: a folder of them, or a pattern with braces such
-    as imagenet-train-{000..127}.tar. Raises DataError if shards are missing or are not what the index says.
+    With `config.eval_path`, `path` and `config.eval_path` each name the shards of one split: a folder of shards, or a
+    pattern with braces such as imagenet-train-{000..127}.tar. Raises DataError if shards are missing or do not match
+    the index.
     """
     eval_path = config.eval_path
     if eval_path is None and not expand_home(path).is_dir():
         raise DataError(
             f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
-            "the held-out ones"
+            "the held-out shards"
         )
     if eval_path is None:
         root = expand_home(path)
@@ -74,11 +75,12 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
     folder = Path(shards[0]).parent
     index = read_index(folder)
     if (folder / JOURNAL).is_file() and index is None:
-        raise DataError(f"{folder} is not packed to its end: run the same vit-ipu pack again")
+        raise DataError(f"{folder} is not completely packed: run the same vit-ipu pack command again")
     if index is not None and expand_home(places[split]).is_dir():
         table, remedy = read_table(folder, shards), "run vit-ipu pack again"
     else:
-        table, remedy = _scanned(shards, cache, skip_bad=config.on_error == "skip"), "list them anew with --rescan"
+        table = _scanned(shards, cache, skip_bad=config.on_error == "skip")
+        remedy = "list the shards again with --rescan"
     classes = classes_beside(shards)
     if split == "eval" and "train" in places:
         trained = classes_beside(_find_shards(places["train"]))
@@ -91,7 +93,7 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
 
 
 def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
-    """The table of shards that have no index. `skip_bad`: samples without an image or a label are left out."""
+    """Returns the table of shards that have no index. `skip_bad`: leave out samples without an image or a label."""
     absolute = [os.path.abspath(shard) for shard in shards]
     made = f"the images in {absolute[0]} and {len(shards) - 1} more shards"
     table = cache.get(made, absolute, lambda: scan_shards(shards))
@@ -99,12 +101,13 @@ def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> A
         example = bytes(table["strange"]).decode("utf-8")
         if not skip_bad:
             raise DataError(example)
-        cache.notify("note: {:,} samples are left out: {}".format(int(table["num_strange"].sum()), example))
+        num_strange = int(table["num_strange"].sum())
+        cache.notify(f"note: {num_strange:,} samples are left out: {example}")
     return table
 
 
 def expand_braces(pattern: str) -> List[str]:
-    """What a shell makes of {a,b} and {000..127}, which may occur several times but not in each other.
+    """Expands {a,b} and {000..127} as a shell does; braces may occur several times but not in each other.
 
     >>> expand_braces("{a,b}-{08..10}.tar")[1:4]
     ['a-09.tar', 'a-10.tar', 'b-08.tar']
@@ -125,10 +128,10 @@ def _alternatives(inside: str) -> List[str]:
 
 
 def _find_shards(place: str, notify: Notify = lambda line: None) -> List[str]:
-    """The paths of the shards that a folder holds or a pattern means. Raises DataError if one is missing.
+    """Returns the paths of the shards in a folder or of a pattern. Raises DataError if a shard is missing.
 
-    A pattern may have braces, which tell all there must be, and a shell's *, ? and [], which tell what there is.
-    `notify` hears of compressed shards in a folder, which are left out.
+    A pattern may have braces, which list the required shards, and a shell's *, ? and [], which match existing files.
+    `notify` is told of compressed shards in a folder, which are left out.
     """
     folder = expand_home(place)
     if folder.is_dir():
@@ -150,7 +153,7 @@ def _find_shards(place: str, notify: Notify = lambda line: None) -> List[str]:
 
 
 def _matching(pattern: str) -> List[str]:
-    """The files that a shell's pattern means; a name that is no pattern, or is that of a file as it stands, is one."""
+    """Returns the files that match a shell pattern, or [pattern] if it has no wildcards or is a file's exact name."""
     return sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern]
 
 
@@ -169,10 +172,10 @@ def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
 
 
 class OpenShards:
-    """Tar files that are opened when they are first read, in each process, and a limited number of them at a time."""
+    """Tar files that each process opens when they are first read, with a limited number open at a time."""
 
     def __init__(self, paths: Sequence[str], remedy: str) -> None:
-        """`remedy`: what to do, other than copying, if they are not those of their index."""
+        """`remedy`: what to do, other than copying again, if the shards do not match their index."""
         self._paths, self._remedy = tuple(paths), remedy
         self._open = lru_cache(maxsize=_MAX_OPEN)(_OpenFile)
 
@@ -180,10 +183,10 @@ class OpenShards:
         return OpenShards, (self._paths, self._remedy)
 
     def read(self, number: int, offset: int, size: int) -> EncodedImage:
-        """The member of a shard whose bytes begin at `offset`. Raises DataError if it is not there any more."""
+        """Reads the member of a shard whose bytes begin at `offset`. Raises DataError if the member is not there."""
         shard = self._paths[number]
         try:
-            opened = self._open(shard)  # held, so that it stays open when it leaves the cache meanwhile
+            opened = self._open(shard)  # this reference keeps the file open if it leaves the cache meanwhile
             found = os.pread(opened.descriptor, _BLOCK + size, offset - _BLOCK)
         except FileNotFoundError:
             raise DataError(f"no shard at {shard}") from None
@@ -191,13 +194,13 @@ class OpenShards:
             raise DataError(f"cannot read {shard}: {error.strerror}") from None
         if len(found) != _BLOCK + size or _size_in(found) != size:
             raise DataError(
-                f"{shard} is not the shard of its index (no image at byte {offset}): copy it again, or {self._remedy}"
+                f"{shard} does not match its index (no image at byte {offset}): copy it again, or {self._remedy}"
             )
         return EncodedImage(found[_BLOCK:], f"{shard}/{_name_in(found)}")
 
 
 def _size_in(header: bytes) -> int:
-    """The size of a member by its header, or -1 (POSIX 1003.1, pax); tarfile takes 20 microseconds to say it."""
+    """Returns a member's size by its header, or -1 (POSIX 1003.1, pax); tarfile would need 20 microseconds."""
     try:
         return int(header[124:136].rstrip(b" \0"), 8)
     except ValueError:
@@ -211,11 +214,11 @@ def _name_in(header: bytes) -> str:
 
 
 class _OpenFile:
-    """A file that is open as long as somebody holds this; a pread moves nothing that processes would share."""
+    """A file that is open as long as this object exists; pread moves no file position that processes would share."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: at Python's end, `os` is gone before
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound early: at Python's exit, `os` is gone
         if hasattr(self, "descriptor"):
             close(self.descriptor)

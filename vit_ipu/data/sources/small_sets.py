@@ -1,4 +1,4 @@
-"""Small sets held in memory: the sample in the package, Fashion-MNIST, CIFAR, and generated images."""
+"""Small data sets held in memory: the sample in the package, Fashion-MNIST, CIFAR, and generated images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GeneratedSource(Source):
 
 
 def open_sample(split: str) -> Source:
-    """Opens the sample of Fashion-MNIST that the package has."""
+    """Opens the sample of Fashion-MNIST that the package contains."""
     return _read_fashion_mnist(SAMPLE, split)
 
 
@@ -85,7 +85,7 @@ def open_cifar(name: str, root: Path, split: str, *, download: bool) -> Source:
     except (RuntimeError, OSError, pickle.UnpicklingError):
         folder = dataset.base_folder
         problem = (
-            f"damaged or incomplete {dataset.__name__} in {root}: put the whole folder {folder} there"
+            f"damaged or incomplete {dataset.__name__} in {root}: put the complete folder {folder} there"
             if (root / folder).is_dir()
             else f"no {dataset.__name__} in {root}: put the unpacked folder {folder} there"
         )
@@ -126,7 +126,7 @@ def _read_fashion_mnist(folder: Path, split: str) -> Source:
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """An idx file of bytes (http://yann.lecun.com/exdb/mnist), plain or compressed."""
+    """Reads an idx file of bytes (http://yann.lecun.com/exdb/mnist), plain or compressed."""
     for suffix, decompress in _DECOMPRESS.items():
         path = folder / (name + suffix)
         if not path.is_file():

@@ -1,7 +1,7 @@
-"""The headers of tar shards: where each image lies, and its label.
+"""Headers of tar shards: they give the position and the label of each image.
 
-A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number in text, or KEY.json with
-"label". Its key ends at the first dot of the file name, as webdataset has it.
+A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number as text, or KEY.json with
+"label". A key ends at the first dot of the file name, as in webdataset.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MAX_LABEL_BYTES = 1 << 20
 _MOST_NAMED = 4
-"""Members of a strange sample that a message names."""
+"""Number of members of a strange sample that a message names."""
 
 
 class _StrangeSample(Exception):
-    """A sample without an image or without a label: the message says which."""
+    """Raised for a sample without an image or without a label: the message states which."""
 
 
 def scan_shards(shards: Sequence[str]) -> Arrays:
-    """The table of some shards by the headers of their members, in the order in which they lie there.
+    """Returns the table of the images in some shards, from the headers of their members, in the order of the members.
 
-    Beside it, num_strange: how many samples of each shard have no image or no label; strange: what is wrong with one.
+    Two more arrays are num_strange, how many samples of each shard have no image or no label, and strange, the UTF-8
+    message about one such sample.
     """
     workers = min(len(shards), os.cpu_count() or 1)
     if workers == 1:
@@ -56,18 +57,18 @@ def scan_shards(shards: Sequence[str]) -> Arrays:
 
 
 class Scan(NamedTuple):
-    """What the headers of a shard tell."""
+    """Samples of a shard, as found in its headers."""
 
     rows: np.ndarray
     """(n, 3) int64: offset, size and label of each image."""
     num_strange: int
     """How many samples have no image or no label."""
     example: str
-    """What is wrong with the first of them."""
+    """The message about the first sample without an image or a label."""
 
 
 def scan_shard(shard: str) -> Scan:
-    """Reads the headers of a shard. Raises DataError if it is not whole."""
+    """Reads the headers of a shard. Raises DataError if the shard is incomplete."""
     rows: List[Tuple[int, int, int]] = []
     num_strange, example = 0, ""
     try:
@@ -92,11 +93,11 @@ def _refuse_compressed(file: BinaryIO, shard: str) -> None:
 
 
 def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar. Raises DataError unless it ends as a tar does: tarfile takes damage for the end."""
+    """Yields the files in a tar. Raises DataError without an end marker, because tarfile takes damage for the end."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
                 if member.issparse():
                     raise DataError(f"{shard}: {member.name} is stored with holes: pack without --sparse")
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
@@ -110,22 +111,23 @@ def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _key(name: str) -> Tuple[str, str]:
-    """A member's key, up to the first dot of its file name, and its suffix, as webdataset has them."""
+    """Returns a member's key, up to the first dot of its file name, and its suffix, as webdataset does."""
     folder, _, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
 
 
 def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
-    """Offset and size of a sample's image, and its label. Raises _StrangeSample if it has not one of each."""
+    """Returns offset and size of a sample's image, and its label. Raises _StrangeSample unless it has one of each."""
     by_suffix = {_key(member.name)[1]: member for member in members}
     images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
     if len(images) != 1 or len(by_suffix) != len(members):
         names = [member.name for member in members[:_MOST_NAMED]]
         names += [f"{len(members) - len(names)} more"] if len(members) > len(names) else []
+        listed = ", ".join(names)
         raise _StrangeSample(
-            "{}: sample {} has the members {}: expected one image, such as {}.jpg, and {}.cls (the first dot of a name "
-            "ends its key)".format(shard, key, ", ".join(names), key, key)
+            f"{shard}: sample {key} has the members {listed}: expected one image, such as {key}.jpg, and {key}.cls "
+            "(the first dot of a name ends its key)"
         )
     member = by_suffix.get(".cls") or by_suffix.get(".json")
     label = None

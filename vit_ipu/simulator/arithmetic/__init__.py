@@ -1,1 +1,1 @@
-"""How the simulated IPUs compute: exactly, or with the roundings of an IPU's float16."""
+"""Arithmetic of the simulated IPUs: exact, or with the roundings of an IPU's float16."""

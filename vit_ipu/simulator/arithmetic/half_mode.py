@@ -1,7 +1,7 @@
-"""Float16 as the simulated IPU computes it: operation by operation, in float32, each result rounded to float16.
+"""Float16 arithmetic of the simulated IPU: each operation runs in float32, and its result is rounded to float16.
 
-A dispatch mode sees aten operations below autograd, forward and backward alike. Views and copies pass; whatever
-else has a float16 input or is asked for float16 is computed in float32 and rounded. float64 does not exist.
+A dispatch mode sees aten operations below autograd, forward and backward alike. Views and copies pass unchanged; any
+other operation with a float16 input or output is computed in float32 and rounded. float32 takes the place of float64.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from vit_ipu.simulator.nested import map_tensors
 from vit_ipu.simulator.options.options import Options
 
 undispatched = _disable_current_modes
-"""A context manager: operations inside are torch's own."""
+"""A context manager inside which operations are torch's own."""
 
 Plan = Callable[["HalfArithmetic", Any, Sequence[Any], Dict[str, Any]], Any]
 
 _HALF, _FLOATS = torch.float16, (torch.float32, torch.float64)
 
-# Move values without changing them.
+# Operations that move values without changing them.
 _MEMORY = frozenset(
     "cat stack clone contiguous index index_select gather embedding flip roll repeat select_backward slice_backward "
     "empty empty_like empty_strided new_empty new_empty_strided zeros_like ones_like new_zeros new_ones _unsafe_view "
     "unsafe_split unsafe_chunk unsafe_split_with_sizes _local_scalar_dense take tril triu im2col".split()
 )
-# Results that are float16 already where the inputs are: rounding would change nothing.
+# Operations whose results are float16 values if the inputs are: rounding would change nothing.
 _EXACT = frozenset(
     "relu neg abs maximum minimum max min amax amin threshold_backward masked_fill where sign floor ceil round "
     "max_pool2d_with_indices max_pool2d_with_indices_backward sort topk scatter constant_pad_nd".split()
 )
-# The format of the result is that of one input, whatever the others' (half_float_test.py of PopTorch).
+# The index of the input that alone decides the result's format (half_float_test.py of PopTorch).
 _FOLLOWS = {
     "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "native_layer_norm": 0, "native_layer_norm_backward": 0,
     "native_group_norm": 0, "native_group_norm_backward": 0, "native_batch_norm": 0, "native_batch_norm_backward": 0,
@@ -46,7 +46,7 @@ _FOLLOWS = {
 
 
 class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, float16 tensors are computed with as on an IPU."""
+    """Dispatch mode that computes with float16 tensors as an IPU does."""
 
     def __init__(self, rounding: Rounding, partials: Partials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,7 +54,7 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def of(cls, options: Options, numerics: Numerics, device: torch.device) -> HalfArithmetic:
-        """As the options' partials and stochastic rounding say."""
+        """Builds the mode from the options' partials types, stochastic rounding and random seed."""
         popart = options._Popart.options
         seed = int(options.random_seed) if options.exists("random_seed") else None
         rounding = Rounding(
@@ -75,7 +75,7 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return plan(self, func, args, kwargs or {})
 
     def round(self, result: Any) -> Any:
-        """The float32 tensors in a result, rounded."""
+        """Returns a result with its float32 tensors rounded."""
         return map_tensors(result, lambda tensor: self.rounding(tensor) if tensor.dtype in _FLOATS else tensor)
 
 
@@ -83,7 +83,7 @@ _PLANS: Dict[Any, Plan] = {}
 
 
 def _plan_of(func: Any) -> Plan:
-    """What to do with an operation, by its name and by what it says of aliases."""
+    """Returns the plan for an operation, chosen by its name and by the aliases in its schema."""
     schema = func._schema
     name = schema.name.split("::")[1]
     if name in _SPECIAL:
@@ -104,13 +104,13 @@ def _direct(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[s
 
 
 class _Formats:
-    """Which formats the inputs of an operation have; scalars yield to tensors with dimensions, as in torch."""
+    """The formats of an operation's inputs; scalars yield to tensors with dimensions, as in torch."""
 
     def __init__(self) -> None:
         self.half = self.wide = self.half_dims = self.wide_dims = False
 
     def widened(self, value: Any) -> Any:
-        """The input in float32 if it is float16, anything else as it is."""
+        """Returns a float16 input in float32 and any other input unchanged; records the input's format."""
         if isinstance(value, Tensor):
             dtype = value.dtype
             if dtype == _HALF:
@@ -130,18 +130,18 @@ class _Formats:
 
 
 def _computed(*, follows: Optional[int], is_exact: bool) -> Plan:
-    """In float32, and rounded if torch's result, or that of the input that it follows, is float16."""
+    """Returns a plan that computes in float32, and rounds if torch's result, or the input `follows`, is float16."""
 
     def plan(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         formats = _Formats()
         wide_args = [formats.widened(arg) for arg in args]
-        asked = kwargs.get("dtype")
-        if asked in (_HALF, torch.float64):
+        requested = kwargs.get("dtype")
+        if requested in (_HALF, torch.float64):
             kwargs = dict(kwargs, dtype=torch.float32)
         wide_args = [torch.float32 if arg is _HALF else arg for arg in wide_args]
         result = func(*wide_args, **{name: formats.widened(value) for name, value in kwargs.items()})
-        if asked is not None:
-            is_half = asked == _HALF
+        if requested is not None:
+            is_half = requested == _HALF
         elif follows is not None:
             is_half = args[follows].dtype == _HALF
         else:
@@ -156,7 +156,7 @@ def _computed(*, follows: Optional[int], is_exact: bool) -> Plan:
 
 
 def _in_place(written: List[Tuple[int, str]]) -> Plan:
-    """Float16 tensors that an operation writes to are written to in float32 first."""
+    """Returns a plan that writes to float32 copies, and then rounds these into the operation's float16 tensors."""
 
     def plan(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         formats = _Formats()
@@ -177,24 +177,24 @@ def _in_place(written: List[Tuple[int, str]]) -> Plan:
     return plan
 
 
-# -------------------------------------------------------------------------- operations of their own
+# ------------------------------------------------------------------------------- special operations
 
 
 def _to_copy(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-    """A conversion to float16 rounds."""
-    asked = kwargs.get("dtype")
-    if asked == torch.float64:
+    """Rounds if the conversion is to float16."""
+    requested = kwargs.get("dtype")
+    if requested == torch.float64:
         return func(*args, **dict(kwargs, dtype=torch.float32))
-    if asked != _HALF or args[0].dtype == _HALF:
+    if requested != _HALF or args[0].dtype == _HALF:
         return func(*args, **kwargs)
     return mode.rounding(func(*args, **dict(kwargs, dtype=torch.float32)))
 
 
 def _copy_into(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-    """Rounds only what is no float16 yet.
+    """Rounds the source only if it is not float16 yet.
 
-    Autograd copies a gradient, or takes it as it is, by whether Python's garbage collector has let go of it yet: if a
-    mere copy drew random bits, what is rounded afterwards would depend on that.
+    Autograd copies a gradient, or takes the tensor itself, depending on whether Python's garbage collector has already
+    released the gradient: if a mere copy drew random bits, later roundings would depend on the garbage collector.
     """
     target, source = args[:2]
     if target.dtype != _HALF or source.dtype == _HALF:
@@ -206,7 +206,7 @@ _rounded_copy = _in_place([(0, "self")])
 
 
 def _gelu(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-    """Always the tanh form (poplibs include/popnn/NonLinearityDef.hpp:24-30)."""
+    """Computes GELU in its tanh form in every case (poplibs include/popnn/NonLinearityDef.hpp:24-30)."""
     return _plain(mode, func, args, dict(kwargs, approximate="tanh"))
 
 
@@ -222,7 +222,7 @@ def _product(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[
 
 
 def _product_and_sum(product: Callable[..., Any]) -> Plan:
-    """The product, and then the sum with what is added: two operations, as PopART decomposes a Gemm."""
+    """Returns a plan for the product and then the sum: two operations, as PopART decomposes a Gemm."""
 
     def plan(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
         added, left, right = args[:3]
@@ -256,7 +256,7 @@ def _convolution_backward(mode: HalfArithmetic, func: Any, args: Sequence[Any], 
 
 
 def _batch_norm(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-    """Its running statistics are written to, which older schemas do not say."""
+    """Also rounds the running statistics, which the operation writes to although older schemas do not declare it."""
     formats = _Formats()
     wide = [formats.widened(arg) for arg in args]
     result = func(*wide, **kwargs)

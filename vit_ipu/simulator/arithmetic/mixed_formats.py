@@ -1,6 +1,6 @@
-"""Weights of another format than the activations, half or float: they are cast to that of the activations.
+"""Casts of weights to the format of the activations, float16 or float32, if the two formats differ.
 
-So PopTorch does for linear layers, convolutions and normalisations (popart_canonicalization, castWeightAndBias).
+PopTorch casts in linear layers, convolutions and normalisations (popart_canonicalization, castWeightAndBias).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POSITIONS.update((getattr(F, f"conv{kind}{n}d"), (1, 2)) for kind in ("", "_tra
 
 
 class MixedFormats(TorchFunctionMode):
-    """Casts weight and bias of the functions above to the format of their input."""
+    """Casts weight and bias of the functions in `_POSITIONS` to the format of the function's input."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None

@@ -1,7 +1,7 @@
-"""How the simulated IPUs compute: exactly, or with an IPU's float16.
+"""The numerics of the simulated IPUs: exact, or an IPU's float16.
 
-"exact" computes float16 in float32 and rounds what leaves the IPU; "ipu" rounds every float16 tensor (half_ops.py).
-The choice holds for executors that are compiled afterwards.
+"exact" computes float16 in float32 and rounds what leaves the IPU; "ipu" rounds every float16 tensor (half_mode.py).
+The choice applies to executors that are compiled afterwards.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ MODES = ("exact", "ipu")
 
 
 class Numerics(NamedTuple):
-    """A choice: the mode, and after how many products a float16 partial is rounded.
+    """The mode, and after how many products a float16 partial sum is rounded.
 
-    16 is what one pass of the AMP unit takes of float16: a chain of 4 with 4 elements loaded at a time (poplibs
-    lib/poplin/codelets/asm/conv_partial_1x1_half_half.S, ConvVertexType.cpp:52).
+    16 is the number of float16 products in one pass of the AMP unit: a chain of 4 with 4 elements loaded at a time
+    (poplibs lib/poplin/codelets/asm/conv_partial_1x1_half_half.S, ConvVertexType.cpp:52).
     """
 
     mode: str = "exact"
@@ -30,19 +30,20 @@ _chosen = Numerics()
 
 
 def chosen() -> Numerics:
-    """What holds for an executor that is compiled now."""
+    """Returns the numerics for an executor that is compiled now."""
     return _chosen
 
 
 class numerics:
-    """Chooses "exact" or "ipu" for executors compiled afterwards; as a context manager, until its end.
+    """Chooses "exact" or "ipu" for executors compiled afterwards; as a context manager, until the end of its block.
 
-    `partials_chunk`: a float16 partial sum is rounded after so many products. Raises ValueError.
+    `partials_chunk`: the number of products after which a float16 partial sum is rounded. Raises ValueError if the mode
+    is unknown or `partials_chunk` is less than 1.
     """
 
     def __init__(self, mode: str, *, partials_chunk: int = 16) -> None:
         if mode not in MODES:
-            raise ValueError("Unknown numerics {!r}: choose one of {}".format(mode, ", ".join(MODES)))
+            raise ValueError(f"Unknown numerics {mode!r}: choose one of {', '.join(MODES)}")
         if partials_chunk < 1:
             raise ValueError(f"partials_chunk is {partials_chunk}, but must be at least 1")
         self._before = _chosen

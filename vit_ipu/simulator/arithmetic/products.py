@@ -1,7 +1,7 @@
 """Matrix products and convolutions of float16, with partial sums in float32 or in float16.
 
-With float16 partials the running sum is read into float32, the products of one chunk of K are added, and it is
-rounded to float16 again (Graphcore, "AI-Float - Mixed Precision Arithmetic for AI", on FP16.16).
+With float16 partials the running sum is read into float32, the products of one chunk of K are added, and the
+sum is rounded to float16 again (Graphcore, "AI-Float - Mixed Precision Arithmetic for AI", on FP16.16).
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Partials:
-    """The format of partial sums, of products and of convolutions apart, and after how many products they round."""
+    """The formats of partial sums in matrix products and in convolutions, and the number of products per rounding."""
 
     def __init__(self, *, half_products: bool, half_convolutions: bool, chunk: int, rounding: Rounding) -> None:
         self.half_products, self.half_convolutions = half_products, half_convolutions
         self._chunk, self._rounding = chunk, rounding
 
     def product(self, function: Any, left: Tensor, right: Tensor) -> Tensor:
-        """`function`, mm or bmm, of (..., M, K) and (..., K, N), in float32; float16 partials need both in float16."""
+        """Returns `function` (mm or bmm) of (..., M, K) and (..., K, N), in float32.
+
+        Partials are float16 only if both inputs are.
+        """
         in_half = self.half_products and left.dtype == right.dtype == torch.float16
         if not in_half:
             return function(left.float(), right.float())
         return self.chunked(left.float(), right.float())
 
     def chunked(self, left: Tensor, right: Tensor) -> Tensor:
-        """The product with the running sum rounded after each chunk of K; float32 tensors of float16 values."""
+        """Returns the product, with the running sum rounded after each chunk of K; takes float16 values in float32."""
         total: Optional[Tensor] = None
         for start in range(0, left.shape[-1], self._chunk):
             part = left[..., start : start + self._chunk] @ right[..., start : start + self._chunk, :]
@@ -42,7 +45,10 @@ class Partials:
 
 
 def convolution(partials: Partials, image: Tensor, weight: Tensor, *settings: Any) -> Tensor:
-    """aten.convolution without bias, in float32. `settings`: stride, padding, dilation, transposed, ..., groups."""
+    """Returns aten.convolution without bias, in float32.
+
+    `settings`: stride, padding, dilation, transposed, ..., groups.
+    """
     wide_image, wide_weight = image.float(), weight.float()
     if not (partials.half_convolutions and image.dtype == weight.dtype == torch.float16):
         return _CONVOLUTION(wide_image, wide_weight, None, *settings)
@@ -55,7 +61,7 @@ def convolution(partials: Partials, image: Tensor, weight: Tensor, *settings: An
 def convolution_backward(
     partials: Partials, gradient: Tensor, image: Tensor, weight: Tensor, bias_sizes: Any, *settings: Any
 ) -> Tuple[Optional[Tensor], ...]:
-    """aten.convolution_backward in float32: gradients of image, weight and bias, as the mask in `settings` asks."""
+    """Returns aten.convolution_backward in float32: gradients of image, weight and bias, by the mask in `settings`."""
     *shape_settings, mask = settings
     wide = gradient.float(), image.float(), weight.float()
     in_half = partials.half_convolutions and image.dtype == weight.dtype == torch.float16
@@ -74,7 +80,10 @@ def convolution_backward(
 
 
 class _Geometry:
-    """A 1-D or 2-D convolution as a matrix product over columns of patches. Raises NotImplementedError for others."""
+    """A 1-D or 2-D convolution as a matrix product over columns of patches.
+
+    Raises NotImplementedError for a transposed, grouped or 3-D convolution.
+    """
 
     def __init__(self, image: Tensor, weight: Tensor, settings: Sequence[Any]) -> None:
         stride, padding, dilation, is_transposed, _, groups = settings
@@ -83,7 +92,7 @@ class _Geometry:
         self._is_flat = image.dim() == 3
         flat = [1] if self._is_flat else []
         self._image_size = (*flat, *image.shape[2:])
-        self._how: Dict[str, Any] = {
+        self._unfold_settings: Dict[str, Any] = {
             "kernel_size": flat + list(weight.shape[2:]),
             "stride": flat + list(stride),
             "padding": ([0] if self._is_flat else []) + list(padding),
@@ -96,10 +105,10 @@ class _Geometry:
         self.shape_of_result = [image.shape[0], weight.shape[0], *sizes]
 
     def columns(self, image: Tensor) -> Tensor:
-        """(N, C_in x kernel, positions)."""
-        return F.unfold(image.unsqueeze(2) if self._is_flat else image, **self._how)
+        """Returns the patches of an image as columns (N, C_in x kernel, positions)."""
+        return F.unfold(image.unsqueeze(2) if self._is_flat else image, **self._unfold_settings)
 
     def image(self, columns: Tensor) -> Tensor:
-        """The sum of the patches where they overlap: what `columns` is the transpose of."""
-        folded = F.fold(columns, self._image_size, **self._how)
+        """Returns the image in which overlapping patches are summed: the transpose of `columns`."""
+        folded = F.fold(columns, self._image_size, **self._unfold_settings)
         return folded.squeeze(2) if self._is_flat else folded

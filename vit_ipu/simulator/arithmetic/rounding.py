@@ -1,4 +1,4 @@
-"""Rounding to float16 as an IPU does it: to nearest, or stochastically, and to the largest finite value on overflow.
+"""Rounding to float16 as on an IPU: to nearest, or stochastically, and to the largest finite value on overflow.
 
 An IPU clips finite values that are too large, unless NaN on overflow is asked for (popart
 removeunnecessarylossgradcastpattern.hpp:30-36, poplibs lib/popfloat/CastToHalf.cpp:97-106); infinities stay infinite.
@@ -14,24 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX = 65504.0
-_LARGEST_THAT_ROUNDS_DOWN = 65519.996  # below half way to what would come after MAX
+_LARGEST_THAT_ROUNDS_DOWN = 65519.996  # below half way from MAX to the next step of float16
 _SMALLEST_NORMAL = 2.0**-14
-_DROPPED = 0x1FFF  # bits of float32's mantissa that float16 has not
+_DROPPED = 0x1FFF  # bits of float32's mantissa that float16 lacks
 _FOUR_TIMES_13_BITS = np.uint64(0x1FFF1FFF1FFF1FFF)
 _SCRAMBLE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 
 class Rounding:
-    """Rounds float32 to float16; stochastic rounding draws from a generator of its own."""
+    """Rounds float32 to float16; stochastic rounding draws from its own generator."""
 
     def __init__(self, *, stochastic: bool = False, seed: Optional[int] = None, device: str = "cpu") -> None:
         self.is_stochastic = stochastic
-        # torch's generator may have the same seed, and rounding must not follow the data or the dropout drawn there
+        # torch's generator may have the same seed: rounding must not correlate with data or dropout drawn from it
         scrambled = None if seed is None else (seed * _SCRAMBLE + 1) % 2**63
         self._bits: RandomBits = (_HostBits if device == "cpu" else _DeviceBits)(scrambled, device)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The nearest float16, ties to even; or one of the two neighbours, each as often as keeps the mean."""
+        """Returns the nearest float16, ties to even; or one of the two neighbours, at random so as to keep the mean."""
         if values.dtype == torch.float16:
             return values
         values = values.float()
@@ -40,7 +40,7 @@ class Rounding:
         return self._to_a_neighbour(values.contiguous()).to(torch.float16)
 
     def in_float32(self, values: Tensor) -> Tensor:
-        """The same of contiguous float32 values, as float32."""
+        """Rounds contiguous float32 values to float16 values, returned as float32."""
         if self.is_stochastic and values.numel():
             return self._to_a_neighbour(values)
         return to_nearest(values).float()
@@ -55,14 +55,14 @@ class Rounding:
         self._bits.state = state
 
     def _to_a_neighbour(self, values: Tensor) -> Tensor:
-        """Float32 values on the grid of float16: towards zero, or away with the probability of the rest.
+        """Returns float32 values on float16's grid: towards zero, or away with the probability of the remainder.
 
-        13 random bits are added below the 10 bits of the mantissa that float16 has, and cut off. Where float16 is
-        subnormal, its smallest normal is added meanwhile, so that its spacing is that of the subnormals; what then
-        falls off float32 is less than 2^-13 of a spacing. Finite values beyond the largest are clipped.
+        13 random bits are added below the 10 bits of float16's mantissa, and these 13 bits are cut off. For values that
+        are subnormal in float16, the smallest normal is added during this step, so that the spacing is that of the
+        subnormals; float32 then drops less than 2^-13 of a spacing. Finite values beyond the largest are clipped.
         """
         near_zero = values.clamp(-1.0, 1.0)
-        small = near_zero.sub_(F.hardshrink(near_zero, _SMALLEST_NORMAL)).sign_()  # the sign, or 0 above it
+        small = near_zero.sub_(F.hardshrink(near_zero, _SMALLEST_NORMAL)).sign_()  # the sign, or 0 for normal values
         near = values.add(small, alpha=_SMALLEST_NORMAL)
         near.view(torch.int32).add_(self._bits.draw(values)).bitwise_and_(~_DROPPED)
         near.sub_(small, alpha=_SMALLEST_NORMAL).copysign_(values)  # -0 stays -0
@@ -80,30 +80,30 @@ class RandomBits:
 
 
 class _HostBits(RandomBits):
-    """From numpy's SFC64, which makes four at a time and several times as fast as torch's generator."""
+    """Random bits from numpy's SFC64, which makes four at a time, several times as fast as torch's generator."""
 
     def __init__(self, seed: Optional[int], device: str) -> None:
         self._generator = np.random.SFC64(seed)
 
     def draw(self, like: Tensor) -> Tensor:
-        words = self._generator.random_raw(like.numel() // 4 + 1)
-        words &= _FOUR_TIMES_13_BITS
-        return torch.from_numpy(words.view(np.int16)[: like.numel()]).view(like.shape)
+        raw = self._generator.random_raw(like.numel() // 4 + 1)
+        raw &= _FOUR_TIMES_13_BITS
+        return torch.from_numpy(raw.view(np.int16)[: like.numel()]).view(like.shape)
 
     @property
     def state(self) -> Tensor:  # type: ignore[override]
-        words = self._generator.state["state"]["state"]
-        return torch.from_numpy(words.view(np.uint8).copy())
+        raw = self._generator.state["state"]["state"]
+        return torch.from_numpy(raw.view(np.uint8).copy())
 
     @state.setter
     def state(self, state: Tensor) -> None:
-        whole = self._generator.state
-        whole["state"]["state"] = state.cpu().numpy().copy().view(np.uint64)
-        self._generator.state = whole
+        full_state = self._generator.state
+        full_state["state"]["state"] = state.cpu().numpy().copy().view(np.uint64)
+        self._generator.state = full_state
 
 
 class _DeviceBits(RandomBits):
-    """From torch's generator on the device."""
+    """Random bits from torch's generator on the device."""
 
     def __init__(self, seed: Optional[int], device: str) -> None:
         self._generator = torch.Generator(device=device)
@@ -125,19 +125,19 @@ class _DeviceBits(RandomBits):
 
 
 def to_nearest(values: Tensor) -> Tensor:
-    """The nearest float16 of float32 values; those that are too large are clipped."""
+    """Returns the nearest float16 of float32 values; finite values that are too large are clipped."""
     return _clipped(values).to(torch.float16)
 
 
 def rounded(values: Tensor, dtype: torch.dtype, rounding: Optional[Rounding]) -> Tensor:
-    """The values in `dtype`; to float16 by `rounding`."""
+    """Returns the values in `dtype`, rounded to float16 by `rounding` if given."""
     if dtype == torch.float16 and rounding is not None:
         return rounding(values)
     return values.to(dtype)
 
 
 def _is_in_range(values: Tensor, limit: float) -> bool:
-    """Whether no value is beyond the limit or no number; only the CPU looks, since elsewhere one would wait."""
+    """Tells whether no value is NaN or beyond the limit; False off the CPU, where a check would wait for the device."""
     if values.device.type != "cpu":
         return False
     if not values.numel():
@@ -147,12 +147,12 @@ def _is_in_range(values: Tensor, limit: float) -> bool:
 
 
 def _clipped(values: Tensor) -> Tensor:
-    """Without finite values that float16 has not."""
+    """Returns the values, finite ones clipped to float16's range."""
     if _is_in_range(values, _LARGEST_THAT_ROUNDS_DOWN):
         return values
     return torch.where(torch.isinf(values), values, values.clamp(-MAX, MAX))
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Float16 as float32, anything else as it is."""
+    """Returns a float16 tensor as float32, any other tensor unchanged."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor

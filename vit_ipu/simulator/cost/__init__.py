@@ -1,1 +1,1 @@
-"""What a compiled model would need of each IPU: memory, operations, traffic and cycles."""
+"""Cost of a compiled model on each IPU: memory, operations, traffic and cycles."""

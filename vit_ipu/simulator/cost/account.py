@@ -1,10 +1,11 @@
-"""What a compiled model needs of each IPU, counted from its traced forward pass: memory, FLOPs, bytes that cross.
+"""Cost of a compiled model on each IPU, counted from its traced forward pass: memory, FLOPs, bytes between stages.
 
-All numbers are of one replica, and those of work and traffic of one micro-batch. A tensor belongs to the stage that
-makes it, an input of the model to the first stage that reads it; if a later stage reads it, it is copied from stage
-to stage on the way (popart contiguateipucopyindices.cpp), and its gradient goes back the same way. Activations are
-what torch.autograd keeps and what lives between operations; the temporary memory of an operation and its code are
-not counted. With recomputation, what is kept of a stage is what arrives there and what recomputationCheckpoint names.
+All numbers are for one replica; work and traffic are for one micro-batch. A tensor belongs to the stage that makes it,
+an input of the model to the first stage that reads it. A tensor that a later stage reads is copied from stage to stage
+on the way (popart contiguateipucopyindices.cpp), and the tensor's gradient returns the same way. Activations are the
+tensors that torch.autograd keeps and the tensors that live between operations; the temporary memory and the code of an
+operation are not counted. With recomputation, a stage keeps the tensors that arrive there and the tensors that
+recomputationCheckpoint names.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RECOMPUTING = (int(popart.RecomputationType.Pipeline), int(popart.Recomputation
 def simulation_report(
     trace: Trace, options: Options, optimizer_state: Optional[Mapping[str, Tensor]] = None
 ) -> SimulationReport:
-    """The account of a traced model; `optimizer_state`: tensors by PopART's name, prefix "___" parameter."""
+    """Returns the account of a traced model; `optimizer_state`: tensors by PopART's name, prefix "___" parameter."""
     schedule = schedule_of(trace, options)
     stages = _Stages(trace, schedule).accounts()
     iterations = int(options.device_iterations)
@@ -46,14 +47,14 @@ def simulation_report(
         cycles_per_call=schedule.num_cycles * (iterations if trace.is_training else 1),
         utilisation=schedule.utilisation,
         stages=tuple(stages),
-        ipus=tuple(_of_ipus(trace, stages, optimizer_state or {})),
+        ipus=tuple(_ipu_accounts(trace, stages, optimizer_state or {})),
         timetable=tuple(schedule.slots()),
         schedule=schedule,
     )
 
 
 def schedule_of(trace: Trace, options: Options) -> Schedule:
-    """The order of work that the options give a traced model.
+    """Returns the order of work that the options give a traced model.
 
     By default a pipeline of more than one IPU recomputes, and nothing else does (Compiler.cpp:572-579).
     """
@@ -69,14 +70,14 @@ def schedule_of(trace: Trace, options: Options) -> Schedule:
 
 
 class _Place(NamedTuple):
-    """Where a value is: the stage that makes it or where it arrives, and the last that reads it."""
+    """The stage that makes a value or where the value arrives, and the last stage that reads the value."""
 
     home: int
     last: int
 
 
 class _Stages:
-    """The accounts of the forward stages of a trace."""
+    """Computes the accounts of the forward stages of a trace."""
 
     def __init__(self, trace: Trace, schedule: Schedule) -> None:
         self._trace, self._schedule = trace, schedule
@@ -119,13 +120,13 @@ class _Stages:
         )
 
     def _bytes_sent(self, stage: int, crosses: Callable[[Value], bool]) -> int:
-        """Between a stage and the next."""
+        """Returns the bytes sent between a stage and the next stage."""
         values = self._graph.values
         passing = (number for number, place in self._places.items() if place.home <= stage < place.last)
         return sum(values[number].num_bytes for number in passing if crosses(values[number]))
 
     def _lives(self, stage: int) -> List[Life]:
-        """The values that are on the stage, without weights and constants."""
+        """Returns the lives of the values on the stage, without weights and constants."""
         operations = self._operations[stage]
         lives: Dict[int, Life] = {}
         for index, operation in enumerate(operations):
@@ -155,7 +156,7 @@ class _Stages:
 
 
 def _places(graph: Graph) -> Dict[int, _Place]:
-    """Of inputs and activations."""
+    """Returns the places of inputs and activations, by number of the value."""
     home: Dict[int, int] = {}
     last: Dict[int, int] = {}
     for operation in graph.operations:
@@ -166,7 +167,7 @@ def _places(graph: Graph) -> Dict[int, _Place]:
     return {number: _Place(home[number], last[number]) for number in home}
 
 
-def _of_ipus(
+def _ipu_accounts(
     trace: Trace, stages: Sequence[StageAccount], optimizer_state: Mapping[str, Tensor]
 ) -> Iterable[IpuAccount]:
     owners = _owners(trace.graph)
@@ -184,7 +185,7 @@ def _of_ipus(
 
 
 def _owners(graph: Graph) -> Dict[int, int]:
-    """The IPU of each weight: the first that reads it; one that nothing reads is on none."""
+    """Returns the IPU of each weight: the first IPU that reads the weight; a weight that nothing reads has none."""
     owners: Dict[int, int] = {}
     for operation in graph.operations:
         for number in operation.inputs:
@@ -194,7 +195,7 @@ def _owners(graph: Graph) -> Dict[int, int]:
 
 
 def _state_bytes(state: Mapping[str, Tensor], names: Set[str]) -> int:
-    """The bytes of the state of the parameters with these names."""
+    """Returns the bytes of the state of the parameters with these names."""
     of_parameter: Dict[str, int] = defaultdict(int)
     for name, tensor in state.items():
         of_parameter[name.partition("___")[2]] += tensor.numel() * tensor.element_size()

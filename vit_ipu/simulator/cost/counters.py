@@ -1,7 +1,7 @@
 """Performance counters and latencies of a call, from the schedule of its pipeline.
 
-PopTorch gives seconds; here the unit is a cycle of the pipeline, and transfers between host and IPU take none. So
-they tell a latency in pipeline stages, and nothing of an IPU's speed.
+PopTorch gives seconds; here the unit is a cycle of the pipeline, and transfers between host and IPU take no time. The
+counters therefore show a latency in pipeline stages, not an IPU's speed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.options.output_modes import returned_rounds
 
 Counters = Dict[str, List[List[float]]]
-"""Event: of each input or output, the cycle of each micro-batch, in the order [round][replica]."""
+"""Maps an event to a list per input or output: the cycles of the micro-batches, in the order [round][replica]."""
 
 Latency = Tuple[float, float, float]
 """Minimum, maximum and mean."""
 
 NOTHING: Counters = {"input": [[]], "input_complete": [[]], "output": [[]], "output_complete": [[]]}
-"""Before the first call."""
+"""The counters before the first call."""
 
 
 class Call(NamedTuple):
-    """What a call transfers: `rounds` micro-batches a replica, none of synthetic data, and the outputs of the mode."""
+    """Transfers of a call: `rounds` micro-batches per replica, 0 for synthetic data, and the outputs of `mode`."""
 
     rounds: int
     replicas: int
@@ -33,12 +33,12 @@ class Call(NamedTuple):
     return_period: int
 
     def returned(self) -> Sequence[int]:
-        """The rounds whose outputs the host gets."""
+        """Returns the rounds whose outputs the host receives."""
         return returned_rounds(self.rounds, self.mode, self.return_period)
 
 
 def perf_counters(schedule: Schedule, call: Call) -> Counters:
-    """The cycle in which each micro-batch enters the first stage and has left the last forward one."""
+    """Returns the cycles in which each micro-batch enters the first stage and has left the last forward stage."""
     last_stage = len(schedule.stage_ipus) - 1
     entered = [_cycle(schedule, 0, index) for index in range(call.rounds) for _ in range(call.replicas)]
     left = [_cycle(schedule, last_stage, index) + 1 for index in call.returned() for _ in range(call.replicas)]
@@ -48,12 +48,15 @@ def perf_counters(schedule: Schedule, call: Call) -> Counters:
 
 
 def total_cycles(schedule: Schedule, rounds: int) -> int:
-    """Cycles of a whole call: training drains the pipeline before every update."""
+    """Returns the cycles of a complete call: training drains the pipeline before every update."""
     return rounds // schedule.micro_batches * schedule.num_cycles
 
 
 def latency(counters: Counters, start: str, end: str) -> Latency:
-    """From the first tensor's `start` to the last one's `end`; several inputs to an output count from the earliest."""
+    """Returns the latency from the first tensor's `start` to the last tensor's `end`.
+
+    Several inputs to one output count from the earliest input.
+    """
     begun = [min(cycles) for cycles in zip(*counters[start])]
     ended = [max(cycles) for cycles in zip(*counters[end])]
     if not begun or not ended:

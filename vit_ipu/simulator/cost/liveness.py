@@ -1,9 +1,10 @@
-"""How many bytes of activations live at once on a stage, for one micro-batch, from the order of its operations.
+"""Bytes of activations that live at once on a stage, for one micro-batch, from the order of the stage's operations.
 
-Forward, a value lives from the operation that makes it to the last that reads it, or to the end if autograd keeps
-it. Backward runs through the operations in reverse: what autograd keeps for an operation is freed after it, and the
-gradient of a value lives as long as the value itself did forward. With recomputation only what arrives at the stage
-and its checkpoints are kept; each segment between checkpoints is run again, keeping all, before its backward pass.
+In the forward pass, a value lives from the operation that makes it to the last operation that reads it, or to the end
+if autograd keeps the value. The backward pass runs through the operations in reverse: a value that autograd keeps for
+an operation is freed after that operation, and the gradient of a value lives as long as the value itself did in the
+forward pass. With recomputation, only the values that arrive at the stage and the stage's checkpoints are kept; each
+segment between checkpoints is run again, keeping all its values, before the segment's backward pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Span = Tuple[int, int, int]  # bytes, first and last operation
 
 @dataclass
 class Life:
-    """One value on one stage; operations are counted from the stage's first."""
+    """The life of one value on one stage; operations are counted from the stage's first operation."""
 
     num_bytes: int
     birth: int
@@ -25,18 +26,18 @@ class Life:
     kept: bool  # even with recomputation
     has_gradient: bool
     saved_at: Dict[int, int] = field(default_factory=dict)
-    """By segment, the first operation for whose backward pass autograd keeps it."""
+    """By segment, the first operation for whose backward pass autograd keeps the value."""
 
 
 class Working(NamedTuple):
-    """The most bytes that live at once."""
+    """The most bytes of activations that live at once."""
 
     without_recomputation: int
     with_recomputation: int
 
 
 def working_memory(lives: Sequence[Life], segments: Sequence[int], *, training: bool) -> Working:
-    """`segments`: of each operation of the stage, in order."""
+    """Returns the most bytes that live at once; `segments`: the segment of each operation of the stage, in order."""
     length = len(segments)
     if not training:
         plain = _peak([(life.num_bytes, life.birth, life.death) for life in lives], length)
@@ -76,7 +77,7 @@ def _gradients(lives: Iterable[Life]) -> List[Span]:
 
 
 def _bounds(segments: Sequence[int]) -> Dict[int, Tuple[int, int]]:
-    """The first and the last operation of each segment."""
+    """Returns the first and the last operation of each segment."""
     bounds: Dict[int, Tuple[int, int]] = {}
     for index, segment in enumerate(segments):
         bounds[segment] = bounds.get(segment, (index, index))[0], index
@@ -84,7 +85,7 @@ def _bounds(segments: Sequence[int]) -> Dict[int, Tuple[int, int]]:
 
 
 def _peak(spans: Iterable[Span], length: int) -> int:
-    """The largest sum of bytes at any operation."""
+    """Returns the largest sum of bytes at any operation."""
     change = [0] * (length + 1)
     for num_bytes, first, last in spans:
         change[max(first, 0)] += num_bytes

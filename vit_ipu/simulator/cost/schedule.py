@@ -2,8 +2,9 @@
 
 F is the number of forward stages, G gradient accumulation, D device iterations. Training passes a micro-batch
 through 2F-1 stages: stage s takes micro-batch c-s in cycle c, stage 2(F-1)-i is the backward pass of forward stage
-i, and the last forward stage does its own in the same cycle (popart/docs/notes/transforms/pipelining.md:60-130).
-The pipeline fills and drains once per weight update, in inference once per call. Times are in cycles.
+i, and the last forward stage runs its backward pass in the same cycle as its forward pass
+(popart/docs/notes/transforms/pipelining.md:60-130). The pipeline fills and drains once per weight update in training,
+once per call in inference. Times are in cycles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ RAMP_UP, STEADY, RAMP_DOWN = "ramp-up", "steady", "ramp-down"
 
 @dataclass(frozen=True)
 class Slot:
-    """In `cycle`, forward stage `stage` on IPU `ipu` passes `micro_batch` forward, again, or backward."""
+    """A unit of work: in `cycle`, forward stage `stage` on `ipu` runs `micro_batch` forward, again, or backward."""
 
     cycle: int
     ipu: int
@@ -43,13 +44,16 @@ class Schedule:
 
     @property
     def num_stages(self) -> int:
-        """2F-1 in training, F in inference."""
+        """The number of stages: 2F-1 in training, F in inference."""
         forward = len(self.stage_ipus)
         return 2 * forward - 1 if self.training else forward
 
     @property
     def num_cycles(self) -> int:
-        """G+2F-2 per weight update, D+F-1 per call of inference: ramps included (popart pipeline.cpp:2278-2334)."""
+        """The number of cycles, with ramps: G+2F-2 per weight update, D+F-1 per call of inference.
+
+        Source: popart pipeline.cpp:2278-2334.
+        """
         if self.pipelined:
             return self.micro_batches + self.num_stages - 1
         return self.micro_batches * self.num_stages
@@ -60,16 +64,19 @@ class Schedule:
         return self.micro_batches / self.num_cycles
 
     def stashed_micro_batches(self, stage: int) -> int:
-        """Micro-batches of which a forward stage holds activations, 2(F-1-i)+1; the last none (pipeline.cpp:1477)."""
+        """Returns the number of micro-batches whose activations a forward stage holds.
+
+        2(F-1-i)+1, and 0 for the last forward stage (pipeline.cpp:1477).
+        """
         later = len(self.stage_ipus) - 1 - stage
         return 2 * later + 1 if self.training and self.pipelined and later else 0
 
     def cycle_of(self, stage: int, micro_batch: int) -> int:
-        """When a stage, counted with the backward ones, works on a micro-batch."""
+        """Returns the cycle in which a stage, counted with the backward stages, works on a micro-batch."""
         return micro_batch + stage if self.pipelined else micro_batch * self.num_stages + stage
 
     def ramp(self, cycle: int) -> str:
-        """Whether the pipeline is filling or draining."""
+        """Tells whether the pipeline is filling, steady or draining in a cycle."""
         if not self.pipelined:
             return STEADY
         if cycle < self.num_stages - 1:
@@ -77,7 +84,7 @@ class Schedule:
         return STEADY if cycle < self.micro_batches else RAMP_DOWN
 
     def slots(self) -> List[Slot]:
-        """All work of one weight update, or of one call of inference, by cycle and stage."""
+        """Returns all work of one weight update, or of one call of inference, sorted by cycle and stage."""
         slots = []
         for stage, ipu in enumerate(self.stage_ipus):
             for micro_batch in range(self.micro_batches):
@@ -87,7 +94,7 @@ class Schedule:
         return sorted(slots, key=lambda slot: (slot.cycle, slot.stage))
 
     def work_of(self, stage: int) -> List[Tuple[int, str]]:
-        """What a forward stage does for a micro-batch: at which of the 2F-1 stages, and the kind of work."""
+        """Returns a forward stage's work for a micro-batch: at which of the 2F-1 stages, and the kind of work."""
         passes = [(stage, FORWARD)]
         if self.training:
             backward = 2 * (len(self.stage_ipus) - 1) - stage
@@ -99,17 +106,18 @@ class Schedule:
 # ---------------------------------------------------------------------------------------- Chrome trace
 
 MICROSECONDS_PER_CYCLE = 1000
-"""How long a cycle is drawn: an IPU's true time is not known here."""
+"""The length at which a cycle is drawn: an IPU's true time is not known here."""
 
 _UPDATE_LANE = 3
 _LANES = {FORWARD: 0, RECOMPUTE: 1, BACKWARD: 2}
 
 
 def chrome_trace(schedule: Schedule, flops: Sequence[Dict[str, int]], num_updates: int = 1) -> Dict[str, Any]:
-    """The schedule as trace events for Perfetto or chrome://tracing: a process per IPU, a thread per kind of work.
+    """Returns the schedule as trace events for Perfetto or chrome://tracing.
 
-    `flops`: of each forward stage, by kind of work; a cycle lasts as long as the IPU with most of them, and the
-    others are drawn in proportion. Format: "Trace Event Format", Google, 2016.
+    There is a process per IPU and a thread per kind of work. `flops`: the FLOPs of each forward stage, by kind of work.
+    The IPU with the most FLOPs fills a cycle, and the work of the other IPUs is drawn in proportion. Format: "Trace
+    Event Format", Google, 2016.
     """
     events = _names(schedule)
     period = (schedule.num_cycles + bool(schedule.training)) * MICROSECONDS_PER_CYCLE
@@ -118,7 +126,7 @@ def chrome_trace(schedule: Schedule, flops: Sequence[Dict[str, int]], num_update
         events += _work(schedule, flops, scale, update * period)
         if schedule.training:
             events += _weight_updates(schedule, update, (update + 1) * period - MICROSECONDS_PER_CYCLE)
-    other = {"simulated": True, "unit": "1 ms is drawn for a cycle of the pipeline: not a time on an IPU"}
+    other = {"simulated": True, "unit": "1 ms stands for one pipeline cycle; it is not a time on an IPU"}
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 
 
@@ -136,7 +144,7 @@ def _metadata(kind: str, ipu: int, lane: int, name: str) -> Dict[str, Any]:
 
 
 def _busiest(schedule: Schedule, flops: Sequence[Dict[str, int]]) -> int:
-    """The FLOPs of the IPU that has most of them in a full cycle."""
+    """Returns the FLOPs of the IPU with the most FLOPs in a full cycle."""
     of_ipu: Dict[int, int] = {}
     for stage, ipu in enumerate(schedule.stage_ipus):
         of_ipu[ipu] = of_ipu.get(ipu, 0) + sum(flops[stage][work] for _, work in schedule.work_of(stage))
@@ -172,7 +180,7 @@ def _work(schedule: Schedule, flops: Sequence[Dict[str, int]], scale: float, sta
 
 
 def _weight_updates(schedule: Schedule, update: int, start: int) -> List[Dict[str, Any]]:
-    """Drawn a quarter of a cycle long, after the pipeline has drained."""
+    """Returns events a quarter of a cycle long, after the pipeline has drained."""
     return [
         {
             "ph": "X",

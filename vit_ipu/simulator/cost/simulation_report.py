@@ -11,10 +11,10 @@ from vit_ipu.simulator.cost.schedule import BACKWARD, FORWARD, RECOMPUTE, Schedu
 
 @dataclass(frozen=True)
 class StageAccount:
-    """A forward stage with its backward pass; FLOPs, bytes sent and working memory are of one micro-batch.
+    """Account of a forward stage with its backward pass; FLOPs, bytes sent and working memory are per micro-batch.
 
-    The stash holds `stashed_micro_batches` times `tensors_stashed` tensors. The peaks are of the stash and of the
-    micro-batch that is being worked on together.
+    The stash holds `stashed_micro_batches` times `tensors_stashed` tensors. The peaks include the stash and the
+    micro-batch in work.
     """
 
     stage: int
@@ -36,7 +36,7 @@ class StageAccount:
 
 @dataclass(frozen=True)
 class IpuAccount:
-    """The stages of one IPU together, and its weights."""
+    """Account of one IPU: all its stages together, and its weights."""
 
     ipu: int
     stages: Tuple[int, ...]
@@ -58,10 +58,10 @@ class IpuAccount:
 
 @dataclass(frozen=True)
 class SimulationReport:
-    """What the simulator can say of a program without an IPU; of one replica.
+    """The costs of a program that the simulator can count without an IPU, for one replica.
 
     `recomputation`: whether the program recomputes; `stash_bytes`, `peak_activation_bytes` and `flops_recompute` are
-    those with recomputation whether it does or not.
+    the values with recomputation in either case.
     """
 
     training: bool
@@ -73,7 +73,7 @@ class SimulationReport:
     device_iterations: int
     replication_factor: int
     cycles_per_run: int
-    """Of one weight update in training, of one call in inference."""
+    """The cycles of one weight update in training, of one call in inference."""
     cycles_per_call: int
     utilisation: float
     stages: Tuple[StageAccount, ...]
@@ -84,7 +84,7 @@ class SimulationReport:
     unit_of_time: str = "cycles of the pipeline, not seconds"
 
     def to_dict(self) -> Dict[str, Any]:
-        """Plain values, ready for JSON; the timetable is of one weight update, or of one call of inference."""
+        """Returns plain values, ready for JSON; the timetable is of one weight update, or of one call of inference."""
         values = asdict(self)
         del values["schedule"]
         return values
@@ -93,7 +93,7 @@ class SimulationReport:
         return json.dumps(self.to_dict(), indent=1)
 
     def chrome_trace(self) -> Dict[str, Any]:
-        """Trace events of one call: a process per IPU. 1 ms is drawn for a cycle."""
+        """Returns trace events of one call: a process per IPU, 1 ms for a pipeline cycle."""
         updates = self.device_iterations if self.training else 1
         return chrome_trace(self.schedule, [_flops_of(stage) for stage in self.stages], updates)
 
@@ -108,7 +108,7 @@ def _flops_of(stage: StageAccount) -> Dict[str, int]:
 
 
 def account_of_ipu(ipu: int, stages: List[StageAccount], weights: Dict[str, int]) -> IpuAccount:
-    """Sums over the stages of an IPU; of what only lives while one is at work, the largest."""
+    """Sums over the stages of an IPU; of memory that only lives while its stage works, takes the largest."""
     return IpuAccount(
         ipu=ipu,
         stages=tuple(stage.stage for stage in stages),
@@ -129,5 +129,5 @@ def account_of_ipu(ipu: int, stages: List[StageAccount], weights: Dict[str, int]
 
 
 def _peak(stages: List[Tuple[int, int]]) -> int:
-    """All stages' stashes, and what one stage needs beyond its own."""
+    """Returns the stashes of all stages, plus the most that one stage needs beyond its own stash."""
     return sum(stash for stash, _ in stages) + max((peak - stash for stash, peak in stages), default=0)

@@ -1,1 +1,1 @@
-"""Executors: a compiled model, its weights on the host and on the IPUs, and what a call returns."""
+"""Executors: a compiled model, its weights on the host and on the IPUs, and the results of calls."""

@@ -1,8 +1,8 @@
-"""Anchored tensors: values of the training graph that a call also gives, asked for with Options.anchorTensor.
+"""Anchored tensors: values of the training graph that a call also collects, requested with Options.anchorTensor.
 
-PopART's names: "Gradient___w" is the gradient of a micro-batch, with the loss scale in it; "UpdatedVar___w" the
-weight after an update; the optimizer's state has the names of its state dict, and a weight or buffer its own;
-"finalLossScale" is the loss scale that an update had, automatic scaling included.
+PopART's names: "Gradient___w" is the gradient of a micro-batch, multiplied by the loss scale; "UpdatedVar___w" is the
+weight after an update; the optimizer's state has the names of its state dict, and a weight or buffer has its own name;
+"finalLossScale" is the loss scale of an update, with automatic scaling included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 
 
 class Anchors:
-    """The values of the anchored tensors during a call, and after it."""
+    """The values of the anchored tensors during and after a call."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Anchors:
         state: Mapping[str, Tensor],
         replicas: int,
     ) -> None:
-        """`anchored`: long name, -, output mode and return period by short name, as options keep them."""
+        """`anchored`: (long name, unused, output mode, return period) by short name, as options keep them."""
         self._replicas = replicas
         self._modes: Dict[str, Tuple[str, OutputMode, int]] = {
             short: (long, OutputMode(mode), int(period)) for short, (long, _, mode, period) in anchored.items()
@@ -41,7 +41,7 @@ class Anchors:
             self._sources[long] = self._source(long, weights, state)
 
     def _source(self, long: str, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Optional[Tensor]:
-        """The tensor to read after an update; None for what is noted before."""
+        """Returns the tensor to read after an update, or None for a value that is recorded before the update."""
         if long == LOSS_SCALE:
             return None
         if long.startswith(GRADIENT) and long[len(GRADIENT) :] in weights:
@@ -59,16 +59,16 @@ class Anchors:
         self._values[long].append(gradient.detach().clone())
 
     def start_call(self) -> None:
-        """Forgets the values of the call before."""
+        """Forgets the values of the previous call."""
         self._values = {long: [] for long in self._sources}
 
     def before_update(self, loss_scale: float) -> None:
-        """Notes the loss scale of the gradients."""
+        """Records the loss scale of the gradients."""
         if LOSS_SCALE in self._values:
             self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * self._replicas
 
     def after_update(self) -> None:
-        """Notes what the update made; every replica has the same."""
+        """Records the updated tensors, which are the same on every replica."""
         for long, source in self._sources.items():
             if source is not None:
                 self._values[long] += [source.detach().clone()] * self._replicas

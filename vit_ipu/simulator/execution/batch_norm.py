@@ -1,7 +1,7 @@
-"""Batch norm of an inferenceModel that was left in training mode: it normalises by the batch, its statistics stay.
+"""Batch norm of an inferenceModel left in training mode: normalises by the batch and keeps the running statistics.
 
-PopART updates running statistics where it builds the backward pass (willow/src/ir.cpp, constructBackwards), which
-inference has not.
+PopART updates running statistics when it builds the backward pass (willow/src/ir.cpp, constructBackwards), which
+inference lacks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 
 def updates_statistics(modes: Dict[nn.Module, bool]) -> bool:
-    """Whether there is a batch norm among modules that are in training mode."""
+    """Tells whether there is a batch norm among the modules in training mode."""
     return any(isinstance(module, _BatchNorm) and is_training for module, is_training in modes.items())
 
 
 class FixedStatistics(TorchFunctionMode):
-    """F.batch_norm in training mode does not see the running statistics."""
+    """Hides the running statistics from F.batch_norm in training mode."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None

@@ -15,14 +15,14 @@ _after: Dict[int, Hook] = OrderedDict()
 
 
 def registerPreCompileHook(hook: Hook) -> RemovableHandle:
-    """Runs `hook` before models compile, until the handle is removed. Raises RuntimeError if it is not callable."""
+    """Runs `hook` before compilations until the handle is removed. Raises RuntimeError if `hook` is not callable."""
     if not callable(hook):
         raise RuntimeError("Pre-compile hook must be callable")
     return _register(_before, hook)
 
 
 def registerPostCompileHook(hook: Hook) -> RemovableHandle:
-    """Runs `hook` after models have compiled, until the handle is removed. Raises RuntimeError if not callable."""
+    """Runs `hook` after compilations until the handle is removed. Raises RuntimeError if `hook` is not callable."""
     if not callable(hook):
         raise RuntimeError("Post-compile hook must be callable")
     return _register(_after, hook)
@@ -30,7 +30,7 @@ def registerPostCompileHook(hook: Hook) -> RemovableHandle:
 
 @contextmanager
 def around_compilation() -> Iterator[None]:
-    """Runs the hooks around the body."""
+    """Runs the registered hooks before and after the body."""
     for hook in list(_before.values()):
         hook()
     try:

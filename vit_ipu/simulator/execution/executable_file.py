@@ -1,7 +1,7 @@
-"""Files of compiled models: what `save` writes and `load` and `loadExecutable` read.
+"""Files of compiled models, which `save` writes and which `load` and `loadExecutable` read.
 
-A file holds no machine code: it names the arguments that the model was compiled for, and loading compiles again.
-As PopTorch's it is a pickle, with the user's model and optimizer in it: load only files that you trust.
+A file contains the arguments that the model was compiled for but no machine code: loading compiles the model again.
+Like PopTorch's file, it is a pickle that contains the user's model and optimizer: load only files that you trust.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vit_ipu.simulator.tracing.arguments import Arguments
 
 _BEGINNING = b"vit_ipu.simulator executable"
 _MAGIC = _BEGINNING + b" 2\n"
-"""The number changes with the names of the classes in the pickle."""
+"""The number changes if a class in the pickle is renamed."""
 
 
 @dataclass
 class Executable:
-    """A compiled model; `model` and what follows it are None in a file without the model."""
+    """A compiled model; `model` and the fields after it are None in a file without the model."""
 
     version: str
     arguments: Arguments
@@ -44,7 +44,7 @@ class Executable:
 
     @classmethod
     def read(cls, filename: str, version: str) -> Executable:
-        """The executable in a file. Raises AssertionError if there is none, or one of another version."""
+        """Returns the executable in a file. Raises AssertionError if there is none or its version differs."""
         with open(filename, "rb") as file:
             beginning = file.read(len(_MAGIC))
             is_old = beginning != _MAGIC and beginning.startswith(_BEGINNING)
@@ -60,7 +60,7 @@ class Executable:
 
 
 def _make_online(options: Options) -> None:
-    """Takes back what useOfflineIpuTarget set."""
+    """Undoes the settings of useOfflineIpuTarget."""
     options._freeze(False)
     options.deleteIfExists("ipu_version")
     if options.connection_type == ConnectionType.Never:
@@ -68,7 +68,7 @@ def _make_online(options: Options) -> None:
 
 
 def destination(filename: str) -> str:
-    """The file to write for the name that the user gave; its folder is made."""
+    """Returns the file to write for the name that the user gave, and makes the folder of the file."""
     folder = os.path.dirname(filename)
     if folder and not os.path.exists(folder):
         os.makedirs(folder)

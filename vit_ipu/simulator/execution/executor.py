@@ -1,8 +1,8 @@
 """PoplarExecutor: a model wrapped for training or inference (python/_poplar_executor.py).
 
-Weights live twice, on the host in the user's model and on the simulated IPUs, and are copied when PopTorch
-copies them: to the IPUs when the executor attaches or `copyWeightsToDevice` is called, to the host when it
-detaches or when the wrapped model's weights are read after a training call.
+Weights exist twice, on the host in the user's model and on the simulated IPUs, and are copied when PopTorch
+copies them: to the IPUs when the executor attaches or `copyWeightsToDevice` is called, to the host when the
+executor detaches or when the wrapped model's weights are read after a training call.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vit_ipu.simulator.weights import Weights
 
 
 class PoplarExecutor:
-    """Made by `trainingModel` and `inferenceModel`; called like the model it wraps."""
+    """A model wrapped by `trainingModel` or `inferenceModel`, called like the model itself."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class PoplarExecutor:
             wrap(self._user_model, self)
         self._options._freeze()
 
-    # ------------------------------------------------------------------------------- what it wraps
+    # ------------------------------------------------------------------------------- wrapped model
 
     @property
     def model(self) -> nn.Module:
@@ -97,7 +97,7 @@ class PoplarExecutor:
     # ----------------------------------------------------------------------------- compile and run
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles for arguments of these shapes; without effect if it was done before."""
+        """Compiles for arguments of these shapes; has no effect if the model is already compiled."""
         arguments = self._parse(args, kwargs)
         if self.isCompiled():
             logger.warning("Call to compile() ignored: the executable is already compiled")
@@ -162,11 +162,11 @@ class PoplarExecutor:
         return self._program
 
     def isCompiled(self) -> bool:
-        """Whether there is an executable."""
+        """Tells whether there is an executable."""
         return self._program is not None
 
     def compilationTime(self) -> timedelta:
-        """How long tracing took: a simulated compilation is no measure of a real one."""
+        """Returns how long tracing took, which does not predict how long a real compilation takes."""
         if not self.isCompiled():
             raise error("Please compile the model before obtaining compilation time.")
         if not self._options._show_compilation_progress_bar:
@@ -193,7 +193,7 @@ class PoplarExecutor:
         self.save(filename, export_model)
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
-        """Writes the executable, and with it the model, to a file for `poptorch.load` or `loadExecutable`."""
+        """Writes the executable, by default with the model, to a file for `poptorch.load` or `loadExecutable`."""
         executable = Executable(self._version, self._compiled().compiled_for, self._options)
         if save_rng_state:
             executable.rng_state = self.rng_state
@@ -215,16 +215,16 @@ class PoplarExecutor:
     # ------------------------------------------------------------------------------------- devices
 
     def isAttachedToDevice(self) -> bool:
-        """Whether the executor holds IPUs."""
+        """Tells whether the executor holds IPUs."""
         return self.isCompiled() and self._machine.is_attached(self)
 
     @property
     def _is_attached(self) -> bool:
-        """PopTorch's private name, which subclasses read (mmcv/device/ipu/model_wrapper.py)."""
+        """PopTorch's private name for isAttachedToDevice(), read by subclasses (mmcv/device/ipu/model_wrapper.py)."""
         return self.isAttachedToDevice()
 
     def attachToDevice(self) -> None:
-        """Reserves the IPUs again and copies weights, optimizer state and random state to them."""
+        """Reserves the IPUs and copies weights, optimizer state and random state to the IPUs."""
         program = self._compiled()
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to attach to an offline device (ConnectionType.Never)"
@@ -252,7 +252,7 @@ class PoplarExecutor:
     # ------------------------------------------------------------------------------------- weights
 
     def copyWeightsToHostIfNeeded(self) -> bool:
-        """Copies the weights to the user's model if training has changed them; whether it has."""
+        """Copies the weights to the user's model if training has changed them, and tells whether it has."""
         if not self._host_weights_are_old:
             return False
         self.copyWeightsToHost()
@@ -266,7 +266,7 @@ class PoplarExecutor:
         self._host_weights_version += 1
 
     def copyWeightsToDevice(self) -> None:
-        """Copies the user's model's weights to the IPUs."""
+        """Copies the weights of the user's model to the IPUs."""
         program = self._compiled()
         self._host_weights_are_old = False
         if self._optimizer is not None:
@@ -285,14 +285,14 @@ class PoplarExecutor:
         program.write_weights(only=names)
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
-        """Loads into the user's model and, if attached, copies to the IPUs."""
+        """Loads weights into the user's model and, if the executor is attached, copies them to the IPUs."""
         loaded = self._user_model.load_state_dict(state_dict, strict)
         if self.isAttachedToDevice():
             self.copyWeightsToDevice()
         return loaded
 
     def _follow_training_model(self) -> None:
-        """Takes over what a training executor of the same model has learnt since the last call."""
+        """Copies to the IPUs the weights that a training executor of the same model has changed since the last call."""
         copy_if_needed = getattr(self._user_model, "copyWeightsToHostIfNeeded", None)
         if not callable(copy_if_needed):
             return
@@ -303,7 +303,7 @@ class PoplarExecutor:
             self._seen_weights_version = version  # type: ignore[assignment]
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hands the optimizer's attributes, such as a new learning rate, to the IPU."""
+        """Passes the optimizer's attributes, such as a new learning rate, to the IPUs."""
         assert self._optimizer is not None, "Optimizer should be None for inference"
         self._optimizer.set(optimizer, self._options, self._program)
         if self.isAttachedToDevice():
@@ -312,22 +312,25 @@ class PoplarExecutor:
     # -------------------------------------------------------------------------------- measures
 
     def simulation_report(self) -> SimulationReport:
-        """Per IPU: memory, FLOPs, bytes that cross to others, and the timetable. Not a method of PopTorch's."""
+        """Returns memory, FLOPs and bytes sent to other IPUs, for each IPU, and the timetable.
+
+        PopTorch lacks this method.
+        """
         return Measures(self._compiled(), self._options).report()
 
     def getTensorNames(self) -> List[str]:
-        """The names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
+        """Returns the names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
         assert self._program is not None, "Model must be compiled before calling getTensorNames"
         return self._program.tensor_names()
 
     def getAnchoredTensor(self, short_name: str) -> Tensor:
-        """An anchored tensor of the last call. Raises AssertionError if none has this name."""
+        """Returns an anchored tensor of the last call. Raises AssertionError if no tensor has this name."""
         anchored = self._program.anchored if self._program is not None else {}
         assert short_name in anchored, f"No tensor with name {short_name} found."
         return anchored[short_name]
 
     def cycleCount(self) -> int:
-        """Cycles of the pipeline in the last call, where an IPU counts those of its clock."""
+        """Returns the number of pipeline cycles in the last call; a real IPU counts clock cycles."""
         if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
             raise error("Cycle count logging is disabled. Please set option logCycleCount to True to enable.")
         if not self._has_run:
@@ -335,25 +338,25 @@ class PoplarExecutor:
         return Measures(self._compiled(), self._options).cycles()
 
     def getPerfCounters(self) -> Counters:
-        """When inputs entered and outputs left in the last call, in cycles of the pipeline (see counters.py)."""
+        """Returns when inputs entered and outputs left in the last call, in pipeline cycles (see counters.py)."""
         if self._program is None or not self._has_run:
             return NOTHING
         return Measures(self._program, self._options).counters()
 
     def getHostIpuLatency(self) -> Latency:
-        """Zero: transfers take no cycle here."""
+        """Returns zeros, because transfers take no cycles in the simulator."""
         return latency(self.getPerfCounters(), "input", "input_complete")
 
     def getComputeLatency(self) -> Latency:
-        """Minimum, maximum and mean cycles from a complete input to its output."""
+        """Returns minimum, maximum and mean cycles from a complete input to its output."""
         return latency(self.getPerfCounters(), "input_complete", "output")
 
     def getIpuHostLatency(self) -> Latency:
-        """Zero: transfers take no cycle here."""
+        """Returns zeros, because transfers take no cycles in the simulator."""
         return latency(self.getPerfCounters(), "output", "output_complete")
 
     def getLatency(self) -> Latency:
-        """Minimum, maximum and mean cycles from an input to its complete output."""
+        """Returns minimum, maximum and mean cycles from an input to its complete output."""
         return latency(self.getPerfCounters(), "input", "output_complete")
 
     # -------------------------------------------------------------------------------- random state

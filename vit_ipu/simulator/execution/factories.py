@@ -1,4 +1,4 @@
-"""The makers of executors: trainingModel, inferenceModel and load (python/__init__.py:71-750)."""
+"""Functions that make executors: trainingModel, inferenceModel and load (python/__init__.py:71-750)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __version__ = "3.4.0+simulated"
 def trainingModel(
     model: Any, options: Optional[Options] = None, optimizer: Optional[torch.optim.Optimizer] = None
 ) -> PoplarExecutor:
-    """Wraps a model whose forward computes one loss; each call trains it."""
+    """Wraps a model whose forward computes one loss; each call trains the model."""
     model = model.model if isinstance(model, PoplarExecutor) else model
     if is_wrapped(model):
         raise RuntimeError(
@@ -29,15 +29,15 @@ def trainingModel(
 
 
 def inferenceModel(model: Any, options: Optional[Options] = None) -> PoplarExecutor:
-    """Wraps a shallow copy of a model for calls that do not train it: the original's later eval() does not reach it."""
+    """Wraps a shallow copy of a model for inference; a later eval() of the original does not affect the copy."""
     model = model.model if isinstance(model, PoplarExecutor) else model
     return PoplarExecutor(copy.copy(model), options, False, __version__)
 
 
 def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None) -> PoplarExecutor:
-    """The model in a file that `compileAndExport` or `save` wrote; `edit_opts_fn` may change its options first.
+    """Loads the model in a file that `compileAndExport` or `save` wrote; `edit_opts_fn` may change the options first.
 
-    The file is a pickle: load only files that you trust. Raises AssertionError if it holds no model.
+    The file is a pickle: load only files that you trust. Raises AssertionError if the file contains no model.
     """
     try:
         executable = Executable.read(filename, __version__)

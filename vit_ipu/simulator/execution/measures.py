@@ -1,4 +1,4 @@
-"""What can be measured of a compiled program: memory, work and traffic of each IPU, counters and cycles."""
+"""Measures of a compiled program: memory, work and traffic of each IPU, counters and cycles."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Measures:
         self._program, self._options = program, options
 
     def report(self) -> SimulationReport:
-        """Accounts per IPU for memory, FLOPs, bytes that cross to others, and the timetable."""
+        """Returns memory, FLOPs and bytes sent to other IPUs, for each IPU, and the timetable."""
         updater = self._program.updater
         return simulation_report(self._program.trace, self._options, updater.state if updater is not None else None)
 
     def cycles(self) -> int:
-        """Counts the cycles of the pipeline in a call, where an IPU counts those of its clock."""
+        """Returns the number of pipeline cycles in a call; a real IPU counts clock cycles."""
         return total_cycles(self._schedule(), self._program.rounds)
 
     def counters(self) -> Counters:
-        """Tells when inputs enter and outputs leave in a call, in cycles of the pipeline (see counters.py)."""
+        """Returns when inputs enter and outputs leave in a call, in pipeline cycles (see counters.py)."""
         return perf_counters(self._schedule(), self._program.transfers())
 
     def _schedule(self) -> Schedule:

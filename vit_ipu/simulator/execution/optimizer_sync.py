@@ -18,7 +18,7 @@ from vit_ipu.simulator.updates.attributes import Attributes, AttributeTracker
 
 
 class WeightsHost(Protocol):
-    """The executor, as far as its optimizer asks it for weights and for the compiled program."""
+    """The part of an executor that provides its optimizer with weights and with the compiled program."""
 
     def copyWeightsToHostIfNeeded(self) -> bool: ...
 
@@ -26,7 +26,7 @@ class WeightsHost(Protocol):
 
 
 class OptimizerSync:
-    """Keeps the optimizer that the user holds and the one on the IPUs in step."""
+    """Synchronises the user's optimizer and the optimizer on the IPUs."""
 
     def __init__(self, executor: WeightsHost) -> None:
         self._executor = executor
@@ -35,7 +35,7 @@ class OptimizerSync:
         self.attributes: Optional[Attributes] = None
 
     def set(self, optimizer: torch.optim.Optimizer, options: Options, program: Optional[Program]) -> None:
-        """Takes the optimizer and its attributes. Raises Error if the compiled program cannot follow."""
+        """Takes the optimizer and its attributes. Raises Error if the compiled program cannot use them."""
         attributes = Attributes(optimizer, options, self._tracker)
         if attributes.automatic_loss_scaling and isinstance(optimizer, Optimizer):
             optimizer.variable_attrs.markAsVariable("loss_scaling")  # type: ignore[attr-defined]
@@ -53,18 +53,18 @@ class OptimizerSync:
             program.updater.attributes = attributes
 
     def state_dict(self) -> Dict[str, Any]:
-        """The state of PopTorch's optimizer, read from the IPUs if they have a newer one."""
+        """Returns the state of PopTorch's optimizer, read from the IPUs if the state there is newer."""
         assert isinstance(self.optimizer, Optimizer)
         self.read_state()
         return self.optimizer.get_state_dict()
 
     def on_step(self) -> None:
-        """The IPUs have updated the state: the host's is old."""
+        """Marks the host's state as old, because the IPUs have updated their state."""
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.host_state_is_dirty = True
 
     def on_attach(self) -> None:
-        """The IPUs are new: they get the host's state, if it has one."""
+        """Copies the optimizer's state on the host, if there is one, to newly attached IPUs."""
         if not isinstance(self.optimizer, Optimizer):
             return
         if self.optimizer.has_state():
@@ -80,7 +80,7 @@ class OptimizerSync:
             self._read(self._executor._compiled())
 
     def write_state(self) -> None:
-        """Copies the state to the IPUs if the user has loaded another."""
+        """Copies the state to the IPUs if the user has loaded another state."""
         if not isinstance(self.optimizer, Optimizer) or not self.optimizer.ipu_state_is_dirty:
             return
         updater = self._executor._compiled().updater
@@ -92,18 +92,18 @@ class OptimizerSync:
                 if name in saved:
                     tensor.copy_(saved[name])
                 else:
-                    logger.warning("The optimizer state has no %s: it starts anew", name)
+                    logger.warning("The optimizer state has no %s: it starts from its initial value", name)
             updater.load_parameters(self.optimizer.get_state_dict()["ipu_param"])
         self.optimizer.ipu_state_is_dirty = False
 
     def names_of_groups(self, model: nn.Module) -> List[List[str]]:
-        """The names of the parameters of each of the optimizer's groups."""
+        """Returns the names of the parameters in each of the optimizer's groups."""
         assert self.attributes is not None
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         return [[names[id(p)] for p in group["params"]] for group in self.attributes.groups]
 
     def _release(self, program: Program) -> None:
-        """The optimizer that is being replaced keeps its state and no longer asks this executor for it."""
+        """Detaches the old optimizer, which keeps its state and no longer reads the state from the IPUs."""
         if isinstance(self.optimizer, Optimizer):
             if self.optimizer.host_state_is_dirty:
                 self._read(program)
@@ -119,12 +119,12 @@ class OptimizerSync:
         self.optimizer.ipu_state_is_dirty = False
 
 
-def _state_dict_of(link: OptimizerSync) -> Dict[str, Any]:
-    return link.state_dict()
+def _state_dict_of(sync: OptimizerSync) -> Dict[str, Any]:
+    return sync.state_dict()
 
 
 def _set_reduction_strategy(attributes: Attributes, options: Options, *, is_compiled: bool) -> None:
-    """A float16 accumulator needs the running mean (_optimizer_attributes.py:130-152)."""
+    """Sets the running mean if a float16 accumulator needs it (_optimizer_attributes.py:130-152)."""
     training = options.Training
     strategy = training.meanAccumulationAndReplicationReductionStrategy
     if not attributes.needs_running_mean or strategy == MeanReductionStrategy.Running:

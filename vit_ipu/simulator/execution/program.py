@@ -1,11 +1,11 @@
 """A compiled model on the simulated IPUs: its weights, optimizer state and random state, and how a call runs.
 
 A call consumes D x G x R micro-batches in the order [D][G][R] and, in training, does D weight updates. The
-pipeline drains before each update, so running the micro-batches one after the other computes the same.
+pipeline drains before each update, so running the micro-batches one after the other computes the same results.
 
-With exact numerics half precision is computed in float32: weights, optimizer state and activations that the model
-keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave it. With an IPU's
-numerics they are float16 (half_ops.py).
+With exact numerics, half precision is computed in float32: weights, optimizer state and activations that the model
+keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave the IPU. With an
+IPU's numerics, all these tensors are float16 (half_ops.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDa
 
 
 class _Training(NamedTuple):
-    """What a program has beyond inference."""
+    """The parts of a program that only training needs."""
 
     loss: LossId
     gradients: Gradients
@@ -53,7 +53,7 @@ class _Training(NamedTuple):
 
 
 class Program:
-    """What compiling a model yields, and the state that it keeps on the IPUs."""
+    """A compiled model, and its state on the IPUs."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Program:
         optimizer: Optional[Tuple[Attributes, Sequence[Sequence[str]]]],
         groupings: Groupings,
     ) -> None:
-        """`compiled_for`: arguments of a whole call; `optimizer`: attributes, and parameter names by group."""
+        """`compiled_for`: arguments of a complete call; `optimizer`: attributes, and parameter names by group."""
         self._model, self._options, self._trace, self._device = model, options, trace, device
         self.compiled_for = compiled_for
         numerics = chosen()
         self._half = HalfArithmetic.of(options, numerics, device) if numerics.is_ipu else None
-        # What model.train() or model.eval() do after compilation has no effect on a program.
+        # Calls of model.train() or model.eval() after compilation have no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
@@ -102,17 +102,17 @@ class Program:
 
     @property
     def updater(self) -> Optional[Updater]:
-        """What updates the weights; None in inference."""
+        """The updater of the weights; None in inference."""
         return None if self._training is None else self._training.updater
 
     @property
     def rounds(self) -> int:
-        """Micro-batches that a call consumes of each replica."""
+        """The number of micro-batches that each replica consumes in a call."""
         return self._iterations * self._accumulation
 
     @property
     def trace(self) -> Trace:
-        """What tracing the model found."""
+        """The trace of the model."""
         return self._trace
 
     @property
@@ -121,7 +121,7 @@ class Program:
         return self._anchors.results
 
     def tensor_names(self) -> List[str]:
-        """The tensors that PopART would name in the graph, as far as they are known here."""
+        """Returns the names of the tensors in PopART's graph, as far as the simulator knows these tensors."""
         names = ["input" + (f"/{i}" if i else "") for i in range(len(self.compiled_for.tensors()))]
         names += [name for name, _ in self.weights.items()]
         if self.updater is not None:
@@ -130,7 +130,7 @@ class Program:
         return names
 
     def transfers(self) -> Call:
-        """What a call moves between host and IPUs."""
+        """Returns the transfers of a call between host and IPUs."""
         options, inputs = self._options, len(self.compiled_for.tensors())
         period, mode = int(options.output_return_period), OutputMode(options.output_mode)
         rounds = self.rounds if self._synthetic_data == _OFF else 0
@@ -138,7 +138,7 @@ class Program:
 
     @property
     def rng_state(self) -> Tensor:
-        """The random state, followed by that of stochastic rounding where there is one."""
+        """The random state, followed by the state of stochastic rounding if rounding is stochastic."""
         if self._half is None or not self._half.rounding.is_stochastic:
             return self._random_state
         return torch.cat([self._random_state, self._half.rounding.state])
@@ -154,9 +154,9 @@ class Program:
 
     @torch.no_grad()
     def write_weights(self, only: Optional[Sequence[str]] = None) -> None:
-        """Copies the host's weights and buffers, or those named, to the IPUs.
+        """Copies the host's weights and buffers, or only those that `only` names, to the IPUs.
 
-        A float16 weight that the host still holds as it was last read keeps its float32 value here.
+        A float16 weight that the host has not changed since it was last read keeps its float32 value on the IPUs.
         """
         host = dict(Weights.of(self._model).items())
         for name, tensor in self.weights.items():
@@ -179,7 +179,7 @@ class Program:
     # ---------------------------------------------------------------------------------------- runs
 
     def run(self, arguments: Arguments) -> Any:
-        """One call: the outputs in the model's structure, or None if it returns nothing."""
+        """Runs one call; returns the outputs in the model's structure, or None if the model returns nothing."""
         tensors = [self._to_device(self._synthetic(tensor)) for tensor in arguments.tensors()]
         collected: List[List[Tensor]] = []
         self._anchors.start_call()
@@ -199,7 +199,10 @@ class Program:
         return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
 
     def _synthetic(self, tensor: Tensor) -> Tensor:
-        """The input, or what Options.enableSyntheticData feeds in its place: normal numbers, and zeros for integers."""
+        """Returns the input, or its replacement with Options.enableSyntheticData.
+
+        Random normal data replace floating-point inputs if the option selects them; zeros replace all other inputs.
+        """
         if self._synthetic_data == _OFF:
             return tensor
         if self._synthetic_data == _RANDOM_NORMAL and tensor.is_floating_point():
@@ -213,7 +216,7 @@ class Program:
         for number, index in enumerate(indices):
             outputs, loss = self._forward(arguments, tensors, index)
             assert loss is not None
-            if loss.requires_grad:  # not if all weights are frozen
+            if loss.requires_grad:  # false if all weights are frozen
                 loss.backward(torch.full_like(loss, updater.loss_scale))  # type: ignore[no-untyped-call]
             with undispatched():
                 self._by_replica.gather_gradients()
@@ -230,7 +233,7 @@ class Program:
     def _forward(
         self, arguments: Arguments, tensors: List[Tensor], index: int
     ) -> Tuple[List[Tensor], Optional[Tensor]]:
-        """The detached outputs of one micro-batch, and its loss in training."""
+        """Returns the detached outputs of one micro-batch, and in training the loss."""
         replica = index % self._replicas
         part, parts = self._part_of_input(index)
         micro = arguments.with_tensors([micro_batch_of(tensor, part, parts) for tensor in tensors])
@@ -250,11 +253,14 @@ class Program:
         return outputs, None if self._training is None else losses[self._training.loss.number]
 
     def _same_weights(self) -> ContextManager[None]:
-        """The weights of all replicas for a whole call, if they are the same."""
+        """Swaps the weights in for a complete call if they are the same for all replicas."""
         return nullcontext() if self._by_replica.differ else swapped_weights(self._model, self.weights)
 
     def _part_of_input(self, index: int) -> Tuple[int, int]:
-        """Which part of an input a micro-batch reads, and the number of parts: a group of replicas reads the same."""
+        """Returns the index of the part of an input that a micro-batch reads, and the number of parts.
+
+        All replicas of a group read the same part.
+        """
         groups = self._input_groups.count(self._replicas)
         step, replica = divmod(index, self._replicas)
         part = step * groups + self._input_groups.group_of(replica, self._replicas)
@@ -269,7 +275,7 @@ class Program:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """New tensors are made on the device, and in float32 where the model asks for float16."""
+        """Makes new tensors on the device and, with exact numerics, in float32 if the model asks for float16."""
         with ExitStack() as stack:
             stack.enter_context(context.unvalidated_distributions())
             if not self._trace.is_training and updates_statistics(self._modes):
@@ -285,7 +291,7 @@ class Program:
 
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
-        """The device's random state is torch's while the program runs; the host's comes back afterwards."""
+        """Gives torch the device's random state while the program runs, then restores the host's random state."""
         host = _rng_state(self._device)
         _set_rng_state(self._random_state, self._device)
         try:
@@ -296,7 +302,7 @@ class Program:
 
 
 class _FloatForHalf(TorchFunctionMode):
-    """Whatever asks for float16 gets float32."""
+    """Replaces float16 with float32 in calls of torch functions."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
@@ -320,7 +326,7 @@ def _set_rng_state(state: Tensor, device: torch.device) -> None:
 
 
 def _seeded(seed: Optional[int], device: torch.device) -> Tensor:
-    """A fresh random state; without a seed, one that differs at every compilation, as on an IPU."""
+    """Returns a new random state, which without a seed differs at every compilation, as on an IPU."""
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()

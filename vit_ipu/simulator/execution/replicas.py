@@ -1,4 +1,4 @@
-"""What differs between replicas: grouped parameters, buffers out of step, and the part of an input that each reads.
+"""Differences between replicas: grouped parameters, buffers out of step, and the part of an input that each reads.
 
 Parameters follow python/_poplar_executor.py:480-509 (`replicaGrouping`), inputs `Options.inputReplicaGrouping`:
 replica r belongs to group r // size if groups are consecutive, and to r % number of groups if they are orthogonal.
@@ -23,13 +23,13 @@ class Grouping(NamedTuple):
     size: int
 
     def count(self, num_replicas: int) -> int:
-        """The number of groups."""
+        """Returns the number of groups."""
         if self.kind == CommGroupType.All:
             return 1
         return num_replicas if self.kind == CommGroupType.NoGrouping else num_replicas // self.size
 
     def group_of(self, replica: int, num_replicas: int) -> int:
-        """The group that a replica belongs to."""
+        """Returns the number of the group that a replica belongs to."""
         count = self.count(num_replicas)
         return replica % count if self.kind == CommGroupType.Orthogonal else replica * count // num_replicas
 
@@ -38,16 +38,16 @@ Groupings = Dict[str, Grouping]
 
 
 class GroupableParameter:
-    """A parameter as an executor gives it: the model's, and what groups of replicas may each have their own of."""
+    """A parameter as an executor returns it: the model's parameter, which may differ between groups of replicas."""
 
     def __init__(self, groupings: Groupings, name: str, parameter: nn.Parameter) -> None:
-        """`groupings`: where the parameter's grouping is noted, under `name`."""
+        """`groupings`: receives the parameter's grouping under `name`."""
         self._groupings, self._name, self._parameter = groupings, name, parameter
 
     def replicaGrouping(
         self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
     ) -> None:
-        """Replicas of one group share the parameter, whose first dimension counts the groups."""
+        """Makes the replicas of one group share the parameter, whose first dimension counts the groups."""
         if variable_retrieval_mode != VariableRetrievalMode.OnePerGroup:
             raise NotImplementedError("poptorch.VariableRetrievalMode.AllReplicas is not simulated")
         self._groupings[self._name] = Grouping(CommGroupType(comm_group_type), shards)
@@ -57,7 +57,10 @@ class GroupableParameter:
 
 
 def of_one_replica(weights: Weights, groupings: Groupings, num_replicas: int) -> Weights:
-    """The weights with the first group's share of each grouped parameter, for tracing. Raises Error if one has none."""
+    """Returns the weights with only the first group's share of each grouped parameter, for tracing.
+
+    Raises Error if a grouped parameter is a scalar or its first dimension differs from the number of groups.
+    """
     parameters = dict(weights.parameters)
     for name, group in groupings.items():
         tensor = parameters[name]
@@ -73,10 +76,10 @@ def of_one_replica(weights: Weights, groupings: Groupings, num_replicas: int) ->
 
 
 class Replicas:
-    """The weights as each replica sees them; what it shares with others is the same tensor."""
+    """The weights as each replica sees them; replicas that share a weight share its tensor."""
 
     def __init__(self, weights: Weights, groupings: Groupings, num_replicas: int, *, own_buffers: bool) -> None:
-        """`own_buffers`: every replica changes buffers of its own."""
+        """`own_buffers`: every replica has its own buffers."""
         self._weights, self._groupings, self._count = weights, groupings, num_replicas
         self._shares: Dict[Tuple[str, int], Tensor] = {}
         for name, by in groupings.items():
@@ -90,11 +93,11 @@ class Replicas:
 
     @property
     def differ(self) -> bool:
-        """Whether two replicas see different tensors."""
+        """Tells whether two replicas see different tensors."""
         return bool(self._groupings) or len(self._buffers) > 1
 
     def weights_of(self, replica: int) -> Weights:
-        """The parameters and buffers of one replica."""
+        """Returns the parameters and buffers of one replica."""
         parameters = dict(self._weights.parameters)
         for name, by in self._groupings.items():
             parameters[name] = self._shares[name, by.group_of(replica, self._count)]
@@ -114,7 +117,7 @@ class Replicas:
 
     @torch.no_grad()
     def follow_first(self) -> None:
-        """Gives every replica the buffers of the first, after the host has written them."""
+        """Gives every replica the buffers of the first replica, after the host has written those buffers."""
         for buffers in self._buffers[1:]:
             for name, tensor in buffers.items():
                 tensor.copy_(self._buffers[0][name])

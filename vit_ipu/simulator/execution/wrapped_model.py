@@ -1,8 +1,7 @@
-"""What wrapping for training makes of the user's model: its weights are copied to the host before they are read.
+"""Wraps the user's model for training, so that its weights are copied to the host before they are read.
 
 PopTorch changes the class of the model, its parameters and its buffers in place (python/_poplar_executor.py:230-330).
-Copies made by `copy.copy` stay wrapped; what is pickled or deep-copied is plain, so that it can be read without
-PopTorch.
+Copies made by `copy.copy` stay wrapped; pickles and deep copies are plain, so that they can be read without PopTorch.
 """
 
 from __future__ import annotations
@@ -19,16 +18,19 @@ from vit_ipu.simulator.errors import error
 
 
 def is_wrapped(model: nn.Module) -> bool:
-    """Whether a training executor wraps the model."""
+    """Tells whether a training executor wraps the model."""
     return isinstance(model, _Wrapped)
 
 
 class _Wrapped:
-    """Marks the class that a wrapped model is given."""
+    """Marks the class of a wrapped model."""
 
 
 def wrap(model: nn.Module, executor: Any) -> None:
-    """The model's weights are copied to the host before they are read; it does not keep the executor alive."""
+    """Changes the model so that its weights are copied to the host before they are read.
+
+    The wrapped model does not keep the executor alive.
+    """
     owner = weakref.ref(executor)
 
     def copy_if_needed() -> bool:
@@ -46,7 +48,7 @@ def wrap(model: nn.Module, executor: Any) -> None:
 
 
 def _model_class(base: Any, owner: Callable[[], Any], copy_if_needed: Callable[[], bool]) -> Any:
-    """The class of a wrapped model; `owner` gives the executor while it lives."""
+    """Returns the class of a wrapped model; `owner` returns the executor while the executor lives."""
 
     class PoptorchModel(base, _Wrapped):  # type: ignore[misc]
         def copyWeightsToHostIfNeeded(self) -> bool:
@@ -75,14 +77,14 @@ def _model_class(base: Any, owner: Callable[[], Any], copy_if_needed: Callable[[
         def __reduce_ex__(self, protocol: Any) -> Any:
             copy_if_needed()
             plain = _with_class(self, base)
-            return plain.__reduce_ex__(1)  # later protocols refuse to name another class than the object's
+            return plain.__reduce_ex__(1)  # later protocols refuse a class that is not the object's
 
     PoptorchModel.__name__ = "Poptorch" + base.__name__
     return PoptorchModel
 
 
 def _tensor_class(name: str, base: Any, plain: Callable[[Any], Any], copy_if_needed: Callable[[], bool]) -> Any:
-    """The class of a wrapped model's parameters or buffers; `plain` gives a copy of one as it was before."""
+    """Returns the class of a wrapped model's parameters or buffers; `plain` returns an unwrapped copy of a tensor."""
 
     class PoptorchTensor(base):  # type: ignore[misc]
         def __getattribute__(self, attribute: str) -> Any:
@@ -103,7 +105,7 @@ def _tensor_class(name: str, base: Any, plain: Callable[[Any], Any], copy_if_nee
 
 
 def unwrap(model: nn.Module) -> None:
-    """Gives the model, its parameters and its buffers their own classes again."""
+    """Gives the model, its parameters and its buffers their original classes again."""
     model.__class__ = type(model).__mro__[1]
     for parameter in model.parameters():
         parameter.__class__ = nn.Parameter
@@ -116,7 +118,7 @@ _set_aside: weakref.WeakKeyDictionary[nn.Module, _SetAside] = weakref.WeakKeyDic
 
 
 def unwrapModelIfNecessary(model: nn.Module) -> None:
-    """Takes a wrapped model's classes away until `rewrapModelIfNecessary` (python/_impl.py:378-394)."""
+    """Unwraps a wrapped model until `rewrapModelIfNecessary` is called (python/_impl.py:378-394)."""
     if is_wrapped(model):
         tensors = [*model.parameters(), *model.buffers()]
         _set_aside[model] = type(model), [(tensor, type(tensor)) for tensor in tensors]
@@ -124,7 +126,7 @@ def unwrapModelIfNecessary(model: nn.Module) -> None:
 
 
 def rewrapModelIfNecessary(model: nn.Module) -> None:
-    """Gives the model and its tensors the classes back that `unwrapModelIfNecessary` took."""
+    """Gives the model and its tensors the classes again that `unwrapModelIfNecessary` removed."""
     if model in _set_aside:
         kind, tensors = _set_aside.pop(model)
         for tensor, kind_of_tensor in tensors:
@@ -133,7 +135,10 @@ def rewrapModelIfNecessary(model: nn.Module) -> None:
 
 
 def restored(model: Any) -> Any:
-    """What a model that PopTorch pickled names as `poptorch._impl._restoreWrapperIfNecessary`: the model as it is."""
+    """Returns the model as it is.
+
+    Models that PopTorch pickled name this function `poptorch._impl._restoreWrapperIfNecessary`.
+    """
     return model
 
 
@@ -144,7 +149,7 @@ def _check_buffers(model: nn.Module) -> None:
 
 
 def _with_class(model: nn.Module, kind: type) -> Any:
-    """A shallow copy of the model as an instance of `kind`."""
+    """Returns a shallow copy of the model as an instance of `kind`."""
     other: Any = object.__new__(kind)
     other.__dict__.update(model.__dict__)
     return other
@@ -155,5 +160,5 @@ def _plain_parameter(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _unwrapped(tensor: Any) -> Any:
-    """A shallow copy of plain type, so that it can be saved without the simulator."""
+    """Returns a shallow copy of plain type, which can be saved without the simulator's classes."""
     return tensor.detach().as_subclass(Tensor) if isinstance(tensor, Tensor) else tensor

@@ -1,1 +1,1 @@
-"""How the simulator takes the place of poptorch, popart, popdist and horovod, in this process and its children."""
+"""Installation of the simulator as poptorch, popart, popdist and horovod, in this process and its children."""

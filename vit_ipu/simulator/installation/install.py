@@ -1,6 +1,6 @@
-"""The simulator as the modules `poptorch`, `popart` and `popdist` of this process, and of its children.
+"""Installs the simulator as the modules `poptorch`, `popart` and `popdist` of this process and of its children.
 
-`horovod.torch`, which programs use beside popdist, has a stand-in where it is not installed.
+`horovod.torch`, which programs use besides popdist, gets a stand-in if Horovod is not installed.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def install(
 ) -> ModuleType:
     """Makes `import poptorch` give the simulator, on a new machine of `num_ipus` Mk2 IPUs; returns the module.
 
-    `device` is where the IPUs' tensors live, "cpu" or "cuda". `numerics` is "exact" or "ipu"; None leaves it as it
-    is, at first exact. Without `hardware`, ipuHardwareIsAvailable() is False. `popart` and `popdist` become
-    stand-ins, unless they are already imported. Installed again, it only replaces the machine. Raises ImportError if
-    the real PopTorch is loaded.
+    `device` is where the IPUs' tensors live, "cpu" or "cuda". `numerics` is "exact" or "ipu"; None keeps the current
+    numerics, which start as "exact". Without `hardware`, ipuHardwareIsAvailable() is False. `popart` and `popdist`
+    become stand-ins, unless they are already imported. A second call only replaces the machine and,
+    if given, the numerics. Raises ImportError if the real PopTorch is loaded.
     """
     present = sys.modules.get("poptorch")
     if present is not None and not getattr(present, "__simulated__", False):
-        raise ImportError("the real PopTorch is already imported in this process: start another one")
+        raise ImportError("the real PopTorch is already imported in this process; start another process")
     machine.configure(num_ipus, device=device, hardware=hardware)
     if numerics is not None:
         set_numerics(numerics)
@@ -81,18 +81,18 @@ def install(
 
 
 def install_if_missing(num_ipus: int, device: str, hardware: bool) -> None:
-    """Installs the simulator in a process that another one has started, unless it is installed already."""
+    """Installs the simulator in a process that another process has started, unless it already has the simulator."""
     if not installed():
         install(num_ipus, device=device, hardware=hardware)
 
 
 def installed() -> bool:
-    """Whether `import poptorch` gives the simulator."""
+    """Tells whether `import poptorch` gives the simulator."""
     return is_simulated("poptorch")
 
 
 def install_in_children(num_ipus: int, *, device: str, hardware: bool, numerics: str) -> None:
-    """Makes Python processes that this one starts find the simulator too, with the same machine each.
+    """Makes the Python processes that this process starts find the simulator too, each with the same kind of machine.
 
     Children of subprocess and of multiprocessing's spawn look for modules in PYTHONPATH and in a copy of sys.path.
     """
@@ -105,7 +105,7 @@ def install_in_children(num_ipus: int, *, device: str, hardware: bool, numerics:
 
 
 def install_from_environment() -> None:
-    """What the modules in SHIMS do: they become the simulator's, on the machine that the parent process chose."""
+    """Replaces the modules in SHIMS by the simulator's, on the machine that the parent process chose."""
     for name in ("poptorch", "popart", "popdist", "horovod"):
         if str(SHIMS) in str(getattr(sys.modules.get(name), "__file__", "")):
             del sys.modules[name]
@@ -117,7 +117,7 @@ def install_from_environment() -> None:
 
 
 def _is_missing(name: str) -> bool:
-    """Whether there is no such module but for that in SHIMS."""
+    """Tells whether there is no such module outside SHIMS."""
     if name in sys.modules:
         return False
     spec = importlib.util.find_spec(name)
@@ -125,7 +125,7 @@ def _is_missing(name: str) -> bool:
 
 
 class _Loader:
-    """The loader in an installed module's spec: the module is already there."""
+    """The loader in an installed module's spec: returns the module that already exists."""
 
     def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
         return sys.modules.get(spec.name)
@@ -144,7 +144,7 @@ def _add_modules(names: Dict[str, str]) -> None:
 
 
 def _module(name: str, sources: List[ModuleType], *, is_package: bool) -> ModuleType:
-    """A module of its own name, with a valid spec, that shares the names of `sources`."""
+    """Adds a module `name`, with a valid spec, that shares the names of `sources`."""
     module = ModuleType(name, sources[0].__doc__)
     own = ["__name__", "__spec__", "__loader__", "__package__", "__path__", "__file__", "__builtins__", "__cached__"]
     for source in reversed(sources):

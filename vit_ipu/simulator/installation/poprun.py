@@ -1,4 +1,4 @@
-"""Several instances of a program on this host, as Graphcore's poprun starts them, each on simulated IPUs of its own."""
+"""Starts several instances of a program on this host, as Graphcore's poprun does, each on its own simulated IPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Sequence
 
 
 def environment_of(instance: int, *, instances: int, replicas: int, ipus_per_replica: int, port: int) -> Dict[str, str]:
-    """What an instance learns from its environment: the variables of poprun, and where gloo meets.
+    """Returns the environment variables of an instance: those of poprun, and the address where gloo meets.
 
     Raises ValueError if the replicas do not divide evenly.
     """

@@ -1,4 +1,4 @@
-"""What newer versions of torch took away and programs for PopTorch, which are written for torch 2.0.1, still call."""
+"""Features that newer versions of torch removed and that programs for PopTorch, written for torch 2.0.1, still use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch.utils.data
 
 
 def restore_removed() -> None:
-    """Gives back what this torch lacks: the argument of torch.utils.data.Sampler's constructor, which had no effect."""
+    """Restores the argument of torch.utils.data.Sampler's constructor, which had no effect, if this torch lacks it."""
     if "__init__" not in vars(torch.utils.data.Sampler):
         torch.utils.data.Sampler.__init__ = _sampler_init  # type: ignore[method-assign]
 
 
 def _sampler_init(self: Any, data_source: Any = None) -> None:
-    """As in torch 2.0.1, where subclasses call it with their data."""
+    """Ignores the data that subclasses pass, as in torch 2.0.1."""

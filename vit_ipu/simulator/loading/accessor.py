@@ -1,4 +1,4 @@
-"""poptorch.AsynchronousDataAccessor: a dataset read ahead by a process of its own (python/__init__.py:526-657)."""
+"""poptorch.AsynchronousDataAccessor: reads a dataset ahead in a separate process (python/__init__.py:526-657)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import rebuild
 
 GRACE_S = 10.0
-"""Seconds that a worker has for each of: ending when told, on SIGINT, on SIGTERM."""
+"""Seconds that a worker has to end after the command Shutdown, after SIGINT, and after SIGTERM."""
 
 _POLL_S = 1e-4
 _START_METHODS = {SharingStrategy.Fork: "fork", SharingStrategy.ForkServer: "forkserver"}
 
 
 class CombinedLoader:
-    """What an accessor asks of a poptorch.DataLoader, which derives from this because it holds accessors itself."""
+    """The attributes of a poptorch.DataLoader that an accessor needs.
+
+    The DataLoader derives from this class, because its module imports this module and cannot be imported here.
+    """
 
     _accessor: Optional[AsynchronousDataAccessor]
     drop_last: bool
@@ -44,7 +47,7 @@ class CombinedLoader:
 class AsynchronousDataAccessor:
     """Iterates over a dataset, or a DataLoader, that a worker process reads ahead into a ring of shared memory.
 
-    What it yields lies in that ring: it is overwritten once the next element was asked for. Tuples and lists come
+    A yielded batch lies in that ring and is overwritten after the next batch is requested. Tuples and lists are yielded
     as lists. A batch must be a tensor, a flat container of tensors, or of a type with a custom parser.
     """
 
@@ -58,7 +61,7 @@ class AsynchronousDataAccessor:
         sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
         rebatched_size: Optional[int] = None,
     ) -> None:
-        """Starts the worker and waits for its first element. Raises Error if it fails before."""
+        """Starts the worker and waits for its first element. Raises Error if the worker fails before that."""
         self._worker: Optional[_WorkerProcess] = None
         _check_dataset(dataset, rebatched_size)
         self._dataset = dataset
@@ -105,7 +108,7 @@ def _check_dataset(dataset: Any, rebatched_size: Optional[int]) -> None:
 
 
 class _WorkerProcess:
-    """The worker process as the host sees it."""
+    """The host's handle of the worker process."""
 
     def __init__(self, dataset: Any, settings: WorkerSettings, strategy: SharingStrategy) -> None:
         self._restarts = 0
@@ -120,7 +123,7 @@ class _WorkerProcess:
         self._end()
 
     def start_epoch(self) -> None:
-        """Begins an epoch, cutting short the one that runs, unless nothing was taken from it."""
+        """Begins an epoch, cutting the current epoch short; does nothing if no batch of the current epoch was taken."""
         if self._started and not self._used:
             return
         self._data_buffers.release()
@@ -130,7 +133,7 @@ class _WorkerProcess:
         self._started, self._used, self._ended = True, False, False
 
     def next(self) -> Any:
-        """The next batch. Raises StopIteration at the epoch's end, AssertionError if the worker has died."""
+        """Returns the next batch. Raises StopIteration at the epoch's end, AssertionError if the worker has died."""
         assert self._started, "AsynchronousDataAccessor: call iter() before next()."
         self._used = True
         self._data_buffers.release()
@@ -146,7 +149,7 @@ class _WorkerProcess:
         raise StopIteration
 
     def _cut_short(self) -> None:
-        """Has the worker begin anew, unless it is just the end that was not asked for."""
+        """Makes the worker restart its iteration, or skips the end of the epoch if only the end is left."""
         if self._data_buffers.is_ready() and self._data_buffers.at_end():
             self._data_buffers.skip()
             return
@@ -166,18 +169,18 @@ class _WorkerProcess:
         return self.process.exitcode is None
 
     def _check(self, alive: bool) -> None:
-        """Waits a little for a worker that is alive."""
+        """Waits briefly for a worker that is alive; raises AssertionError if `alive` is false."""
         assert alive, "An error occurred in the data fetcher"
         wait([self.process.sentinel], _POLL_S)
 
     def _receive(self, memory: Connection) -> Tuple[RingReader, Any]:
-        """The shared memory and the structure of its batches, once the worker has loaded the first."""
+        """Returns a reader of the shared memory and the batches' structure, once the worker has loaded a batch."""
         shared: Optional[RingMemory] = None
         try:
             wait([memory, self.process.sentinel])
             if memory.poll():
                 shared, template = memory.recv()
-        except (EOFError, OSError):  # it died while sending
+        except (EOFError, OSError):  # the worker died while sending
             pass
         finally:
             memory.close()
@@ -190,7 +193,7 @@ class _WorkerProcess:
 
 @contextmanager
 def _sendable(dataset: Any, strategy: SharingStrategy) -> Iterator[Any]:
-    """What the new process gets: the dataset, or a file of it that lasts until the worker has read it."""
+    """Yields the dataset for the new process, or a file of the dataset that exists until the `with` block ends."""
     if strategy != SharingStrategy.FileSystem:
         yield dataset
         return
@@ -205,7 +208,7 @@ def _sendable(dataset: Any, strategy: SharingStrategy) -> Iterator[Any]:
 def _start(
     dataset: Any, settings: WorkerSettings, strategy: SharingStrategy
 ) -> Tuple[BaseProcess, Connection, Connection]:
-    """A new worker process, where its memory comes from, and where its commands go."""
+    """Starts a worker; returns its process, the connection for its memory, and the connection for commands."""
     method = _START_METHODS.get(strategy, "spawn")
     context: Any = torch.multiprocessing.get_context(method)
     preload()
@@ -226,8 +229,8 @@ def _start(
 
 
 def _end(process: BaseProcess, commands: Connection) -> None:
-    """Ends a worker: asks it to, then interrupts a dataset that does not return, then insists."""
-    with suppress(OSError):  # it may be dead already
+    """Ends a worker: sends Shutdown, then SIGINT if the dataset does not return, then SIGTERM, then SIGKILL."""
+    with suppress(OSError):  # the worker may be dead already
         commands.send(Command.Shutdown)
     process.join(GRACE_S)
     if process.exitcode is None and process.pid is not None:

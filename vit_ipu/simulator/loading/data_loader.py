@@ -1,4 +1,4 @@
-"""poptorch.DataLoader: batches combined to what one call of a model consumes (python/__init__.py:229-523)."""
+"""poptorch.DataLoader: combines batches into the input of one call of a model (python/__init__.py:229-523)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from vit_ipu.simulator.tracing.arguments import micro_batches_of_input
 class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[type-arg]
     """A torch DataLoader whose batches hold batch_size x D x G x R samples; it freezes the options.
 
-    In the Async modes an AsynchronousDataAccessor reads ahead, see there for the tensors that it yields. Of a
-    dataset with a length, each of several processes (options.Distributed) reads its own share.
+    D: device_iterations, G: gradient_accumulation, R: replication_factor / input_group_size. In the Async modes an
+    AsynchronousDataAccessor, whose docstring describes the yielded tensors, reads ahead. With several processes
+    (options.Distributed), each process reads its own share of a dataset with a length.
     """
 
     rebatched_drop_last = True
@@ -43,7 +44,7 @@ class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[t
         batch_sampler: Any = None,
         **kwargs: Any,
     ) -> None:
-        """`rebatched_worker_size`: samples that a worker loads at a time where the accessor puts batches together."""
+        """Takes torch's arguments; `rebatched_worker_size`: samples that a worker loads at a time before rebatching."""
         self._accessor: Optional[AsynchronousDataAccessor] = None
         assert isinstance(options, Options), f"'options' is of type {type(options)} (expected poptorch.Options)"
         self.batch_sampler_is_custom = batch_sampler is not None
@@ -83,16 +84,16 @@ class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[t
 
     @property
     def combinedBatchSize(self) -> Optional[int]:
-        """Samples that one call consumes; None without automatic batching."""
+        """The number of samples that one call consumes; None without automatic batching."""
         return self._combined
 
     @property
     def options(self) -> Options:
-        """The options that the loader was made for."""
+        """The options that the loader was created with."""
         return self._options
 
     def terminate(self) -> None:
-        """Ends the accessor's process; without one, nothing."""
+        """Ends the accessor's process, if the loader has an accessor."""
         if self._accessor is not None:
             self._accessor.terminate()
 
@@ -123,7 +124,7 @@ class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[t
         return SubDataset(dataset, self._options, self._combined, drop_last)
 
     def _is_rebatched(self, mode: DataLoaderMode) -> bool:
-        """Whether the accessor cuts the batches: asked to, or because workers' incomplete ones may come."""
+        """Tells whether the accessor rebatches: in AsyncRebatched mode, or if workers may return incomplete batches."""
         if mode == DataLoaderMode.AsyncRebatched:
             return True
         incomplete = not self._drops_last_combined and self._combined is not None and self._combined > 1
@@ -138,7 +139,7 @@ class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[t
         return 1 if self.batch_sampler_is_custom else self._combined
 
     def _warn_of_rest(self, num_samples: int, batch_size: Optional[int], batch_sampler: Any) -> None:
-        """Says that the last batch will be smaller, where it will."""
+        """Logs a warning if the last batch will be smaller."""
         if batch_sampler is not None:
             self._warn_of_batches(_length(batch_sampler), batch_size)
         elif self._combined is not None:
@@ -175,7 +176,7 @@ class DataLoader(torch.utils.data.DataLoader, CombinedLoader):  # type: ignore[t
 
 
 def combine(batches: Iterable[Any], count: int, *, drop_last: bool) -> Iterator[Any]:
-    """Joins each `count` consecutive batches along dim 0, tensor by tensor; a rest is dropped or comes smaller."""
+    """Joins each `count` consecutive batches along dim 0; remaining batches are dropped or form a smaller batch."""
     group: List[Sequence[Tensor]] = []
     batch: Any = None
     for batch in batches:
@@ -222,7 +223,7 @@ def _check_iterable(
 
 
 def _length(batch_sampler: Any) -> Optional[int]:
-    """The number of batches, or None where the sampler does not know."""
+    """Returns the number of batches, or None if the sampler does not define the number."""
     try:
         length = len(batch_sampler)
     except (TypeError, NotImplementedError):

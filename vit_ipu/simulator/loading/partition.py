@@ -11,14 +11,14 @@ from vit_ipu.simulator.options.options import Options
 
 
 class SubDataset:
-    """One process's share: a row of consecutive samples, of the whole dataset's order or of a shuffle of it.
+    """One process's share: consecutive samples of the dataset, in its own order or in a shuffled order.
 
-    With leftovers, shuffled epochs read from their beginning and their end in turn, so that over two epochs every
-    sample can come.
+    If samples are left over, shuffled epochs leave out the end and the beginning of the order in turn, so that every
+    sample can occur in two epochs.
     """
 
     def __init__(self, dataset: Any, options: Options, combined_batch_size: int, drop_last: bool) -> None:
-        """A share without a whole combined batch is a ZeroDivisionError where the last is dropped, as in PopTorch."""
+        """Raises ZeroDivisionError, as PopTorch does, if `drop_last` leaves the share without a combined batch."""
         self._dataset = dataset
         self._start, self._length, self._leftovers = share(
             len(dataset),
@@ -32,7 +32,7 @@ class SubDataset:
         self._generator_state = None if seed is None else torch.Generator().manual_seed(seed).get_state()
 
     def next_epoch(self) -> None:
-        """Shuffles the whole dataset anew, the same way in every process, and moves on to the leftovers or back."""
+        """Shuffles the dataset again, the same way in every process, and moves the share by the leftovers or back."""
         self._shuffle()
         self._offset = self._start + self._leftovers if self._offset == self._start else self._start
 
@@ -58,9 +58,10 @@ class SubDataset:
 
 
 def share(num_samples: int, process: int, num_processes: int, *, multiple_of: Optional[int]) -> Tuple[int, int, int]:
-    """Where a process's samples start, how many they are, and how many of the dataset a second epoch may shift by.
+    """Returns the start and number of a process's samples, and the number of samples that a second epoch may shift by.
 
-    With `multiple_of` every process has as many, a multiple of it; without, the samples are dealt out evenly.
+    With `multiple_of`, every process has the same number of samples, a multiple of `multiple_of`; without it, the
+    samples are divided evenly.
     """
     if multiple_of is None:
         counts = [len(range(other, num_samples, num_processes)) for other in range(num_processes)]

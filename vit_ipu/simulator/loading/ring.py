@@ -1,7 +1,7 @@
-"""The ring of shared memory through which a worker process hands batches to the host.
+"""The ring of shared memory through which a worker process passes batches to the host.
 
-Its slots are filled and read in turn. A slot is free, holds a batch, or marks the end of an epoch. The worker writes
-a batch before its flag, and the host reads the flag before the batch, so no lock is needed.
+The slots of the ring are filled and read in turn. A slot is free, holds a batch, or marks the end of an epoch. The
+worker writes a batch before its flag, and the host reads the flag before the batch, so no lock is needed.
 
 Shapes: S slots; a field is one tensor of a batch.
 """
@@ -17,14 +17,14 @@ _WHOLE, _END = 0, -1
 
 
 class RingMemory:
-    """The tensors that both processes see; sent through a pipe, it is shared rather than copied.
+    """The tensors that both processes see; a RingMemory sent through a pipe is shared rather than copied.
 
-    ready: (S,) bool, True for the host, False for the worker. samples: (S,), how many of a slot's samples count, or
-    _WHOLE, or _END. restarts: (), how often the worker began anew. fields: one (S, *shape) each.
+    ready: (S,) bool, True for the host, False for the worker. samples: (S,), the number of valid samples in a slot, or
+    _WHOLE, or _END. restarts: (), how often the worker has restarted. fields: (S, *shape) each.
     """
 
     def __init__(self, num_slots: int, examples: Sequence[Tensor]) -> None:
-        """`examples`: a batch of the shapes and dtypes to come."""
+        """Allocates slots for batches with the shapes and dtypes of the batch `examples`."""
         self.ready = torch.zeros(num_slots, dtype=torch.bool)
         self.samples = torch.zeros(num_slots, dtype=torch.int64)
         self.restarts = torch.zeros((), dtype=torch.int64)
@@ -34,25 +34,25 @@ class RingMemory:
 
 
 class RingWriter:
-    """The worker's side."""
+    """The worker's side of the ring."""
 
     def __init__(self, memory: RingMemory) -> None:
         self._memory, self._slot = memory, 0
 
     def is_free(self) -> bool:
-        """Whether the host has released the slot that is next."""
+        """Tells whether the host has released the next slot."""
         return not self._memory.ready[self._slot]
 
     @torch.no_grad()
     def write(self, batch: Sequence[Tensor]) -> None:
-        """Fills the slot with a batch."""
+        """Fills the next slot with a batch."""
         for field, tensor in zip(self._memory.fields, batch):
             field[self._slot].copy_(tensor)
         self._publish(_WHOLE)
 
     @torch.no_grad()
     def write_parts(self, parts: Sequence[Sequence[Tensor]]) -> None:
-        """Fills the slot with the parts of a batch, joined along dim 0; fewer samples than it has make it a cut one."""
+        """Fills the next slot with the parts of a batch, joined along dim 0; the batch may be smaller than the slot."""
         used = 0
         for part in parts:
             count = len(part[0])
@@ -62,11 +62,11 @@ class RingWriter:
         self._publish(used)
 
     def write_end(self) -> None:
-        """Marks the slot as the end of an epoch."""
+        """Marks the next slot as the end of an epoch."""
         self._publish(_END)
 
     def restart(self) -> None:
-        """Drops what the host has not read, and says so."""
+        """Drops the batches that the host has not read, and counts the restart."""
         self._memory.ready.fill_(False)
         self._slot = 0
         self._memory.restarts += 1
@@ -78,7 +78,7 @@ class RingWriter:
 
 
 class RingReader:
-    """The host's side; it holds at most one slot, that of the batch in use."""
+    """The host's side of the ring; a reader holds at most one slot, the slot of the batch in use."""
 
     def __init__(self, memory: RingMemory) -> None:
         self._memory, self._slot = memory, 0
@@ -86,29 +86,29 @@ class RingReader:
 
     @property
     def indices_mem(self) -> Tensor:
-        """(S,) bool: which slots hold something for the host."""
+        """Flags (S,) bool of the slots that the host may read."""
         return self._memory.ready
 
     @property
     def restarts(self) -> int:
-        """How often the worker began anew."""
+        """The number of times that the worker has restarted."""
         return int(self._memory.restarts)
 
     def is_ready(self) -> bool:
-        """Whether the next slot holds a batch or an end."""
+        """Tells whether the next slot holds a batch or the end of an epoch."""
         return bool(self._memory.ready[self._slot])
 
     def at_end(self) -> bool:
-        """Whether the next slot, which is ready, marks an end."""
+        """Tells whether the next slot, which is ready, marks the end of an epoch."""
         return bool(self._memory.samples[self._slot] == _END)
 
     def skip(self) -> None:
-        """Passes the next slot."""
+        """Skips the next slot and returns it to the worker."""
         self._memory.ready[self._slot] = False
         self._advance()
 
     def take(self) -> List[Tensor]:
-        """The batch in the next slot, in shared memory; it stays as it is until released."""
+        """Returns the batch in the next slot, in shared memory; the batch does not change until `release`."""
         assert self._held < 0, (
             "The current element must be released by calling releaseElement() before trying to acquire a new one"
         )
@@ -119,13 +119,13 @@ class RingReader:
         return batch if samples == _WHOLE else [tensor[:samples] for tensor in batch]
 
     def release(self) -> None:
-        """Gives the slot of the batch in use back to the worker."""
+        """Returns the slot of the batch in use to the worker."""
         if self._held >= 0:
             self._memory.ready[self._held] = False
         self._held = -1
 
     def restart(self) -> None:
-        """Follows the worker, which began anew, to the first slot."""
+        """Moves to the first slot, where the worker has restarted."""
         self._slot = 0
 
     def _advance(self) -> None:

@@ -1,6 +1,6 @@
 """The worker process of an AsynchronousDataAccessor: iterates over the dataset and fills the ring.
 
-What the worker does, and when it waits, is python/_dataloader.py:183-543.
+The work and the waits of the worker follow python/_dataloader.py:183-543.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten, rebuild
 
 Parts = List[List[Tensor]]
-"""A batch as parts that are to be joined along dim 0."""
+"""A batch in parts, to be joined along dim 0."""
 
 
 class Command(enum.IntEnum):
-    """What the host tells the worker."""
+    """A command from the host to the worker."""
 
     Ready = 0
     Start = 1
@@ -39,7 +39,7 @@ class Command(enum.IntEnum):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How the worker fills the ring; the names are AsynchronousDataAccessor's."""
+    """Settings for filling the ring, named as the arguments of AsynchronousDataAccessor."""
 
     buffer_size: int
     miss_sleep_time_in_ms: float
@@ -50,15 +50,15 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A dataset that travels as a file."""
+    """A dataset that is passed to the worker as a pickle file."""
 
     path: str
 
 
 class Installation:
-    """Unpickled in a new process, it installs the simulator there as it is installed here.
+    """Installs the simulator in the new process that unpickles this object, as it is installed in this process.
 
-    It stands before the dataset, whose module may import poptorch.
+    This object is sent before the dataset, because the dataset's module may import poptorch.
     """
 
     def __init__(self, installer: Installer) -> None:
@@ -76,10 +76,10 @@ def serve(
     memory: Connection,
     commands: Connection,
 ) -> None:
-    """Runs the worker until the host says Shutdown or dies; an exception of the dataset ends the process."""
+    """Runs the worker until the host sends Shutdown or dies; an exception of the dataset ends the process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a forked process has the host's handlers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    preload()  # a DataLoader's own workers are started in the way that this process was
+    preload()  # a DataLoader starts its own workers in the way that this process was started
     try:
         logger.debug("AsynchronousDataAccessor worker process: %d", os.getpid())
         if isinstance(dataset, DatasetFile):
@@ -91,17 +91,17 @@ def serve(
 
 
 def preload() -> None:
-    """Has a fork server import torch and the simulator once, rather than each process that it forks."""
-    modules = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])  # the program may have set them
+    """Makes a fork server import torch and the simulator once, rather than in each process that it forks."""
+    modules = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])  # the program may set these
     set_forkserver_preload(modules + [name for name in ("torch", "vit_ipu.simulator") if name not in modules])
 
 
 class _Restart(Exception):
-    """The host wants an epoch from its beginning."""
+    """Raised if the host requests an epoch from its beginning."""
 
 
 class _Shutdown(Exception):
-    """The host wants no more."""
+    """Raised if the host requests no more batches."""
 
 
 class _Worker:
@@ -121,7 +121,7 @@ class _Worker:
                 prefetch = self._settings.load_indefinitely
             except _Restart:
                 logger.debug("AsynchronousDataAccessor worker: a new iterator was asked for")
-                self._batches = None  # its workers end before new ones start
+                self._batches = None  # the old iterator's workers end before new workers start
                 self._batches = self._new_epoch()
                 self._ring.restart()
                 prefetch = False
@@ -143,12 +143,12 @@ class _Worker:
         memory.send((shared, self._template))
         self._host.wait_until_ready()
         batches = self._batched(itertools.chain([tensors], map(self._tensors, source)))
-        if size is None:  # its first batch is ready before the host asks
+        if size is None:  # without rebatching, the first batch is ready before the host asks for it
             self._write(next(batches))
         self._batches = batches
 
     def _epoch(self, *, prefetch: bool) -> None:
-        """Fills the ring with the rest of an epoch and its end; without `prefetch`, once the host starts it."""
+        """Fills the ring with the rest of an epoch and its end; without `prefetch`, waits until the host starts."""
         if not prefetch:
             self._host.wait_until_started()
         if self._batches is None:
@@ -156,7 +156,7 @@ class _Worker:
         for batch in self._batches:
             self._wait_for_slot()
             self._write(batch)
-        self._host.wait_until_started()  # the next epoch is not begun while this one is only prefetched
+        self._host.wait_until_started()  # the next epoch does not begin while this epoch is only prefetched
         self._wait_for_slot()
         logger.debug("AsynchronousDataAccessor worker: end of dataset reached")
         self._ring.write_end()
@@ -188,7 +188,7 @@ class _Worker:
 
 
 class _Host:
-    """The host as the worker sees it: commands through a pipe."""
+    """The worker's view of the host, which sends commands through a pipe."""
 
     def __init__(self, commands: Connection) -> None:
         self._commands = commands
@@ -199,17 +199,17 @@ class _Host:
         self._ready = False
 
     def wait_until_ready(self) -> None:
-        """Until the host has mapped the shared memory, which must not vanish before."""
+        """Waits until the host has mapped the shared memory, which must exist until then."""
         while not self._ready and not self.shutdown:
             self._receive(None)
 
     def wait_until_started(self) -> None:
-        """Until the host iterates. Raises _Restart or _Shutdown if it wants that instead."""
+        """Waits until the host iterates. Raises _Restart or _Shutdown if the host sends that command instead."""
         while not self.started:
             self.listen(timeout=None)
 
     def listen(self, timeout: Optional[float] = 0) -> None:
-        """Takes a command if one comes within `timeout` seconds. Raises _Restart or _Shutdown."""
+        """Receives a command if the host sends it within `timeout` seconds. Raises _Restart or _Shutdown."""
         if self._receive(timeout) == Command.Restart:
             raise _Restart
         if self.shutdown:
@@ -230,7 +230,7 @@ class _Host:
 
 
 def rebatch(batches: Iterable[List[Tensor]], size: int, *, drop_last: bool) -> Iterator[Parts]:
-    """Cuts batches of any sizes into batches of `size` samples; the last may be smaller unless it is dropped."""
+    """Cuts batches of any sizes into batches of `size` samples; the last batch may be smaller unless it is dropped."""
     parts: Parts = []
     missing = size
     for batch in batches:
@@ -246,7 +246,7 @@ def rebatch(batches: Iterable[List[Tensor]], size: int, *, drop_last: bool) -> I
 
 
 def template_of(data: Any) -> Any:
-    """The structure of a batch around empty tensors: a tensor, a list, a dict, or a type with a custom parser."""
+    """Returns the structure of a batch with empty tensors: a tensor, a list, a dict, or a type with a custom parser."""
     if isinstance(data, Tensor):
         return Tensor()
     if isinstance(data, dict):
@@ -257,7 +257,7 @@ def template_of(data: Any) -> Any:
 
 
 def tensors_of(data: Any, template: Any) -> List[Tensor]:
-    """The tensors of a batch, in the template's order. Raises AssertionError if it is no flat container of them."""
+    """Returns a batch's tensors in the template's order. Raises AssertionError for any but a flat container."""
     if isinstance(data, Tensor):
         return [data]
     if isinstance(data, dict):

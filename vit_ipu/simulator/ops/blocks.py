@@ -1,6 +1,6 @@
-"""Blocks: which operations of a model belong together, and on which IPU they run (python/ops.py:541-775).
+"""Blocks: groups of a model's operations, and the IPUs on which the blocks run (python/ops.py:541-775).
 
-They act while a model is traced; on the host they do nothing, as in PopTorch.
+Blocks have an effect while a model is traced; on the host they do nothing, as in PopTorch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
     @staticmethod
     def start(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> None:
-        """Begins a block that lasts until the next begins."""
+        """Begins a block that lasts until the next block begins."""
         if context.current.stage_manager is not None:
             context.current.stage_manager.beginStage(user_id, ipu_id)
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class LegacyBeginBlockFn(nn.Module):
-    """Begins a block whenever a function is called: what BeginBlock makes of a callable that is no module."""
+    """Wraps a callable that is not a module, for BeginBlock: begins a block whenever the callable is called."""
 
     def __init__(
         self, layer_to_call: Callable[..., Any], user_id: Optional[str] = None, ipu_id: Optional[int] = None
@@ -56,7 +56,7 @@ class LegacyBeginBlockFn(nn.Module):
 
 
 class _BlockHook:
-    """The forward pre-hook by which BeginBlock begins a block."""
+    """The forward pre-hook with which BeginBlock begins a block."""
 
     def __init__(self, user_id: Optional[str], ipu_id: Optional[int]) -> None:
         self._user_id, self._ipu_id = user_id, ipu_id
@@ -69,7 +69,7 @@ class _BlockHook:
 
 
 def _begin(user_id: Optional[str], ipu_id: Optional[int]) -> Optional[str]:
-    """Begins a block; the ID that it has from now on, which is a number if it had none."""
+    """Begins a block and returns its ID; while a model is traced, a block without an ID gets a number."""
     if context.current.stage_manager is None:
         return user_id
     if user_id is None:
@@ -91,7 +91,7 @@ def BeginBlock(layer_to_call: Any, user_id: Optional[str] = None, ipu_id: Option
 
 
 def BlockFunction(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> Callable[..., Any]:
-    """A decorator: the operations of the function belong to one block."""
+    """Returns a decorator: the operations of the decorated function belong to one block."""
 
     def decorator(func: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +104,7 @@ def BlockFunction(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -
 
 
 def removeBlocks(module: nn.Module) -> None:
-    """Takes the annotations of BeginBlock off a module and all below it."""
+    """Removes the annotations of BeginBlock from a module and its submodules."""
     assert isinstance(module, nn.Module)
     for child in module.modules():
         hooks = child._forward_pre_hooks
@@ -113,7 +113,7 @@ def removeBlocks(module: nn.Module) -> None:
 
 
 class NameScope:
-    """A context manager that prefixes the names of the operations inside; names have no effect here."""
+    """A context manager that prefixes the names of the operations inside; names have no effect in the simulator."""
 
     def __init__(self, name: str) -> None:
         assert isinstance(name, str), "Parameter to NameScope must be a string"

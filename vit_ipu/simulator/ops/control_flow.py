@@ -1,7 +1,8 @@
 """Loops and branches on the IPU (python/ops.py:158-268). Both are for inference only.
 
-While a model is traced a loop's body runs once, and a condition's bodies both do; when it runs, the body runs
-`count` times and one branch is taken. On the host PopTorch runs a loop's body once, whatever the count.
+While a model is traced, the body of a loop runs once, and both bodies of a condition run. When the model runs, the
+body of a loop runs `count` times, and one body of a condition runs. On the host, PopTorch runs the body of a loop once,
+whatever the count.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _NOT_A_LIST_OF_TENSORS = "poptorch.for_loop expects input tensors (inputs) to be
 
 
 def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]:
-    """Calls `body` `count` times, each time with what it returned before, and returns its last outputs.
+    """Calls `body` `count` times, each time with the body's previous outputs, and returns the last outputs.
 
-    Raises ValueError if `inputs` is not a list of tensors, and Error in training, or if the body returns other
-    shapes, dtypes or numbers of tensors than it takes.
+    Raises ValueError if `inputs` is not a list of tensors. Raises Error in training, and if the body's outputs differ
+    from its inputs in number, shape or dtype.
     """
     if not isinstance(inputs, list):
         raise ValueError(_NOT_A_LIST_OF_TENSORS + "(Object is not list)")
@@ -78,9 +79,10 @@ def cond(
     else_body: Callable[..., Any],
     else_inps: List[Tensor],
 ) -> List[Tensor]:
-    """The outputs of `then_body(*then_inps)` if `condition` is true, else those of `else_body(*else_inps)`.
+    """Returns a list of the outputs of `then_body(*then_inps)` if `condition` is true, else of `else_body(*else_inps)`.
 
-    Raises ValueError if the inputs are not lists, and Error in training, or if the bodies' outputs do not correspond.
+    Raises ValueError if the inputs are not lists. Raises Error in training, and if the bodies' outputs do not
+    correspond.
     """
     if not isinstance(then_inps, list) or not isinstance(else_inps, list):
         raise ValueError(
@@ -112,7 +114,7 @@ def _check_branches(outputs: Sequence[Tensor], other_outputs: Sequence[Tensor]) 
             )
         if output.shape != other.shape and output.numel() == other.numel():
             raise NotImplementedError(
-                f"poptorch.cond is not simulated where PopTorch reshapes then_body's outputs: {list(output.shape)} to "
+                f"poptorch.cond is not simulated if PopTorch reshapes then_body's outputs: {list(output.shape)} to "
                 f"{list(other.shape)}"
             )
         if output.shape != other.shape or context.current.device_dtype(output.dtype) != context.current.device_dtype(

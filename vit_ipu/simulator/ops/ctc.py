@@ -1,8 +1,9 @@
 """Beam search over the outputs of connectionist temporal classification (python/ops.py:14-46).
 
-The search keeps, for each of the likeliest label sequences up to a time, the log-probability of all alignments that
-end in a blank and of all that do not (Graves and Jaitly 2014, algorithm 1; Hannun et al. 2014). As in PopLibs
-(include/popnn/CTCInference.hpp of graphcore/poplibs) the probabilities that come back are *negative* logarithms.
+For each of the likeliest label sequences up to a time step, the search keeps two log-probabilities: of all alignments
+that end in a blank, and of all alignments that end in a label (Graves and Jaitly 2014, algorithm 1; Hannun et al.
+2014). As in PopLibs (include/popnn/CTCInference.hpp of graphcore/poplibs), the returned probabilities are *negative*
+logarithms.
 
 T: time steps, B: batch, C: classes with the blank, P: paths returned.
 """
@@ -22,7 +23,7 @@ Labels = Tuple[int, ...]
 
 
 class _Score(NamedTuple):
-    """Log-probabilities of the alignments of one label sequence, by how they end."""
+    """Log-probabilities of one label sequence's alignments that end in a blank or in a label."""
 
     blank: float = -math.inf
     label: float = -math.inf
@@ -38,10 +39,10 @@ class _Score(NamedTuple):
 def ctc_beam_search_decoder(
     probs: Tensor, lengths: Tensor, blank: int = 0, beam_width: int = 100, top_paths: int = 1
 ) -> List[Tensor]:
-    """The likeliest label sequences: negative log-probabilities (B, P), lengths (B, P) and labels (B, P, T).
+    """Returns the likeliest label sequences: negative log-probabilities (B, P), lengths (B, P), labels (B, P, T).
 
     `probs`: log-probabilities (T, B, C); `lengths`: valid time steps (B,). Labels after a sequence's end are `blank`.
-    On the host zeros of these shapes, as in PopTorch.
+    On the host, returns zeros of these shapes, as in PopTorch.
     """
     if not isinstance(probs, Tensor):
         raise error(f"ctc_beam_search_decoder: probs must be a torch.tensor argument. {type(probs)} is not supported.")
@@ -76,7 +77,7 @@ def ctc_beam_search_decoder(
 def _best_paths(
     probs: Tensor, lengths: Tensor, blank: int, beam_width: int, top_paths: int
 ) -> Iterator[Tuple[int, int, Tuple[Labels, float]]]:
-    """Sample, number, and label sequence with its log-probability."""
+    """Yields sample index, path index, and the label sequence with its log-probability."""
     with context.on_host():
         probs, steps = probs.detach().cpu().double(), lengths.tolist()
         found = [beam_search(probs[:count, sample], blank, beam_width) for sample, count in enumerate(steps)]
@@ -86,7 +87,7 @@ def _best_paths(
 
 
 def beam_search(log_probs: Tensor, blank: int, beam_width: int) -> List[Tuple[Labels, float]]:
-    """The label sequences kept at the last of `log_probs` (T, C), likeliest first, with their log-probabilities."""
+    """Returns the label sequences kept after `log_probs` (T, C), likeliest first, with their log-probabilities."""
     beams: Dict[Labels, _Score] = {(): _Score(blank=0.0)}
     for step in log_probs:
         beams = dict(_likeliest(_extended(beams, step, blank, beam_width))[:beam_width])
@@ -94,7 +95,7 @@ def beam_search(log_probs: Tensor, blank: int, beam_width: int) -> List[Tuple[La
 
 
 def _extended(beams: Dict[Labels, _Score], step: Tensor, blank: int, beam_width: int) -> Dict[Labels, _Score]:
-    """What the label sequences may become at the next time step: the same, and the likeliest that are longer."""
+    """Returns the label sequences of the next time step: the same sequences, and the likeliest longer sequences."""
     sequences, numbers = list(beams), {labels: number for number, labels in enumerate(beams)}
     before = step.new_tensor([score.total for score in beams.values()])[:, None].repeat(1, len(step))
     for labels, number in numbers.items():
@@ -124,6 +125,6 @@ def _likeliest(beams: Dict[Labels, _Score]) -> List[Tuple[Labels, _Score]]:
 
 
 def _log_add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))"""
+    """Returns log(exp(a) + exp(b))."""
     low, high = sorted((a, b))
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))

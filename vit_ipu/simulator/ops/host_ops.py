@@ -1,4 +1,4 @@
-"""Operations that PopTorch does not run on the IPU, or that others write for it in C++ (python/ops.py:779-1012)."""
+"""Operations that PopTorch runs on the host, and custom operations written in C++ (python/ops.py:779-1012)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CPU:
     """Calls a function on the host, in the middle of a model's forward. For inference only, as in PopTorch."""
 
     def __init__(self, layer_to_call: Callable[..., Any], ID: str) -> None:
-        """`layer_to_call`: takes and returns tensors; a module's parameters become constants. `ID`: its name."""
+        """Takes a callable on tensors, and its name `ID`; the parameters of a module become constants."""
         self._layer_to_call, self._ID = layer_to_call, ID
         if isinstance(layer_to_call, nn.Module):
             layer_to_call.requires_grad_(False)
@@ -27,7 +27,7 @@ class CPU:
         self.outputs: Optional[List[Tensor]] = None
 
     def registerPersistentData(self) -> None:
-        """Makes the buffers that `execute` reads and writes, of the shapes of the last call."""
+        """Creates the buffers that `execute` reads and writes, with the shapes of the last call."""
         self.inputs = [torch.zeros(shape) for shape in self.in_shapes or ()]
         self.outputs = [torch.zeros(shape) for shape in self.out_shapes or ()]
 
@@ -37,11 +37,11 @@ class CPU:
             buffer.copy_(output)
 
     def __call__(self, *input: Tensor, **kwargs: Any) -> Any:
-        """What the function returns for these tensors: one of them, or a list; named arguments are not passed on."""
+        """Returns the function's outputs: one tensor, or a list of tensors; keyword arguments are not passed on."""
         if context.current.trace is not None and context.current.trace.is_training:
             raise NotImplementedError(
-                f"poptorch.CPU in training is not simulated (the CPU op {self._ID!r}): PopTorch has CPU ops in "
-                "inference only"
+                f"poptorch.CPU in training is not simulated (the CPU op {self._ID!r}): PopTorch supports CPU ops "
+                "in inference only"
             )
         result = self._on_host(input) if context.current.on_ipu else self._layer_to_call(*input)
         outputs = as_list(result)
@@ -50,7 +50,7 @@ class CPU:
         return outputs if isinstance(result, (list, tuple)) else outputs[0]
 
     def _on_host(self, inputs: Sequence[Tensor]) -> Any:
-        """The function's outputs, on the inputs' device; while a model is traced it is called with zeros."""
+        """Returns the function's outputs on the inputs' device; while a model is traced, the inputs are zeros."""
         is_traced = context.current.trace is not None
         with context.on_host():
             device = inputs[0].device if inputs else torch.device("meta" if is_traced else "cpu")
@@ -68,10 +68,10 @@ def custom_op(
     example_outputs: Tuple[Tensor, ...],
     attributes: Optional[Attributes] = None,
 ) -> List[Tensor]:
-    """A PopART operation in C++: on the host zeros like `example_outputs`, as in PopTorch.
+    """Calls a PopART operation written in C++; on the host, returns zeros like `example_outputs`, as in PopTorch.
 
-    Raises ValueError for attributes that PopTorch does not take, and on the IPU NotImplementedError: Poplar code
-    cannot be run here.
+    Raises ValueError for attributes that PopTorch rejects. On the IPU, raises NotImplementedError, because the
+    simulator cannot run Poplar code.
     """
     for key, value in (attributes or {}).items():
         _check_attribute(key, value)

@@ -1,6 +1,6 @@
-"""What a model tells PopTorch's compiler: its loss, what to keep, how much memory, how to split (python/ops.py).
+"""Markers for PopTorch's compiler: the loss, tensors to keep, memory proportions, split products (python/ops.py).
 
-Nothing of it changes what is computed. Checks that the compiler makes are made while a model is traced.
+Markers do not change the computation. The simulator makes the compiler's checks while a model is traced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def nop(tensor: Tensor) -> Tensor:
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
-    """Marks tensors that are kept for the backward pass rather than computed again; returns them."""
+    """Marks tensors to keep for the backward pass rather than compute again; returns the tensors."""
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
         return type(tensors[0])(recomputationCheckpoint(*tensors[0]))
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -43,7 +43,7 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
 
 
 def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
-    """Sets the proportion of memory, in (0, 1], that the operation before may use; returns the tensor."""
+    """Sets the proportion of memory, in (0, 1], that the preceding operation may use; returns the tensor."""
     if not isinstance(tensor, Tensor):
         raise error(f"You may only set available memory for torch.tensor values. {type(tensor)} is not supported.")
     proportion = float(available_memory_proportion)
@@ -55,7 +55,7 @@ def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> 
 def serializedMatMul(
     lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
 ) -> Tensor:
-    """The matrix product of `lhs` and `rhs`, which an IPU computes in `factor` parts.
+    """Returns the matrix product of `lhs` and `rhs`, which an IPU computes in `factor` parts.
 
     Raises Error if `factor` does not divide the dimension that `mode` names (popart's serializematmuls.cpp).
     """

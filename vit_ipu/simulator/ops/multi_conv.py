@@ -1,7 +1,7 @@
-"""MultiConv: convolutions that an IPU runs side by side (python/ops.py:1138-1303).
+"""MultiConv: convolutions that an IPU runs in parallel (python/ops.py:1138-1303).
 
-What they compute is what they compute one by one. While a model is traced the convolutions inside are counted, and
-checked as in poptorch/source/PopartLateCanonicalization.cpp:29-180 and popart's op/convbase.cpp.
+The results are the same as if the convolutions ran one by one. While a model is traced, the convolutions inside are
+counted, and checked as in poptorch/source/PopartLateCanonicalization.cpp:29-180 and popart's op/convbase.cpp.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 class _Convolutions(TorchFunctionMode):
-    """Counts the convolutions that are called while it is entered; one is at a time."""
+    """A mode that counts the convolutions called inside; only one such mode is entered at a time."""
 
     entered: Optional[_Convolutions] = None
 
@@ -36,7 +36,7 @@ class _Convolutions(TorchFunctionMode):
 
 
 class MultiConv:
-    """A context manager: the independent convolutions inside run as one. Its options only affect speed and memory."""
+    """A context manager: independent convolutions inside run as one operation. Options only affect speed and memory."""
 
     def __init__(self) -> None:
         self._available_memory_proportions: Optional[Sequence[float]] = None
@@ -48,7 +48,7 @@ class MultiConv:
         self._stack = ExitStack()
 
     def availableMemoryProportions(self, value: Union[float, List[float]]) -> MultiConv:
-        """The proportion of memory for all convolutions, or one for each."""
+        """Sets the proportion of memory for all convolutions, or one proportion for each."""
         name = "available memory proportion"
         self._available_memory_proportions = self._validatePerConvProperty(name, value, float)
         return self
@@ -64,7 +64,7 @@ class MultiConv:
         raise AssertionError(f"Invalid {name}!")
 
     def partialsTypes(self, value: Union[torch.dtype, List[torch.dtype]]) -> MultiConv:
-        """The type of partial sums of all convolutions, or one for each: torch.float or torch.half."""
+        """Sets the dtype of partial sums, torch.float or torch.half, for all convolutions or for each."""
         codes = {torch.float32: 0, torch.float16: 1}
         given = value if isinstance(value, (list, tuple)) else (value,)
         if not all(isinstance(dtype, torch.dtype) and dtype in codes for dtype in given):
@@ -73,7 +73,7 @@ class MultiConv:
         return self
 
     def enableConvDithering(self, value: Union[bool, List[bool]]) -> MultiConv:
-        """Whether all convolutions are dithered, or whether each is."""
+        """Sets whether convolutions are dithered, for all convolutions or for each."""
         given = value if isinstance(value, (list, tuple)) else (value,)
         if value is not None and not all(isinstance(x, bool) for x in given):
             raise ValueError("value must be bool or list of bools")
@@ -81,20 +81,20 @@ class MultiConv:
         return self
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
-        """How the convolutions are executed."""
+        """Sets how the convolutions are executed."""
         if value is not None and not isinstance(value, MultiConvPlanType):
             raise AssertionError("Invalid plan type!")
         self._plan_type = value
         return self
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
-        """Tiles to reserve for each convolution."""
+        """Sets the number of tiles to reserve for each convolution."""
         assert isinstance(value, int)
         self._per_conv_reserved_tiles = value
         return self
 
     def cycleBackOff(self, value: float) -> MultiConv:
-        """The proportion of cycles to back off, between 0 and 1."""
+        """Sets the proportion of cycles to back off, between 0 and 1."""
         assert isinstance(value, float)
         self._cycle_back_off = value
         return self

@@ -18,10 +18,10 @@ Batch = Union[List[int], Tensor]
 
 
 def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = False) -> Tensor:
-    """Indices of points of `src` (N, D), each in turn the farthest from those taken before it.
+    """Returns indices of points of `src` (N, D), each in turn the farthest from the points taken before.
 
-    `ptr`: where each sample's points begin, and N; of each sample ceil(ratio * points) are taken, beginning with its
-    first point or a random one. Raises Error for arguments that PopTorch does not take.
+    `ptr`: the index of each sample's first point, then N. Of each sample, ceil(ratio * points) points are taken,
+    beginning with its first point or a random point. Raises Error for arguments that PopTorch rejects.
     """
     if not isinstance(src, Tensor):
         raise error(f"`fps` must take a torch.tensor input. {type(src)} is not supported.")
@@ -40,7 +40,7 @@ def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = Fa
         return torch.empty(sum(counts), dtype=torch.int32)
     taken: List[Tensor] = []
     for begin, end, count in zip(ptr, ptr[1:], counts):
-        # PopTorch draws the first point from all but the last.
+        # PopTorch draws the first point from all points but the last.
         first = torch.randint(begin, max(end - 1, begin + 1), ()) if random_start else torch.tensor(begin)
         taken += _farthest(src, begin, end, first, count)
     return torch.stack(taken).to(torch.int32)
@@ -56,7 +56,7 @@ def _check_points(src: Tensor, ptr: Sequence[int], ratio: float) -> None:
 
 
 def _farthest(src: Tensor, begin: int, end: int, first: Tensor, count: int) -> List[Tensor]:
-    """`count` of the points begin..end. Points of other samples have distance 0, as have points already taken."""
+    """Returns `count` of the points begin..end. Points of other samples, and points already taken, have distance 0."""
     taken, nearest_taken = [first], torch.full_like(src[:, 0], math.inf)
     while len(taken) < count:
         distance = torch.zeros_like(nearest_taken)
@@ -67,10 +67,11 @@ def _farthest(src: Tensor, begin: int, end: int, first: Tensor, count: int) -> L
 
 
 def nearest(x: Tensor, y: Tensor, batch_x: Optional[Batch] = None, batch_y: Optional[Batch] = None) -> Tensor:
-    """For each point of `x` (N, D) the index of the nearest point of `y` (M, D), of the same sample if these are given.
+    """Returns, for each point of `x` (N, D), the index of the nearest point of `y` (M, D).
 
-    `batch_x` (N,) and `batch_y` (M,) are sorted numbers of samples, both lists or both tensors, or one is left out.
-    Raises Error for other types, ValueError for shapes and samples that do not correspond.
+    `batch_x` (N,) and `batch_y` (M,) are sorted sample numbers, both lists or both tensors, or one is left out; if they
+    are given, the nearest point is a point of the same sample. Raises Error for other types, ValueError for shapes and
+    samples that do not correspond.
     """
     for name, points in (("x", x), ("y", y)):
         if not isinstance(points, Tensor):
@@ -103,7 +104,7 @@ def _check_pair(x: Tensor, y: Tensor) -> None:
 
 
 def _samples(name: str, batch: Batch, points: Tensor) -> Tensor:
-    """The sample of each point (N, 1): sample 0 if none is given."""
+    """Returns the sample number of each point (N, 1), which is 0 if `batch` is empty."""
     if not len(batch):
         return torch.zeros(len(points), 1)
     samples = torch.tensor(batch) if isinstance(batch, list) else batch
@@ -121,7 +122,10 @@ def _check_samples(batch_x: List[int], batch_y: List[int]) -> None:
 
 
 def _set_apart(x: Tensor, y: Tensor, samples_x: Tensor, samples_y: Tensor) -> Any:
-    """The points scaled to 0..1, with a further feature that keeps samples farther apart than any points within one."""
+    """Returns the points scaled to 0..1, with one more feature that sets the samples apart.
+
+    Points of different samples are farther apart than any two points of one sample.
+    """
     low = torch.minimum(x.min(), y.min())
     x, y = x - low, y - low
     high = torch.maximum(x.max(), y.max())

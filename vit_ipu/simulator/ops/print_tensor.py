@@ -1,7 +1,7 @@
-"""Printing of tensors from the IPU to stderr (python/ops.py:49-155; tests/ipu_print_tensor_test.py has the format).
+"""Prints tensors from the IPU to stderr (python/ops.py:49-155; PopTorch's tests/ipu_print_tensor_test.py: the format).
 
-Poplar's own code is not public. From what PopTorch documents: a matrix is printed as `title: {`, its rows on a line
-each, `}`; separator and brackets are single characters. What is assumed beyond that is in docs/simulator.md.
+Poplar's code is not public. PopTorch documents that a matrix is printed as `title: {`, one line per row, `}`, and that
+separator and brackets are single characters. docs/simulator.md lists what the simulator assumes beyond that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vit_ipu.simulator.errors import error
 
 
 class PrintFormat(NamedTuple):
-    """How a tensor is printed: see `ipu_print_tensor`."""
+    """The format of a printed tensor: see `ipu_print_tensor`."""
 
     summarise_threshold: int = 1000
     edge_items: int = 3
@@ -46,7 +46,7 @@ def ipu_print_tensor(
     open_bracket: str = "(",
     close_bracket: str = ")",
 ) -> Tensor:
-    """Returns the tensor, and prints it when the model runs on the IPU; its gradient too, in the backward pass.
+    """Returns the tensor and prints it when the model runs on the IPU; prints its gradient in the backward pass.
 
     Tensors of more than `summarise_threshold` elements show `edge_items` at each end of a dimension. `float_format`
     is "auto", "fixed", "scientific" or "none". Only the first character of separator and brackets is printed.
@@ -80,7 +80,7 @@ def _print(title: str, tensor: Tensor, style: PrintFormat) -> None:
 
 
 def text_of(tensor: Tensor, style: PrintFormat) -> str:
-    """A tensor in print."""
+    """Returns the printed form of a tensor."""
     element = _element_format(tensor, style)
     is_summarised = 0 < style.summarise_threshold < tensor.numel()
     return _text(tensor, style, element, style.edge_items if is_summarised else 0, 0)
@@ -102,11 +102,11 @@ def _text(tensor: Tensor, style: PrintFormat, element: Callable[[Any], str], edg
         rows.insert(edge, "...")
     indent = " " * (depth + 1)
     body = "".join(f"{indent}{row}\n" for row in rows)
-    return "{}\n{}{}{}".format(style.open_bracket, body, " " * depth, style.close_bracket)
+    return f"{style.open_bracket}\n{body}{' ' * depth}{style.close_bracket}"
 
 
 def _line(parts: List[str], style: PrintFormat, depth: int) -> str:
-    """The elements of a row, continued on lines that are indented by two more than the row."""
+    """Returns the elements of a row, continued on lines that are indented by two more than the row."""
     lines, width = [""], depth + 1
     for index, part in enumerate(parts):
         text = part + (style.separator if index + 1 < len(parts) else "")
@@ -119,7 +119,7 @@ def _line(parts: List[str], style: PrintFormat, depth: int) -> str:
 
 
 def _element_format(tensor: Tensor, style: PrintFormat) -> Callable[[Any], str]:
-    """How each element is written: all as wide as the widest, unless `digits` is 0."""
+    """Returns the formatter of the elements: pads elements to the width of the widest, unless `digits` is 0."""
     write: Callable[[Any], str] = _float_format(tensor, style) if tensor.is_floating_point() else _integer
     if style.digits == 0 or not tensor.numel():
         return write

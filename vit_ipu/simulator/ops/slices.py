@@ -1,6 +1,6 @@
-"""Slices at places that may change from run to run (python/ops.py).
+"""Slices at positions that may change from run to run (python/ops.py).
 
-Checks that PopTorch's compiler makes are made on the IPU; on the host PopTorch makes none of them.
+The checks of PopTorch's compiler apply on the IPU; on the host, PopTorch does not make these checks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from vit_ipu.simulator.errors import cpp_error, error
 
 
 def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int) -> Tensor:
-    """Every `step`-th of the `size` elements from `start` on, along `dim`; `start` may change from run to run.
+    """Returns every `step`-th of the `size` elements from `start` on, along `dim`.
 
-    Raises Error on the IPU if `size` is not positive, or does not divide the dimension's length.
+    `start` may change from run to run. Raises Error on the IPU if `size` is not positive, or does not divide the
+    dimension's length.
     """
     if not isinstance(tensor, Tensor):
         raise error(f"dynamic_slice must take a torch.tensor input. {type(tensor)} is not supported.")
@@ -41,7 +42,7 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
 
 
 def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: int) -> Tensor:
-    """`input` with the `size` elements from `start` on, along `dim`, replaced by `src`.
+    """Returns `input` with the `size` elements from `start` on, along `dim`, replaced by `src`.
 
     Raises Error if the tensors differ in rank or dtype, and on the IPU if `size` is not positive.
     """
@@ -84,7 +85,7 @@ def _start_on_host(start: Tensor) -> int:
 
 
 def _check_size(size: int) -> None:
-    """What poptorch/source/popart_canonicalization/SliceOps.cpp:410-460 says of a slice's size."""
+    """Checks a slice's size as poptorch/source/popart_canonicalization/SliceOps.cpp:410-460 does."""
     if size == 0:
         raise cpp_error("The start and end of a slice must be different.")
     if size < 0:
@@ -92,5 +93,5 @@ def _check_size(size: int) -> None:
 
 
 def _positions(start: Tensor, size: int, step: int) -> Tensor:
-    """The indices that a slice of one dimension takes, without leaving the device to read `start`."""
+    """Returns the indices that a slice of one dimension takes, without reading `start` on the host."""
     return start.reshape(()).to(torch.int64) + torch.arange(0, size, step)

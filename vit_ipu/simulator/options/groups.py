@@ -1,4 +1,4 @@
-"""The parts of poptorch.Options (python/options.py:48-657)."""
+"""The groups of poptorch.Options (python/options.py:48-657)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vit_ipu.simulator.options.values import OptionsDict
 
 
 class _JitOptions(OptionsDict):
-    """Options.Jit: nothing is left of it."""
+    """Options.Jit, which has only a deprecated setter."""
 
     def traceModel(self, trace_model: bool) -> _JitOptions:
         logger.warning("[Deprecated] Do not call options.Jit.traceModel(): it is about to be removed")
@@ -99,7 +99,7 @@ class _TrainingOptions(OptionsDict):
 
 
 class _PopartOptions:
-    """Options._Popart: options handed to PopART by name."""
+    """Options._Popart: options passed to PopART by name."""
 
     def __init__(self) -> None:
         self._is_frozen = False
@@ -132,7 +132,8 @@ class _PopartOptions:
         return clone
 
     def __repr__(self) -> str:
-        return "_PopartOptions({})".format(", ".join("{}={!r}".format(*item) for item in self.options.items()))
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"_PopartOptions({options})"
 
 
 class _DistributedOptions(OptionsDict):
@@ -163,7 +164,7 @@ class _DistributedOptions(OptionsDict):
 
 
 class TensorLocationSettings(OptionsDict):
-    """Where a kind of tensor is kept."""
+    """The place where one kind of tensor is stored."""
 
     def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
         assert isinstance(min_elements, int)

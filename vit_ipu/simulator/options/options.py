@@ -1,9 +1,9 @@
-"""poptorch.Options (python/options.py:1146-1913), and what else `poptorch.options` has.
+"""poptorch.Options (python/options.py:1146-1913) and poptorch.Attribute.
 
 Environment: POPTORCH_CACHE_DIR and POPTORCH_DEFAULT_OPTIONS are read here, POPTORCH_IPU_MODEL and
-POPTORCH_SMALL_IPU_MODEL by checks.py, POPTORCH_LOG_LEVEL by logs.py. Nothing is compiled and nothing is
-shared with other processes, so POPTORCH_WAIT_FOR_IPU, POPTORCH_IPU_MODEL_VERSION, POPTORCH_EXPORT_PROTO_FILE,
-POPLAR_ENGINE_OPTIONS and PVTI_OPTIONS have no effect.
+POPTORCH_SMALL_IPU_MODEL by tracing/compile_checks.py, POPTORCH_LOG_LEVEL by logs.py. The simulator compiles nothing
+and shares nothing with other processes, so POPTORCH_WAIT_FOR_IPU, POPTORCH_IPU_MODEL_VERSION,
+POPTORCH_EXPORT_PROTO_FILE, POPLAR_ENGINE_OPTIONS and PVTI_OPTIONS have no effect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vit_ipu.simulator.options.values import OptionsDict
 
 
 class Attribute:
-    """A context manager: operations inside get attributes of PopART's; it has no effect on what is computed."""
+    """A context manager that gives operations PopART attributes; the attributes do not change the computation."""
 
     _current_attrs: Dict[str, Dict[str, Any]] = {}
 
@@ -294,14 +294,14 @@ class Options(OptionsDict):
     # ------------------------------------------------------------------------------ to and from text
 
     def from_json(self, string: str) -> Options:
-        """Calls each setter that a JSON object names with its value, or with its values where they are a list."""
+        """Calls each setter that a JSON object names with its value; a list gives several arguments."""
         call_setters(self, string)
         return self
 
     def loadFromFile(self, filepath: str) -> Options:
-        """Calls the setters in a file, one a line, such as `Training.gradientAccumulation(4)`.
+        """Calls the setters in a file, one per line, such as `Training.gradientAccumulation(4)`.
 
-        The lines are run as Python. Raises ConfigFileError for what is not Python.
+        The lines are run as Python. Raises ConfigFileError if a line is not valid Python.
         """
         run_lines(self, filepath)
         return self
@@ -321,4 +321,5 @@ class Options(OptionsDict):
     def __repr__(self) -> str:
         groups = sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         shown = list(self._values.items()) + [(name, getattr(self, name)) for name in groups]
-        return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in shown))
+        options = ", ".join(f"{name}={value!r}" for name, value in shown)
+        return f"{type(self).__name__}({options})"

@@ -1,4 +1,4 @@
-"""Which micro-batches' values a call returns, by OutputMode, and how they are joined."""
+"""Selection of the micro-batches whose values a call returns, by OutputMode, and joining of the values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vit_ipu.simulator.errors import cpp_error
 
 
 def returned_rounds(rounds: int, mode: OutputMode, period: int) -> Sequence[int]:
-    """Those of a replica's micro-batches whose values the host gets; a sum comes with the last.
+    """Returns the indices of a replica's micro-batches whose values the host gets; for a sum, the last index.
 
-    Raises Error if the period of EveryN does not divide their number.
+    Raises Error if the period of EveryN does not divide the number of micro-batches.
     """
     if mode == OutputMode.All:
         period = 1
@@ -26,7 +26,7 @@ def returned_rounds(rounds: int, mode: OutputMode, period: int) -> Sequence[int]
 
 
 def joined(values: Sequence[Tensor], replicas: int, mode: OutputMode, period: int) -> Tensor:
-    """The values of all micro-batches, in the order [round][replica], in the mode's selection along dim 0."""
+    """Selects or sums the micro-batches' values by `mode`, and joins them along dim 0; order: [round][replica]."""
     if mode == OutputMode.Sum:
         kept = [torch.stack(list(values[replica::replicas])).sum(0) for replica in range(replicas)]
     else:

@@ -1,5 +1,7 @@
-"""What PopTorch's C++ side accepts among Options.toDict() (poptorch/source/SessionOptionsParser.cpp:38-106,
-popart_compiler/source/SessionOptions.cpp:95-540): names by the type of their value, and the ranges of enums."""
+"""Checks Options.toDict() as PopTorch's C++ side does: option names by the type of their value, and ranges of enums.
+
+Sources: poptorch/source/SessionOptionsParser.cpp:38-106, popart_compiler/source/SessionOptions.cpp:95-540.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from vit_ipu.simulator.logs import logger
 
 _TABLE = Path(__file__).parents[1] / "tables" / "session_options.json"
 
-# Their own parts of the parser look at these, or, as with anchored tensors, only Python does.
+# Other parts of the parser handle these options; PopTorch uses anchored tensors only in Python.
 _HANDLED_ELSEWHERE = frozenset(["anchored_tensors", "compilation_progress_bar_fn", "patterns_level"])
 
 # The largest value of enums that the table does not list (SessionOptions.cpp:143-215, CompilerOptions.hpp).
@@ -29,7 +31,7 @@ _LAST_OF_ENUM = {
 
 
 def validate(options: Dict[str, Any]) -> None:
-    """Raises Error for the first option that PopTorch would not take, by name, type or range."""
+    """Raises Error for the first option whose name, type or range PopTorch rejects."""
     for name, value in options.items():
         if name in _HANDLED_ELSEWHERE:
             continue
@@ -92,7 +94,7 @@ def _check_range(name: str, value: int) -> None:
 
 
 def _check_patterns(patterns: Dict[Any, Any], options: Dict[str, Any]) -> None:
-    """PopART's own names of patterns are not known here: any is taken."""
+    """Checks the level of the patterns; accepts any names, because the simulator does not know PopART's patterns."""
     if "patterns_level" not in options:
         raise cpp_error("PopART option 'patterns' should not be set without first setting 'patterns_level'.")
     if not 0 <= options["patterns_level"] <= 3:

@@ -1,4 +1,4 @@
-"""Execution strategies: which block belongs to which stage, and on which IPU (python/options.py:672-1143)."""
+"""Execution strategies: the stage of each block, and the IPU of each stage (python/options.py:672-1143)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stage:
 
 
 class StageManager(IStageManager):
-    """The listed stages, or stages that blocks are given as they begin."""
+    """Looks up the listed stages of blocks, or assigns stages to blocks as the blocks begin if none are listed."""
 
     def __init__(self, stages: Dict[BlockId, Stage], auto_stage: AutoStage) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class StageManager(IStageManager):
         self._next_stage_id = 1
 
     def getStage(self, block_id: BlockId) -> Stage:
-        """The stage of a block. Raises AssertionError if there is none for it."""
+        """Returns the stage of a block. Raises AssertionError if there is no stage for the block."""
         if block_id not in self._automatic:
             expected = list(self._listed)
             assert not expected, f"Unknown Block '{block_id}' list of expected Blocks: {expected}"
@@ -65,27 +65,27 @@ class StageManager(IStageManager):
 
 
 class _IExecutionStrategy:
-    """What the strategies share: the blocks' stages, which `stage_manager` looks up during tracing."""
+    """The base of the strategies: the blocks' stages, which `stage_manager` looks up during tracing."""
 
     def __init__(self, stages_manager: StageManager, block_map: Dict[BlockId, Stage]) -> None:
         self._block_map = block_map
         self.stage_manager = stages_manager
 
     def stage(self, block_id: BlockId) -> Stage:
-        """The stage that a block belongs to."""
+        """Returns the stage that a block belongs to."""
         assert block_id in self._block_map, f"Unknown block {block_id}"
         return self._block_map[block_id]
 
     def onStartTracing(self) -> None:
-        """A model is about to be traced."""
+        """Calls the stage manager's `clearDebug` before a model is traced."""
         self.stage_manager.clearDebug()
 
     def onEndTracing(self) -> None:
-        """A model has been traced."""
+        """Calls the stage manager's `printDebug` after a model has been traced."""
         self.stage_manager.printDebug()
 
     def backendOptions(self) -> Dict[str, Any]:
-        """What the strategy adds to Options.toDict()."""
+        """Returns the entries that the strategy adds to Options.toDict()."""
         return {}
 
 
@@ -96,10 +96,10 @@ def _add_blocks(block_map: Dict[BlockId, Stage], stage: Stage) -> None:
 
 
 class PipelinedExecution(_IExecutionStrategy):
-    """All stages at work at once, each on another micro-batch: the default."""
+    """The default strategy: all stages work at once, each on a different micro-batch."""
 
     def __init__(self, *args: Any) -> None:
-        """`args`: one AutoStage, or the stages in order, each a Stage, a block ID or a list of block IDs."""
+        """Takes one AutoStage, or the stages in order, each a Stage, a block ID or a list of block IDs."""
         block_map: Dict[BlockId, Stage] = {}
         auto_stage = AutoStage.SameAsIpu
         if len(args) == 1 and isinstance(args[0], AutoStage):
@@ -115,7 +115,7 @@ class PipelinedExecution(_IExecutionStrategy):
 
 
 class ShardedExecution(PipelinedExecution):
-    """One stage at work at a time."""
+    """A strategy in which one stage works at a time."""
 
     def backendOptions(self) -> Dict[str, Any]:
         return {"execution_mode": 1}
@@ -125,7 +125,7 @@ class Phase:
     """Stages that run at the same time."""
 
     def __init__(self, *arg: Union[BlockId, Stage]) -> None:
-        """`arg`: one or more Stages, or the IDs of the blocks of a single one."""
+        """Takes one or more Stages, or the block IDs of a single Stage."""
         self.stages: Sequence[Stage]
         if all(isinstance(element, Stage) for element in arg):
             self.stages = arg  # type: ignore[assignment]
@@ -136,7 +136,7 @@ class Phase:
             self.stages = [Stage(*arg)]  # type: ignore[arg-type]
 
     def stage(self, idx: int) -> Stage:
-        """The stage of that number."""
+        """Returns the stage with the index `idx`."""
         return self.stages[idx]
 
     def ipus(self, *ipus: int) -> None:
@@ -149,12 +149,12 @@ class Phase:
 
 
 class _IPhasedExecution(_IExecutionStrategy):
-    """Phases one after the other: here the blocks run in the order of the model, which gives the same numbers."""
+    """Phases that run one after the other; the simulator runs blocks in the model's order, with the same results."""
 
     _serial: bool
 
     def __init__(self, *phases: Union[Phase, List[Stage], List[BlockId]]) -> None:
-        """`phases`: each a Phase, or a Stage, a block ID, or a list of either."""
+        """Takes phases: each a Phase, a Stage, a block ID, or a list of Stages or block IDs."""
         assert phases, "There is currently no AutoStage for PhasedExecution, please explicitly specify the phases"
         self._tensors_liveness = Liveness.AlwaysLive
         self._separate_backward_phase = False
@@ -169,13 +169,13 @@ class _IPhasedExecution(_IExecutionStrategy):
         super().__init__(StageManager(block_map, AutoStage.SameAsIpu), block_map)
 
     def phase(self, phase: int) -> Phase:
-        """The phase of that number."""
+        """Returns the phase with the index `phase`."""
         assert isinstance(phase, int), "Phases are identified by positive integers"
         assert phase >= 0, "Phases are identified by positive integers"
         return self._phases[phase]
 
     def useSeparateBackwardPhase(self, use: bool = True) -> _IPhasedExecution:
-        """Whether the last forward phase is another one than the first backward phase."""
+        """Sets whether the last forward phase and the first backward phase are separate phases."""
         assert isinstance(use, bool)
         self._separate_backward_phase = use
         return self
@@ -195,7 +195,7 @@ class ParallelPhasedExecution(_IPhasedExecution):
     _serial = False
 
     def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> ParallelPhasedExecution:
-        """Whether tensors wait for the backward pass outside the chip."""
+        """Sets whether tensors are kept off the chip until the backward pass."""
         assert isinstance(off_chip, bool)
         self._tensors_liveness = Liveness.OffChipAfterFwd if off_chip else Liveness.AlwaysLive
         return self

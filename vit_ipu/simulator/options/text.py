@@ -1,4 +1,4 @@
-"""Options from JSON and from a file (python/options.py:1200-1314, python/_options_config.py)."""
+"""Reads options from JSON and from a file (python/options.py:1200-1314, python/_options_config.py)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vit_ipu.simulator.errors import ConfigFileError
 
 
 def call_setters(options: Any, string: str) -> None:
-    """Calls the setters that a JSON object names with their values, or with all of a list.
+    """Calls the setters that a JSON object names with their values; a list gives several arguments.
 
-    "OutputMode.All" names a member of an enum.
+    A string such as "OutputMode.All" names a member of an enum.
     """
     for name, value in json.loads(string).items():
         setter = options
@@ -26,9 +26,9 @@ def call_setters(options: Any, string: str) -> None:
 
 
 def run_lines(options: Any, filepath: str) -> None:
-    """Runs each line of a file as Python code after `options.`; # begins a comment.
+    """Runs each line of a file as Python code, prefixed with `options.`; # begins a comment.
 
-    Raises ConfigFileError for what is not Python.
+    Raises ConfigFileError if a line is not valid Python.
     """
     with open(filepath) as file:
         lines = [line.strip() for line in file]

@@ -12,11 +12,11 @@ __all__ = ["IStageManager", "OptionsDict"]
 
 
 class OptionsDict:
-    """A set of options: only known names, only values of the default's type, and none once frozen."""
+    """A set of options: accepts only known names and values of the default's type, and no changes once frozen."""
 
     def __init__(self, **default_values: Any) -> None:
         self._is_frozen = False
-        # The last one: a private attribute that is not there before it cannot be made afterwards.
+        # Must be set last: no new private attribute can be created once `_values` exists.
         self._values = default_values
 
     def set(self, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class OptionsDict:
         return self.update({})
 
     def _freeze(self, frozen: bool = True) -> None:
-        """Freezes these options and the groups of options among their attributes."""
+        """Freezes or unfreezes these options and the groups of options among their attributes."""
         self.__dict__["_is_frozen"] = frozen
         for part in self.__dict__.values():
             if "_is_frozen" in getattr(part, "__dict__", {}):
@@ -97,11 +97,12 @@ class OptionsDict:
         self.__dict__.update(state)
 
     def __repr__(self) -> str:
-        return "{}({})".format(type(self).__name__, ", ".join("{}={!r}".format(*item) for item in self._values.items()))
+        options = ", ".join(f"{name}={value!r}" for name, value in self._values.items())
+        return f"{type(self).__name__}({options})"
 
 
 class IStageManager(abc.ABC):
-    """Gives each block that begins its stage and its IPU; `on_begin` learns of both while a model is traced."""
+    """Assigns a stage and an IPU to each block that begins; passes both to `on_begin` while a model is traced."""
 
     def __init__(self) -> None:
         self._next_auto_id = 0
@@ -110,10 +111,10 @@ class IStageManager(abc.ABC):
 
     @abc.abstractmethod
     def getStage(self, block_id: str) -> Any:
-        """The stage of a block."""
+        """Returns the stage of a block."""
 
     def beginStage(self, user_id: Optional[str], ipu_id_from_block: Optional[int]) -> None:
-        """A block begins, on its stage's IPU, else on its own, else on that of its stage's number."""
+        """Begins a block on its stage's IPU, else on the block's own IPU, else on the IPU with the stage's number."""
         block = user_id or self.nextAutoId()
         self._current_ipu = ipu_id_from_block
         stage = self.getStage(block)
@@ -125,16 +126,16 @@ class IStageManager(abc.ABC):
             self.on_begin(stage._stage_id, ipu)
 
     def nextAutoId(self) -> str:
-        """The ID of the next block that has none."""
+        """Returns the ID for the next block without an ID."""
         self._next_auto_id += 1
         return str(self._next_auto_id - 1)
 
     def resetAutoId(self) -> None:
-        """Counts blocks without an ID from 0 again."""
+        """Numbers blocks without an ID from 0 again."""
         self._next_auto_id = 0
 
     def clearDebug(self) -> None:  # noqa: B027
-        """Nothing: a model is traced once, and what begins is logged at once."""
+        """Does nothing: a model is traced once, and each block is logged as soon as it begins."""
 
     def printDebug(self) -> None:  # noqa: B027
-        """Nothing, as `clearDebug`."""
+        """Does nothing, like `clearDebug`."""

@@ -1,1 +1,1 @@
-"""Compilation: one forward pass on meta tensors, what it records, and what PopTorch would refuse."""
+"""Compilation: the trace of one forward pass on meta tensors, and the checks that PopTorch would make."""

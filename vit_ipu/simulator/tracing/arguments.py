@@ -1,6 +1,6 @@
-"""Arguments of a model: bound to its parameters, flattened to tensors, checked against those it was compiled for.
+"""Arguments of a call: binds them to parameters, lists their tensors, compares them with the compiled arguments.
 
-Rules and messages are those of python/_args_parser.py and python/_utils.py.
+Rules and messages come from PopTorch's python/_args_parser.py and python/_utils.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MISMATCH = (
 
 
 class Arguments:
-    """The positional and named arguments of one call, each positional one with its name."""
+    """The positional and named arguments of one call; `names` holds the names of the positional arguments."""
 
     def __init__(self, names: List[str], args: List[Any], kwargs: Dict[str, Any]) -> None:
         self.names, self.args, self.kwargs = names, args, kwargs
@@ -68,7 +68,7 @@ def _check_same(name: str, compiled: Any, given: Any) -> None:
             raise error(f"Data type mismatch for {name}: expected {compiled.dtype} but got {given.dtype}.{_MISMATCH}")
         if compiled.shape != given.shape:
             raise error(f"Shape mismatch for {name}: expected {compiled.shape} but got {given.shape}.{_MISMATCH}")
-    elif flatten(compiled):  # a type with a parser of its own
+    elif flatten(compiled):  # a type with a custom parser
         _check_same(name, tuple(flatten(compiled)), tuple(flatten(given)))
     elif compiled != given:
         raise error(f"Value mismatch for {name}: expected {compiled} but got {given}.{_MISMATCH}")
@@ -154,17 +154,17 @@ class ArgumentParser:
 
 
 ArgsParser = ArgumentParser
-"""PopTorch's name, which programs import from poptorch._args_parser (mmcv/device/ipu/model_wrapper.py)."""
+"""PopTorch's name for the class; programs import it from poptorch._args_parser (mmcv/device/ipu/model_wrapper.py)."""
 
 
 def micro_batches_of_input(options: Options) -> int:
-    """The micro-batches that an input of a call holds: D x G x the groups of replicas that read the same."""
+    """Returns the micro-batches in an input of a call: D x G x the number of replica groups that share inputs."""
     groups = options.replication_factor // options.input_group_size
     return int(options.device_iterations * options.Training.gradient_accumulation * groups)
 
 
 def micro_batch_of(tensor: Tensor, index: int, count: int) -> Tensor:
-    """Micro-batch `index` of `count` along dim 0; a tensor without dimensions is its own."""
+    """Returns micro-batch `index` of `count` along dim 0, or the tensor itself if it has no dimensions."""
     if tensor.dim() == 0:
         return tensor
     size = tensor.shape[0] // count

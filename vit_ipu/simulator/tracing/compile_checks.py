@@ -1,4 +1,4 @@
-"""What PopTorch checks of options when a model is wrapped, and of arguments and trace when it is compiled."""
+"""PopTorch's checks of options when a model is wrapped, and of arguments and trace when the model is compiled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BROADCAST_BUFFERS = (
 
 
 def clone_for_executor(options: Optional[Options], training: bool) -> Options:
-    """The user's options are frozen; the executor has a clone with an output mode picked."""
+    """Freezes the user's options and returns a clone for the executor, in which an output mode is chosen."""
     if options is None:
         options = Options()
     elif not isinstance(options, Options):
@@ -32,7 +32,7 @@ def clone_for_executor(options: Optional[Options], training: bool) -> Options:
     if options.defaultOutputMode():
         options.outputMode(OutputMode.Final if training else OutputMode.All)
     for anchor in options.anchored_tensors.values():
-        if anchor[1]:  # no output mode of its own
+        if anchor[1]:  # the anchor uses the model's output mode
             anchor[2] = options.output_mode
             anchor[3] = options.output_return_period if anchor[2] == OutputMode.EveryN else 1
     if not training and options.Training.gradient_accumulation != 1:
@@ -51,7 +51,10 @@ def clone_for_executor(options: Optional[Options], training: bool) -> Options:
 
 
 def first_micro_batch(arguments: Arguments, options: Options) -> Arguments:
-    """The part of a call's arguments that is traced. Raises AssertionError if an input is not whole micro-batches."""
+    """Returns the first micro-batch of a call's arguments, which is the part that is traced.
+
+    Raises AssertionError if the number of micro-batches does not divide an input's batch dimension.
+    """
     count = micro_batches_of_input(options)
     for tensor in arguments.tensors():
         size = tensor.shape[0] if tensor.dim() else 1
@@ -68,7 +71,7 @@ def first_micro_batch(arguments: Arguments, options: Options) -> Arguments:
 
 
 def ipus_to_reserve(trace: Trace, options: Options) -> int:
-    """The number of IPUs, 0 on Graphcore's IPU Model. Raises Error where PopTorch would not compile."""
+    """Returns the number of IPUs, 0 on Graphcore's IPU Model. Raises Error if PopTorch would not compile."""
     validate(options.toDict())
     num_ipus = (max(trace.ipus, default=0) + 1) * int(options.replication_factor)
     if options.connection_type != ConnectionType.Never and not uses_ipu_model(options):
@@ -90,14 +93,17 @@ def ipus_to_reserve(trace: Trace, options: Options) -> int:
 
 
 def check_named_buffers(options: Options, buffers: Iterable[str]) -> None:
-    """Raises Error if Options.updatableNamedBuffers names one that the model has not."""
+    """Raises Error if Options.updatableNamedBuffers names a buffer that the model lacks."""
     for name in options._Popart.options.get("updatableNamedBuffers", ()):
         if name not in buffers:
             raise cpp_error(f"updatableNamedBuffers names {name}, but the model has no such buffer")
 
 
 def _check_ipu_model(options: Options) -> None:
-    """The limits of Graphcore's IPU Model (CompilerImpl.cpp:640-666, docs/user_guide/device_iterations.py:6)."""
+    """Raises Error for options that Graphcore's IPU Model lacks.
+
+    Sources: CompilerImpl.cpp:640-666, docs/user_guide/device_iterations.py:6.
+    """
     if options._Popart.options["instrumentWithHardwareCycleCounter"]:
         raise cpp_error("Cycle count logging is only supported on actual IPU hardware.")
     if options.connection_type == ConnectionType.Never:
@@ -107,20 +113,20 @@ def _check_ipu_model(options: Options) -> None:
 
 
 def uses_ipu_model(options: Options) -> bool:
-    """Whether Graphcore's IPU Model is asked for, by the options, else by the environment (Utils.cpp:30-55)."""
+    """Tells whether the options, or else the environment, select Graphcore's IPU Model (Utils.cpp:30-55)."""
     if options.exists("use_model"):
         return bool(options.use_model)
     return any(int(os.environ.get(name, "0")) for name in ("POPTORCH_IPU_MODEL", "POPTORCH_SMALL_IPU_MODEL"))
 
 
 def is_pipelined(options: Options) -> bool:
-    """Whether the stages work at the same time."""
+    """Tells whether the stages work at the same time."""
     strategy = options._execution_strategy
     return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
 
 
 def _check_stages(trace: Trace, options: Options) -> None:
-    """Training needs G >= 2F-1, inference D >= F (Compiler.cpp:675-700)."""
+    """Raises Error unless G >= 2F-1 in training, D >= F in inference (Compiler.cpp:675-700)."""
     stages, forward = trace.num_stages, trace.num_forward_stages
     if trace.is_training and options.Training.gradient_accumulation < stages:
         raise cpp_error(
@@ -136,7 +142,10 @@ def _check_stages(trace: Trace, options: Options) -> None:
 
 
 def _check_placement(trace: Trace) -> None:
-    """What PopART checks of a pipeline (popart/willow ir.cpp:640-665, transforms/pipeline.cpp:138-147)."""
+    """Raises Error if a stage or a weight of a pipeline is on several IPUs.
+
+    The checks are PopART's (popart/willow ir.cpp:640-665, transforms/pipeline.cpp:138-147).
+    """
     for stage, ipus in trace.ipus_of_stages.items():
         if len(ipus) > 1:
             raise error(

@@ -1,7 +1,7 @@
-"""The device "ipu" in user code: what is made on it or moved to it is made where the IPUs' tensors live.
+"""Translates the device "ipu" in user code to the device on which the simulator keeps the tensors of IPUs.
 
-PyTorch knows the name but cannot make tensors there. While a model is traced they are on "meta", while it runs on
-the machine's device.
+PyTorch knows the name "ipu" but cannot make tensors there. The simulator keeps IPU tensors on "meta" while a model is
+traced, and on the machine's device while the model runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 IPU = torch.device("ipu", 0)
 
-# What a tensor on an IPU says of itself.
+# The properties by which a tensor on an IPU states its device.
 _PROPERTIES: Dict[Any, Any] = {
     Tensor.device: IPU,
     Tensor.is_ipu: True,
@@ -28,9 +28,10 @@ _TO_IPU = getattr(Tensor, "ipu")  # noqa: B009 (torch's own type stubs lack it)
 
 
 class DeviceNames(TorchFunctionMode):
-    """Inside it "ipu" means `real`, and a tensor on `real` says that it is on "ipu:0".
+    """A mode in which "ipu" means `real`, and a tensor on `real` gives "ipu:0" as its device.
 
-    `used` tells whether anything has depended on that. A model whose trace did not use it runs without.
+    `used` tells whether the model has depended on this translation. A model whose trace did not use the translation
+    runs without the mode.
     """
 
     def __init__(self, real: torch.device) -> None:
@@ -61,8 +62,8 @@ class DeviceNames(TorchFunctionMode):
         if asked not in _PROPERTIES:
             return func(*args)
         self.used = True
-        is_ours = args[0].device.type == self._real.type  # modes are off in here
-        return _PROPERTIES[asked] if is_ours else func(*args)
+        on_ipu = args[0].device.type == self._real.type  # function modes are off in this method
+        return _PROPERTIES[asked] if on_ipu else func(*args)
 
 
 def _is_ipu(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Watches torch's dispatcher while a model is traced: records each operation and refuses what PopTorch refuses.
+"""Watches torch's dispatcher while a model is traced: records each operation and raises PopTorch's errors.
 
-Messages are those of poptorch/source/dispatch_tracer (RegisterAtenOverloads.cpp, TypeInferenceHandler.cpp,
-Tensor.cpp) and of ErrorOnUnsupportedAten.cpp.
+The messages come from poptorch/source/dispatch_tracer (RegisterAtenOverloads.cpp, TypeInferenceHandler.cpp,
+Tensor.cpp) and from ErrorOnUnsupportedAten.cpp.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ILLEGAL_MOVE = (
 )
 _TRIU = "torch.triu is only supported within constant expressions, for example torch.ones(3, 3).triu_()."
 
-# Autograd's own, and what only renames a tensor.
+# Operations of autograd itself, and operations that only give a tensor another name.
 _NOT_RECORDED = frozenset(("aten::detach", "aten::detach_", "aten::alias", "aten::lift_fresh", "aten::lift"))
 
-# Where weight and bias stand among the arguments of normalisations.
+# Positions of weight and bias among the arguments of normalisations.
 _AFFINE = {
     "aten::native_layer_norm": (2, 3),
     "aten::native_group_norm": (1, 2),
@@ -42,7 +42,7 @@ _AFFINE = {
 
 _ONLY_NEAREST = ("aten::upsample_linear1d", "aten::upsample_trilinear3d")
 
-# As c10 names scalar types.
+# c10's names of scalar types.
 _TYPE_NAMES = {
     torch.uint8: "Byte",
     torch.int8: "Char",
@@ -63,19 +63,19 @@ _UNSUPPORTED_TYPES = (torch.bfloat16, torch.complex32, torch.complex64, torch.co
 
 
 class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """`place` gives stage and IPU of the block that is active, or raises Error if none is."""
+    """Records operations; `place` returns the stage and IPU of the active block, or raises Error if there is none."""
 
     def __init__(self, graph: Graph, place: Callable[[], Tuple[int, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.function = ""
-        """The function of torch that the model has called."""
+        """The name of the torch function that the model is calling."""
         self._graph, self._place = graph, place
         self._unsupported: Set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
-        with torch._C.DisableTorchFunction():  # torch 2.0.1 leaves function modes on in here
+        with torch._C.DisableTorchFunction():  # torch 2.0.1 leaves function modes on in this method
             return self._dispatch(func, args, kwargs or {})
 
     def _dispatch(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
@@ -96,7 +96,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record(self, func: Any, args: Tuple[Any, ...], read: List[Tensor], result: Any, made: List[Tensor]) -> None:
         graph, name = self._graph, func._schema.name
-        inputs = [graph.add(tensor, Kind.ACTIVATION) for tensor in read]  # of a CPU op, if it is not known
+        inputs = [graph.add(tensor, Kind.ACTIVATION) for tensor in read]  # an unknown tensor comes from a CPU op
         constant = all(value.kind == Kind.CONSTANT for value in inputs) and not _is_random(func)
         outputs = [graph.add(tensor, Kind.CONSTANT if constant else Kind.ACTIVATION) for tensor in made]
         if constant:
@@ -118,7 +118,10 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _check_supported(self, func: Any, name: str, args: Sequence[Any]) -> None:
-        """Operations without a handler are collected, as PopTorch names them all at once."""
+        """Collects operations without a handler, because PopTorch names them all at once.
+
+        Raises Error for an operation that PopTorch refuses immediately.
+        """
         if verdict(_full_name(func)) == Verdict.UNSUPPORTED and not takes_whole(self.function):
             if name in ("aten::triu", "aten::triu_"):
                 raise cpp_error(_TRIU)
@@ -131,18 +134,17 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise cpp_error("isNone(*weight) != isNone(*bias)")
 
     def raise_if_unsupported(self) -> None:
-        """Raises Error if the model has used operations that PopTorch does not take."""
+        """Raises Error if the model has used operations that PopTorch does not support."""
         if self._unsupported:
             raise unsupported_operations(self._unsupported)
 
 
 def unsupported_operations(names: Set[str]) -> Exception:
-    """The error that names the operations that have no handler."""
+    """Returns the error that names the operations without a handler."""
+    listed = ", ".join(sorted(names))
     return cpp_error(
-        "Unsupported ops found in compiled model: [{}]. Not all operations are supported yet by Graphcore's PyTorch "
-        "compiler. If you believe any of these should be, please report this message to support@graphcore.ai.".format(
-            ", ".join(sorted(names))
-        )
+        f"Unsupported ops found in compiled model: [{listed}]. Not all operations are supported yet by Graphcore's "
+        "PyTorch compiler. If you believe any of these should be, please report this message to support@graphcore.ai."
     )
 
 
@@ -154,13 +156,13 @@ def raise_not_inferred(name: str) -> NoReturn:
 
 
 def check_type(tensor: Tensor) -> None:
-    """Raises Error for a type that IPUs do not have."""
+    """Raises Error if IPUs lack the tensor's type."""
     if tensor.dtype in _UNSUPPORTED_TYPES:
         raise cpp_error(f"Unsupported tensor input type from pytorch: {_TYPE_NAMES[tensor.dtype]}")
 
 
 def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors: Sequence[Tensor]) -> None:
-    """Nothing leaves the IPU while the model runs, and a host tensor must be moved to it before it is used."""
+    """Raises Error if a tensor leaves the IPU, or if a host tensor is used that was not moved to the IPU."""
     if name == "aten::_local_scalar_dense":
         raise cpp_error(_ITEM)
     if name == "aten::_to_copy" and _is_host(kwargs.get("device")):
@@ -188,7 +190,7 @@ def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
     if on_ipu and verdict(name) == Verdict.NOT_INFERRED:
         raise_not_inferred(name)
     if name == "aten::index.Tensor" and any(index.dtype in _MASK_TYPES for index in flatten(args[1]) if index.is_meta):
-        raise DynamicOutputShapeException(func)  # torch's own, which PopTorch lets through
+        raise DynamicOutputShapeException(func)  # torch's own error, which PopTorch lets through
     try:
         return func(*args, **kwargs)
     except NotImplementedError:
@@ -200,11 +202,11 @@ def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
 
 
 def _nll_loss2d(scores: Tensor, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> Tuple[Tensor, ...]:
-    """Loss and total weight; `reduction` is 0 for none."""
+    """Returns meta tensors like the loss and the total weight; `reduction` 0 means "none"."""
     return scores.new_empty(target.shape if reduction == 0 else ()), scores.new_empty(())
 
 
-# What torch 2.0.1 does not infer and PopTorch does (RegisterMetaOps.cpp.inc:433-457).
+# Operations whose output shapes PopTorch infers and torch 2.0.1 does not (RegisterMetaOps.cpp.inc:433-457).
 _WITHOUT_META_KERNEL: Dict[str, Callable[..., Any]] = {"aten::nll_loss2d_forward": _nll_loss2d}
 
 
@@ -213,7 +215,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _full_name(func: Any) -> str:
-    """The operation's name with its overload, as in "aten::add.Tensor"."""
+    """Returns the operation's name with its overload, as in "aten::add.Tensor"."""
     overload = func._schema.overload_name
     return f"{func._schema.name}.{overload}" if overload else func._schema.name
 

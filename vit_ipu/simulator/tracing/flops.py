@@ -1,7 +1,7 @@
-"""Floating-point operations of one aten operation, counted from shapes; a multiplication with its addition is two.
+"""Floating-point operations of one aten operation, counted from shapes; a multiply-add counts as two.
 
-Only products and convolutions are counted, as torch.utils.flop_counter does. The backward pass costs as much again
-for each operand that requires a gradient.
+Only products and convolutions are counted, as in torch.utils.flop_counter. The backward pass costs as much as the
+forward pass for each operand that requires a gradient.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ from torch import Tensor
 
 
 class Flops(NamedTuple):
-    """Of the forward pass, and of the backward pass that belongs to it."""
+    """The FLOPs of an operation in the forward pass and in the backward pass."""
 
     forward: int
     backward: int
 
 
 def flops_of(name: str, args: Sequence[Any], result: Any) -> Flops:
-    """`name` as in "aten::addmm", without an overload; `args` and `result` are the operation's."""
+    """Counts the FLOPs of an operation; `name` has no overload, as in "aten::addmm"."""
     if name not in _OPERANDS or not isinstance(result, Tensor):
         return Flops(0, 0)
     operands = [args[position] for position in _OPERANDS[name]]
-    count = _of_convolution if name == "aten::convolution" else _of_product
+    count = _count_convolution if name == "aten::convolution" else _count_product
     forward = 2 * count(args, operands, result)
     return Flops(forward, forward * sum(operand.requires_grad for operand in operands))
 
 
-def _of_product(args: Sequence[Any], operands: Sequence[Tensor], result: Tensor) -> int:
-    """(..., m, k) times (..., k, n): each element of the result sums over k."""
+def _count_product(args: Sequence[Any], operands: Sequence[Tensor], result: Tensor) -> int:
+    """Counts the multiply-adds of (..., m, k) times (..., k, n): each element of the result sums over k."""
     return result.numel() * operands[0].shape[-1]
 
 
-def _of_convolution(args: Sequence[Any], operands: Sequence[Tensor], result: Tensor) -> int:
-    """Each element of the result sums over a filter; transposed, each element of the input spreads over one."""
+def _count_convolution(args: Sequence[Any], operands: Sequence[Tensor], result: Tensor) -> int:
+    """Counts the multiply-adds of a convolution: each element of the result sums over a filter.
+
+    In a transposed convolution, each element of the input spreads over a filter.
+    """
     image, weight = operands
     transposed = bool(args[6])
     return (image if transposed else result).numel() * weight[0].numel()
 
 
-# Where the two factors stand among an operation's arguments.
+# Positions of the two factors among an operation's arguments.
 _OPERANDS: Dict[str, Tuple[int, int]] = {
     "aten::mm": (0, 1),
     "aten::bmm": (0, 1),

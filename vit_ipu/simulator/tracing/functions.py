@@ -1,6 +1,6 @@
-"""Functions of torch that tracing handles by name: their parts do not show what PopTorch makes of the whole.
+"""Functions of torch that tracing handles by name, because their aten operations do not show PopTorch's rules.
 
-Messages are those of poptorch/source/popart_canonicalization and dispatch_tracer.
+The messages come from poptorch/source/popart_canonicalization and dispatch_tracer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vit_ipu.simulator.tracing.dispatch_mode import raise_not_inferred
 
 
 def check_function(func: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
-    """Raises Error for a function that PopTorch refuses with these arguments."""
+    """Raises Error if PopTorch refuses the function with these arguments."""
     check = _CHECKS.get(getattr(func, "__name__", ""))
     if check is not None:
         check(*args, **kwargs)
@@ -25,14 +25,14 @@ def check_function(func: Callable[..., Any], args: Sequence[Any], kwargs: Dict[s
 def _check_cross_entropy(
     input: Tensor, target: Tensor, weight: Any = None, *args: Any, reduction: str = "mean", **kwargs: Any
 ) -> None:
-    """The mean with label smoothing is taken over elements that torch 2.0.1 selects by a mask."""
+    """Raises Error for the mean with label smoothing, whose elements torch 2.0.1 selects by a mask."""
     smooths = bool(kwargs.get("label_smoothing"))
     if smooths and reduction == "mean" and weight is None and not target.is_floating_point():
         raise_not_inferred("aten::masked_select")
 
 
 def _check_matrix_norm(A: Tensor, ord: Any = "fro", *args: Any, **kwargs: Any) -> None:
-    """RegisterAtenOverloads.cpp, linalgMatrixNorm."""
+    """Raises Error for the nuclear norm and the 2-norm (RegisterAtenOverloads.cpp, linalgMatrixNorm)."""
     if ord == "nuc":
         raise cpp_error("Matrix nuclear norm is not supported.")
     if ord in (2, -2):
@@ -40,14 +40,18 @@ def _check_matrix_norm(A: Tensor, ord: Any = "fro", *args: Any, **kwargs: Any) -
 
 
 def _recurrent_check(kind: str, no_bias: Optional[str], two_ways: str) -> Callable[..., None]:
-    """Of (input, state, weights, has_biases, num_layers, dropout, train, bidirectional, ...): RNNOps.cpp."""
+    """Returns a check of a recurrent function's arguments (RNNOps.cpp).
+
+    The arguments are (input, state, weights, has_biases, num_layers, dropout, train, bidirectional, ...).
+    """
 
     def check(input: Tensor, *args: Any) -> None:
         if not isinstance(args[1], (list, tuple)):
             return  # packed sequences have other arguments
         _, _, has_biases, num_layers, dropout, _, bidirectional = args[:7]
         if num_layers != 1:
-            raise cpp_error("Only {} with 1 layer {}supported".format(kind, "is " if kind == "RNN" else ""))
+            verb = "is " if kind == "RNN" else ""
+            raise cpp_error(f"Only {kind} with 1 layer {verb}supported")
         if dropout:
             raise cpp_error(f"{kind} only supports dropout = 0.0")
         if bidirectional:
@@ -77,7 +81,7 @@ _CHECKS: Dict[str, Callable[..., None]] = {
 
 
 def stand_in_for(func: Callable[..., Any]) -> Callable[..., Any]:
-    """What gives a result of the same shape as `func`, if torch cannot infer it; else `func`."""
+    """Returns a function whose result has the shape of `func`'s if torch cannot infer the shape, else `func`."""
     return _STAND_INS.get(func, func)
 
 

@@ -1,6 +1,6 @@
-"""The operations of one forward pass as torch's dispatcher runs them: what each reads, makes, costs and keeps.
+"""The operations of one forward pass as torch's dispatcher runs them: their inputs, outputs, FLOPs and saved values.
 
-A value is a storage: views of a tensor, and what operates on it in place, are the same value.
+A value is a storage: a tensor, its views and the results of in-place operations on the tensor are the same value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vit_ipu.simulator.tracing.flops import Flops
 
 
 class Kind(Enum):
-    """Where a value comes from."""
+    """The origin of a value."""
 
     INPUT = "input"
     WEIGHT = "weight"
@@ -26,19 +26,23 @@ class Kind(Enum):
 
 @dataclass
 class Value:
-    """A storage on an IPU; `num_bytes` as the IPU holds it, 64-bit types in 32 bits."""
+    """A storage on an IPU; `num_bytes` is its size on the IPU, which holds 64-bit types in 32 bits."""
 
     number: int
     kind: Kind
     num_bytes: int
     num_elements: int
-    name: str = ""  # of a weight
+    name: str = ""  # of a weight or buffer
     requires_grad: bool = False
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`name` with its overload; `inputs` and `outputs` are numbers of values; `segment` counts checkpoints before."""
+    """An operation of the forward pass.
+
+    `name` includes the overload, `inputs` and `outputs` are numbers of values, and `segment` is the number of
+    checkpoints before the operation.
+    """
 
     name: str
     stage: int
@@ -51,7 +55,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Saved:
-    """Autograd keeps a value for the backward pass of an operation of `stage`, before which `position` others ran."""
+    """A value that autograd keeps for the backward pass of an operation of `stage`, after `position` operations."""
 
     value: int
     stage: int
@@ -60,7 +64,7 @@ class Saved:
 
 @dataclass
 class Graph:
-    """All values and operations of a forward pass, in order, and what autograd keeps."""
+    """All values and operations of a forward pass, in order, and the values that autograd keeps."""
 
     values: List[Value] = field(default_factory=list)
     operations: List[Operation] = field(default_factory=list)
@@ -69,10 +73,10 @@ class Graph:
     outputs: Set[int] = field(default_factory=set)
     num_segments: int = 1
     _numbers: Dict[int, int] = field(default_factory=dict)
-    _storages: List[Any] = field(default_factory=list)  # kept, so that no other storage gets the address of one
+    _storages: List[Any] = field(default_factory=list)  # kept alive, so that no new storage gets an old address
 
     def add(self, tensor: Tensor, kind: Kind, name: str = "") -> Value:
-        """The value of a tensor, new unless its storage is known."""
+        """Returns the value of a tensor, which is new unless the tensor's storage is known."""
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage._cdata)
         if number is None:
@@ -84,29 +88,32 @@ class Graph:
         return value
 
     def find(self, tensor: Tensor) -> Optional[Value]:
-        """The value of a tensor, if it has been added."""
+        """Returns the value of a tensor, or None if the tensor has not been added."""
         number = self._numbers.get(tensor.untyped_storage()._cdata)
         return None if number is None else self.values[number]
 
     def save(self, tensor: Tensor, stage: int) -> None:
-        """Autograd keeps `tensor`."""
+        """Records that autograd keeps `tensor`."""
         value = self.find(tensor) if tensor.is_meta else None
         if value is not None:
             self.saved.append(Saved(value.number, stage, len(self.operations)))
 
     def checkpoint(self, tensors: Iterable[Tensor], stage: int) -> None:
-        """The tensors are kept rather than computed again."""
+        """Records that the tensors are kept rather than computed again."""
         found = [self.find(tensor) for tensor in tensors]
         self.checkpoints |= {(stage, value.number) for value in found if value is not None}
         self.num_segments += 1
 
     def note_outputs(self, tensors: Iterable[Tensor]) -> None:
-        """The tensors leave the IPU."""
+        """Records that the tensors leave the IPU."""
         found = [self.find(tensor) for tensor in tensors if tensor.is_meta]
         self.outputs = {value.number for value in found if value is not None}
 
     def leads_to(self, start: Tensor, position: int, ends: Iterable[Tuple[Tensor, int]]) -> bool:
-        """Whether any of `ends` is computed from `start`; each was made when so many operations had been recorded."""
+        """Tells whether any tensor of `ends` is computed from `start`.
+
+        `position` and the numbers in `ends` count the operations that had been recorded when a tensor was made.
+        """
         origin = self.find(start)
         goals: Dict[int, Set[int]] = {}
         for tensor, made in ends:

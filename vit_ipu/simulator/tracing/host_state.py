@@ -1,6 +1,6 @@
-"""Plain attributes that a forward pass changes: PopTorch traces it once, so that on the IPU they are constants.
+"""Plain attributes that a forward pass changes: constants on the IPU, because PopTorch traces the pass only once.
 
-A counter that is no buffer counts to one and stays there, and a cache that the forward fills is empty for each
+A counter that is not a buffer counts to one and stays there, and a cache that the forward pass fills is empty for each
 micro-batch (user guide, "Parameters and buffers"; docs/user_guide/buffers.py).
 """
 
@@ -13,12 +13,12 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 
 from torch import Tensor, nn
 
-_OF_EVERY_MODULE = set(nn.Module().__dict__)
+_MODULE_ATTRIBUTES = set(nn.Module().__dict__)
 _NOTHING = object()
 
 
 class Kept(NamedTuple):
-    """A value, and what it held when it was kept."""
+    """The value of an attribute, and the content that the value had when it was recorded."""
 
     value: Any
     content: Any
@@ -43,7 +43,7 @@ class HostState:
         self._attributes = {module: _attributes(module) for module in model.modules()}
 
     def changes(self) -> List[Change]:
-        """What is different now."""
+        """Returns the attributes that have changed since construction."""
         found = []
         for module, before in self._attributes.items():
             now = _attributes(module)
@@ -56,9 +56,10 @@ class HostState:
 
 @contextmanager
 def as_before(changes: List[Change]) -> Iterator[None]:
-    """The attributes are as the traced forward pass found them, and afterwards as it left them.
+    """Sets the attributes to their values before the traced forward pass, and on exit to their values after that pass.
 
-    What it left without data, as a result that was computed on the IPU, is left to the last micro-batch.
+    An attribute that the traced pass left without data, such as a result computed on the IPU, keeps the value that the
+    last micro-batch gave it.
     """
     for change in changes:
         _restore(change, change.before)
@@ -71,12 +72,12 @@ def as_before(changes: List[Change]) -> Iterator[None]:
 
 
 def _attributes(module: nn.Module) -> Dict[str, Kept]:
-    own = {name: value for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE}
+    own = {name: value for name, value in module.__dict__.items() if name not in _MODULE_ATTRIBUTES}
     return {name: Kept(value, _content(value)) for name, value in own.items()}
 
 
 def _content(value: Any) -> Any:
-    """A copy that a change of `value` in place does not reach."""
+    """Returns the content of `value`, copied so that in-place changes of `value` do not affect the copy."""
     if type(value) is Tensor and value.is_leaf and not value.is_meta:
         return value.detach().clone()
     return copy.copy(value) if type(value) in (list, dict) else value
@@ -98,7 +99,7 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def _restore(change: Change, kept: Kept) -> None:
-    """Lists and dictionaries stay the same objects: hooks may hold them too."""
+    """Gives an attribute its kept value; lists and dictionaries stay the same objects, because hooks may hold them."""
     attributes, value = change.module.__dict__, kept.value
     if kept is _ABSENT:
         attributes.pop(change.name, None)

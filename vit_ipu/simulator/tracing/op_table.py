@@ -1,7 +1,7 @@
-"""Which aten operations PopTorch 3.3/3.4 takes, by tables/aten_ops.tsv (made for its torch, 2.0.1).
+"""The aten operations that PopTorch 3.3/3.4 supports, from tables/aten_ops.tsv (made for PopTorch's torch, 2.0.1).
 
-The torch that runs here may be newer and take a model apart differently: operations that it renamed are looked up
-under their old names, and what the table does not know is taken, with one warning.
+The installed torch may be newer and decompose a model differently: renamed operations are looked up under their old
+names, and operations that the table lacks are accepted, with one warning for each.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vit_ipu.simulator.logs import logger
 
 
 class Verdict(Enum):
-    """What PopTorch does with an operation."""
+    """PopTorch's treatment of an operation."""
 
     TAKEN = "taken"
-    UNSUPPORTED = "unsupported"  # there is no handler for it
-    NOT_INFERRED = "not inferred"  # there is none, and torch 2.0.1 cannot tell its output's shape
+    UNSUPPORTED = "unsupported"  # it has no handler
+    NOT_INFERRED = "not inferred"  # it has no handler, and torch 2.0.1 cannot infer its output's shape
 
 
-_OF_STATUS = {
+_VERDICTS = {
     "accepted": Verdict.TAKEN,
     "decomposed": Verdict.TAKEN,
     "raises": Verdict.UNSUPPORTED,
@@ -30,7 +30,7 @@ _OF_STATUS = {
     "rejected-no-meta": Verdict.NOT_INFERRED,
 }
 
-# Operations of newer torch, by what torch 2.0.1 ran in their place.
+# Operations of newer torch versions, with the operations that torch 2.0.1 ran instead.
 _OLD_NAMES = {
     "aten::_safe_softmax": "aten::_softmax",
     "aten::_native_batch_norm_legit": "aten::native_batch_norm",
@@ -45,7 +45,7 @@ _OLD_NAMES = {
     "aten::_scaled_dot_product_efficient_attention": "aten::scaled_dot_product_attention",
 }
 
-# Operations inside others that PopTorch takes whole, so that it never meets the inner ones.
+# Inner operations, with the outer operations that PopTorch handles as one, so that it never sees the inner ones.
 _TAKEN_WHOLE = {
     "aten::_adaptive_avg_pool2d": "aten::adaptive_avg_pool2d",
     "aten::_adaptive_avg_pool3d": "aten::adaptive_avg_pool3d",
@@ -55,7 +55,7 @@ _TAKEN_WHOLE = {
     "aten::_weight_norm_interface": "aten::_weight_norm",  # RegisterAtenOverloads.cpp, weightNormInterface
 }
 
-# Operations that torch takes apart below the level at which the simulator sees them, by the part without a handler.
+# Operations that torch decomposes where the simulator cannot see it, with their part that has no handler.
 _HIDDEN_PARTS = {
     "aten::diagonal": "aten::as_strided",
     "aten::diagonal_copy": "aten::as_strided",
@@ -63,7 +63,7 @@ _HIDDEN_PARTS = {
     "aten::nan_to_num_": "aten::nan_to_num.out",
 }
 
-# Operations without a Meta kernel in torch 2.0.1, so that its shape inference fails before handlers are asked.
+# Operations without a Meta kernel in torch 2.0.1: shape inference fails before PopTorch looks for a handler.
 _WITHOUT_META = frozenset(
     "aten::nonzero aten::masked_select aten::_unique aten::_unique2 aten::unique_dim aten::unique_consecutive "
     "aten::unique_dim_consecutive aten::repeat_interleave.Tensor".split()
@@ -71,7 +71,7 @@ _WITHOUT_META = frozenset(
 
 
 def verdict(name: str) -> Verdict:
-    """What PopTorch does with an operation, named with its overload: "aten::add.Tensor"."""
+    """Returns PopTorch's treatment of an operation, named with its overload, as in "aten::add.Tensor"."""
     if not name.startswith("aten::"):
         return Verdict.TAKEN
     if name in _WITHOUT_META:
@@ -81,11 +81,11 @@ def verdict(name: str) -> Verdict:
     if status is None:
         _warn_of_unknown(name)
         return Verdict.TAKEN
-    return _OF_STATUS[status]
+    return _VERDICTS[status]
 
 
 def takes_whole(function_name: str) -> bool:
-    """Whether PopTorch takes the whole of what a function of torch, such as "max_pool2d", does."""
+    """Tells whether PopTorch handles a function of torch, such as "max_pool2d", as one operation."""
     return function_name in _accepted_symbols()
 
 

@@ -1,6 +1,6 @@
-"""What a traced model marks for overlapped input and output, and what PopTorch refuses of it.
+"""Tensors that a traced model marks for overlapped input and output, and PopTorch's checks of these marks.
 
-The checks are those of poptorch/source/OverlappedIO.cpp and Compiler.cpp:1766-1783.
+The checks come from poptorch/source/OverlappedIO.cpp and Compiler.cpp:1766-1783.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OUTPUT_MODE = (
 
 
 class _Mark(NamedTuple):
-    """A tensor that was marked, and what stands for it since."""
+    """A marked tensor, and the tensor that the model uses in its place from then on."""
 
     source: Tensor
     marked: Tensor
@@ -47,7 +47,7 @@ class _Mark(NamedTuple):
 
 
 class Overlaps:
-    """What a traced model marks, and how often its operations use its inputs."""
+    """The tensors that a traced model marks, and how often the model's operations use its inputs."""
 
     def __init__(self) -> None:
         self._inputs: List[Tensor] = []
@@ -55,17 +55,17 @@ class Overlaps:
         self._marks: List[_Mark] = []
 
     def begin(self, inputs: List[Tensor]) -> None:
-        """The model is called with these tensors."""
+        """Records the tensors that the model is called with."""
         self._inputs, self._uses = inputs, [0] * len(inputs)
 
     def use(self, arguments: Any) -> None:
-        """An operation is called with these arguments."""
+        """Counts the uses of the model's inputs among the arguments of an operation."""
         used = {id(tensor) for tensor in flatten(arguments)}
         for index, tensor in enumerate(self._inputs):
             self._uses[index] += id(tensor) in used
 
     def mark(self, source: Tensor, marked: Tensor, mode: OverlapMode, *, is_input: bool) -> None:
-        """The model marks `source`, for which `marked` stands from now on."""
+        """Records that the model marks `source` and uses `marked` in its place from now on."""
         self._marks.append(_Mark(source, marked, mode, is_input))
 
     def check(self, outputs: Any, options: Options) -> None:
@@ -95,7 +95,7 @@ class Overlaps:
                 raise cpp_error(_NOT_AN_OUTPUT)
 
     def _times_returned(self, tensor: Tensor, returned: List[Tensor]) -> int:
-        """How often a tensor is returned, itself or marked."""
+        """Counts how often a tensor is returned, marked or not."""
         marked = [mark.marked for mark in self._marks if not mark.is_input and mark.source is tensor]
         return _count(tensor, returned) + sum(self._times_returned(other, returned) for other in marked)
 

@@ -1,7 +1,7 @@
-"""What PopTorch learns of a model by tracing it: stages, IPUs, the loss, the outputs, and every operation.
+"""Tracing as PopTorch does it: finds a model's stages, IPUs, loss, outputs and operations.
 
 The model runs once on meta tensors, with its real shapes and dtypes, so that tracing costs no arithmetic. Rules
-that a forward pass can break are checked here and in `recording_mode`, those that options add in `checks`.
+that a forward pass can break are checked here and in `dispatch_mode`, rules that options add in `compile_checks`.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
 
 
 class LossId(NamedTuple):
-    """Which loss of a forward pass is meant: the `number`-th of a torch function, or of identity_loss."""
+    """Identifies a loss of a forward pass: the `number`-th loss of a torch function, or of identity_loss."""
 
     of_function: bool
     number: int
 
 
 class _Loss(NamedTuple):
-    """A loss, and how many operations had been recorded when it was made."""
+    """A loss, and the number of operations that had been recorded when the loss was made."""
 
     tensor: Tensor
     made_at: int
 
 
 class Trace:
-    """What one forward pass of the model did."""
+    """The record of one forward pass of the model."""
 
     def __init__(self, is_training: bool) -> None:
         self.is_training = is_training
@@ -67,7 +67,7 @@ class Trace:
         self.graph = Graph()
         self.parameters: Set[str] = set()
         self.stage_ipus = [0]
-        """The IPU of each forward stage: blocks that follow each other on an IPU are one (CompilerImpl.cpp:478-495)."""
+        """The IPU of each forward stage: consecutive blocks on an IPU form one stage (CompilerImpl.cpp:478-495)."""
         self.uses_half = False
         self.names_devices = False
         """Whether the forward must run in `DeviceNames`."""
@@ -80,12 +80,12 @@ class Trace:
         """The IPUs that have operations."""
         self.ipus_of_weights: Dict[str, Set[int]] = {}
         self.ipus_of_stages: Dict[int, Set[int]] = {}
-        """By the number that the execution strategy gives a stage."""
+        """The IPUs of each stage, by the number that the execution strategy gives the stage."""
         self._ipu: Optional[int] = 0
         self._strategy_stage = 0
 
     def begin(self, weights: Weights, inputs: Arguments) -> None:
-        """The model is about to run with these."""
+        """Records the weights and inputs that the model is about to run with."""
         self.uses_half = any(t.dtype == torch.float16 for t in weights.tensors() + inputs.tensors())
         self.overlaps.begin(inputs.tensors())
         self.parameters = set(weights.parameters)
@@ -94,13 +94,13 @@ class Trace:
     def begin_block(self, stage: int, ipu: int) -> None:
         if ipu != self.stage_ipus[-1]:
             self.stage_ipus.append(ipu)
-        self._ipu, self._strategy_stage = (ipu if ipu >= 0 else None), stage  # phases have no stage to fall back on
+        self._ipu, self._strategy_stage = (ipu if ipu >= 0 else None), stage  # a phase's stage may lack an IPU
 
     def end_block(self) -> None:
         self._ipu = None
 
     def place(self) -> Tuple[int, int]:
-        """The forward stage and the IPU that an operation belongs to now. Raises Error outside all blocks."""
+        """Returns the forward stage and the IPU that an operation now belongs to. Raises Error outside all blocks."""
         if self._ipu is None:
             raise cpp_error("No active Block, all the ops must belong to a Block")
         self.ipus.add(self._ipu)
@@ -108,11 +108,14 @@ class Trace:
         return len(self.stage_ipus) - 1, self._ipu
 
     def checkpoint(self, tensors: Sequence[Tensor]) -> None:
-        """recomputationCheckpoint was called."""
+        """Records a call of recomputationCheckpoint."""
         self.graph.checkpoint(tensors, len(self.stage_ipus) - 1)
 
     def operation(self, function: Callable[..., Any], arguments: Any, result: Any) -> None:
-        """A function of torch has returned. It takes place even if it does nothing, as dropout with p = 0."""
+        """Records that a function of torch has returned.
+
+        A function that does nothing, such as dropout with p = 0, also belongs to a stage and an IPU.
+        """
         if flatten(arguments):
             self.place()
         for tensor in flatten(result):
@@ -121,7 +124,7 @@ class Trace:
             self._function_losses.append(self._loss(result))
 
     def mark_loss(self, loss: Tensor) -> None:
-        """The model marks a loss by identity_loss."""
+        """Records a loss that the model marks by identity_loss."""
         self._marked_losses.append(self._loss(loss))
 
     def _loss(self, tensor: Tensor) -> _Loss:
@@ -133,11 +136,17 @@ class Trace:
 
     @property
     def num_stages(self) -> int:
-        """Stages of training include the backward ones; the last forward stage is also the first backward one."""
+        """The number of stages, in training with the backward stages.
+
+        The last forward stage is also the first backward stage.
+        """
         return 2 * self.num_forward_stages - 1 if self.is_training else self.num_forward_stages
 
     def final_loss(self) -> LossId:
-        """The one loss that no other loss is computed from (RemoveSurplusIdentityLosses.cpp)."""
+        """Returns the one loss that no other loss is computed from (RemoveSurplusIdentityLosses.cpp).
+
+        Raises Error if there is not exactly one.
+        """
         losses = {LossId(False, i): loss for i, loss in enumerate(self._marked_losses)}
         losses.update({LossId(True, i): loss for i, loss in enumerate(self._function_losses)})
         if not losses:
@@ -157,12 +166,12 @@ def trace_model(
 ) -> Trace:
     """Runs `model` once on meta tensors shaped like one replica's `weights` and one micro-batch of `arguments`.
 
-    Raises Error if the forward pass does what PopTorch does not take.
+    Raises Error if the forward pass does something that PopTorch refuses.
     """
     trace = Trace(is_training)
     _check_inputs(arguments)
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))  # its tensors do not tell whether they were changed
+        stack.enter_context(torch.inference_mode(False))  # inference tensors do not count changes
         stack.enter_context(torch.set_grad_enabled(is_training))
         meta = weights.map(_meta_like)
         inputs = arguments.with_tensors([_meta_like(tensor) for tensor in arguments.tensors()])
@@ -178,7 +187,7 @@ def trace_model(
 
 @contextmanager
 def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
-    """Reports to `trace` what the model says of blocks, losses and tensors."""
+    """Reports to `trace` the blocks, losses and tensors that the model marks."""
     manager.on_begin = trace.begin_block
     session = context.Session(on_ipu=True, trace=trace, stage_manager=manager, on_loss=trace.mark_loss)
     try:
@@ -189,7 +198,7 @@ def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
 
 
 def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights) -> None:
-    """Runs `model` under all that watches it."""
+    """Runs `model` under all modes and hooks that record what the model does."""
     recording_mode, names = RecordingMode(trace.graph, trace.place), DeviceNames(torch.device("meta"))
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
@@ -222,7 +231,10 @@ def _check_inputs(arguments: Arguments) -> None:
 
 
 def _add_arguments(graph: Graph, weights: Weights, inputs: Arguments) -> None:
-    """PopART has no variables of integers: a buffer of them is a constant (JitDispatch.cpp, addParameter)."""
+    """Adds weights and inputs to the graph.
+
+    PopART has no integer variables: an integer buffer is a constant (JitDispatch.cpp, addParameter).
+    """
     for name, tensor in weights.items():
         check_type(tensor)
         graph.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
@@ -233,13 +245,13 @@ def _add_arguments(graph: Graph, weights: Weights, inputs: Arguments) -> None:
 def _saver(trace: Trace) -> Callable[[Tensor], Tensor]:
     def save(tensor: Tensor) -> Tensor:
         trace.graph.save(tensor, len(trace.stage_ipus) - 1)
-        return tensor.detach()  # an output that its own graph kept would never be freed
+        return tensor.detach()  # an output that its own autograd graph kept would never be freed
 
     return save
 
 
 class LossCatcher(TorchFunctionMode):
-    """Collects what loss functions of torch return."""
+    """Collects the losses that loss functions of torch return."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""What the IPU knows of an optimizer: its kind and the values at the time of setOptimizer.
+"""An optimizer as the IPU receives it: its kind, and its attribute values at the time of setOptimizer.
 
-Rules and messages are those of python/_optimizer_attributes.py.
+Rules and messages are those of PopTorch's python/_optimizer_attributes.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ _TYPES = ("accum_type", "velocity_accum_type", "first_order_momentum_accum_type"
 
 
 class Attributes:
-    """The kind of an optimizer and its values; `groups` holds those of each group of parameters."""
+    """The kind and the attribute values of an optimizer; `groups` holds the values of each parameter group."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, options: Options, tracker: Optional[AttributeTracker] = None
     ) -> None:
-        """Raises AssertionError or ValueError where PopTorch does; `tracker` reports attributes that it ignores."""
+        """Reads the optimizer; `tracker` reports attributes that PopTorch ignores.
+
+        Raises AssertionError or ValueError if PopTorch does.
+        """
         self.kind = _kind_of(optimizer)
         self.groups = [dict(group, params=tuple(group["params"])) for group in optimizer.param_groups]
         for group in self.groups:
@@ -53,11 +56,11 @@ class Attributes:
 
     @property
     def needs_running_mean(self) -> bool:
-        """Whether gradients are accumulated in float16, which PopTorch does with the running mean."""
+        """Tells whether gradients are accumulated in float16, for which PopTorch uses the running mean."""
         return self.accum_type == torch.float16 and self.kind != "sgd_combined"
 
     def check_replaces(self, compiled: Attributes) -> None:
-        """Raises Error if these attributes need another program than the one compiled for `compiled`."""
+        """Raises Error if these attributes need a different program than the one compiled for `compiled`."""
         if self.kind != compiled.kind or len(self.groups) != len(compiled.groups):
             raise error(
                 f"The new optimizer is {self.kind} with {len(self.groups)} groups but the executable was compiled for "
@@ -75,9 +78,10 @@ class Attributes:
             raise error(f"Attribute {name} is constant in the compiled optimizer: it cannot change from {old} to {new}")
 
     def is_constant(self, name: str, value: Any) -> bool:
-        """Whether an attribute with this value is compiled in (python/_optimizer_attributes.py:158-187).
+        """Tells whether an attribute with this value is compiled in (python/_optimizer_attributes.py:158-187).
 
-        Of PopTorch's optimizers, what the constructor was not given; of torch's, what has its default value.
+        For PopTorch's optimizers, this holds for attributes that were not passed to the constructor; for torch's
+        optimizers, for attributes that have their default value.
         """
         if name == "loss_scaling" and self.automatic_loss_scaling:
             return False
@@ -87,7 +91,7 @@ class Attributes:
         return constant is _ALWAYS or value == constant
 
     def has_same_values(self, other: Attributes) -> bool:
-        """Whether the IPU would see no difference: it then keeps the values that it has."""
+        """Tells whether `other` gives the IPU the same values, so that the IPU keeps its present ones."""
         names = _GROUP_ATTRIBUTES[self.kind]
         mine, others = ([[group.get(name) for name in names] for group in a.groups] for a in (self, other))
         return self.loss_scaling == other.loss_scaling and mine == others
@@ -110,14 +114,14 @@ _CONSTANT_VALUES: Dict[str, Any] = {
 
 
 class AttributeTracker:
-    """Reports, once each, attributes that an optimizer has not had when it was first set: PopTorch ignores them."""
+    """Reports, once each, attributes that the first optimizer lacked: PopTorch ignores these attributes."""
 
     def __init__(self) -> None:
         self._known: Optional[Dict[str, List[str]]] = None
-        self._told: List[str] = []
+        self._reported: List[str] = []
 
     def check(self, kind: str, optimizer: torch.optim.Optimizer, *, relaxed: bool) -> None:
-        """Notes the first optimizer's attributes and reports further ones, to the debug log if `relaxed`."""
+        """Records the first optimizer's attributes; reports later additions, in the debug log if `relaxed`."""
         groups = {"default group variable": list(optimizer.defaults)}
         own = [name for name in vars(optimizer) if name not in _NOT_ATTRIBUTES]
         groups["optimizer attribute"] = own
@@ -130,20 +134,20 @@ class AttributeTracker:
         for what, names in groups.items():
             extra = [name for name in names if name not in self._known.get(what, names)]
             if extra:
-                self._tell(f"Ignoring unexpected {what} in {kind.upper()} optimizer: {extra}", relaxed)
+                self._report_once(f"Ignoring unexpected {what} in {kind.upper()} optimizer: {extra}", relaxed)
 
-    def _tell(self, message: str, relaxed: bool) -> None:
-        if message not in self._told:
+    def _report_once(self, message: str, relaxed: bool) -> None:
+        if message not in self._reported:
             (logger.debug if relaxed else logger.warning)(message)
-            self._told.append(message)
+            self._reported.append(message)
 
 
-# What torch keeps in an optimizer, and the method that an executor replaces.
+# Members that torch keeps in an optimizer, and the method that an executor replaces.
 _NOT_ATTRIBUTES = ("defaults", "state", "param_groups", "variable_attrs", "state_dict")
 
 
 def _kind_of(optimizer: torch.optim.Optimizer) -> str:
-    """Newer versions of torch derive AdamW from Adam, so it comes first."""
+    """Returns the kind of an optimizer; AdamW is tried before Adam, from which newer versions of torch derive AdamW."""
     if type(optimizer) not in _KNOWN:
         logger.warning(
             "Optimizer `%s` subclassed from classes in poptorch.optim or torch.optim are unlikely to behave as "
@@ -171,8 +175,8 @@ def _rmsprop(optimizer: torch.optim.Optimizer) -> str:
     first = optimizer.param_groups[0]["centered"]
     for number, group in enumerate(optimizer.param_groups):
         assert group["centered"] == first, (
-            "All parameter groups must have the same value for the 'centered' attribute (Group 0: {} / Group {}: "
-            "{})".format(first, number, group["centered"])
+            f"All parameter groups must have the same value for the 'centered' attribute (Group 0: {first} / "
+            f"Group {number}: {group['centered']})"
         )
     return "rmsprop_centered" if first else "rmsprop"
 

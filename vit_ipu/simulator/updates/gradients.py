@@ -1,4 +1,4 @@
-"""How the gradients of one update are reduced over accumulation and replicas (popart optimizerdecompose.cpp)."""
+"""Reduction of one update's gradients over accumulation and replicas (popart optimizerdecompose.cpp)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
 
 
 class Reduction(NamedTuple):
-    """G, R, and whether the mean is taken while accumulating, afterwards by the optimizer, or not at all."""
+    """Gradient accumulation G, number of replicas R, and how the mean is taken.
+
+    The mean is taken while accumulating (`is_running`), afterwards by the optimizer, or not at all (not `is_mean`).
+    """
 
     accumulation: int
     replicas: int
@@ -31,15 +34,15 @@ class Reduction(NamedTuple):
 
     @property
     def mean_divisor(self) -> int:
-        """What a sum is divided by to give the mean, or 1 if the sum is wanted."""
+        """The divisor that turns the sum into the mean, or 1 if the sum is wanted."""
         return self.accumulation * self.replicas if self.is_mean else 1
 
 
 class Gradients:
     """Collects the gradients of one update.
 
-    Exactly, torch's own accumulation is the sum. With `rounding`, and where the loss scale is adjusted automatically,
-    each replica accumulates by itself, micro-batch by micro-batch, in the accumulator's format.
+    In exact numerics, torch's own accumulation gives the sum. With `rounding`, or if the loss scale is adjusted
+    automatically, each replica accumulates separately, micro-batch by micro-batch, in the accumulator's format.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Gradients:
         self._accumulators: List[Dict[str, Tensor]] = [{} for _ in range(reduction.replicas)]
 
     def take(self, number: int) -> None:
-        """Accumulates the gradients that the `number`-th micro-batch of the update left."""
+        """Accumulates the gradients that micro-batch `number` of the update left in the parameters."""
         if not self._one_by_one:
             return
         taken: Dict[str, Tensor] = {}
@@ -72,7 +75,7 @@ class Gradients:
                 self._loss_scale.watch(taken)
 
     def reduced(self) -> Dict[str, Tensor]:
-        """The sum over accumulation and replicas, or their mean if it is a running one; starts anew."""
+        """Returns the gradients' sum over accumulation and replicas, or their running mean; clears the accumulators."""
         if not self._one_by_one:
             return self._reduced_by_torch()
         replicas, self._accumulators = self._accumulators, [{} for _ in self._accumulators]

@@ -20,7 +20,7 @@ class AutomaticLossScale:
     """The factor on the optimizer's loss scale: doubled after each update, or halved if gradients were too large."""
 
     def __init__(self, half_weights: Set[str]) -> None:
-        """`half_weights`: names of the trained weights in float16. Raises Error if there is none."""
+        """Takes the names of the trained float16 weights. Raises Error if there are none."""
         if not half_weights:
             message = "[AutomaticLossScale transform] No tracked gradient tensors of type fp16 were found."
             raise error(message, "popart_exception")
@@ -29,12 +29,12 @@ class AutomaticLossScale:
         self._large, self._all = 0, 0
 
     def watch(self, gradients: Dict[str, Tensor]) -> None:
-        """Counts the elements of a micro-batch's gradients."""
+        """Counts the elements of a micro-batch's gradients, and those elements that are too large."""
         for name in self._watched & set(gradients):
             self._large += int((gradients[name].abs() > _LARGE).sum())
             self._all += gradients[name].numel()
 
     def update(self) -> None:
-        """Adjusts the factor by what was counted since the last update."""
+        """Adjusts the factor by the counts since the last update."""
         self.factor *= 0.5 if self._large > _TOLERATED * self._all else 2.0
         self._large, self._all = 0, 0

@@ -1,8 +1,9 @@
-"""How each of PopART's optimizers changes a weight and its state.
+"""The rules by which PopART's optimizers change a weight and its state.
 
-Each rule has three parts: `new_state`; `enter`, which gives what clipping acts upon; and `update`, which uses it.
-Formats follow PopART: a gradient stays in its accumulator's unless it is cast (adamdecompose.cpp, gradCast), a
-moment is in its own, and an update with weight decay is in the weight's (popx/op/adamupdaterx.cpp:55-160).
+Each rule has three parts: `new_state`; `enter`, which returns the tensor that clipping acts on; and `update`, which
+uses the clipped tensor. Formats follow PopART: a gradient stays in its accumulator's format unless the gradient is cast
+(adamdecompose.cpp, gradCast), a moment has its own format, and an update with weight decay has the weight's format
+(popx/op/adamupdaterx.cpp:55-160).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vit_ipu.simulator.updates.scalars import Scalars
 
 
 class Variable(NamedTuple):
-    """A weight, its scalars, and its optimizer state by PopART's prefix; `rounding` where float16 is stored."""
+    """A weight, its scalars, and its optimizer state by PopART's prefix; `rounding` is set if float16 is stored."""
 
     weight: Tensor
     scalars: Scalars
@@ -27,12 +28,12 @@ class Variable(NamedTuple):
     rounding: Optional[Rounding]
 
     def new(self, dtype: torch.dtype, value: float = 0.0) -> Tensor:
-        """State like the weight: in `dtype` where float16 is stored, else in the weight's."""
+        """Returns state in the weight's shape: in `dtype` if float16 is stored, else in the weight's format."""
         dtype = dtype if self.rounding is not None else self.weight.dtype
         return torch.full_like(self.weight, value, dtype=dtype, requires_grad=False)
 
     def change(self, tensor: Tensor, formula: Callable[[Tensor], Any]) -> Tensor:
-        """Applies `formula`, which works in place, to a weight or state; returns its new value to compute with."""
+        """Applies `formula`, which works in place, to a weight or state; returns the new value, widened."""
         wide = widened(tensor)
         formula(wide)
         if wide is tensor:
@@ -42,17 +43,17 @@ class Variable(NamedTuple):
         return widened(tensor)
 
     def as_if_in(self, dtype: torch.dtype, values: Tensor) -> Tensor:
-        """The values, rounded as storing them in `dtype` would."""
+        """Returns the values, rounded as if they were stored in `dtype`."""
         return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
 
 
 def _power(base: float, exponent: float) -> float:
-    """The power as a real number, or NaN: Python's own would be complex."""
+    """Returns the power as a real number, or NaN for a negative base: Python's own power would be complex."""
     return base**exponent if base >= 0 else float("nan")
 
 
 class _SGD:
-    """SGD without a velocity (SGD0), or with one that is kept apart from the gradient (SGD2)."""
+    """SGD without a velocity (SGD0), or with a velocity that is kept apart from the gradient (SGD2)."""
 
     suffix, prefix = "2", "Accl1___"
 
@@ -95,9 +96,9 @@ class _SGD:
 
 
 class _CombinedSGD(_SGD):
-    """The gradient is accumulated into the velocity, which already holds the decayed one (SGD1).
+    """SGD that accumulates the gradient into the velocity, which already holds the decayed velocity (SGD1).
 
-    What becomes of attributes that change is one update late, as in PopART (sgd.hpp:388-397).
+    The velocity responds to changed attributes one update late, as in PopART (sgd.hpp:388-397).
     """
 
     suffix, prefix = "1", "Accl___"
@@ -127,7 +128,7 @@ class _CombinedSGD(_SGD):
 
 
 def _unscaled(variable: Variable, gradient: Tensor, scale: float, *, decay: float = 0.0) -> Tensor:
-    """The gradient without loss scale, plus the L2 term; in float32 if it is cast for moments that are."""
+    """Returns the gradient without loss scale, plus the L2 term; in float32 if it is cast for float32 moments."""
     both_wide = all(dtype == torch.float32 for dtype in variable.attributes.moment_types)
     is_cast = variable.attributes.accum_type == torch.float16 and both_wide
     dtype = torch.float32 if is_cast else gradient.dtype
@@ -138,7 +139,7 @@ def _unscaled(variable: Variable, gradient: Tensor, scale: float, *, decay: floa
 
 
 class _AdamW:
-    """Clipping acts upon the gradient; weight decay is decoupled."""
+    """AdamW: clipping acts on the gradient; weight decay is decoupled."""
 
     decays, corrects_bias = True, True
 
@@ -164,7 +165,7 @@ class _AdamW:
 
     @classmethod
     def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
-        """m / (sqrt(v) + eps), both moments corrected for their start at zero, and the decayed weight."""
+        """Returns m / (sqrt(v) + eps), with both moments corrected for their start at zero, plus the decayed weight."""
         scalars, state = variable.scalars.values, variable.state
         beta1, beta2 = scalars["adamBeta1"], scalars["adamBeta2"]
         first_type, second_type = state["Accl1___"].dtype, state["Accl2___"].dtype
@@ -185,7 +186,7 @@ class _AdamW:
 
 
 class _Adam(_AdamW):
-    """Clipping acts upon the gradient after the L2 term was added."""
+    """Adam: clipping acts on the gradient after the L2 term was added."""
 
     decays = False
 
@@ -206,7 +207,10 @@ class _LAMBWithoutBiasCorrection(_LAMB):
 
 
 class _RMSprop:
-    """The gradient over the root of its average square, or with `centered` of its variance (adaptive.hpp:60-120)."""
+    """RMSprop: the gradient over the root of its average square, or if `centered` of its variance.
+
+    Source: popart adaptive.hpp:60-120.
+    """
 
     centered = False
 

@@ -1,7 +1,7 @@
-"""The scalars by which PopART's optimizers are told their attributes, per weight (popart compoundscalarhelper.cpp).
+"""The scalars that pass attributes to PopART's optimizers, per weight (popart compoundscalarhelper.cpp).
 
 Legend, as in popart sgd.hpp: lr, mm momentum, dm dampening, wd weight decay, ls loss scaling, vs velocity scaling,
-af and rf the accumulation and replication factors where a mean is taken of a sum.
+af and rf the accumulation and replication factors if a mean is taken of a sum.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Reduction
 
 Table = Dict[str, Tuple[float, Tuple[str, ...]]]
-"""Of each scalar its value, and the attributes that it is computed from: it is variable if one of them is."""
+"""Maps a scalar's name to its value and its source attributes; a scalar is variable if one of these attributes is."""
 
 
 class Scalars(NamedTuple):
-    """Values by PopART's names, and which of them are variable: tensors on the IPU, not compiled in."""
+    """Values by PopART's names, and the names of the variable scalars: tensors on the IPU, not compiled in."""
 
     values: Dict[str, float]
     variable: Set[str]
-    replicas: int  # whose velocities are summed: R with gradient accumulation
+    replicas: int  # number of replicas whose velocities are summed: R with gradient accumulation, else 1
 
 
 def scalars_of(attributes: Attributes, group: int, reduction: Reduction, dtype: torch.dtype) -> Scalars:
-    """The scalars of a weight of `dtype` in the given group."""
+    """Returns the scalars of a weight of `dtype` in the given group."""
     values = attributes.groups[group]
     table = _TABLES[attributes.kind](attributes, values, reduction)
     variable = {name for name, (_, sources) in table.items() if any(_varies(attributes, values, s) for s in sources)}
@@ -46,7 +46,7 @@ def _varies(attributes: Attributes, group: Dict[str, Any], name: str) -> bool:
 
 
 def has_momentum(attributes: Attributes, group: Dict[str, Any]) -> bool:
-    """Whether there is a velocity: momentum is not zero, or may change (sgd.cpp:152-155)."""
+    """Tells whether there is a velocity: momentum is not zero, or may change (sgd.cpp:152-155)."""
     return bool(group["momentum"]) or _varies(attributes, group, "momentum")
 
 
@@ -58,14 +58,14 @@ def _sgd(attributes: Attributes, group: Dict[str, Any], reduction: Reduction) ->
             "scaledLearningRate0": (lr * (1 - dm) / (ls * divisor), ("lr", "dampening", "loss_scaling")),
             "weightDecayScaleFactor0": (1 - lr * (1 - dm) * wd, ("lr", "dampening", "weight_decay")),
         }
-    # the velocity of the separate variant is scaled as the loss is (CompilerImpl.cpp:823-860)
+    # the velocity of the separate variant is scaled like the loss (CompilerImpl.cpp:823-860)
     return _with_momentum(group, "2", vs=ls, vs_is="loss_scaling", ls=ls, divisor=divisor, rf=1)
 
 
 def _sgd_combined(attributes: Attributes, group: Dict[str, Any], reduction: Reduction) -> Table:
     if not has_momentum(attributes, group):
         return _sgd(attributes, group, reduction)
-    # the velocities of the replicas are summed, not their gradients (sgd.hpp:325-385)
+    # the velocities of the replicas are summed, not the gradients (sgd.hpp:325-385)
     rf = reduction.replicas if reduction.accumulation > 1 else 1
     vs, ls, divisor = group["velocity_scaling"], attributes.loss_scaling, reduction.mean_divisor
     return _with_momentum(group, "1", vs=vs, vs_is="velocity_scaling", ls=ls, divisor=divisor, rf=rf)
@@ -74,7 +74,10 @@ def _sgd_combined(attributes: Attributes, group: Dict[str, Any], reduction: Redu
 def _with_momentum(
     group: Dict[str, Any], suffix: str, *, vs: float, vs_is: str, ls: float, divisor: int, rf: int
 ) -> Table:
-    """PopART leaves `divisor` out of Nesterov's gradient, which torch does not: here both are torch's."""
+    """Returns the scalars of SGD with momentum.
+
+    PopART leaves `divisor` out of Nesterov's gradient. torch does not, and these scalars follow torch.
+    """
     dm, wd, mm = group["dampening"], group["weight_decay"], group["momentum"]
     table: Table = {
         "scaledWeightDecay1": ((1 - dm) * wd * vs, ("dampening", "weight_decay", vs_is)),

@@ -1,10 +1,11 @@
-"""The weight update on the simulated IPU: PopART's formulas, in the order in which it applies them.
+"""The weight update on the simulated IPU: PopART's formulas, in PopART's order.
 
 Sources: popart/willow adamdecompose.cpp, adaptivedecompose.cpp, sgd{0,1,2}decompose.cpp, optimizerdecompose.cpp,
-compoundscalarhelper.cpp and clipweightgradientsbynorm.cpp. A gradient comes reduced over accumulation and replicas,
-but with the loss scale and, unless the mean is a running one, as a sum: the optimizer's scalars remove both.
+compoundscalarhelper.cpp and clipweightgradientsbynorm.cpp. A gradient arrives reduced over accumulation and
+replicas, but multiplied by the loss scale and, unless the mean is a running one, as a sum: the optimizer's scalars
+remove the loss scale and, if the mean is wanted, divide the sum.
 
-A tensor that is kept in float16 is computed with in float32 and rounded once per formula.
+A float16 tensor is widened to float32 for each formula and rounded once at the end of the formula.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Updater:
         rounding: Optional[Rounding] = None,
         automatic_loss_scale: Optional[AutomaticLossScale] = None,
     ) -> None:
-        """`names`: the parameters of each of the optimizer's groups; without `rounding`, all is computed exactly."""
+        """Creates the state. `names`: each group's parameter names; without `rounding`, all is computed exactly."""
         self._attributes, self._names, self._reduction = attributes, names, reduction
         self.automatic_loss_scale = automatic_loss_scale
         self._rule = RULES[attributes.kind]
@@ -58,7 +59,7 @@ class Updater:
 
     @property
     def attributes(self) -> Attributes:
-        """The values at the time of setOptimizer; the scalars follow them when they change."""
+        """The attributes at the time of setOptimizer; setting different values also replaces the scalars."""
         return self._attributes
 
     @attributes.setter
@@ -73,7 +74,7 @@ class Updater:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by: the optimizer's scale, times the automatic factor."""
+        """The factor on the loss: the optimizer's loss scaling, times the automatic factor."""
         return self._attributes.loss_scaling * self._factor
 
     @property
@@ -105,15 +106,16 @@ class Updater:
         return dict(parameters)
 
     def load_parameters(self, parameters: Dict[str, Tensor]) -> None:
-        """Takes scalars that `parameters` gives from now on, until the optimizer is set to other values.
+        """Stores scalars that `parameters` returns from now on, until the optimizer is set to other values.
 
-        They are not computed with: PopTorch writes them to the host's copy only, and PopART sends that to the IPU when
-        an optimizer is set (python/poptorch.cpp:1019-1031, popart session.cpp updateOptimizerFromHost).
+        The update does not use the stored scalars: PopTorch writes them to the host's copy only, and PopART sends this
+        copy to the IPU when an optimizer is set (python/poptorch.cpp:1019-1031, popart session.cpp
+        updateOptimizerFromHost).
         """
-        reported = self._reported  # what an executor writes back when it attaches again is no news
+        reported = self._reported  # values that an executor only writes back when it attaches again are not changes
         known = [name for name in self.parameters if name in parameters]
-        news = [name for name in known if name not in reported or not torch.equal(parameters[name], reported[name])]
-        self._loaded.update({name: parameters[name] for name in news})
+        changed = [name for name in known if name not in reported or not torch.equal(parameters[name], reported[name])]
+        self._loaded.update({name: parameters[name] for name in changed})
 
     # -------------------------------------------------------------------------------------- update
 
@@ -130,7 +132,7 @@ class Updater:
 
 
 def _clipped(tensors: List[Tensor], max_norm: float) -> List[Tensor]:
-    """All times c / max(c, norm), the norm being that of all together (clipweightgradientsbynorm.cpp:337-363)."""
+    """Returns the tensors times c / max(c, norm of all tensors together) (clipweightgradientsbynorm.cpp:337-363)."""
     if math.isinf(max_norm) or not tensors:
         return tensors
     norm = torch.stack([tensor.norm() for tensor in tensors]).norm()

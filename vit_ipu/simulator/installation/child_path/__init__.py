@@ -1,1 +1,1 @@
-"""Modules that install the simulator when a child process imports them: the folder is in its PYTHONPATH."""
+"""Modules that install the simulator when a child process imports them: this folder is in the child's PYTHONPATH."""

@@ -1,1 +1,1 @@
-"""Stand-ins for what PopTorch programs import beside `poptorch`: `popart` and `popdist` of the Poplar SDK."""
+"""Stand-ins for modules that PopTorch programs import besides `poptorch`: `popart` and `popdist` of the Poplar SDK."""

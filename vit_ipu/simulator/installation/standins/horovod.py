@@ -1,3 +1,3 @@
-"""The package of the stand-in for `horovod.torch`."""
+"""The package that contains the stand-in for `horovod.torch`."""
 
 __simulated__ = True

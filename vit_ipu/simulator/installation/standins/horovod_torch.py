@@ -1,7 +1,7 @@
-"""A stand-in for `horovod.torch`, which PopTorch programs use for what the hosts of a poprun tell each other.
+"""A stand-in for `horovod.torch`, through which PopTorch programs on the hosts of a poprun communicate.
 
-What graphcore/examples call of it, over the instances of `popdist`; only where Horovod is not installed. Names and
-parameters are those of https://horovod.readthedocs.io/en/stable/api.html (horovod.torch).
+It has the functions that graphcore/examples call, over the instances of `popdist`, and is used only if Horovod is not
+installed. Names and parameters are those of https://horovod.readthedocs.io/en/stable/api.html (horovod.torch).
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Average, Sum = "Average", "Sum"
 
 
 def init(*args: Any, **kwargs: Any) -> None:
-    """Joins the instances, unless popdist.init() has done it."""
+    """Joins the instances, unless popdist.init() has joined them."""
     if not popdist.isBackendInitialized():
         popdist.init()
 
 
 def is_initialized() -> bool:
-    """Whether the instances were joined."""
+    """Tells whether the instances were joined."""
     return popdist.isBackendInitialized()
 
 
 def size() -> int:
-    """Instances of the program."""
+    """Returns the number of instances of the program."""
     return popdist.getNumInstances()
 
 
 def rank() -> int:
-    """The number of this instance."""
+    """Returns the number of this instance."""
     return popdist.getInstanceIndex()
 
 
 def local_size() -> int:
-    """Instances on this host: all of them."""
+    """Returns the number of instances on this host, where all instances run."""
     return size()
 
 
 def local_rank() -> int:
-    """The number of this instance on its host."""
+    """Returns the number of this instance on its host."""
     return popdist.getLocalInstanceIndex()
 
 
@@ -57,7 +57,7 @@ def allreduce(
     compression: Any = None,
     op: Optional[str] = None,
 ) -> torch.Tensor:
-    """A new tensor: the mean over the instances, or the sum with op=Sum or average=False."""
+    """Returns a new tensor: the mean over the instances, or the sum with op=Sum or average=False."""
     if op not in (None, Average, Sum):
         raise NotImplementedError(f"horovod.torch.allreduce(op={op!r}) is not simulated")
     reduced = tensor.detach().clone()
@@ -66,12 +66,12 @@ def allreduce(
 
 
 def grouped_allreduce(tensors: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> List[torch.Tensor]:
-    """`allreduce` of each tensor."""
+    """Returns `allreduce` of each tensor."""
     return [allreduce(tensor, *args, **kwargs) for tensor in tensors]
 
 
 def allgather(tensor: torch.Tensor, name: Optional[str] = None) -> torch.Tensor:
-    """The instances' tensors, which may differ in their first dimension, joined along it."""
+    """Returns the instances' tensors, joined along their first dimension, in which they may differ."""
     if size() == 1:
         return tensor.detach().clone()
     parts: List[Any] = [None] * size()
@@ -81,12 +81,12 @@ def allgather(tensor: torch.Tensor, name: Optional[str] = None) -> torch.Tensor:
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: Optional[str] = None) -> torch.Tensor:
-    """A new tensor: that of the instance `root_rank`."""
+    """Returns a new tensor with the values of the instance `root_rank`."""
     return broadcast_(tensor.detach().clone(), root_rank, name)
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: Optional[str] = None) -> torch.Tensor:
-    """Overwrites the tensor by that of the instance `root_rank`; returns it."""
+    """Overwrites the tensor with the values of the instance `root_rank`; returns the tensor."""
     if size() > 1:
         init()
         sent = tensor.detach().cpu().contiguous()
@@ -96,14 +96,14 @@ def broadcast_(tensor: torch.Tensor, root_rank: int, name: Optional[str] = None)
 
 
 def broadcast_parameters(params: Union[Mapping[str, Any], Iterable[Tuple[str, Any]]], root_rank: int) -> None:
-    """Overwrites the tensors of a state_dict, or of named parameters, by those of the instance `root_rank`."""
+    """Overwrites the tensors of a state_dict, or of named parameters, with the values of the instance `root_rank`."""
     for _, tensor in sorted(params.items() if isinstance(params, Mapping) else params, key=lambda item: item[0]):
         if isinstance(tensor, torch.Tensor):
             broadcast_(tensor, root_rank)
 
 
 def broadcast_object(obj: Any, root_rank: int = 0, name: Optional[str] = None) -> Any:
-    """The object of the instance `root_rank`."""
+    """Returns the object of the instance `root_rank`."""
     if size() == 1:
         return obj
     init()
@@ -113,7 +113,7 @@ def broadcast_object(obj: Any, root_rank: int = 0, name: Optional[str] = None) -
 
 
 def shutdown() -> None:
-    """Nothing: popdist leaves the instances."""
+    """Does nothing: popdist leaves the instances."""
 
 
 def __getattr__(name: str) -> Any:

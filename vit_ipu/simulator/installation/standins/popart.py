@@ -74,7 +74,7 @@ __version__ = "3.4.0+simulated"
 
 
 def versionString() -> str:
-    """The version that the stand-in stands for."""
+    """Returns the version of PopART that this module stands in for."""
     return __version__
 
 

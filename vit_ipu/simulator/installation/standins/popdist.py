@@ -1,4 +1,4 @@
-"""A stand-in for `popdist`: which of the instances of one program this is.
+"""A stand-in for `popdist`, by which a process finds its place among the instances of one program.
 
 The names and their meaning are those of PopDist's documentation
 (https://docs.graphcore.ai/projects/poprun-user-guide/en/latest/api_python.html); its source is closed.
@@ -17,62 +17,62 @@ __simulated__ = True
 
 
 def isPopdistEnvSet() -> bool:
-    """Whether the program runs under poprun, or what stands in for it."""
+    """Tells whether the program runs under poprun, or under the simulator in place of poprun."""
     return "POPDIST_NUM_TOTAL_REPLICAS" in os.environ
 
 
 def getNumTotalReplicas() -> int:
-    """Replicas over all instances."""
+    """Returns the number of replicas over all instances."""
     return _instances.from_environment("POPDIST_NUM_TOTAL_REPLICAS", 1)
 
 
 def getNumLocalReplicas() -> int:
-    """Replicas of this instance."""
+    """Returns the number of replicas of this instance."""
     return _instances.from_environment("POPDIST_NUM_LOCAL_REPLICAS", 1)
 
 
 def getNumIpusPerReplica() -> int:
-    """IPUs of a replica."""
+    """Returns the number of IPUs per replica."""
     return _instances.from_environment("POPDIST_NUM_IPUS_PER_REPLICA", 1)
 
 
 def getReplicaIndexOffset() -> int:
-    """The number of this instance's first replica."""
+    """Returns the number of this instance's first replica."""
     return _instances.from_environment("POPDIST_REPLICA_INDEX_OFFSET", 0)
 
 
 def getNumInstances() -> int:
-    """Instances of the program, which all have the same number of replicas."""
+    """Returns the number of instances of the program, which all have the same number of replicas."""
     return _instances.count()
 
 
 def getInstanceIndex() -> int:
-    """The number of this instance."""
+    """Returns the number of this instance."""
     return _instances.index()
 
 
 def getLocalInstanceIndex() -> int:
-    """The number of this instance on its host."""
+    """Returns the number of this instance on its host."""
     return _instances.from_environment("POPDIST_LOCAL_INSTANCE_INDEX", 0)
 
 
 def checkNumIpusPerReplica(arg0: int) -> bool:
-    """Whether the environment has that many IPUs a replica, or does not say."""
+    """Tells whether the environment gives `arg0` IPUs per replica, or no number."""
     return getNumIpusPerReplica() == arg0 if "POPDIST_NUM_IPUS_PER_REPLICA" in os.environ else True
 
 
 def getDeviceId(ipusPerReplica: int = 0) -> int:
-    """0: each instance has a machine of its own."""
+    """Returns 0: each instance has its own machine."""
     return 0
 
 
 def init() -> None:
-    """Joins the instances. Raises RuntimeError if it is done twice."""
+    """Joins the instances. Raises RuntimeError on a second call."""
     _instances.join()
 
 
 def isBackendInitialized() -> bool:
-    """Whether init() was called."""
+    """Tells whether init() was called."""
     return _instances.is_joined()
 
 
@@ -82,15 +82,15 @@ def finalizeBackend() -> None:
 
 
 def synchronize() -> None:
-    """Waits until all instances are here."""
+    """Waits until all instances have called this function."""
     if getNumInstances() > 1:
         dist.barrier(group=_instances.joined_group())
 
 
 def execute_on_instances(instances: Set[int], func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls `func` on these instances and returns its result; the others continue with None.
+    """Calls `func` on these instances and returns its result; the other instances continue with None.
 
-    What it does collectively happens among these instances.
+    Collectives that `func` calls run among these instances only.
     """
     if getNumInstances() == 1:
         return func(*args, **kwargs) if 0 in instances else None

@@ -1,4 +1,4 @@
-"""A stand-in for `popdist.poptorch`: options whose replicas and processes are those of the instances."""
+"""A stand-in for `popdist.poptorch`: options that take replicas and processes from the instances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Options"]
 
 
 class _PopdistDistributedOptions(_DistributedOptions):
-    """Options.Distributed as PopDist knows it."""
+    """Options.Distributed without the methods that PopDist forbids."""
 
     def disable(self) -> Any:
         raise _blocked("Distributed.disable")
@@ -25,13 +25,13 @@ class _PopdistDistributedOptions(_DistributedOptions):
 
 
 class Options(_Options):
-    """poptorch.Options for this instance: its replicas, its number, and how many instances there are.
+    """poptorch.Options for this instance: its replicas, its number, and the number of instances.
 
-    Raises ValueError if poprun was given another number of IPUs a replica.
+    Raises ValueError if poprun was given a different number of IPUs per replica.
     """
 
     def __init__(self, ipus_per_replica: Optional[int] = None) -> None:
-        """`ipus_per_replica`: what poprun was given, if it is None."""
+        """Checks `ipus_per_replica` against the number that poprun was given; None accepts that number."""
         if ipus_per_replica is not None and not popdist.checkNumIpusPerReplica(ipus_per_replica):
             raise ValueError(
                 f"The environment has {popdist.getNumIpusPerReplica()} IPUs per replica but popdist.poptorch.Options "
@@ -51,7 +51,7 @@ class Options(_Options):
         raise _blocked("replicationFactor")
 
     def toDict(self) -> Dict[str, Any]:
-        """The options with those that only PopART sees: all replicas, and where this instance's begin."""
+        """Returns the options, with PopART's own: the number of all replicas, and this instance's first replica."""
         frozen = self._is_frozen
         self._unfreeze()
         if popdist.getNumInstances() > 1:

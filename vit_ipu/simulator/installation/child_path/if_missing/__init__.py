@@ -1,1 +1,1 @@
-"""Modules that stand in for what may be installed: the folder is in PYTHONPATH only where it is not."""
+"""Stand-ins for packages that may be installed: this folder is in PYTHONPATH only if they are missing."""

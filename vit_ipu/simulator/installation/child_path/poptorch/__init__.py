@@ -1,3 +1,3 @@
-"""`poptorch` in a child process of `python -m vit_ipu.simulator`: becomes the simulator's when imported."""
+"""`poptorch` in a child process of `python -m vit_ipu.simulator`: importing it installs the simulator in its place."""
 
 import _simulated  # type: ignore[import-not-found]  # noqa: F401
