@@ -18,12 +18,12 @@ from vit_ipu.weights.native import newest_checkpoint
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))])
-def test_a_run_folder_holds_all_there_is_to_know(run, workplace, device):
+def test_a_run_folder_holds_all_there_is_to_know(run, empty_folder, device):
     config = write_config(
-        workplace, run={"updates": 6, "evaluate_every": 2, "checkpoint_every": 3, "keep_checkpoints": 1}
+        empty_folder, run={"updates": 6, "evaluate_every": 2, "checkpoint_every": 3, "keep_checkpoints": 1}
     )
     out = run("train", config, "--device", device)
-    folder = workplace / "runs" / "tiny"
+    folder = empty_folder / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
         ".lock",
         "checkpoints",
@@ -52,37 +52,37 @@ def test_a_run_folder_holds_all_there_is_to_know(run, workplace, device):
     assert len(list((folder / "examples").glob("*.png"))) == 10
 
 
-def test_device_iterations_are_counted_in_updates_and_host_steps(run, workplace):
+def test_device_iterations_are_counted_in_updates_and_host_steps(run, empty_folder):
     config = write_config(
-        workplace,
+        empty_folder,
         pipeline={"device_iterations": 2},
         optim={"schedule": "linear", "learning_rate": 1.0e-3},
         run={"updates": 8, "log_every": 2},
     )
     run("train", config, "--device", "ipu-sim")
-    steps = [x for x in read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl") if "loss" in x]
+    steps = [x for x in read_metrics(empty_folder / "runs" / "tiny" / "metrics.jsonl") if "loss" in x]
     assert [(x["update"], x["host_step"], x["samples"]) for x in steps] == [(4, 2, 128), (8, 4, 256)]
     assert [x["learning_rate"] for x in steps] == pytest.approx([0.75e-3, 0.25e-3])
 
 
-def test_train_prints_json_when_asked(run, workplace):
-    summary = json.loads(run("train", write_config(workplace), "--device", "ipu-sim", "--json"))
+def test_train_prints_json_when_asked(run, empty_folder):
+    summary = json.loads(run("train", write_config(empty_folder), "--device", "ipu-sim", "--json"))
     assert summary["simulated"] is True
     assert summary["update"] == summary["total_updates"] == 4
     assert summary["num_images"] == 50
     assert {"top1", "top5", "loss", "run", "seconds", "device", "samples"} <= set(summary)
 
 
-def test_epochs_over_more_images_than_there_are(run, workplace):
-    config = write_config(workplace, run={"updates": None, "epochs": 2.0})
+def test_epochs_over_more_images_than_there_are(run, empty_folder):
+    config = write_config(empty_folder, run={"updates": None, "epochs": 2.0})
     assert json.loads(run("train", config, "--device", "cpu", "--json"))["total_updates"] == 6  # 2 x 96 / 32
 
 
-def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, workplace):
+def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, empty_folder):
     from vit_ipu.config_file import load_config
     from vit_ipu.runs.folder import RunFolder
 
-    config = write_config(workplace)
+    config = write_config(empty_folder)
     other = RunFolder.create(Path("runs/tiny"), load_config(config))
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume", "--output", "runs/tiny")
     assert code == 2
@@ -90,10 +90,10 @@ def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, workplace
     del other
 
 
-def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, workplace):
-    config = write_config(workplace)
+def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
     for name in ("environment.json", "metrics.jsonl", "checkpoints"):
-        folder = workplace / f"mine-{name}"
+        folder = empty_folder / f"mine-{name}"
         folder.mkdir()
         (folder / name).write_text("mine")
         code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", str(folder))
@@ -102,83 +102,83 @@ def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, work
         assert [(p.name, p.read_text()) for p in folder.iterdir()] == [(name, "mine")]
 
 
-def test_a_closed_stdout_does_not_stop_the_training(workplace):
-    config = write_config(workplace, run={"updates": 4, "evaluate_every": 1})
+def test_a_closed_stdout_does_not_stop_the_training(empty_folder):
+    config = write_config(empty_folder, run={"updates": 4, "evaluate_every": 1})
     command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
     process.wait(timeout=120)
-    assert newest_checkpoint(workplace / "run" / "checkpoints").name == "update-00000004"
+    assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == "update-00000004"
     assert "Traceback" not in process.stderr.read()
 
 
-def test_runs_without_a_name_are_numbered(run, workplace):
-    config = write_config(workplace)
+def test_runs_without_a_name_are_numbered(run, empty_folder):
+    config = write_config(empty_folder)
     for _ in range(2):
         run("train", config, "--device", "cpu")
-    assert sorted(p.name for p in (workplace / "runs").iterdir()) == ["tiny", "tiny-2"]
+    assert sorted(p.name for p in (empty_folder / "runs").iterdir()) == ["tiny", "tiny-2"]
 
 
-def test_a_loss_that_is_no_number_fails_the_run(monkeypatch, capsys, workplace):
-    config = write_config(workplace, optim={"learning_rate": 1e6, "momentum": 0.99}, run={"updates": 60})
+def test_a_loss_that_is_no_number_fails_the_run(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, optim={"learning_rate": 1e6, "momentum": 0.99}, run={"updates": 60})
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
     assert code == 1
     assert re.fullmatch(r"vit-ipu: the loss is (nan|inf) at update \d+: lower optim.learning_rate .*\n", err)
 
 
-def test_a_run_that_fails_at_once_leaves_no_folder_behind(monkeypatch, capsys, workplace):
-    config = write_config(workplace, model={"init": "nowhere.safetensors"})
-    (workplace / "mine").mkdir()
-    (workplace / "mine" / "notes.txt").write_text("keep me")
+def test_a_run_that_fails_at_once_leaves_no_folder_behind(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, model={"init": "nowhere.safetensors"})
+    (empty_folder / "mine").mkdir()
+    (empty_folder / "mine" / "notes.txt").write_text("keep me")
     for output in ("new", "mine"):
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", output)[0] == 2
-    assert not (workplace / "new").exists()
-    assert [p.name for p in (workplace / "mine").iterdir()] == ["notes.txt"]
+    assert not (empty_folder / "new").exists()
+    assert [p.name for p in (empty_folder / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_fine_tuning_starts_from_another_runs_weights(run, workplace):
-    run("train", write_config(workplace, "first"), "--device", "cpu")
-    second = write_config(workplace, "second", run={"updates": 1}, optim={"learning_rate": 1e-12})
+def test_fine_tuning_starts_from_another_runs_weights(run, empty_folder):
+    run("train", write_config(empty_folder, "first"), "--device", "cpu")
+    second = write_config(empty_folder, "second", run={"updates": 1}, optim={"learning_rate": 1e-12})
     run("train", second, "--device", "ipu-sim", "--set", "model.init=runs/first")
-    first, second = (newest_checkpoint(workplace / "runs" / name / "checkpoints") for name in ("first", "second"))
+    first, second = (newest_checkpoint(empty_folder / "runs" / name / "checkpoints") for name in ("first", "second"))
     a, b = (load_checkpoint(p, device_kind=d)[0]["model"] for p, d in ((first, "cpu"), (second, "ipu-sim")))
     for name, tensor in a.items():
         torch.testing.assert_close(tensor, b[name], rtol=0, atol=1e-9)
 
 
-def test_tensorboard_gets_the_metrics(run, workplace):
+def test_tensorboard_gets_the_metrics(run, empty_folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run("train", write_config(workplace, run={"updates": 4, "tracking": "tensorboard"}), "--device", "cpu")
-    events = EventAccumulator(str(workplace / "runs" / "tiny" / "tensorboard"))
+    run("train", write_config(empty_folder, run={"updates": 4, "tracking": "tensorboard"}), "--device", "cpu")
+    events = EventAccumulator(str(empty_folder / "runs" / "tiny" / "tensorboard"))
     events.Reload()
-    expected = [x for x in read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl") if "loss" in x]
+    expected = [x for x in read_metrics(empty_folder / "runs" / "tiny" / "metrics.jsonl") if "loss" in x]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (x["update"], pytest.approx(x["loss"], rel=1e-5)) for x in expected
     ]
     assert len(events.Scalars("top1")) == 1
 
 
-def test_wandb_runs_offline(run, workplace, monkeypatch):
+def test_wandb_runs_offline(run, empty_folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run("train", write_config(workplace, run={"updates": 4, "tracking": "wandb"}), "--device", "cpu")
-    logs = list((workplace / "runs" / "tiny" / "wandb").glob("offline-run-*/run-*.wandb"))
+    run("train", write_config(empty_folder, run={"updates": 4, "tracking": "wandb"}), "--device", "cpu")
+    logs = list((empty_folder / "runs" / "tiny" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(logs) == 1
     assert b"evaluation_loss" in logs[0].read_bytes()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_that_cannot_be_read_are_named_counted_and_left_out(run, workplace, workers):
-    write_image_folder(workplace / "images", count=8)
+def test_images_that_cannot_be_read_are_named_counted_and_left_out(run, empty_folder, workers):
+    write_image_folder(empty_folder / "images", count=8)
     for split in ("train", "val"):
-        (workplace / "images" / split / "dog" / "1.png").write_text("no image")
+        (empty_folder / "images" / split / "dog" / "1.png").write_text("no image")
     data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
-    config = write_config(workplace, data=dict(data, on_error="skip"), model={"num_classes": 2})
+    config = write_config(empty_folder, data=dict(data, on_error="skip"), model={"num_classes": 2})
     found = json.loads(run("train", config, "--device", "cpu", "--json"))
     assert found["num_images"] == 15
-    last = read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl")[-1]
+    last = read_metrics(empty_folder / "runs" / "tiny" / "metrics.jsonl")[-1]
     assert (last["skipped"], last["evaluation_images"]) == (2, 15)
     evaluated = json.loads(run("evaluate", config, "--checkpoint", "runs/tiny", "--device", "cpu", "--json"))
     assert evaluated["num_images"] == 15

@@ -19,14 +19,14 @@ from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import newest_checkpoint
 
 
-def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, workplace):
-    config = write_config(workplace)
+def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
     run("train", config, "--device", "cpu", "--output", "run")
-    path = newest_checkpoint(workplace / "run" / "checkpoints") / "model.safetensors"
+    path = newest_checkpoint(empty_folder / "run" / "checkpoints") / "model.safetensors"
     weights = load_file(str(path))
     weights["norm.bias"][0] = float("nan")
     save_file(weights, str(path))
-    image = str(next((workplace / "run" / "examples").glob("*.png")))
+    image = str(next((empty_folder / "run" / "examples").glob("*.png")))
     for command in (["evaluate", config, "--checkpoint", "run"], ["predict", "run", image]):
         code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu", "--json")
         assert (code, out) == (1, "")
@@ -34,15 +34,15 @@ def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys
 
 
 @pytest.fixture
-def trained(run, workplace):
-    config = write_config(workplace, run={"updates": 30}, data={"num_train": 600})
+def trained(run, empty_folder):
+    config = write_config(empty_folder, run={"updates": 30}, data={"num_train": 600})
     run("train", config, "--device", "cpu", "--output", "run")
     return config
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
-def test_evaluate_repeats_what_training_found(run, trained, workplace, device):
-    last = read_metrics(workplace / "run" / "metrics.jsonl")[-1]
+def test_evaluate_repeats_what_training_found(run, trained, empty_folder, device):
+    last = read_metrics(empty_folder / "run" / "metrics.jsonl")[-1]
     found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", device, "--json"))
     assert (found["top1"], found["top5"], found["num_images"]) == (last["top1"], last["top5"], 50)
     assert found["loss"] == pytest.approx(last["evaluation_loss"], rel=1e-5)
@@ -56,14 +56,14 @@ def test_evaluation_notes_what_differs_from_training(run, trained):
     assert "note: model.gelu is erf, but the checkpoint was trained with tanh" in out
 
 
-def test_inference_is_not_held_to_the_rules_of_training(run, trained, workplace):
+def test_inference_is_not_held_to_the_rules_of_training(run, trained, empty_folder):
     """A batch too small for the pipeline to train, and a GELU that IPUs do not have."""
     few = ["--set", "pipeline.global_batch_size=8"]
     found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", "ipu-sim", "--json", *few))
     assert found["num_images"] == 50
-    config = write_config(workplace, "erf", model={"gelu": "erf"}, pipeline={"global_batch_size": 8})
+    config = write_config(empty_folder, "erf", model={"gelu": "erf"}, pipeline={"global_batch_size": 8})
     run("train", config, "--device", "cpu", "--output", "erf")
-    image = str(next((workplace / "erf" / "examples").glob("*.png")))
+    image = str(next((empty_folder / "erf" / "examples").glob("*.png")))
     assert "%" in run("predict", "erf", image, "--device", "ipu-sim")
 
 
@@ -83,8 +83,8 @@ def test_evaluation_counts_what_it_should():
     assert found.loss == pytest.approx(expected)
 
 
-def test_predict_names_classes(run, trained, workplace):
-    images = sorted((workplace / "run" / "examples").glob("*.png"))
+def test_predict_names_classes(run, trained, empty_folder):
+    images = sorted((empty_folder / "run" / "examples").glob("*.png"))
     text = run("predict", "run", *images[:2])
     assert text.startswith(str(images[0]))
     assert len(re.findall(r"^ +\d+\.\d\d %  \S", text, re.M)) == 10
@@ -97,8 +97,8 @@ def test_predict_names_classes(run, trained, workplace):
         assert sum(probabilities) <= 1 + 1e-6
 
 
-def test_predict_names_the_images_that_it_cannot_read(run, trained, workplace, monkeypatch, capsys):
-    image = str(next((workplace / "run" / "examples").glob("*.png")))
+def test_predict_names_the_images_that_it_cannot_read(run, trained, empty_folder, monkeypatch, capsys):
+    image = str(next((empty_folder / "run" / "examples").glob("*.png")))
     Path("empty.png").write_bytes(b"")
     alone = json.loads(run("predict", "run", image, "--device", "cpu", "--json"))["predictions"]
     call = ["predict", "run", "nowhere.png", image, "empty.png", "--device", "cpu"]
@@ -114,7 +114,7 @@ def test_predict_names_the_images_that_it_cannot_read(run, trained, workplace, m
         predict("run", ["nowhere.png", image], resolve_device("cpu"))
 
 
-def test_predictions_are_the_models(run, trained, workplace):
+def test_predictions_are_the_models(run, trained, empty_folder):
     from vit_ipu.config_file import load_config
     from vit_ipu.data.images.transforms import EvalTransform
     from vit_ipu.data.loading.loader import stack_images
@@ -123,26 +123,28 @@ def test_predictions_are_the_models(run, trained, workplace):
     config = load_config(trained)
     source = open_source(config.data, config.model, "eval")
     backend = backend_for(config, "cpu")
-    backend.load_state_dict(load_checkpoint(newest_checkpoint(workplace / "run" / "checkpoints"), device_kind="cpu")[0])
+    backend.load_state_dict(
+        load_checkpoint(newest_checkpoint(empty_folder / "run" / "checkpoints"), device_kind="cpu")[0]
+    )
     pixels = EvalTransform(config.data, 28)(source.picture(0))
     expected = backend.predict(stack_images([pixels], config.data)).softmax(1)[0]
-    image = sorted((workplace / "run" / "examples").glob("*.png"))[0]
+    image = sorted((empty_folder / "run" / "examples").glob("*.png"))[0]
     best = json.loads(run("predict", "run", image, "--device", "cpu", "--json"))["predictions"][0]["classes"][0]
     assert best["name"] == source.classes[int(expected.argmax())]
     assert best["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
 
 
-def test_a_run_in_an_ipus_number_format_is_predicted_on_a_cpu(run, workplace):
-    config = write_config(workplace, precision={"compute": "float16"})
+def test_a_run_in_an_ipus_number_format_is_predicted_on_a_cpu(run, empty_folder):
+    config = write_config(empty_folder, precision={"compute": "float16"})
     run("train", config, "--device", "ipu-sim", "--output", "half")
-    image = sorted((workplace / "half" / "examples").glob("*.png"))[0]
+    image = sorted((empty_folder / "half" / "examples").glob("*.png"))[0]
     assert "%" in run("predict", "half", image, "--device", "cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
 @pytest.mark.parametrize("more", [[], ["--real-data"]])
-def test_benchmark_reports_images_a_second(run, workplace, device, more):
-    config = write_config(workplace)
+def test_benchmark_reports_images_a_second(run, empty_folder, device, more):
+    config = write_config(empty_folder)
     command = ["benchmark", config, "--device", device, "--steps", "3", "--burn-in", "1", *more]
     found = json.loads(run(*command, "--json"))
     assert len(found["seconds"]) == 3
@@ -154,9 +156,9 @@ def test_benchmark_reports_images_a_second(run, workplace, device, more):
     assert ("simulated" if device == "ipu-sim" else "measured") in text
 
 
-def test_compile_on_the_simulator_checks_poptorchs_rules(run, workplace):
-    assert "rules hold" in run("compile", write_config(workplace), "--device", "ipu-sim", "--offline")
-    assert json.loads(run("compile", write_config(workplace), "--device", "ipu-sim", "--json"))["simulated"] is True
+def test_compile_on_the_simulator_checks_poptorchs_rules(run, empty_folder):
+    assert "rules hold" in run("compile", write_config(empty_folder), "--device", "ipu-sim", "--offline")
+    assert json.loads(run("compile", write_config(empty_folder), "--device", "ipu-sim", "--json"))["simulated"] is True
 
 
 def test_plan_shows_placement_and_arithmetic(run):
@@ -183,14 +185,14 @@ def test_models_lists_variants_with_their_figures(run):
     assert re.search(r"vit_base_patch16 .* 86,567,656 +17\.56 +86\.86 M, 33\.03 G", text)
 
 
-def test_report_is_one_page_with_curves_and_timetable(run, workplace):
+def test_report_is_one_page_with_curves_and_timetable(run, empty_folder):
     from xml.etree import ElementTree
 
-    config = write_config(workplace, run={"updates": 4, "evaluate_every": 2})
+    config = write_config(empty_folder, run={"updates": 4, "evaluate_every": 2})
     run("train", config, "--device", "ipu-sim", "--output", "run")
-    (workplace / "run" / "report.html").unlink()
+    (empty_folder / "run" / "report.html").unlink()
     assert run("report", "run").strip() == "run/report.html"
-    page = (workplace / "run" / "report.html").read_text()
+    page = (empty_folder / "run" / "report.html").read_text()
     assert "Simulated: no IPU was used" in page
     assert not re.search(r'(src|href)="(?!#)', page)
     pictures = re.findall(r"<svg.*?</svg>", page, re.S)
@@ -199,7 +201,7 @@ def test_report_is_one_page_with_curves_and_timetable(run, workplace):
         ElementTree.fromstring(picture)
     timetable = pictures[1]
     assert timetable.count("<rect") == 2 * 4 * 8 + 2  # forward and backward of 8 micro-batches on 4 IPUs, legend
-    last = read_metrics(workplace / "run" / "metrics.jsonl")[-1]
+    last = read_metrics(empty_folder / "run" / "metrics.jsonl")[-1]
     assert "{:.2f} %, {:.2f} %".format(last["top1"], last["top5"]) in page
 
 

@@ -50,12 +50,12 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
         save_tensors({"x": torch.zeros(3)}, tmp_path / "nowhere" / "model.safetensors")
 
 
-def test_a_full_disk_while_training_is_named(monkeypatch, capsys, workplace):
+def test_a_full_disk_while_training_is_named(monkeypatch, capsys, empty_folder):
     from vit_ipu import train
 
     def refuse(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train.RunLogger, "step", refuse)
-    code, _, err = vit_ipu(monkeypatch, capsys, "train", write_config(workplace), "--device", "cpu")
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", write_config(empty_folder), "--device", "cpu")
     assert (code, err) == (1, "vit-ipu: runs/tiny: No space left on device\n")

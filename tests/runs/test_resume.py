@@ -53,9 +53,9 @@ def interrupted_after(monkeypatch, updates):
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, capsys, workplace, device, iterations):
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, capsys, empty_folder, device, iterations):
     sections = dict(AUGMENTED, pipeline={"device_iterations": iterations}, run={"updates": 8, "evaluate_every": 2})
-    config = write_config(workplace, **sections)
+    config = write_config(empty_folder, **sections)
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "whole")[0] == 0
 
     with monkeypatch.context() as context:
@@ -66,41 +66,41 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, cap
     torch.manual_seed(12345)  # whatever the process has drawn in between
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "parts", "--resume")[0] == 0
 
-    whole, parts = (newest_checkpoint(workplace / name / "checkpoints") for name in ("whole", "parts"))
+    whole, parts = (newest_checkpoint(empty_folder / name / "checkpoints") for name in ("whole", "parts"))
     assert whole.name == parts.name == "update-00000008"
     assert equal_states(load_checkpoint(whole, device_kind=device), load_checkpoint(parts, device_kind=device))
     losses = [
-        [(x["update"], x["loss"]) for x in read_metrics(workplace / name / "metrics.jsonl") if "loss" in x]
+        [(x["update"], x["loss"]) for x in read_metrics(empty_folder / name / "metrics.jsonl") if "loss" in x]
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
 
 
-def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_rounding(monkeypatch, capsys, workplace):
+def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_rounding(monkeypatch, capsys, empty_folder):
     precision = {"compute": "float16", "stochastic_rounding": True}
     ends = []
     for name, run in (("plain", {}), ("often", {"checkpoint_every": 2, "evaluate_every": 2})):
         sections = dict(AUGMENTED, precision=precision, run=dict(run, updates=6))
-        config = write_config(workplace, name=name, **sections)
+        config = write_config(empty_folder, name=name, **sections)
         with numerics("ipu"):
             assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--output", name)[0] == 0
-        ends.append(load_checkpoint(newest_checkpoint(workplace / name / "checkpoints"), device_kind="ipu-sim"))
-    shutil.rmtree(str(workplace / "often" / "checkpoints" / "update-00000006"))
+        ends.append(load_checkpoint(newest_checkpoint(empty_folder / name / "checkpoints"), device_kind="ipu-sim"))
+    shutil.rmtree(str(empty_folder / "often" / "checkpoints" / "update-00000006"))
     with numerics("ipu"):
         code, _, err = vit_ipu(
             monkeypatch, capsys, "train", "often.yaml", "--device", "ipu-sim", "--output", "often", "--resume"
         )
     assert code == 0, err
-    ends.append(load_checkpoint(newest_checkpoint(workplace / "often" / "checkpoints"), device_kind="ipu-sim"))
+    ends.append(load_checkpoint(newest_checkpoint(empty_folder / "often" / "checkpoints"), device_kind="ipu-sim"))
     assert equal_states(ends[0], ends[1])
     assert equal_states(ends[0], ends[2])
 
 
-def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workplace):
+def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, empty_folder):
     """A crash, unlike Ctrl-C, loses what came after the last checkpoint, metrics included."""
     from vit_ipu import train
 
-    config = write_config(workplace, run={"updates": 8, "checkpoint_every": 2})
+    config = write_config(empty_folder, run={"updates": 8, "checkpoint_every": 2})
     original = train.RunLogger.step
 
     def crash(self, progress, *args):
@@ -111,26 +111,26 @@ def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, workpl
     with monkeypatch.context() as context:
         context.setattr(train.RunLogger, "step", crash)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 1
-    metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
+    metrics = empty_folder / "runs" / "tiny" / "metrics.jsonl"
     assert [x["update"] for x in read_metrics(metrics)] == [1, 2, 3, 4, 5]
     metrics.write_text(metrics.read_text() + '{"update": 6, "lo')  # a line cut off
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
     assert [x["update"] for x in read_metrics(metrics) if "loss" in x] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, workplace):
-    config = write_config(workplace)
+def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
     command = ["train", config, "--device", "cpu", "--json"]
     code, out, _ = vit_ipu(monkeypatch, capsys, *command)
-    before = (workplace / "runs" / "tiny" / "metrics.jsonl").read_text()
+    before = (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text()
     code, again, _ = vit_ipu(monkeypatch, capsys, *command, "--resume")
     assert code == 0
     assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
-    assert (workplace / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+    assert (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text() == before
 
 
-def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
-    config = write_config(workplace, run={"updates": 6})
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 6})
     with monkeypatch.context() as context:
         interrupted_after(context, 3)
         _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--set", "data.num_workers=0")
@@ -138,15 +138,15 @@ def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, workplace):
     assert hint.format(config) in out
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
     assert "resuming at update 3" in out
-    for path in (workplace / "runs" / "tiny" / "checkpoints").iterdir():
+    for path in (empty_folder / "runs" / "tiny" / "checkpoints").iterdir():
         (path / "state.json").unlink()
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
     assert "resuming at update 0" in out
 
 
-def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsys, workplace):
-    config = write_config(workplace)
-    path = workplace / "runs" / "tiny" / "environment.json"
+def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
+    path = empty_folder / "runs" / "tiny" / "environment.json"
     vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim")
     first = json.loads(path.read_text())
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume", "--output", "runs/tiny")[0] == 2
@@ -167,23 +167,23 @@ def break_an_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_was_learnt_is_kept_when_the_evaluation_fails(monkeypatch, capsys, workplace, workers):
-    break_an_image(workplace / "images")
+def test_what_was_learnt_is_kept_when_the_evaluation_fails(monkeypatch, capsys, empty_folder, workers):
+    break_an_image(empty_folder / "images")
     data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
-    config = write_config(workplace, data=data, model={"num_classes": 2})
+    config = write_config(empty_folder, data=data, model={"num_classes": 2})
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
     assert code == 2
     assert re.fullmatch(r"vit-ipu: cannot read the image images/val/b/39.png: .*\n", err)
-    assert newest_checkpoint(workplace / "runs" / "tiny" / "checkpoints").name == "update-00000004"
-    Image.new("RGB", (30, 30)).save(str(workplace / "images" / "val" / "b" / "39.png"))
+    assert newest_checkpoint(empty_folder / "runs" / "tiny" / "checkpoints").name == "update-00000004"
+    Image.new("RGB", (30, 30)).save(str(empty_folder / "images" / "val" / "b" / "39.png"))
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
-    assert "top1" in read_metrics(workplace / "runs" / "tiny" / "metrics.jsonl")[-1]
+    assert "top1" in read_metrics(empty_folder / "runs" / "tiny" / "metrics.jsonl")[-1]
 
 
-def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, workplace):
+def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, empty_folder):
     from vit_ipu import train
 
-    config = write_config(workplace)
+    config = write_config(empty_folder)
     original = train.EvaluationLoader
 
     def interrupted(*args):
@@ -193,19 +193,19 @@ def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsy
     with monkeypatch.context() as context:
         context.setattr(train, "EvaluationLoader", interrupted)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 130
-    metrics = workplace / "runs" / "tiny" / "metrics.jsonl"
+    metrics = empty_folder / "runs" / "tiny" / "metrics.jsonl"
     assert "top1" not in read_metrics(metrics)[-1]
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
     assert "top1" in read_metrics(metrics)[-1]
 
 
-def test_a_signal_to_the_whole_group_reaches_no_worker(workplace):
-    config = write_config(workplace, run={"updates": 100000}, data={"num_workers": 1})
+def test_a_signal_to_the_whole_group_reaches_no_worker(empty_folder):
+    config = write_config(empty_folder, run={"updates": 100000}, data={"num_workers": 1})
     command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    metrics = workplace / "run" / "metrics.jsonl"
+    metrics = empty_folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -215,15 +215,15 @@ def test_a_signal_to_the_whole_group_reaches_no_worker(workplace):
     assert out.count("stopping after this host step") == 1
     assert err == ""
     last = read_metrics(metrics)[-1]["update"]
-    assert newest_checkpoint(workplace / "run" / "checkpoints").name == f"update-{last:08d}"
+    assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == f"update-{last:08d}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_from_outside_ends_with_a_checkpoint(workplace, number):
-    config = write_config(workplace, run={"updates": 100000})
+def test_a_signal_from_outside_ends_with_a_checkpoint(empty_folder, number):
+    config = write_config(empty_folder, run={"updates": 100000})
     command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = workplace / "run" / "metrics.jsonl"
+    metrics = empty_folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while len(read_metrics(metrics)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -234,4 +234,4 @@ def test_a_signal_from_outside_ends_with_a_checkpoint(workplace, number):
     assert "--output run --resume" in out
     assert "Traceback" not in err
     last = read_metrics(metrics)[-1]["update"]
-    assert newest_checkpoint(workplace / "run" / "checkpoints").name == f"update-{last:08d}"
+    assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == f"update-{last:08d}"

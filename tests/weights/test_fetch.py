@@ -70,7 +70,7 @@ def test_local_files_and_folders_are_themselves(tmp_path, monkeypatch):
         ("file:///tmp/a.pth", "use https:// or a local path"),
     ],
 )
-def test_sources_that_are_nowhere_are_refused(workplace, source, message):
+def test_sources_that_are_nowhere_are_refused(empty_folder, source, message):
     refused(source, message)
 
 

@@ -177,17 +177,17 @@ def test_an_address_must_be_pinned():
 
 
 @pytest.fixture
-def published(workplace, run):
+def published(empty_folder, run):
     """A random ViT of transformers in a folder, and an image."""
-    theirs, folder = huggingface_model("tiny", 16, 32, workplace, classes=["cat", "dog", "newt", "owl", "yak"])
-    run("train", write(workplace), "--device", "cpu", "--output", "examples")
-    return theirs, folder, next((workplace / "examples" / "examples").glob("*.png"))
+    theirs, folder = huggingface_model("tiny", 16, 32, empty_folder, classes=["cat", "dog", "newt", "owl", "yak"])
+    run("train", write(empty_folder), "--device", "cpu", "--output", "examples")
+    return theirs, folder, next((empty_folder / "examples" / "examples").glob("*.png"))
 
 
-def write(workplace):
+def write(empty_folder):
     from helpers import write_config
 
-    return write_config(workplace, run={"updates": 1})
+    return write_config(empty_folder, run={"updates": 1})
 
 
 def test_predict_by_a_published_model_gives_its_probabilities(published, run):
@@ -205,14 +205,14 @@ def test_predict_by_a_published_model_gives_its_probabilities(published, run):
     )
 
 
-def test_evaluate_by_a_published_model(workplace, run, published):
+def test_evaluate_by_a_published_model(empty_folder, run, published):
     """With the config of ImageNet's kind: class names differ, positions of classes do not."""
     _, folder, image = published
     for split in ("train", "val"):
         for name in ("n01", "n02", "n03", "n04", "n05"):
-            (workplace / "images" / split / name).mkdir(parents=True)
-            shutil.copy(str(image), str(workplace / "images" / split / name / "a.png"))
-    (workplace / "theirs.yaml").write_text(
+            (empty_folder / "images" / split / name).mkdir(parents=True)
+            shutil.copy(str(image), str(empty_folder / "images" / split / name / "a.png"))
+    (empty_folder / "theirs.yaml").write_text(
         """
 model: {variant: vit_tiny_patch16, image_size: 32, num_classes: 5, layer_norm_eps: 1e-12}
 data: {source: imagefolder, path: images}
@@ -229,7 +229,7 @@ run: {updates: 1}
     assert again["loss"] == found["loss"]
 
 
-def test_convert_says_what_it_wrote(workplace, run, published):
+def test_convert_says_what_it_wrote(empty_folder, run, published):
     _, folder, image = published
     out = run("convert", folder, "weights.pth", "--to", "torchvision")
     assert "note: torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12" in out
@@ -242,15 +242,15 @@ def test_convert_says_what_it_wrote(workplace, run, published):
     assert "class 4" in run("predict", "native", image, "--device", "cpu")
 
 
-def test_a_run_of_ours_leaves_for_hugging_face_and_comes_back(workplace, run):
-    run("train", write(workplace), "--device", "cpu", "--output", "mine")
+def test_a_run_of_ours_leaves_for_hugging_face_and_comes_back(empty_folder, run):
+    run("train", write(empty_folder), "--device", "cpu", "--output", "mine")
     run("convert", "mine", "theirs", "--to", "huggingface")
     run("convert", "theirs", "back", "--to", "native")
-    checkpoint = next((workplace / "mine" / "checkpoints").iterdir())
+    checkpoint = next((empty_folder / "mine" / "checkpoints").iterdir())
     assert equal_states(
-        load_file(str(workplace / "back" / "model.safetensors")), load_file(str(checkpoint / "model.safetensors"))
+        load_file(str(empty_folder / "back" / "model.safetensors")), load_file(str(checkpoint / "model.safetensors"))
     )
-    image = next((workplace / "mine" / "examples").glob("*.png"))
+    image = next((empty_folder / "mine" / "examples").glob("*.png"))
     assert run("predict", "back", image, "--device", "cpu") == run("predict", "mine", image, "--device", "cpu")
 
 

@@ -77,11 +77,11 @@ def test_the_onnx_file_alone_will_do_and_weights_that_are_wrong_are_not_written(
 
 
 @pytest.mark.slow
-def test_a_fine_tune_starts_from_them_at_56_px(converted, run, workplace):
+def test_a_fine_tune_starts_from_them_at_56_px(converted, run, empty_folder):
     """The learning rate is too small to change a weight."""
     shape = {"variant": None, "width": 384, "depth": 12, "num_heads": 6, "patch_size": 14, "image_size": 56}
     config = write_config(
-        workplace,
+        empty_folder,
         model={**shape, "num_classes": 10, "gelu": "erf", "init": str(converted[0])},
         data={"num_train": 8, "num_eval": 4, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         pipeline={"global_batch_size": 8, "layers_per_ipu": [3, 3, 3, 3]},
@@ -89,7 +89,7 @@ def test_a_fine_tune_starts_from_them_at_56_px(converted, run, workplace):
         run={"updates": 1},
     )
     run("train", config, "--device", "cpu", "--output", "run")
-    own, weights = load_tensors(find_checkpoint(Path("run"))), load_file(str(converted[0]))
+    own, weights = load_tensors(find_checkpoint(Path("run")) / "model.safetensors"), load_file(str(converted[0]))
     assert sorted(own) == sorted([*weights, "head.weight", "head.bias"])
     weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], 4 * 4)
     for name, tensor in weights.items():

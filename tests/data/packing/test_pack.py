@@ -456,18 +456,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))
-def test_mistakes_are_one_line(monkeypatch, capsys, workplace, name):
+def test_mistakes_are_one_line(monkeypatch, capsys, empty_folder, name):
     command, expected = MISTAKES[name]
-    write_image_folder(workplace / "images")
-    (workplace / "empty").mkdir()
-    (workplace / "other" / "train").mkdir(parents=True)
-    (workplace / "other" / "train" / "thesis.txt").write_text("")
-    before = contents(workplace)
+    write_image_folder(empty_folder / "images")
+    (empty_folder / "empty").mkdir()
+    (empty_folder / "other" / "train").mkdir(parents=True)
+    (empty_folder / "other" / "train" / "thesis.txt").write_text("")
+    before = contents(empty_folder)
     code, _, err = vit_ipu(monkeypatch, capsys, "pack", *command)
     assert (code, err.count("\n")) == (2, 1), err
     for text in expected:
         assert text in err
-    assert contents(workplace) == before
+    assert contents(empty_folder) == before
 
 
 @pytest.mark.parametrize(
