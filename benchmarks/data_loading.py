@@ -7,6 +7,9 @@ loaders take turns, with 1 and with 2 worker processes. The limit is the rate of
 process. To judge the second worker, the same number of processes also does the work without a loader; their gain is
 what the machine allows.
 
+"One by one" is vit_ipu's decoding in a plain DataLoader, which collates samples and sends the batches through a queue.
+`--beside CHECKOUT` adds the loader of another commit, such as one before a change of the loader.
+
 vit_ipu's loader hands over bytes, which the device normalises; so do timm's workers, and torchvision's workers in the
 recipes called "bytes". There are enough images that no loader reaches the end of an epoch, where torch's DataLoader
 waits for its workers.
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -56,6 +60,8 @@ def main() -> None:
         pack = [sys.executable, "-m", "vit_ipu", "pack", str(root), str(shards), "--short-side", "256"]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
         loaders = _chosen(all_loaders(root, shards), arguments.only)
+        for checkout in arguments.beside:
+            loaders.update(loaders_of(checkout, root, shards))
         rates: Dict[str, List[float]] = {}
         for _ in range(arguments.runs):  # in turns, so that other load on the machine affects all loaders
             for workers in arguments.workers:
@@ -112,6 +118,8 @@ def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
     fastest = max(peers, key=lambda name: statistics.median(rates[name]), default="")
     ours = {kind: f"vit_ipu, {kind}, {workers[0]}" for kind in ("folder", "packed")}
     pairs = {
+        "folder over one by one": (ours["folder"], f"one by one, folder, {workers[0]}"),
+        "packed over one by one": (ours["packed"], f"one by one, packed, {workers[0]}"),
         "folder over classic": (ours["folder"], f"{CLASSIC}, {workers[0]}"),
         "folder over fastest peer": (ours["folder"], fastest),
         "packed over classic": (ours["packed"], f"{CLASSIC}, {workers[0]}"),
@@ -123,6 +131,9 @@ def ratios_of(rates: Dict[str, List[float]]) -> Dict[str, float]:
         for more in workers[1:]:
             pair = f"{name}, {more}", f"{name}, {workers[0]}"
             pairs[f"{name}, {more} over {workers[0]}"] = pair
+    for name in rates:
+        if not name.startswith(("torchvision", "timm", "webdataset", "one by one", "no loader", LIMIT, "vit_ipu,")):
+            pairs[f"vit_ipu over {name}"] = (name.replace(name.split(", ")[0], "vit_ipu", 1), name)
     return {name: ratio(rates[a], rates[b]) for name, (a, b) in pairs.items() if a in rates and b in rates}
 
 
@@ -141,6 +152,8 @@ def all_loaders(root: Path, shards: Path) -> Dict[str, Loader]:
         ),
         "timm": lambda workers, batches: timm_batches(root, workers, batches),
         "webdataset, packed": lambda workers, batches: webdataset_batches(shards, workers, batches),
+        "one by one, folder": lambda workers, batches: batches_one_by_one(root, "imagefolder", workers, batches),
+        "one by one, packed": lambda workers, batches: batches_one_by_one(shards, "shards", workers, batches),
         LIMIT + ", folder": lambda workers, batches: decoded_batches(root, "imagefolder", batches),
         "vit_ipu, folder": lambda workers, batches: our_batches(root, "imagefolder", workers, batches),
         "no loader, folder": lambda workers, batches: batches_without_loader(root, "imagefolder", workers, batches),
@@ -148,6 +161,29 @@ def all_loaders(root: Path, shards: Path) -> Dict[str, Loader]:
         "vit_ipu, packed": lambda workers, batches: our_batches(shards, "shards", workers, batches),
         "no loader, packed": lambda workers, batches: batches_without_loader(shards, "shards", workers, batches),
     }
+
+
+def loaders_of(checkout: Path, root: Path, shards: Path) -> Dict[str, Loader]:
+    """Returns the loaders of another checkout of vit_ipu, each of which runs in a Python process of its own."""
+    name = checkout.name
+
+    def loader(path: Path, source: str) -> Loader:
+        return lambda workers, batches: batches_of(checkout, path, source, workers, batches)
+
+    return {f"{name}, folder": loader(root, "imagefolder"), f"{name}, packed": loader(shards, "shards")}
+
+
+def batches_of(checkout: Path, path: Path, source: str, workers: int, batches: int) -> Iterator[int]:
+    """Yields the sizes of the batches that a child process reports as it loads them."""
+    code = (
+        "import sys, pathlib, data_loading\n"
+        f"for size in data_loading.our_batches(pathlib.Path({str(path)!r}), {source!r}, {workers}, {batches}):\n"
+        "    print(size, flush=True)"
+    )
+    environment = dict(os.environ, PYTHONPATH=f"{checkout}{os.pathsep}{checkout / 'benchmarks'}")
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, cwd=str(checkout), stdout=subprocess.PIPE, text=True) as process:
+        yield from (int(line) for line in process.stdout)  # type: ignore[union-attr]
 
 
 def our_config(path: Path, source: str, workers: int) -> Config:
@@ -168,6 +204,27 @@ def our_batches(path: Path, source: str, workers: int, batches: int) -> Iterator
     positions = BatchPlan.of(config).share(0, 1)
     for batch in TrainingLoader(images, config, positions, start_step=0, total_steps=batches):
         yield len(batch)
+
+
+class Samples(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The images of vit_ipu's loader as a map-style data set: images (3, S, S) of uint8 and labels."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        config = our_config(path, source, 0)
+        images = open_source(config.data, config.model, "train")
+        self._fill, self._count = TrainingFill(images, config), len(images)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        buffer = Buffer.of(1, SIZE, torch.uint8, shared=False)
+        self._fill(buffer, 0, [(0, index)])
+        return buffer.images[0], int(buffer.labels[0])
+
+
+def batches_one_by_one(path: Path, source: str, workers: int, batches: int) -> Iterator[int]:
+    return limited(lambda: Samples(path, source), workers, batches)
 
 
 def decoded_batches(path: Path, source: str, batches: int) -> Iterator[int]:
@@ -299,6 +356,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[""], help="only loaders whose names begin with one of these, such as vit_ipu"
     )
+    parser.add_argument("--beside", nargs="*", type=Path, default=[], help="checkouts of other commits of vit_ipu")
     return parser.parse_args()
 
 
