@@ -2,7 +2,7 @@
 
     python benchmarks/feeding_a_gpu.py FOLDER --workers 14
 
-FOLDER has train/CLASS/ and val/CLASS/ (`data_loading.py` shows how to create one). The ways to feed the GPU take turns,
+FOLDER has train/CLASS/ and val/CLASS/ (`photographs.write_folder` creates one). The ways to feed the GPU take turns,
 with page-locked shared buffers of the loader and without. The time that a step waits for its batch is the loader's
 time; the time of the step itself contains the copy to the GPU.
 """
@@ -10,14 +10,12 @@ time; the time of the step itself contains the copy to the GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
-from unittest import mock
 
 from record import write_record
 
@@ -25,7 +23,6 @@ from vit_ipu.backends.build import build_backend, resolve_device
 from vit_ipu.backends.contract import Backend, HostBatch
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
-from vit_ipu.data.loading import workers
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.pipeline import BatchPlan
@@ -44,7 +41,7 @@ def main() -> None:
     ways = {
         "one batch in page-locked memory": lambda: itertools.repeat(page_locked(config), config.run.updates or 0),
         "the folder": lambda: loaded(config, config.run.updates or 0),
-        "the folder, not page-locked": lambda: not_locked(loaded(config, config.run.updates or 0)),
+        "the folder, not page-locked": lambda: loaded(config, config.run.updates or 0, page_lock=False),
     }
     found: Dict[str, List[Times]] = {name: [] for name in ways}
     for _ in range(arguments.runs):
@@ -85,20 +82,15 @@ def config_for(arguments: argparse.Namespace) -> Config:
     )
 
 
-def loaded(config: Config, steps: int) -> Iterator[HostBatch]:
+def loaded(config: Config, steps: int, *, page_lock: bool = True) -> Iterator[HostBatch]:
     images = open_source(config.data, config.model, "train")
     positions = BatchPlan.of(config).share(0, 1)
-    return iter(TrainingLoader(images, config, positions, start_step=0, total_steps=steps))
+    return iter(TrainingLoader(images, config, positions, start_step=0, total_steps=steps, page_lock=page_lock))
 
 
 def page_locked(config: Config) -> HostBatch:
     batch = next(loaded(config, 1))
     return HostBatch(batch.images.clone().pin_memory(), batch.labels.clone())
-
-
-def not_locked(batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-    with mock.patch.object(workers, "_page_locked", return_value=contextlib.nullcontext()):
-        yield from batches
 
 
 def train(backend: Backend, batches: Iterator[HostBatch]) -> Times:

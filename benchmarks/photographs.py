@@ -1,6 +1,7 @@
 """Creates real-size JPEGs to measure loading: crops of scikit-image's and matplotlib's photographs, encoded again.
 
-The JPEGs lie in a folder of classes like ImageNet's: 500 x 375 pixels, quality 90, chroma halved, about 45 KB each.
+The JPEGs have 500 x 375 pixels, quality 90, halved chroma and about 45 KB each. A folder of them has classes, as
+ImageNet's has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hardware behind markers: a test that needs more than is there is not run, and says so."""
+"""Fixtures for all tests, and a skip with a reason for tests that need more hardware than the machine has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_ipu.simulator import machine
 torch.set_num_threads(1)
 
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: its children would ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job of a shell, children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -31,21 +31,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is kept in, or taken from, the cache of whoever runs the tests."""
+def _separate_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Gives the tests a separate cache, so that they neither read nor fill the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """Changes into an empty folder and returns it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty_folder: Path) -> Callable[..., str]:
-    """Runs a command that must succeed: what it wrote to stdout."""
+    """Returns a function that runs a command, asserts that it succeeds, and returns what it wrote to stdout."""
 
     def call(*arguments: Any) -> str:
         code, out, err = vit_ipu(monkeypatch, capsys, *arguments)
@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty_fo
 
 @pytest.fixture
 def sixteen_ipus() -> Iterator[None]:
-    """A simulated machine of 16 IPUs that nobody holds."""
+    """Sets up a simulated machine of 16 IPUs, all of them free."""
     machine.configure(16)
     yield
     machine.configure(16)

@@ -1,4 +1,4 @@
-"""Models made by other libraries, and files laid out by their published names."""
+"""Models made by other libraries, and weights under the names that these libraries publish."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "
 
 
 def randomise(model: nn.Module, std: float = 0.02) -> nn.Module:
-    """Also what libraries start at zero or one."""
+    """Makes all parameters random, including those that libraries initialise to zero or one."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "ln" in name or name.endswith("gamma"):
@@ -31,7 +31,7 @@ def randomise(model: nn.Module, std: float = 0.02) -> nn.Module:
 
 
 def timm_model(size, patch, pixels, folder: Path, load=None):
-    """A random model of timm's, and the file with its weights; or one that reads the file `load`."""
+    """Returns a random timm model and the file with its weights; given `load`, the timm model that reads this file."""
     import timm
 
     torch.manual_seed(0)
@@ -45,7 +45,10 @@ def timm_model(size, patch, pixels, folder: Path, load=None):
 
 
 def huggingface_model(size, patch, pixels, folder: Path, load=None, classes=("a", "b", "c", "d", "e")):
-    """The same of transformers; on Python 3.8 of the version that is there."""
+    """Returns a random transformers model and its folder; given `load`, the transformers model that reads this folder.
+
+    On Python 3.8 this is an older transformers than on newer versions of Python.
+    """
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
@@ -74,7 +77,7 @@ def logits_of(model):
 
 
 def torchvision_model(size, patch, pixels, folder: Path, load=None):
-    """The same of torchvision."""
+    """Returns a random torchvision model and its file; given `load`, the torchvision model that reads this file."""
     from torchvision.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
@@ -89,7 +92,7 @@ def torchvision_model(size, patch, pixels, folder: Path, load=None):
 
 
 def native_model(source: str) -> ViT:
-    """Ours with the weights of a file or folder."""
+    """Returns our ViT with the weights of a file or folder."""
     weights = read_weights(source, trust_pickle=True)
     model = ViT(model_config(weights)).eval()
     model.load_state_dict(weights.tensors)
@@ -97,7 +100,7 @@ def native_model(source: str) -> ViT:
 
 
 def assert_same_logits(theirs, ours, pixels, bound=1e-5, compare_epsilon=False):
-    """On two images, relative to the size of the logits; `compare_epsilon` where they keep another epsilon."""
+    """Asserts that the logits of two images differ by at most `bound`."""
     torch.manual_seed(1)
     images = torch.randn(2, 3, pixels, pixels)
     with torch.no_grad():
@@ -107,7 +110,7 @@ def assert_same_logits(theirs, ours, pixels, bound=1e-5, compare_epsilon=False):
 
 
 def google_arrays(state, *, num_heads, big_vision=False):
-    """A checkpoint of google-research/vision_transformer, or of big_vision, written out by its published names."""
+    """Returns a checkpoint of google-research/vision_transformer, or of big_vision, under its published names."""
     width = state["cls_token"].shape[-1]
     head_width = width // num_heads
     attention, mlp, norm2 = (
@@ -154,7 +157,7 @@ def google_arrays(state, *, num_heads, big_vision=False):
 
 
 def stacked(arrays):
-    """The same with the blocks scanned: one array for all, along a new first axis."""
+    """Returns the arrays of a model with scanned blocks: one array for all blocks, along a new first axis."""
     result, blocks = {}, {}
     for key, array in arrays.items():
         match = re.match(r"Transformer/encoderblock_(\d+)/(.*)", key)
@@ -168,7 +171,7 @@ def stacked(arrays):
 
 
 def mmpretrain_state(state, version, classes):
-    """A .pth of mmpretrain 1.x, mmclassification 0.23 or up to 0.16, or of a backbone by itself."""
+    """Returns the content of a .pth of mmpretrain 1.x, mmclassification 0.23 or up to 0.16, or of a backbone alone."""
     renamed = [("norm1", "ln1"), ("norm2", "ln2"), ("mlp.fc1", "ffn.layers.0.0"), ("mlp.fc2", "ffn.layers.1")]
     if version == "0.16":
         renamed += [("attn.qkv.", "attn.attn.in_proj_"), ("attn.proj.", "attn.attn.out_proj.")]

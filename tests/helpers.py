@@ -1,4 +1,4 @@
-"""Small configs, random batches, and the measures that parity is held to."""
+"""Small configs, random batches, and measures of parity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY: Dict[str, Dict[str, Any]] = {
 
 
 def tiny_values(**sections: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
-    """The values of a config that trains in a second, with some of them changed."""
+    """Returns the values of a config that trains in a second, with some values changed."""
     return {name: dict(values, **sections.get(name, {})) for name, values in TINY.items()}
 
 
@@ -49,7 +49,7 @@ def random_images(count: int, side: int = 28, seed: int = 0) -> Tensor:
 
 
 def random_batch(config: Config, seed: int = 0) -> HostBatch:
-    """A host step of random images and labels, with the draws of host step `seed` where the config mixes."""
+    """Returns a host step of random images and labels, with the draws of host step `seed` if the config mixes."""
     count = config.pipeline.global_batch_size * config.pipeline.device_iterations
     generator = torch.Generator().manual_seed(seed + 1000)
     labels = torch.randint(config.model.num_classes, (count,), generator=generator)
@@ -58,7 +58,7 @@ def random_batch(config: Config, seed: int = 0) -> HostBatch:
 
 
 def with_random_head(weights: Dict[str, Tensor], seed: int = 0) -> Dict[str, Tensor]:
-    """The weights with a head that is not zero, so that every layer has a gradient from the first update on."""
+    """Returns the weights with a head that is not zero, so that every layer has a gradient from the first update on."""
     generator = torch.Generator().manual_seed(seed)
     head = 0.1 * torch.randn(weights["head.weight"].shape, generator=generator)
     return dict(weights, **{"head.weight": head.to(weights["head.weight"].dtype)})
@@ -67,7 +67,7 @@ def with_random_head(weights: Dict[str, Tensor], seed: int = 0) -> Dict[str, Ten
 def relative_errors(
     a: Dict[str, Tensor], b: Dict[str, Tensor], *, leave_out_key_bias: bool = False
 ) -> Dict[str, float]:
-    """||a - b|| / ||b|| of each tensor; the key third of qkv.bias, whose true gradient is zero, may be left out."""
+    """Returns ||a - b|| / ||b|| of each tensor, optionally without qkv.bias's key third (true gradient: zero)."""
     assert set(a) == set(b)
     errors = {}
     for name in a:
@@ -84,7 +84,7 @@ def worst(errors: Dict[str, float]) -> float:
 
 
 def equal_states(a: Any, b: Any) -> bool:
-    """Whether two nested states are bit for bit the same."""
+    """Tells whether two nested states are bit for bit the same."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -95,14 +95,14 @@ def equal_states(a: Any, b: Any) -> bool:
 
 
 def write_config(folder: Path, name: str = "tiny", **sections: Dict[str, Any]) -> str:
-    """Writes a tiny config with some values changed; its path."""
+    """Writes a tiny config with some values changed, and returns its path."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tiny_values(**sections)))
     return str(path)
 
 
 def vit_ipu(monkeypatch: Any, capsys: Any, *arguments: Any) -> Tuple[int, str, str]:
-    """Runs a command in this process: its exit code, and what it wrote to stdout and stderr."""
+    """Runs a command in this process; returns its exit code, and what it wrote to stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["vit-ipu", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -111,14 +111,14 @@ def vit_ipu(monkeypatch: Any, capsys: Any, *arguments: Any) -> Tuple[int, str, s
 
 
 def data_config(**values: Any) -> DataConfig:
-    """The data section of a config, by default of the sample."""
+    """Returns the data section of a config, by default with the source `sample`."""
     return DataConfig(**{"source": "sample", **values})
 
 
 def write_image_folder(
     root: Path, splits: Sequence[str] = ("train", "val"), classes: Sequence[str] = ("cat", "dog"), count: int = 3
 ) -> None:
-    """Small images of one color each, below root/SPLIT/CLASS."""
+    """Writes small images of one color each to root/SPLIT/CLASS."""
     for split in splits:
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)

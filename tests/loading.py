@@ -1,4 +1,4 @@
-"""Datasets, and loaders and accessors of them, for the tests of the simulator's loading of data."""
+"""Datasets with their loaders and accessors, for the tests of the simulator's data loading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ by_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 
 
 class Numbers(Dataset):  # type: ignore[type-arg]
-    """Sample i is the number i, in a container of the kind asked for."""
+    """A dataset whose sample i is the number i, in a container made by `make`."""
 
     def __init__(self, length: int, make: Callable[[Tensor], Any] = lambda number: number) -> None:
         self.length, self.make = length, make
@@ -34,7 +34,7 @@ class Numbers(Dataset):  # type: ignore[type-arg]
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """The numbers up to a length, dealt out to the workers."""
+    """A stream of the numbers below a length, dealt out to the workers."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -46,7 +46,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
 
 class Picklable(Dataset):  # type: ignore[type-arg]
-    """Names the process that loads it."""
+    """A dataset whose samples contain the id of the process that loads them."""
 
     def __len__(self) -> int:
         return 3
@@ -58,7 +58,7 @@ class Picklable(Dataset):  # type: ignore[type-arg]
 
 
 class Broken(Picklable):
-    """Sample 1 does what is said."""
+    """A dataset that calls `action` when sample 1 is loaded."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
         self.action = action

@@ -33,7 +33,7 @@ def mixing_config(data, **sections):
 
 
 def mixed_by_hand(images, labels, row, num_classes):
-    """One micro-batch: images and soft targets."""
+    """Returns the mixed images and the soft targets of one micro-batch."""
     own_label, own_inside, left, top, right, bottom = row.tolist()
     left, top, right, bottom = (int(bound) for bound in (left, top, right, bottom))
     mixed, targets = images.clone(), torch.empty(len(labels), num_classes, dtype=images.dtype)
@@ -47,7 +47,7 @@ def mixed_by_hand(images, labels, row, num_classes):
 
 
 def train_by_hand(config, start, batches):
-    """One soft-target loss over each global batch whose micro-batches were mixed one by one."""
+    """Trains with one soft-target loss over each global batch, whose micro-batches are mixed one by one."""
     model, normalize = ViT(config.model), Normalize(config.data)
     model.load_state_dict(start)
     optimizer = torch.optim.SGD(optimizer_groups(model, config.optim), lr=1.0, momentum=0.9, nesterov=True)
@@ -71,10 +71,10 @@ def check_parity(data, *, devices=("cpu", "ipu-sim"), label_smoothing=0.1):
     start, batches = start_of(config), [random_batch(config, seed) for seed in range(UPDATES // ITERATIONS)]
     expected = train_by_hand(config, start, batches)
     for device in devices:
-        for size in (None, SIZE) if device == "cpu" else (None,):  # None: merged, as far as memory allows
+        for size in (None, SIZE) if device == "cpu" else (None,):  # None: merged as far as memory allows
             sized = mixing_config(
                 data, optim={"label_smoothing": label_smoothing}, pipeline={"native_micro_batch_size": size}
             )
             errors = relative_errors(train_on(device, sized, start, batches)[0], expected)
             assert worst(errors) <= 1e-5, (device, size, max(errors, key=errors.get))
-    assert worst(relative_errors(start, expected)) > 0.1  # it has learnt something
+    assert worst(relative_errors(start, expected)) > 0.1  # training changed the weights

@@ -15,7 +15,7 @@ CLASSES = ("ant", "bee")
 
 
 def write_two_classes(root):
-    """Two classes of three images, in two splits."""
+    """Writes two classes of three images in each of two splits, and returns the folder."""
     for split in ("train", "val"):
         for label, name in enumerate(CLASSES):
             (root / split / name).mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Ten updates on a backend beside those on the CPU and in a plain PyTorch loop.
+"""Ten updates on a backend, compared with ten updates on the CPU and in a plain PyTorch loop.
 
-Parity is measured per tensor, ||a - b|| / ||b||: four stages, two replicas, accumulation 8, two device iterations. The
-reference is one plain PyTorch loop over each whole global batch.
+Parity is measured per tensor as ||a - b|| / ||b||, with four stages, two replicas, accumulation 8 and two device
+iterations. The reference is a plain PyTorch loop with one loss over each global batch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def batches_of(config: Config) -> List[HostBatch]:
 
 
 Trained = Tuple[Dict[str, Tensor], Tensor]
-"""Weights, and the logits of some images in their order."""
+"""Weights, and the logits of IMAGES in order."""
 
 
 def train_on(device: str, config: Config, start: Dict[str, Tensor], batches: List[HostBatch]) -> Trained:
@@ -80,7 +80,7 @@ def train_on(device: str, config: Config, start: Dict[str, Tensor], batches: Lis
 
 
 def train_plainly(config: Config, start: Dict[str, Tensor], batches: List[HostBatch]) -> Trained:
-    """No accumulation, no replicas, no device iterations: one loss over each global batch."""
+    """Trains with one loss over each global batch, without accumulation, replicas or device iterations."""
     dtype = getattr(torch, config.precision.compute)
     model, normalize = ViT(config.model).to(dtype), Normalize(config.data).to(dtype)
     model.load_state_dict(start)
@@ -120,4 +120,4 @@ def check_parity(device: str, optimizer: str, compute: str, changes: Dict[str, o
         errors = relative_errors(trained[a][0], trained[b][0], leave_out_key_bias=leave_out)
         assert worst(errors) <= bound, (a, b, max(errors, key=errors.get))
         torch.testing.assert_close(trained[a][1], trained[b][1], rtol=10 * bound, atol=max(10 * bound, 1e-6))
-    assert worst(relative_errors(start, trained["plain"][0])) > max(100 * bound, 0.1)  # it has learnt something
+    assert worst(relative_errors(start, trained["plain"][0])) > max(100 * bound, 0.1)  # training changed the weights

@@ -1,4 +1,4 @@
-"""Photographs to decode and crop, and what others make of them."""
+"""Photographs to decode and crop, and the same crops made by Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHOTOGRAPH = os.path.join(os.path.dirname(matplotlib.__file__), "mpl-data", "sam
 
 
 def photograph(size=(500, 375), seed=0):
-    """A part of a portrait in front of a flag."""
+    """Returns a random part of a portrait in front of a flag."""
     rng = np.random.default_rng(seed)
     with Image.open(PHOTOGRAPH) as image:
         width = rng.uniform(0.4, 1) * min(image.width, image.height * size[0] / size[1])
@@ -42,7 +42,7 @@ def upright_by_pillow(data):
 
 
 def assert_alike(found, expected):
-    """The bound on what a crop may differ by from the full decode and the antialiased resize of Pillow's."""
+    """Asserts that a crop is close to Pillow's full decode and antialiased resize."""
     assert found.shape == expected.shape
     assert found.dtype == np.uint8
     difference = np.abs(found.astype(int) - expected)
@@ -51,13 +51,13 @@ def assert_alike(found, expected):
 
 
 def photographs(count):
-    """JPEGs of 500 x 375 pixels: parts of seven photographs, as the benchmarks load them, but of various qualities."""
+    """Returns JPEGs of 500 x 375 pixels: parts of the benchmarks' seven photographs, encoded in various qualities."""
     originals, rng = BENCHMARKS["photographs"](), np.random.default_rng(0)
     return [encoded(BENCHMARKS["crop"](originals, rng), quality=int(rng.integers(75, 96))) for _ in range(count)]
 
 
 def large_photograph(size, seed=0):
-    """Whole photographs side by side, so that there are as many details as in one that was taken so large."""
+    """Returns photographs side by side, with as many details as one photograph of that size would have."""
     originals, rng = BENCHMARKS["photographs"](), np.random.default_rng(seed)
     canvas = Image.new("RGB", size)
     for top in range(0, size[1], 300):

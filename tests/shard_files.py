@@ -28,7 +28,7 @@ def write_tar(path, members, format=tarfile.USTAR_FORMAT):
 
 
 def samples(labels, start=0, suffix="png"):
-    """Two members a sample: an image whose shade is its place, and the label."""
+    """Returns two members per sample: an image whose shade is the sample's position, and the label."""
     return [
         part
         for place, label in enumerate(labels, start=start)
@@ -43,7 +43,7 @@ LABELS = [2, 0, 1, 1, 0, 2, 1]
 
 
 def write_shards(root, format=tarfile.USTAR_FORMAT):
-    """Seven training images in three shards, and two held-out ones."""
+    """Writes seven training images in three shards, and two held-out images in one shard."""
     for number, (first, last) in enumerate(((0, 3), (3, 4), (4, 7))):
         write_tar(root / "train" / f"x-{number:02d}.tar", samples(LABELS[first:last], first), format)
     write_tar(root / "val" / "x-00.tar", samples([1, 2]), format)

@@ -1,4 +1,4 @@
-"""A small model on two IPUs, its data, and the plain loop that the simulator is held to."""
+"""A small model on two IPUs, its data, and the plain training loop that the simulator is compared with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def data(count, seed=0, dtype=torch.float32):
 
 
 def train_plainly(model, batches, optimizer, *, micro_batches, reduction="mean"):
-    """Each batch is one update: the mean, or the sum, of the micro-batches' mean losses is differentiated."""
+    """Trains with one update per batch: differentiates the mean, or the sum, of the micro-batches' mean losses."""
     for x, labels in batches:
         optimizer.zero_grad()
         losses = [model(a, b)[1] for a, b in zip(x.chunk(micro_batches), labels.chunk(micro_batches))]
@@ -53,5 +53,5 @@ def train_plainly(model, batches, optimizer, *, micro_batches, reduction="mean")
 
 
 def half(*shape, seed=0, scale=1.0):
-    """Normal numbers in float16."""
+    """Returns normally distributed numbers in float16."""
     return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).half()

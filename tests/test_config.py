@@ -1,4 +1,4 @@
-"""Configs: every shipped one is valid, and every mistake is refused with what is needed to mend it."""
+"""Configs: every shipped config is valid, and every mistake is refused with the numbers and the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.config_file import _load_yaml, dump_config, load_config, parse_config, shipped_configs
-from vit_ipu.errors import ConfigError
+from vit_ipu.errors import ConfigError, suggest
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.unused_options import unused_options
 from vit_ipu.variants import VARIANTS
@@ -85,7 +85,7 @@ def test_a_config_is_frozen():
         config.run = None
 
 
-def test_a_config_survives_being_written_and_read(tmp_path):
+def test_a_config_that_is_written_and_read_is_unchanged(tmp_path):
     for path in SHIPPED.values():
         config = load_config(path)
         copy = tmp_path / path.name
@@ -128,7 +128,7 @@ def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     assert load_config("pipeline_configs/quickstart.yaml") == load_config(SHIPPED["quickstart"])
 
 
-def test_dates_are_words_and_merged_keys_are_merged(tmp_path):
+def test_dates_are_strings_and_merge_keys_are_merged(tmp_path):
     path = tmp_path / "config.yaml"
     text = dump_config(tiny_config())
     path.write_text(text.replace("path: null", "path: 2020-13-45") + "# end\n")
@@ -138,7 +138,7 @@ def test_dates_are_words_and_merged_keys_are_merged(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["1e5", "null", "yes", "2020-01-01", "1.5", "-"])
-def test_words_that_look_like_something_else_survive(tmp_path, word):
+def test_strings_that_look_like_other_types_stay_strings(tmp_path, word):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(tiny_config(data={"path": word})))
     assert load_config(path).data.path == word
@@ -202,7 +202,7 @@ def test_unused_options_of_mixing_are_reported(data, expected):
     assert unused_options(tiny_config(data=data)) == expected
 
 
-# Each mistake with everything that its message must say.
+# Each mistake with the texts that its message must contain.
 MISTAKES = [
     ({"model": {"variant": "vit_bse_patch16"}}, ["model", "vit_bse_patch16", "vit_base_patch16"]),
     ({"model": {"image_size": 30}}, ["image_size 30", "patch_size 7", "28 or 35"]),
@@ -280,7 +280,14 @@ FILES = [
     ("", ["not a config"]),
     ("models: {}\n", ["models", "unknown key", "'model'"]),
     ("!!python/object/apply:os.system ['true']\n", ["could not determine a constructor"]),
-    ("? [a, b]\n: 1\n", ["line 1", "must be a string"]),
+    ("? [a, b]\n: 1\n", ["line 1: key (a list) must be a string"]),
+    ("? {a: b}\n: 1\n", ["line 1: key (a mapping) must be a string"]),
+    ("? !!str [a, b]\n: 1\n", ["line 1: key (a list) must be a string"]),
+    ("? !!int |\n  1\n  2\n: 3\n", ["line 1: key 1 2 must be a string"]),
+    ("?\n: 1\n", ["line 1: key (empty) must be a string"]),
+    ("model: !!int four\n", ["a value does not fit its type", "'four'"]),
+    ("model: !!bool maybe\n", ["a value does not fit its type", "'maybe'"]),
+    ("model: !!map four\n", ["a value does not fit its type"]),
     ("model: {3: 4}\n", ["line 1", "key 3 must be a string"]),
     ("[" * 3000, ["nested too deeply"]),
 ]
@@ -292,8 +299,16 @@ def test_broken_file_is_refused(tmp_path, text, expected):
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config(path)
+    assert "\n" not in str(caught.value)
     for part in [str(path), *expected]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("optimiser", "; did you mean 'optim'?"), ("xyz", ": use one of model, optim")]
+)
+def test_a_suggestion_reads_the_known_names_once(word, expected):
+    assert suggest(word, iter(["model", "optim"])) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The documents tell the truth: what they name is there."""
+"""The documents are correct: commands, files and modules that they name exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_picture_is_that_of_the_timetable():
+def test_the_pipeline_picture_shows_the_timetable():
     picture = (ROOT / "docs" / "pipeline.svg").read_text()
     assert picture.replace(' style="background:#ffffff"', "").strip() == timetable_svg(4, 8)
 
@@ -42,20 +42,20 @@ def test_commands_in_the_readme_exist():
     assert set(re.findall(r"^\| `([a-z]+) [A-Z]", readme, re.M)) | {"models"} == commands
 
 
-def test_the_map_of_modules_is_true():
-    """Every module that it names exists, and it names every module but those of rooms that it describes as a whole."""
+def test_the_map_of_modules_is_correct_and_complete():
+    """Checks that the page names only existing modules, and all modules outside of folders described as a unit."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     modules = {path.stem: path for path in (ROOT / "vit_ipu").rglob("*.py") if not path.stem.startswith("_")}
     for block in page.split("```")[1:4:2]:
         for name in re.findall(r"\b([a-z][a-z_]+)\.py", block):
             assert name in modules, name
-    as_a_whole = ("simulator/ops", "standins", "child_path", "backends", "report")
+    folders_described_as_a_unit = ("simulator/ops", "standins", "child_path", "backends", "report")
     for name, path in modules.items():
-        if not any(room in str(path.parent.relative_to(ROOT)) for room in as_a_whole):
+        if not any(folder in str(path.parent.relative_to(ROOT)) for folder in folders_described_as_a_unit):
             assert re.search(rf"\b{name}\b", page), f"{path.relative_to(ROOT)} is missing in docs/architecture.md"
 
 
-def test_every_page_says_that_no_ipu_has_run_this():
+def test_pages_about_ipus_say_that_no_ipu_has_run_this_code():
     for name in ("README.md", "docs/running_on_ipu.md", "docs/simulator.md"):
         text = " ".join((ROOT / name).read_text().split())
         assert re.search(
@@ -63,7 +63,7 @@ def test_every_page_says_that_no_ipu_has_run_this():
         )
 
 
-def test_nothing_tells_anybody_to_install_a_stranger():
+def test_no_page_recommends_the_unrelated_popart_poplar_or_poptorch_of_pypi():
     files = [
         *DOCUMENTS,
         ROOT / "pyproject.toml",

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, hashes, and the folder of caches."""
+"""Files that are written completely or not at all, locks, hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import cache_folder, expand_home, lock, remove, sha256_of, sync, write_whole, written_whole
 
 
-def test_a_file_or_a_folder_appears_whole(tmp_path):
+def test_a_file_or_a_folder_appears_only_when_complete(tmp_path):
     write_whole(tmp_path / "text", "äöü")
     write_whole(tmp_path / "bytes", b"\0\1")
     with written_whole(tmp_path / "folder") as temporary:
@@ -29,7 +29,7 @@ def test_a_file_or_a_folder_appears_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path, error):
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, error):
     target = tmp_path / "file"
     target.write_text("before")
 
@@ -46,14 +46,14 @@ def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+def test_leftovers_of_a_killed_process_are_replaced(tmp_path):
     (tmp_path / ".writing-file").mkdir()
     (tmp_path / ".writing-file" / "part").write_text("half")
     write_whole(tmp_path / "file", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_temporary_name_tells_the_suffix_and_with_unique_the_process(tmp_path):
+def test_a_temporary_name_contains_the_suffix_and_with_unique_the_process_id(tmp_path):
     with written_whole(tmp_path / "a.npz", prefix=".packing-") as temporary:
         temporary.write_text("")
         assert temporary.name == ".packing-a.npz"
@@ -62,7 +62,7 @@ def test_a_temporary_name_tells_the_suffix_and_with_unique_the_process(tmp_path)
         assert temporary.name == f".writing-{os.getpid()}-a.npz"
 
 
-def test_contents_are_on_the_disk_before_the_name_and_the_name_afterwards(tmp_path, monkeypatch):
+def test_contents_are_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     events = []
     entry, replace = files.sync_entry, os.replace
     monkeypatch.setattr(files, "sync_entry", lambda path: (events.append(path.name), entry(path)))
@@ -73,7 +73,7 @@ def test_contents_are_on_the_disk_before_the_name_and_the_name_afterwards(tmp_pa
     assert events == ["part", ".writing-folder", "rename", tmp_path.name]
 
 
-def test_remove_takes_files_folders_and_links_and_minds_nothing_missing(tmp_path):
+def test_remove_deletes_files_folders_and_links_and_ignores_missing_paths(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("")
@@ -102,7 +102,7 @@ time.sleep(30)
 """
 
 
-def test_a_lock_is_one_processs_and_ends_with_it_whatever_its_children_do(tmp_path):
+def test_a_lock_belongs_to_one_process_and_ends_with_it_even_if_children_live(tmp_path):
     path = tmp_path / ".lock"
     with path.open("a") as file, subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
@@ -122,7 +122,7 @@ def test_sha256(tmp_path):
         sha256_of(tmp_path / "missing")
 
 
-def test_caches_are_where_the_system_has_them(monkeypatch, tmp_path):
+def test_the_cache_folder_follows_xdg_cache_home_and_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache" / "vit_ipu"
     monkeypatch.delenv("XDG_CACHE_HOME")

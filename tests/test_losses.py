@@ -1,4 +1,4 @@
-"""The written-out loss is torch's, in values and gradients."""
+"""The written-out loss equals torch's in values and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_loss_equals_torchs_cross_entropy(smoothing):
     logits = torch.randn(7, 5, dtype=torch.float64)
     labels = torch.randint(5, (7,))
     gradients = []
-    for loss in (lambda x: classification_loss(x, labels, smoothing), lambda x: _torchs(x, labels, smoothing)):
+    for loss in (lambda x: classification_loss(x, labels, smoothing), lambda x: _torch_loss(x, labels, smoothing)):
         x = logits.clone().requires_grad_()
         value = loss(x)
         value.backward()
@@ -23,7 +23,7 @@ def test_loss_equals_torchs_cross_entropy(smoothing):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
 
-def _torchs(logits, labels, smoothing):
+def _torch_loss(logits, labels, smoothing):
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -32,4 +32,4 @@ def test_half_precision_logits_give_a_float32_loss(smoothing):
     logits = torch.randn(4, 5)
     loss = classification_loss(logits.half(), torch.tensor([0, 1, 2, 3]), smoothing)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(_torchs(logits, torch.tensor([0, 1, 2, 3]), smoothing).item(), rel=1e-2)
+    assert loss.item() == pytest.approx(_torch_loss(logits, torch.tensor([0, 1, 2, 3]), smoothing).item(), rel=1e-2)

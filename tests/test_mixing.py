@@ -1,7 +1,7 @@
 """Mixup and cutmix: the draws, the arithmetic on the device, and the same weights on every backend.
 
-The oracle mixes by hand, one micro-batch after the other, with soft targets; where torchvision has MixUp and CutMix,
-they are another.
+The reference mixes by hand, one micro-batch after the other, with soft targets. If torchvision has MixUp and CutMix,
+they are a second reference.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def positions_of(config, index=0, count=1):
 
 
 def example(data, count=12, side=14, num_classes=5):
-    """Images, labels and the mixing tensor of three micro-batches, in float64."""
+    """Returns images, labels and the mixing tensor of three micro-batches, in float64."""
     config = tiny_config(
         data=data, model={"image_size": side}, pipeline={"global_batch_size": count, "layers_per_ipu": [4]}
     )
@@ -53,7 +53,7 @@ def example(data, count=12, side=14, num_classes=5):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_mixed_images_and_losses_are_those_of_soft_targets(kind, smoothing):
+def test_mixed_images_and_losses_equal_soft_targets_mixed_by_hand(kind, smoothing):
     images, labels, rows = example(KINDS[kind])
     parts = [mixed_by_hand(*part, 5) for part in zip(images.split(4), labels.split(4), rows)]
     expected, targets = (torch.cat(tensors) for tensors in zip(*parts))
@@ -95,7 +95,7 @@ def test_one_micro_batch_is_mixed_as_by_torchvision(name):
         )
 
 
-def test_cutmix_takes_pixels_as_they_are_also_in_half_precision():
+def test_cutmix_copies_pixels_unchanged_in_half_precision():
     images = random_images(4).half() / 255
     mixed = Mixer(28).half()(images, torch.tensor([[0.75, 0.0, 0.0, 14.0, 14.0, 28.0]]))
     assert mixed.dtype == torch.float16
@@ -126,23 +126,23 @@ def test_mixups_shares_have_the_moments_of_their_beta_distribution(alpha):
     own = rows[:, 0]
     assert abs(own.mean() - 0.5) < 0.03
     assert own.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
-    np.testing.assert_allclose(rows[:, 1], own, atol=1e-6)  # of the label as of the pixels
+    np.testing.assert_allclose(rows[:, 1], own, atol=1e-6)  # the share of the label equals that of the pixels
     assert (rows[:, 2:] == [0, 0, 28, 28]).all()
 
 
-def test_cutmixs_labels_go_by_the_true_area_of_its_boxes():
+def test_cutmix_label_shares_follow_the_true_area_of_the_boxes():
     rows = draws(cutmix_alpha=1.0).astype(np.float64)
     left, top, right, bottom = rows[:, 2:].T
     assert (rows[:, 1] == 0).all()
     np.testing.assert_allclose(rows[:, 0], 1 - (right - left) * (bottom - top) / 28**2, atol=1e-6)
 
 
-def test_each_kind_draws_by_its_own_alpha():
+def test_mixup_and_cutmix_each_draw_with_their_own_alpha():
     rows = draws(mixup_alpha=1e4, cutmix_alpha=1e-3)
     assert np.abs(rows[rows[:, 1] > 0, 0] - 0.5).max() < 0.05
     rows = draws(mixup_alpha=1e-3, cutmix_alpha=1e4)
     sides = rows[(rows[:, 2] > 0) & (rows[:, 4] < 28)]
-    assert set(sides[:, 4] - sides[:, 2]) <= {18, 20}  # about 28 / sqrt(2), in twos
+    assert set(sides[:, 4] - sides[:, 2]) <= {18, 20}  # about 28 / sqrt(2), and even
 
 
 @settings(max_examples=50, deadline=None)
@@ -162,7 +162,7 @@ def test_boxes_lie_in_the_image_and_have_the_area_drawn_unless_clipped(side, see
         assert (size[free] > wanted[free] - 2).all()  # whole pixels, and an even number of them
 
 
-def test_centres_of_boxes_are_everywhere():
+def test_boxes_cover_every_part_of_the_image():
     boxes = cutmix_boxes(np.full(4000, 0.9), 28, np.random.default_rng(0))
     covered = np.zeros((28, 28), int)
     for left, top, right, bottom in boxes:
@@ -171,7 +171,7 @@ def test_centres_of_boxes_are_everywhere():
     assert abs(covered - covered.T).max() < 0.2 * covered.max()
 
 
-def test_both_are_chosen_by_their_share_and_only_some_draws_mix():
+def test_cutmix_share_and_mixing_probability_are_respected():
     rows = draws(mixup_alpha=0.4, cutmix_alpha=1.0, cutmix_share=0.3, mixing_probability=0.8)
     unmixed = (rows[:, 1] == 1) & (rows[:, 0] == 1)
     assert abs(unmixed.mean() - 0.2) < 0.03
@@ -185,7 +185,7 @@ def test_unmixed_rows_change_neither_images_nor_labels():
     torch.testing.assert_close(classification_loss(logits, labels, 0.0, rows), F.cross_entropy(logits, labels))
 
 
-def test_one_draw_an_update_is_shared_by_its_micro_batches():
+def test_one_draw_per_update_is_shared_by_its_micro_batches():
     config = mixing_config(KINDS["graphcore"])
     rows = mixing_of_step(config, 5, positions_of(config)).reshape(ITERATIONS, -1, 6)
     assert (rows == rows[:, :1]).all()
@@ -296,7 +296,7 @@ def rows_of_other_micro_batches(monkeypatch):
     )
 
 
-def outside_of_the_box(monkeypatch):
+def own_pixels_inside_the_box(monkeypatch):
     original = Mixer.own_pixels
     monkeypatch.setattr(Mixer, "own_pixels", lambda self, rows: 1 - original(self, rows))
 
@@ -308,17 +308,17 @@ def outside_of_the_box(monkeypatch):
         (swapped_shares, "cpu"),
         (swapped_shares, "ipu-sim"),
         (rows_of_other_micro_batches, "ipu-sim"),
-        (outside_of_the_box, "ipu-sim"),
+        (own_pixels_inside_the_box, "ipu-sim"),
     ],
 )
-def test_a_mutation_makes_the_parity_fail(monkeypatch, mutate, device):
+def test_a_mutation_makes_the_parity_check_fail(monkeypatch, mutate, device):
     mutate(monkeypatch)
     with pytest.raises(AssertionError, match=device):
         check_parity(KINDS["both"], devices=(device,))
 
 
 def test_mixing_in_half_precision_is_near_float32():
-    """float16 on simulated IPUs, the rows in float32."""
+    """Compares float16 on simulated IPUs, with the mixing rows in float32, with float32 on the CPU."""
     results = []
     for compute, device in (("float16", "ipu-sim"), ("float32", "cpu")):
         config = mixing_config(KINDS["both"], precision={"compute": compute})

@@ -1,4 +1,4 @@
-"""The ViT: exact counts, timm's names, and timm's numbers."""
+"""The ViT: exact parameter counts, timm's weight names, and timm's logits."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_printed_flops_are_reproduced(variant, printed):
 
 
 def test_flops_count_the_matrix_products(monkeypatch):
-    """Against the products that modules report while one image passes."""
+    """Compares with the products that modules report while one image passes."""
     counted = []
     attend = ExplicitAttention.attend
 
     def counting_attend(self, query, key, value):
-        counted.append(2 * query.numel() * key.shape[-2])  # QK and its product with V
+        counted.append(2 * query.numel() * key.shape[-2])  # QK, and the product with V
         return attend(self, query, key, value)
 
     monkeypatch.setattr(ExplicitAttention, "attend", counting_attend)
@@ -72,7 +72,7 @@ def timm_pair(name: str, variant: str, size: int) -> Tuple[nn.Module, ViT]:
 
     torch.manual_seed(0)
     theirs = timm.create_model(name, pretrained=False, img_size=size, num_classes=10).eval()
-    for parameter in theirs.parameters():  # biases and the class token start at zero or near it
+    for parameter in theirs.parameters():  # biases and the class token start at or near zero
         nn.init.normal_(parameter, std=0.05)
     ours = ViT(ModelConfig(variant=variant, image_size=size, num_classes=10)).eval()
     ours.load_state_dict(theirs.state_dict())  # strict: every name and shape is timm's
@@ -156,7 +156,7 @@ def test_representation_layer_is_a_tanh_layer_under_timms_old_name():
     assert {"pre_logits.fc.weight", "pre_logits.fc.bias"} <= set(model.state_dict())
 
 
-def test_initialisation_is_that_of_the_papers():
+def test_weights_are_initialised_as_in_the_papers():
     torch.manual_seed(0)
     model = ViT(ModelConfig(variant="vit_tiny_patch16"))
     for name in ("blocks.3.attn.qkv.weight", "blocks.5.mlp.fc1.weight", "pos_embed"):

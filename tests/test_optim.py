@@ -33,10 +33,10 @@ def test_only_weight_matrices_decay_unless_the_config_says_so():
     assert {"cls_token", "pos_embed", "norm.weight", "norm.bias", "head.bias"} <= set(exempt.names)
 
 
-def test_peers_groups_can_be_reproduced():
+def test_groups_of_mmclassification_and_graphcore_can_be_reproduced():
     decayed, exempt = groups_for(decay_exempt=["cls_token", "pos_embed"])  # mmclassification
     assert exempt.names == ("cls_token", "pos_embed")
-    decayed, exempt = groups_for(decay_exempt=["bias", "norm"])  # graphcore: whatever has one dimension
+    decayed, exempt = groups_for(decay_exempt=["bias", "norm"])  # graphcore: all tensors of one dimension
     assert {"cls_token", "pos_embed"} <= set(decayed.names)
     assert len(groups_for(decay_exempt=[])) == 1
 
@@ -75,7 +75,7 @@ def test_schedule(config, update, expected):
 
 
 def test_schedule_with_warmup_equals_transformers_form():
-    """The formula of graphcore's and Hugging Face's get_cosine_schedule_with_warmup."""
+    """Compares with the formula of graphcore's and Hugging Face's get_cosine_schedule_with_warmup."""
     config, total = optim(warmup_updates=100), 625
     for update in range(0, 625, 25):
         if update < 100:
@@ -86,7 +86,7 @@ def test_schedule_with_warmup_equals_transformers_form():
 
 
 def scalar_lamb(weight, gradients, *, lr, beta1, beta2, eps, decay, clamp):
-    """One tensor's LAMB in plain Python floats (arXiv:1904.00962, algorithm 2, with PopTorch's clamp)."""
+    """Returns one tensor after LAMB in plain Python floats (arXiv:1904.00962, algorithm 2, with PopTorch's clamp)."""
     m, v = [0.0] * len(weight), [0.0] * len(weight)
     for step, gradient in enumerate(gradients, start=1):
         m = [beta1 * a + (1 - beta1) * g for a, g in zip(m, gradient)]
@@ -113,7 +113,7 @@ def test_lamb_equals_a_scalar_reference(clamp, start):
     assert weight.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_reduction_factor_is_accumulation_times_replicas_only_where_the_recipe_sums():
+def test_reduction_factor_is_accumulation_times_replicas_only_if_the_recipe_sums():
     pipeline = {"global_batch_size": 64, "replication_factor": 2}
     assert tiny_config(pipeline=pipeline).reduction_factor == 1
     assert tiny_config(pipeline=pipeline, optim={"gradient_reduction": "sum"}).reduction_factor == 16

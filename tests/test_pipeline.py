@@ -71,7 +71,7 @@ def test_timetable_of_two_ipus_by_hand():
 
 
 @given(st.integers(1, 6), st.integers(1, 20))
-def test_timetable_does_everything_once_and_in_order(ipus, accumulation):
+def test_timetable_runs_every_micro_batch_once_and_in_order(ipus, accumulation):
     slots = timetable(ipus, accumulation)
     when = {(s.ipu, s.micro_batch, s.backward): s.cycle for s in slots}
     assert len(slots) == len(when) == 2 * ipus * accumulation
@@ -80,7 +80,7 @@ def test_timetable_does_everything_once_and_in_order(ipus, accumulation):
         path = [when[ipu, micro_batch, False] for ipu in range(ipus)]
         path += [when[ipu, micro_batch, True] for ipu in reversed(range(ipus))]
         assert path == sorted(path)
-        assert path[ipus - 1] == path[ipus]  # the last stage goes back at once
+        assert path[ipus - 1] == path[ipus]  # the last IPU runs forward and backward in one cycle
 
 
 @pytest.mark.parametrize(("ipus", "accumulation", "percent"), [(4, 7, 54), (4, 16, 73), (4, 32, 84), (4, 128, 96)])
@@ -103,7 +103,7 @@ def test_automatic_number_format(compute, kind, expected):
     assert PrecisionConfig(compute="float64").resolve_compute(kind) == "float64"
 
 
-# What PopTorch would refuse or silently change, with everything that the message must say.
+# Settings that PopTorch would refuse or silently change, each with the texts that the message must contain.
 RULES = [
     ({"pipeline": {"global_batch_size": 24}}, ["accumulation is 6", "7 stages", "global_batch_size to 28"]),
     ({"pipeline": {"layers_per_ipu": [1, 1, 2]}}, ["3 IPUs", "= 3 IPUs", "power of two", "2 or 4"]),
@@ -140,7 +140,7 @@ def test_rule_is_an_error_on_ipus_and_a_note_elsewhere(change, expected):
         assert text in notes[0]
 
 
-def test_a_config_that_breaks_two_rules_says_so():
+def test_the_error_of_a_config_that_breaks_two_rules_counts_the_other():
     config = tiny_config(model={"gelu": "erf", "layer_norm_eps": 1e-9})
     with pytest.raises(ConfigError, match="and 1 more"):
         require_runnable(config, "ipu-sim")
@@ -162,13 +162,13 @@ def test_the_simulator_computes_in_float64_but_hardware_does_not():
         ),
     ],
 )
-def test_what_is_not_simulated_is_refused_before_anything_is_built(section, message):
+def test_an_option_that_is_not_simulated_is_refused_before_anything_is_built(section, message):
     with pytest.raises(ConfigError, match=message):
         require_runnable(tiny_config(**section), "ipu-sim")
     assert require_runnable(tiny_config(**section), "ipu") == []
 
 
-def test_float16_is_for_ipus():
+def test_float16_is_refused_on_a_cpu():
     with pytest.raises(ConfigError, match="float16 is for IPUs; on cpu use auto, which is float32"):
         require_runnable(tiny_config(precision={"compute": "float16"}), "cpu")
 

@@ -1,6 +1,6 @@
-"""Signals that request a stop, and text that is fit for one line.
+"""Signals that request a stop, and text that fits on one line.
 
-The signals that are held back are tested in data/test_process_pool.py.
+Signals that a pool of processes holds back are tested in data/test_process_pool.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def handlers():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number, handlers):
-    told = []
-    with StopSignal(told.append) as stop:
+    messages = []
+    with StopSignal(messages.append) as stop:
         assert list(stop.until_stopped([1, 2])) == [1, 2]
         signal.raise_signal(number)
         assert stop.requested
-        assert told == ["stopping after this host step; press Ctrl-C again to stop at once"]
+        assert messages == ["stopping after this host step; press Ctrl-C again to stop at once"]
         assert list(stop.until_stopped([1, 2])) == []
         with pytest.raises(Interrupted):
             list(stop.raise_if_stopped([1]))
@@ -62,7 +62,7 @@ def test_outside_the_main_thread_nothing_is_requested():
     assert found == [False]
 
 
-def test_sigterm_ends_the_program_as_an_exception_would():
+def test_sigterm_raises_system_exit_143():
     exit_on_sigterm()
     with pytest.raises(SystemExit) as ended:
         signal.raise_signal(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_workers_leave_signals_to_the_main_process():
         assert signal.getsignal(number) == signal.SIG_IGN
 
 
-def test_text_for_one_line():
+def test_text_is_shortened_and_escaped_for_one_line():
     assert single_line(" a\n b\t\tc ") == "a b c"
     assert printable("a\x1b[31mb\n") == "a?[31mb?"
     assert escaped("a\x1bb\nä") == "a\\x1bb\\nä"

@@ -1,4 +1,4 @@
-"""The whole program, trained: run folders, failures, tracking."""
+"""Training from end to end: run folders, failures, tracking."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import vit_ipu, write_config, write_image_folder
+from helpers import tiny_config, vit_ipu, write_config, write_image_folder
 
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
@@ -18,7 +18,7 @@ from vit_ipu.weights.native import newest_checkpoint
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim", pytest.param("ipu", marks=pytest.mark.ipus(4))])
-def test_a_run_folder_holds_all_there_is_to_know(run, empty_folder, device):
+def test_a_run_folder_holds_config_environment_metrics_checkpoints_and_report(run, empty_folder, device):
     config = write_config(
         empty_folder, run={"updates": 6, "evaluate_every": 2, "checkpoint_every": 3, "keep_checkpoints": 1}
     )
@@ -73,7 +73,7 @@ def test_train_prints_json_when_asked(run, empty_folder):
     assert {"top1", "top5", "loss", "run", "seconds", "device", "samples"} <= set(summary)
 
 
-def test_epochs_over_more_images_than_there_are(run, empty_folder):
+def test_two_epochs_are_as_many_updates_as_twice_the_images_fill(run, empty_folder):
     config = write_config(empty_folder, run={"updates": None, "epochs": 2.0})
     assert json.loads(run("train", config, "--device", "cpu", "--json"))["total_updates"] == 6  # 2 x 96 / 32
 
@@ -90,7 +90,7 @@ def test_one_process_at_a_time_trains_in_a_folder(monkeypatch, capsys, empty_fol
     del other
 
 
-def test_nothing_in_a_folder_that_is_no_run_is_touched(monkeypatch, capsys, empty_folder):
+def test_a_folder_that_is_not_a_run_is_left_untouched(monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder)
     for name in ("environment.json", "metrics.jsonl", "checkpoints"):
         folder = empty_folder / f"mine-{name}"
@@ -120,7 +120,7 @@ def test_runs_without_a_name_are_numbered(run, empty_folder):
     assert sorted(p.name for p in (empty_folder / "runs").iterdir()) == ["tiny", "tiny-2"]
 
 
-def test_a_loss_that_is_no_number_fails_the_run(monkeypatch, capsys, empty_folder):
+def test_a_loss_that_is_not_finite_fails_the_run(monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder, optim={"learning_rate": 1e6, "momentum": 0.99}, run={"updates": 60})
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
     assert code == 1
@@ -135,6 +135,39 @@ def test_a_run_that_fails_at_once_leaves_no_folder_behind(monkeypatch, capsys, e
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", output)[0] == 2
     assert not (empty_folder / "new").exists()
     assert [p.name for p in (empty_folder / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("failing", ["write_whole", "lock"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_made_is_left_as_it_was(monkeypatch, empty_folder, failing, error):
+    from vit_ipu.errors import UserError
+    from vit_ipu.runs import folder
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(folder, failing, fail)
+    (empty_folder / "mine").mkdir()
+    (empty_folder / "mine" / "notes.txt").write_text("keep me")
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    for output in ("new/run", "mine"):
+        with pytest.raises(expected, match="^$|^cannot write the run folder .*: No space left on device$"):
+            folder.RunFolder.create(empty_folder / output, tiny_config())
+    assert sorted(path.name for path in empty_folder.rglob("*")) == ["mine", "notes.txt"]
+
+
+def test_a_start_beside_another_process_removes_none_of_its_files(empty_folder):
+    from vit_ipu.errors import UserError
+    from vit_ipu.runs.folder import RunFolder
+
+    first = RunFolder.create(Path("run"), tiny_config())
+    first.config.unlink()  # as if the first one were about to write it
+    first.checkpoints.rmdir()
+    with pytest.raises(UserError, match="another process is training in run"):
+        RunFolder.create(Path("run"), tiny_config())
+    assert sorted(path.name for path in Path("run").iterdir()) == [".lock", "checkpoints"]
+    first.release()
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_fine_tuning_starts_from_another_runs_weights(run, empty_folder):

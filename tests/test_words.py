@@ -1,4 +1,4 @@
-"""Plain English: words that strangers stumble over stay out of the program and its pages."""
+"""Plain English: words that readers stumble over do not occur in the program and its pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BANNED = {
     r"\bfor want of\b": "because ... is missing",
     r"\bhears? of\b": "is told",
 }
-"""What is banned, and what to say instead."""
+"""Patterns of banned words, and what to say instead."""
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

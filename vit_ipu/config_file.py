@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vit_ipu.config import Config
 from vit_ipu.errors import ConfigError, suggest
+from vit_ipu.text import reason_of, single_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,13 +23,20 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             line, key = key_node.start_mark.line + 1, key_node.value
-            if key_node.tag != "tag:yaml.org,2002:str":
-                raise ConfigError(f"line {line}: key {key or '(empty)'} must be a string")
+            if key_node.tag != "tag:yaml.org,2002:str" or not isinstance(key, str):
+                raise ConfigError(f"line {line}: key {_key_text(key_node) or '(empty)'} must be a string")
             if key in seen:
                 raise ConfigError(f"line {line}: key {key!r} is given twice: remove one")
             seen.add(key)
         result: Dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
+
+
+def _key_text(node: yaml.Node) -> str:
+    """Returns a key as one line of text; for a list or a mapping, only its kind."""
+    if isinstance(node, yaml.ScalarNode):
+        return single_line(node.value)
+    return "(a list)" if isinstance(node, yaml.SequenceNode) else "(a mapping)"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -97,6 +105,8 @@ def dump_config(config: Config) -> str:
 def _load_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ConfigError(f"line {line}: {error.problem or 'not YAML'}") from None
@@ -104,6 +114,8 @@ def _load_yaml(text: str) -> Any:
         raise ConfigError("nested too deeply for a config") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # PyYAML's own, for example for !!int foo
+        raise ConfigError(f"not YAML: a value does not fit its type: {reason_of(error)}") from None
 
 
 def _apply_override(values: Dict[str, Any], override: str) -> None:

@@ -43,5 +43,6 @@ class PackInterrupted(Exception):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the known name that resembles it, or all known names."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f": use one of {', '.join(known)}"
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f": use one of {', '.join(names)}"

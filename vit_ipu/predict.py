@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
-
-from pydantic import ValidationError
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Device
-from vit_ipu.config import Config, DataConfig, OptimConfig, PipelineConfig, RunConfig
+from vit_ipu.config import Config
+from vit_ipu.config_file import parse_config
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.images.transforms import EvalTransform
 from vit_ipu.data.loading.loader import stack_images
-from vit_ipu.errors import CheckpointError, RunFailed, UserError
+from vit_ipu.errors import CheckpointError, ConfigError, RunFailed, UserError
 from vit_ipu.weights.describe import describe
 from vit_ipu.weights.fit import load_weights
 from vit_ipu.weights.native import ModelDescription
@@ -45,7 +45,7 @@ def predict(
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
-    config = _for_device(inference_config(description), device)
+    config = _for_device(inference_config(description, weights.path), device)
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = {}
@@ -71,31 +71,27 @@ def predict(
     ]
 
 
-def inference_config(description: ModelDescription) -> Config:
+def inference_config(description: ModelDescription, path: Path) -> Config:
     """Returns the config of the run that trained the model; for converted weights, a config for inference only.
 
-    In a config for inference only, the sections on training are placeholders. Raises CheckpointError if the described
-    model cannot be built.
+    In a config for inference only, the sections on training are placeholders. Raises CheckpointError, which names the
+    weights at `path`, if the described preprocessing is not possible.
     """
     if description.trained is not None:
         return description.trained.config
-    pixels = description.preprocessing
+    values = {
+        "model": description.model.model_dump(),
+        "data": dict(asdict(description.preprocessing), source="imagefolder"),
+        "pipeline": {"global_batch_size": 1, "micro_batch_size": 1},
+        "optim": {"optimizer": "sgd", "learning_rate": 0.01},
+        "run": {"updates": 1},
+    }
     try:
-        return Config(
-            model=description.model,
-            data=DataConfig(
-                source="imagefolder",
-                mean=pixels.mean,
-                std=pixels.std,
-                eval_resize=pixels.eval_resize,
-                interpolation=pixels.interpolation,  # type: ignore[arg-type]
-            ),
-            pipeline=PipelineConfig(global_batch_size=1, micro_batch_size=1),
-            optim=OptimConfig(optimizer="sgd", learning_rate=0.01),
-            run=RunConfig(updates=1),
-        )
-    except ValidationError as error:
-        raise CheckpointError(error.errors()[0]["msg"].replace("Value error, ", "")) from None
+        return parse_config(values)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: {error}; correct the config.json or preprocessor_config.json that states it"
+        ) from None
 
 
 def _for_device(config: Config, device: Device) -> Config:

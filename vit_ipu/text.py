@@ -1,4 +1,4 @@
-"""Text from outside, such as file, tensor and class names, made safe for one line on a terminal."""
+"""Text of messages: text from outside, such as file, tensor and class names, made safe for one line on a terminal."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def escaped(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Returns the count and its noun, such as "1 sample" or "2,000 samples"; `plural` is for nouns that add no s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def and_more(count: int) -> str:
+    """Returns what follows an example in a message: " (and 2 more)", or nothing if there are 0 more."""
+    return f" (and {count:,} more)" if count else ""
 
 
 def shortened(text: str, longest: int) -> str:

@@ -177,7 +177,7 @@ def save_examples(source: Source, folder: Path) -> None:
     for index in range(min(NUM_EXAMPLES, len(source))):
         name = source.classes[int(source.labels[index])].lower()
         file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
-        with suppress(DataError):  # the evaluation has reported the image
+        with suppress(DataError):  # an image that cannot be read is reported by the evaluation that reads it
             source.image(index).save(str(folder / f"{index:02d}_{file_name}.png"))
 
 

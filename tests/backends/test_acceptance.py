@@ -1,4 +1,4 @@
-"""make test-ipu: without an IPU it says so; over the simulator its comparison can be rehearsed."""
+"""The script of `make test-ipu`: its error without an IPU, and a rehearsal of its comparison on the simulator."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_without_an_ipu_it_says_so_and_exits_2():
+def test_without_an_ipu_the_script_says_so_and_exits_2():
     done = run()
     assert done.returncode == 2
     assert done.stderr.startswith("make test-ipu: --device ipu: PopTorch")
     assert done.stderr.count("\n") == 1
 
 
-def test_rehearsal_over_the_simulator_writes_a_record_that_says_so(tmp_path):
+def test_a_rehearsal_on_the_simulator_writes_a_record_marked_as_simulated(tmp_path):
     done = run("--device", "ipu-sim", "--skip-tests", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Which device a name means, and which of several processes under poprun this is."""
+"""The device that a name selects, and the instance of poprun that a process is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vit_ipu.errors import ConfigError, DeviceError
 
 @pytest.fixture(autouse=True)
 def ipu():
-    """The modules of backends/ipu, over the simulator; not at import, so that on IPUs the real PopTorch stays."""
+    """Installs the simulator, not at import, so that IPUs keep real PopTorch; returns the modules of backends/ipu."""
     simulator.install()
     from vit_ipu.backends.ipu import blocks, optimizer, options
 
@@ -88,13 +88,13 @@ def test_under_poprun_each_instance_has_its_share(ipu, poprun):
     assert backend.predict(random_images(5)).shape == (5, 10)
 
 
-def test_other_replicas_than_popruns_are_refused(poprun):
+def test_a_number_of_replicas_other_than_popruns_is_refused(poprun):
     poprun(0, 2, 4)
     with pytest.raises(ConfigError, match="--num-replicas is 4 but pipeline.replication_factor makes 2"):
         build_backend(replicated(), resolve_device("ipu-sim"))
 
 
-def test_another_pipeline_than_popruns_is_refused(poprun):
+def test_a_pipeline_length_other_than_popruns_is_refused(poprun):
     module = poprun(0, 2, 2)
     module.getNumIpusPerReplica = lambda: 2
     with pytest.raises(ConfigError, match="--ipus-per-replica is 2 but pipeline.layers_per_ipu makes 4"):
@@ -155,7 +155,7 @@ DEVICE_MISTAKES = [
 
 
 @pytest.mark.parametrize(("name", "module", "version", "message"), DEVICE_MISTAKES)
-def test_a_device_that_is_not_there(monkeypatch, name, module, version, message):
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name, module, version, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "__version__", version)
     if module is None:
@@ -166,7 +166,7 @@ def test_a_device_that_is_not_there(monkeypatch, name, module, version, message)
         resolve_device(name)
 
 
-def test_an_sdk_that_was_not_sourced(monkeypatch, tmp_path):
+def test_an_sdk_that_was_not_sourced_is_named(monkeypatch, tmp_path):
     (tmp_path / "poptorch.py").write_text("raise ImportError('libpopart.so: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "poptorch")

@@ -1,4 +1,4 @@
-"""On a CUDA device: parity with the CPU, and the whole program. The last result is in benchmarks/records."""
+"""Tests on a CUDA device: parity with the CPU, and training from end to end. benchmarks/records has the last result."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def full_precision():
 
 @pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
 @pytest.mark.parametrize("row", [BOUNDS[0], BOUNDS[2], BOUNDS[4]], ids=["sgd", "adamw", "lamb"])
-def test_ten_updates_are_those_of_the_cpu(device, row):
+def test_ten_updates_are_the_same_as_on_the_cpu(device, row):
     check_parity(device, *row)
 
 
 @pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixing_learns_what_it_does_by_hand(device, kind):
+def test_mixing_learns_the_same_as_mixing_by_hand(device, kind):
     check_mixing_parity(KINDS[kind], devices=(device,))
 
 
-def test_what_workers_load_is_fetched_by_the_gpu(tmp_path):
-    """Buffers are page-locked, and a run learns what it does without workers, bit for bit."""
+def test_the_gpu_copies_from_page_locked_buffers_of_workers(tmp_path):
+    """Checks that buffers are page-locked, and that a run learns the same as without workers, bit for bit."""
     write_image_folder(tmp_path, count=20)
     states = []
     for workers in (0, 2):
@@ -64,13 +64,13 @@ def test_what_workers_load_is_fetched_by_the_gpu(tmp_path):
         for batch in TrainingLoader(source, config, positions, start_step=0, total_steps=6):
             assert batch.images.is_pinned() is (workers > 0)
             backend.train_step(batch, 0.02)
-        assert not batch.images.is_pinned()  # given back
+        assert not batch.images.is_pinned()  # unlocked after the last step
         states.append(backend.state_dict()["model"])
     assert equal_states(*states)
 
 
 @pytest.mark.parametrize("compiled", ["always", "never"])
-def test_bfloat16_learns_what_float32_learns(compiled):
+def test_bfloat16_learns_nearly_the_same_as_float32(compiled):
     losses = {}
     for compute in ("bfloat16", "float32"):
         config = tiny_config(precision={"compute": compute, "torch_compile": compiled})
@@ -111,7 +111,7 @@ def test_memory_that_runs_out_makes_micro_batches_smaller():
 
 
 @pytest.mark.parametrize("device", ["cuda", "ipu-sim:cuda"])
-def test_a_state_that_is_loaded_goes_on(device):
+def test_training_continues_from_a_loaded_state(device):
     config = tiny_config(model={"dropout": 0.3}, precision={"compute": "float32", "torch_compile": "never"})
     backend = backend_for(config, device)
     backend.train_step(random_batch(config), 0.01)
@@ -125,7 +125,7 @@ def test_a_state_that_is_loaded_goes_on(device):
 
 
 @pytest.mark.parametrize("device", ["auto", "ipu-sim:cuda"])
-def test_the_program_trains_and_says_on_what(monkeypatch, capsys, tmp_path, device):
+def test_a_run_records_its_device_and_number_format(monkeypatch, capsys, tmp_path, device):
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path, precision={"compute": "auto"})
     code, out, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--json")

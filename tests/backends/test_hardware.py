@@ -1,6 +1,6 @@
-"""On IPUs: the quickstart, and one host step of each config that fits. `make test-ipu` runs these and sends a record.
+"""Tests on IPUs: the quickstart, and one host step of each config that fits. `make test-ipu` also writes a record.
 
-None of it has ever been run on hardware; the same code runs over the simulator in the other tests.
+None of these tests has ever been run on hardware; other tests run the same code on the simulator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vit_ipu.pipeline import num_ipus
 
 
 def one_step_config(name):
-    """A shipped config with random weights, and nothing read from or written to disk."""
+    """Returns a shipped config with random weights, which reads nothing from disk and writes nothing to it."""
     overrides = ["model.init=null", "pipeline.executable_cache=null"]
     return load_config(shipped_configs()[name], overrides)
 
@@ -28,7 +28,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_host_step_of_a_shipped_config(name):
+def test_one_host_step_of_a_shipped_config_has_the_expected_loss(name):
     config = one_step_config(name)
     with open_backend(config, resolve_device("ipu")) as backend:
         result = backend.train_step(random_batch(config), config.optim.learning_rate / 100)
@@ -61,7 +61,7 @@ def test_training_and_inference_take_turns_on_the_same_ipus():
 
 
 @pytest.mark.ipus(4)
-def test_a_state_that_is_loaded_goes_on():
+def test_training_continues_from_a_loaded_state():
     config = tiny_config(optim={"optimizer": "adamw", "learning_rate": 1e-3})
     states = []
     with open_backend(config, resolve_device("ipu")) as backend:

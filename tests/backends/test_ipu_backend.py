@@ -1,4 +1,4 @@
-"""The IPU backend over the simulator: options, annotations, the hand-over of IPUs and weights."""
+"""The IPU backend on the simulator: options, annotations, and the hand-over of IPUs and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_ipu.simulator import machine
 
 @pytest.fixture(autouse=True)
 def ipu():
-    """The modules of backends/ipu, over the simulator; not at import, so that on IPUs the real PopTorch stays."""
+    """Installs the simulator, not at import, so that IPUs keep real PopTorch; returns the modules of backends/ipu."""
     simulator.install()
     from vit_ipu.backends.ipu import blocks, optimizer, options
 
@@ -36,7 +36,7 @@ def location(options, name):
     return options.TensorLocations.location_optimizer[name]
 
 
-# Each setting of a config with where it must arrive in poptorch.Options.
+# Each setting of a config, and where in poptorch.Options its value must appear.
 OPTIONS = [
     ({"pipeline": {"device_iterations": 2}}, lambda o: o.device_iterations, 2),
     ({"pipeline": {"replication_factor": 2, "global_batch_size": 64}}, lambda o: o.replication_factor, 2),
@@ -122,7 +122,7 @@ def test_setting_reaches_poptorchs_options(ipu, change, read, expected):
         assert read(options) == expected
 
 
-def test_inference_has_options_of_its_own(ipu):
+def test_inference_has_its_own_options(ipu):
     config = tiny_config(
         pipeline={"global_batch_size": 64, "replication_factor": 2, "device_iterations": 2},
         precision={"stochastic_rounding": True},
@@ -212,7 +212,7 @@ def test_the_simulator_sees_the_stages_of_the_config(ipu):
     assert (trace.num_forward_stages, trace.num_stages, trace.ipus) == (4, 7, {0, 1, 2, 3})
 
 
-def test_every_blocks_output_is_kept_when_asked(ipu, monkeypatch):
+def test_every_blocks_output_is_kept_after_keep_block_outputs(ipu, monkeypatch):
     kept = []
     monkeypatch.setattr(sys.modules["poptorch"], "recomputationCheckpoint", lambda x: kept.append(x) or x)
     model = ViT(tiny_config().model)
@@ -223,7 +223,7 @@ def test_every_blocks_output_is_kept_when_asked(ipu, monkeypatch):
     assert [tuple(x.shape) for x in kept] == [(1, 17, 32)] * 4
 
 
-def test_the_model_itself_knows_nothing_of_ipus():
+def test_the_model_itself_has_no_ipu_blocks():
     model = ViT(tiny_config().model)
     assert blocks_of(model) == {}
     assert all(isinstance(module, nn.Module) for module in model.modules())
@@ -254,7 +254,7 @@ BACKENDS = {}
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 60))
 def test_any_number_of_images_is_predicted_once_and_in_order(count):
-    """Also numbers that no call divides: the last call is padded, and the padding is cut off."""
+    """Covers numbers that do not fill the last call: the call is padded, and the padding is cut off."""
     config = tiny_config(
         pipeline={"global_batch_size": 64, "replication_factor": 2}, run={"evaluation_micro_batch_size": 3}
     )
@@ -283,7 +283,7 @@ def test_evaluation_does_not_disturb_training():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
-def test_a_state_that_is_loaded_goes_on_bit_for_bit(optimizer):
+def test_training_continues_bit_for_bit_from_a_loaded_state(optimizer):
     config = tiny_config(optim={"optimizer": optimizer}, model={"dropout": 0.3, "drop_path": 0.2})
     backend = backend_for(config, "ipu-sim")
     for seed in range(2):
@@ -333,7 +333,7 @@ def test_synthetic_data_is_closed_without_reading_weights_back(monkeypatch):
     backend.train_step(random_batch(tiny_config()), 0.05)
     backend._config = tiny_config(pipeline={"synthetic_data": True})
     destroyed = []
-    monkeypatch.setattr(simulator.PoplarExecutor, "destroy", destroyed.append)  # it would read the weights
+    monkeypatch.setattr(simulator.PoplarExecutor, "destroy", destroyed.append)  # destroy would read the weights
     backend.close()
     assert destroyed == []
 
@@ -369,10 +369,10 @@ def test_compiling_offline_trains_nothing():
     evaluation=st.integers(1, 5),
     execution=st.sampled_from(["pipelined", "sharded"]),
 )
-def test_the_config_is_refused_exactly_where_the_simulator_refuses(
+def test_the_config_is_refused_exactly_if_the_simulator_refuses_it(
     layers, accumulation, replicas, evaluation, execution
 ):
-    """Each knows PopTorch's rules on its own; their verdicts must be equal."""
+    """Compares the config's and the simulator's separate implementations of PopTorch's rules."""
     config = tiny_config(
         model={"variant": "vit_test", "width": 8, "num_heads": 1},
         pipeline={

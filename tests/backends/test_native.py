@@ -18,6 +18,7 @@ from helpers import (
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.backends.native.micro_batches import activation_bytes, fitting_micro_batch_size, merged_sizes
 from vit_ipu.config import ModelConfig
+from vit_ipu.errors import RunFailed
 
 
 def trained(config, updates=2, start=None):
@@ -67,7 +68,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     assert moved.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_automatic_micro_batch_size():
+def test_the_micro_batch_size_is_chosen_by_memory():
     assert fitting_micro_batch_size([4, 8, 16, 32], 100, 1700.0) == 16
     assert fitting_micro_batch_size([4, 8], 100, 1.0) == 4
     base = ModelConfig(variant="vit_base_patch16")
@@ -82,15 +83,16 @@ def test_sizes_are_multiples_of_the_micro_batch_that_divide_the_global_batch():
 
 
 def out_of_memory_above(backend, limit, calls):
-    original = backend._loss_of
+    def limited(original):
+        def call(*inputs):
+            calls.append(len(inputs[0]))
+            if len(inputs[0]) > limit:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return original(*inputs)
 
-    def loss(images, labels):
-        calls.append(len(images))
-        if len(images) > limit:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(images, labels)
+        return call
 
-    backend._loss_of = loss
+    backend._loss_of, backend._logits_of = limited(backend._loss_of), limited(backend._logits_of)
 
 
 def test_memory_that_runs_out_makes_micro_batches_smaller_and_learns_the_same(monkeypatch):
@@ -108,16 +110,36 @@ def test_memory_that_runs_out_makes_micro_batches_smaller_and_learns_the_same(mo
     assert equal_states(*states)
 
 
-def test_memory_that_runs_out_at_a_size_the_user_chose_is_an_error():
-    config = tiny_config(pipeline={"native_micro_batch_size": 16})
-    backend = trained(config, updates=0)
-    out_of_memory_above(backend, 8, [])
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        backend.train_step(random_batch(config), 0.05)
+def test_memory_that_runs_out_in_a_prediction_makes_micro_batches_smaller(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    calls, images = [], random_images(20)
+    backend = trained(tiny_config())
+    expected = backend.predict(images)
+    out_of_memory_above(backend, 8, calls)
+    torch.testing.assert_close(backend.predict(images), expected)
+    assert calls == [20, 16, 8, 8, 4]
+    assert backend.micro_batch_size == 8
+
+
+NO_SMALLER_SIZE = [
+    (16, 8, "cpu: out of memory with micro-batches of 16 images: remove pipeline.native_micro_batch_size, so that"),
+    (None, 3, "cpu: out of memory with micro-batches of 4 images: lower pipeline.micro_batch_size, or use --device"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "limit", "message"), NO_SMALLER_SIZE)
+def test_memory_that_runs_out_at_the_smallest_size_fails_the_run(monkeypatch, chosen, limit, message):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    config = tiny_config(pipeline={"native_micro_batch_size": chosen})
+    for work in (lambda b: b.train_step(random_batch(config), 0.05), lambda b: b.predict(random_images(16))):
+        backend = trained(config, updates=0)
+        out_of_memory_above(backend, limit, [])
+        with pytest.raises(RunFailed, match=f"^{message}"):
+            work(backend)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lamb"])
-def test_a_state_that_is_loaded_goes_on_bit_for_bit(optimizer):
+def test_training_continues_bit_for_bit_from_a_loaded_state(optimizer):
     config = tiny_config(optim={"optimizer": optimizer}, model={"dropout": 0.3, "drop_path": 0.2})
     backend = trained(config, updates=2)
     state = backend.state_dict()
@@ -147,7 +169,7 @@ def test_bfloat16_autocast_is_near_float32():
     assert 0 < (full - low).abs().max() < 0.3
 
 
-def test_images_may_travel_as_floats():
+def test_images_may_be_transferred_as_floats():
     from vit_ipu.backends.contract import HostBatch
     from vit_ipu.data.loading.loader import stack_images
 

@@ -1,7 +1,7 @@
 """The same config learns the same on every backend, and a wrong mean, order or step count is noticed.
 
-Parity is measured per tensor, ||a - b|| / ||b||, after ten updates: four stages, two replicas, accumulation 8, two
-device iterations. The reference is one plain PyTorch loop over each whole global batch.
+Parity is measured per tensor as ||a - b|| / ||b|| after ten updates, with four stages, two replicas, accumulation 8 and
+two device iterations. The reference is a plain PyTorch loop with one loss over each global batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from parity import (
 
 IDS = ["-".join([optimizer, compute, *changes]) for optimizer, compute, changes, _ in BOUNDS]
 HARDWARE_BOUND = 1e-2
-"""On IPUs, in float32: their GELU alone is 6.4e-5 off. A guess until somebody has measured it; no IPU was here."""
+"""Bound on IPUs in float32, whose GELU alone is 6.4e-5 off; a guess, because no IPU was available to measure it."""
 
 
 @pytest.mark.parametrize(("optimizer", "compute", "changes", "bound"), BOUNDS, ids=IDS)
@@ -74,7 +74,7 @@ def one_update_fewer(monkeypatch):
 
 
 @pytest.mark.parametrize("mutate", [sum_for_mean, swapped_replica_order, one_update_fewer])
-def test_a_mutation_makes_the_parity_fail(monkeypatch, mutate):
+def test_a_mutation_makes_the_parity_check_fail(monkeypatch, mutate):
     check_parity("ipu-sim", *BOUNDS[0])
     mutate(monkeypatch)
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""The commands beside train: evaluate, predict, benchmark, compile, plan, models, report."""
+"""The commands other than train: evaluate, predict, benchmark, compile, plan, models, report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained(run, empty_folder):
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
-def test_evaluate_repeats_what_training_found(run, trained, empty_folder, device):
+def test_evaluate_gives_the_same_results_as_training(run, trained, empty_folder, device):
     last = read_metrics(empty_folder / "run" / "metrics.jsonl")[-1]
     found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", device, "--json"))
     assert (found["top1"], found["top5"], found["num_images"]) == (last["top1"], last["top5"], 50)
@@ -56,8 +56,8 @@ def test_evaluation_notes_what_differs_from_training(run, trained):
     assert "note: model.gelu is erf, but the checkpoint was trained with tanh" in out
 
 
-def test_inference_is_not_held_to_the_rules_of_training(run, trained, empty_folder):
-    """A batch too small for the pipeline to train, and a GELU that IPUs do not have."""
+def test_rules_of_training_do_not_apply_to_inference(run, trained, empty_folder):
+    """Covers a batch that is too small for a pipeline to train on, and a GELU that IPUs lack."""
     few = ["--set", "pipeline.global_batch_size=8"]
     found = json.loads(run("evaluate", trained, "--checkpoint", "run", "--device", "ipu-sim", "--json", *few))
     assert found["num_images"] == 50
@@ -67,7 +67,7 @@ def test_inference_is_not_held_to_the_rules_of_training(run, trained, empty_fold
     assert "%" in run("predict", "erf", image, "--device", "ipu-sim")
 
 
-def test_evaluation_counts_what_it_should():
+def test_evaluation_computes_top1_top5_and_loss_over_all_images():
     from vit_ipu.backends.contract import HostBatch
     from vit_ipu.evaluate import evaluate_batches
 
@@ -114,7 +114,17 @@ def test_predict_names_the_images_that_it_cannot_read(run, trained, empty_folder
         predict("run", ["nowhere.png", image], resolve_device("cpu"))
 
 
-def test_predictions_are_the_models(run, trained, empty_folder):
+def test_predict_names_the_weights_whose_pixels_are_not_possible(run, trained, empty_folder, monkeypatch, capsys):
+    run("convert", "run", "out", "--to", "huggingface")
+    stated = json.loads(Path("out/preprocessor_config.json").read_text())
+    Path("out/preprocessor_config.json").write_text(json.dumps(dict(stated, image_std=[0.5, 0.0, 0.5])))
+    code, _, err = vit_ipu(monkeypatch, capsys, "predict", "out", "a.png", "--device", "cpu")
+    assert code == 2
+    assert err.startswith("vit-ipu: out/model.safetensors: data: std: 0.0 must be above 0; ")
+    assert err.endswith("correct the config.json or preprocessor_config.json that states it\n")
+
+
+def test_predictions_equal_the_models_probabilities(run, trained, empty_folder):
     from vit_ipu.config_file import load_config
     from vit_ipu.data.images.transforms import EvalTransform
     from vit_ipu.data.loading.loader import stack_images
@@ -134,7 +144,7 @@ def test_predictions_are_the_models(run, trained, empty_folder):
     assert best["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
 
 
-def test_a_run_in_an_ipus_number_format_is_predicted_on_a_cpu(run, empty_folder):
+def test_a_float16_run_can_predict_on_a_cpu(run, empty_folder):
     config = write_config(empty_folder, precision={"compute": "float16"})
     run("train", config, "--device", "ipu-sim", "--output", "half")
     image = sorted((empty_folder / "half" / "examples").glob("*.png"))[0]
@@ -143,7 +153,7 @@ def test_a_run_in_an_ipus_number_format_is_predicted_on_a_cpu(run, empty_folder)
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
 @pytest.mark.parametrize("more", [[], ["--real-data"]])
-def test_benchmark_reports_images_a_second(run, empty_folder, device, more):
+def test_benchmark_reports_images_per_second(run, empty_folder, device, more):
     config = write_config(empty_folder)
     command = ["benchmark", config, "--device", device, "--steps", "3", "--burn-in", "1", *more]
     found = json.loads(run(*command, "--json"))

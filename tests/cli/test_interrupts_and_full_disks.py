@@ -1,4 +1,4 @@
-"""What a machine may lack: disk space, a terminal that shows every letter, the time to import."""
+"""Ctrl-C at any time, full disks, and terminals that cannot show every character."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_ipu.errors import RunFailed
 from vit_ipu.weights.native import save_tensors
 
 
-def test_ctrl_c_while_importing(monkeypatch, capsys):
+def test_ctrl_c_while_importing_is_reported(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -26,7 +26,7 @@ def test_ctrl_c_while_importing(monkeypatch, capsys):
     assert capsys.readouterr().err == "vit-ipu: interrupted\n"
 
 
-def test_ctrl_c_in_a_command_is_said(monkeypatch, capsys):
+def test_ctrl_c_in_a_command_is_reported(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
@@ -38,6 +38,18 @@ def test_ctrl_c_in_a_command_is_said(monkeypatch, capsys):
     )
 
 
+def test_ctrl_c_in_a_verification_does_not_claim_that_work_is_kept(monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_ipu.data.packing.pack.verify", interrupt)
+    code, out, err = vit_ipu(monkeypatch, capsys, "pack", "images", "shards", "--verify")
+    assert (code, out) == (130, "")
+    assert err == (
+        "vit-ipu: interrupted before all shards were checked; start again with: vit-ipu pack images shards --verify\n"
+    )
+
+
 def test_any_text_is_shown_on_any_terminal(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict", write_through=True))
@@ -45,7 +57,7 @@ def test_any_text_is_shown_on_any_terminal(monkeypatch):
     assert written.getvalue() == b"class \\udcff of \\xe4\n"
 
 
-def test_a_checkpoint_that_cannot_be_written(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(RunFailed, match=r"^cannot write .*nowhere/model.safetensors: .*No such file"):
         save_tensors({"x": torch.zeros(3)}, tmp_path / "nowhere" / "model.safetensors")
 

@@ -1,4 +1,4 @@
-"""Mistakes of a user at the command line: each gives one clear line on stderr and exit 2, and loses nothing."""
+"""Mistakes of a user at the command line: each gives one clear line on stderr and exit 2, and changes no file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SIM = ["train", "tiny.yaml", "--device", "ipu-sim"]
 
 
 def with_set(*settings):
-    return [*TRAIN, *[word for setting in settings for word in ("--set", setting)]]
+    return [*TRAIN, *[argument for setting in settings for argument in ("--set", setting)]]
 
 
-# Every mistake: what the folder holds beside tiny.yaml, the command, and what its line must say.
+# Every mistake: a function that prepares the folder, the command, and the texts that its line must contain.
 MISTAKES = {
     "no such command": (None, ["tran"], ["tran", "train"]),
     "no config": (None, ["train"], ["CONFIG"]),
     "unknown flag": (None, [*TRAIN, "--batch", "3"], ["--batch"]),
     "config that is not there": (None, ["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
     "config that is a folder": (lambda p: (p / "folder").mkdir(), ["train", "folder"], ["folder", "directory"]),
-    "config that is no YAML": (lambda p: (p / "bad.yaml").write_text("a: ["), ["train", "bad.yaml"], ["line 1"]),
+    "config that is not YAML": (lambda p: (p / "bad.yaml").write_text("a: ["), ["train", "bad.yaml"], ["line 1"]),
     "config that is a picture": (
         lambda p: Image.new("RGB", (2, 2)).save(str(p / "bad.png")),
         ["train", "bad.png"],
@@ -87,13 +87,13 @@ MISTAKES = {
     ),
     "evaluate without a checkpoint": (None, ["evaluate", "tiny.yaml"], ["--checkpoint"]),
     "checkpoint that is not there": (None, ["evaluate", "tiny.yaml", "--checkpoint", "nowhere"], ["nowhere"]),
-    "predict from nowhere": (None, ["predict", "nowhere", "image.png"], ["nowhere", "no checkpoint"]),
-    "predict nothing": (None, ["predict", "run"], ["IMAGE"]),
+    "predict from a run that is not there": (None, ["predict", "nowhere", "image.png"], ["nowhere", "no checkpoint"]),
+    "predict without images": (None, ["predict", "run"], ["IMAGE"]),
     "compile for a CPU": (None, ["compile", "tiny.yaml", "--device", "cpu"], ["cpu", "ipu-sim"]),
     "benchmark of no steps": (None, ["benchmark", "tiny.yaml", "--steps", "0"], ["--steps", "1"]),
-    "report of no run": (lambda p: (p / "empty").mkdir(), ["report", "empty"], ["empty", "not a run folder"]),
-    "models at no size": (None, ["models", "--image-size", "-1"], ["--image-size", "1"]),
-    "plan of nothing": (None, ["plan", "nowhere.yaml"], ["nowhere.yaml"]),
+    "report without a run": (lambda p: (p / "empty").mkdir(), ["report", "empty"], ["empty", "not a run folder"]),
+    "models at a negative size": (None, ["models", "--image-size", "-1"], ["--image-size", "1"]),
+    "plan of a config that is not there": (None, ["plan", "nowhere.yaml"], ["nowhere.yaml"]),
     "training on synthetic data": (None, with_set("pipeline.synthetic_data=true"), ["synthetic_data", "benchmark"]),
     "several processes": (None, TRAIN, ["WORLD_SIZE is 2", "torchrun"]),
 }
@@ -151,7 +151,7 @@ AFTER_A_RUN = {
         ["model.num_heads 2", "4"],
     ),
     "image that is not there": (["predict", "run", "nowhere.png"], ["nowhere.png"]),
-    "image that is none": (["predict", "run", "tiny.yaml"], ["cannot read the image tiny.yaml"]),
+    "file that is not an image": (["predict", "run", "tiny.yaml"], ["cannot read the image tiny.yaml"]),
     "checkpoint of another model": (
         ["evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", "--set", "model.width=64"],
         ["of another model", "(1, 1, 32)", "(1, 1, 64)"],
@@ -198,7 +198,7 @@ def test_report_of_a_damaged_run_is_one_line(monkeypatch, capsys, tmp_path, name
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[1, 2]\n", b'{"loss": 1.0}\n', b'{"update": "a"}\n'])
-def test_damaged_metrics_end_where_the_damage_is(monkeypatch, capsys, tmp_path, line):
+def test_metrics_are_read_up_to_the_damage(monkeypatch, capsys, tmp_path, line):
     trained_run(monkeypatch, capsys, tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + line)
@@ -215,7 +215,7 @@ def test_damaged_metrics_end_where_the_damage_is(monkeypatch, capsys, tmp_path, 
         ["report", "x" * 300],
     ],
 )
-def test_names_that_are_too_long(monkeypatch, capsys, tmp_path, command):
+def test_names_that_are_too_long_are_refused(monkeypatch, capsys, tmp_path, command):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     code, _, err = vit_ipu(monkeypatch, capsys, *command)
@@ -224,7 +224,7 @@ def test_names_that_are_too_long(monkeypatch, capsys, tmp_path, command):
     assert err.count("\n") == 1
 
 
-def test_paths_are_printed_as_they_are(monkeypatch, capsys, tmp_path):
+def test_paths_that_look_like_markup_are_printed_unchanged(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     assert vit_ipu(monkeypatch, capsys, *TRAIN, "--output", "[red]a/[/b] c")[0] == 0
@@ -241,13 +241,13 @@ def test_no_command_shows_the_help(monkeypatch, capsys):
     assert "Commands:" in out
 
 
-def test_resume_may_change_what_does_not_touch_the_numbers(monkeypatch, capsys, tmp_path):
+def test_resume_may_change_settings_that_do_not_affect_the_results(monkeypatch, capsys, tmp_path):
     trained_run(monkeypatch, capsys, tmp_path)
     command = [*TRAIN, "--output", "run", "--resume", "--set", "data.num_workers=1", "--set", "run.keep_checkpoints=5"]
     assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
 
 
-def test_tracking_without_its_package(monkeypatch, capsys, tmp_path):
+def test_tracking_without_its_package_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -265,7 +265,7 @@ def test_a_real_process_shows_no_traceback_unless_debugged(tmp_path):
     assert "Traceback" in debugged.stderr
 
 
-def test_an_error_of_ours_is_one_line_and_exit_1(monkeypatch, capsys, tmp_path):
+def test_a_bug_of_the_program_is_one_line_and_exit_1(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     monkeypatch.setattr("vit_ipu.plan.describe_plan", lambda config: json.loads("{"))
@@ -276,7 +276,7 @@ def test_an_error_of_ours_is_one_line_and_exit_1(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["ipu", "auto"])
-def test_the_simulator_never_poses_as_hardware(tmp_path, device):
+def test_the_simulator_is_never_used_as_hardware(tmp_path, device):
     write_config(tmp_path, run={"updates": 1})
     command = [sys.executable, "-m", "vit_ipu.simulator", "-m", "vit_ipu", "train", "tiny.yaml", "--device", device]
     done = subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path), check=False)

@@ -1,4 +1,4 @@
-"""Starting is quick: nothing heavy is imported before it is needed."""
+"""A quick start: no heavy package is imported before it is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks in processes: results, errors, and signals that come where they do no harm."""
+"""Tasks in processes: results, errors, and signals that are held back until they do no harm."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def add(shared, number):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_results_with_their_tasks(count):
+def test_results_belong_to_their_tasks(count):
     with processes(count) as pool:
         assert pool.in_order(square, [(number,) for number in range(20)]) == [number**2 for number in range(20)]
         assert dict(pool.finished(square, [(2,), (5,)])) == {0: 4, 1: 25}
         assert pool.in_order(square, []) == []
 
 
-def test_results_come_as_they_finish_and_somebody_is_asked_meanwhile():
+def test_results_come_as_they_finish_and_poll_is_called_meanwhile():
     polls = []
     with processes(2) as pool:
         found = list(pool.finished(slow, [(1.2,), (0.01,)], lambda: polls.append(1)))
@@ -62,25 +62,25 @@ def test_results_come_as_they_finish_and_somebody_is_asked_meanwhile():
     assert len(polls) >= 3
 
 
-def test_every_process_begins_with_what_is_asked():
+def test_every_process_starts_with_the_shared_value():
     with processes(2, shared=7) as pool:
         assert pool.in_order(add, [(n,) for n in range(4)]) == [7, 8, 9, 10]
 
 
-def test_an_error_of_a_task_and_the_end_of_a_process():
+def test_a_failed_task_and_a_killed_process_are_errors():
     with pytest.raises(ValueError, match="three"), processes(2) as pool:
         pool.in_order(fail, [(number,) for number in range(50)])
     with pytest.raises(RunFailed, match="^a process was killed, perhaps because memory ran out: buy some$"):
         die_alone()
 
 
-def test_signals_are_the_main_process_s():
+def test_processes_ignore_ctrl_c_and_end_on_sigterm():
     with processes(1) as pool:
         assert pool.in_order(handlers, [()]) == [[signal.SIG_IGN, signal.SIG_DFL]]
 
 
 class Terminated(Exception):
-    """What the handler of SIGTERM raises here."""
+    """The exception that the handler of SIGTERM raises in these tests."""
 
 
 def terminate(number, frame):
@@ -103,7 +103,7 @@ def test_a_signal_waits_until_it_does_no_harm(number, error):
         with processes(2) as pool:
             for done, _ in pool.finished(slow, [(0.01,)] * 40):
                 signal.raise_signal(number)
-                reached.append(done)  # not amid whatever is done here
+                reached.append(done)  # the signal does not interrupt this block
 
     with pytest.raises(error):
         interrupt_each()
@@ -113,13 +113,13 @@ def test_a_signal_waits_until_it_does_no_harm(number, error):
 
 
 @pytest.mark.usefixtures("terminated")
-def test_a_signal_that_comes_last_comes_at_the_end():
+def test_a_signal_after_the_last_task_is_raised_at_the_end():
     with pytest.raises(Terminated), processes(1):
         signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("terminated")
-def test_a_signal_that_is_only_noted_hides_no_other():
+def test_a_signal_whose_handler_returns_does_not_hide_another():
     noted = []
 
     def interrupt_before_the_end():
@@ -139,7 +139,7 @@ def test_a_signal_that_is_only_noted_hides_no_other():
 
 
 @pytest.mark.usefixtures("terminated")
-def test_other_threads_hold_back_nothing():
+def test_other_threads_hold_back_no_signals():
     found = []
 
     def work():

@@ -1,4 +1,4 @@
-"""Images are never left out, exchanged or renamed in silence: folders, packing, verifying, resuming."""
+"""Images are never silently left out, exchanged or renamed: folders, packing, verifying, resuming."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def root(tmp_path):
     return write_two_classes(tmp_path / "images")
 
 
-def open_saying(root, split):
-    said = []
-    return open_folders(root, split, ListingCache(notify=said.append)), said
+def open_with_notes(root, split):
+    notes = []
+    return open_folders(root, split, ListingCache(notify=notes.append)), notes
 
 
 # ----------------------------------------------------------------------------------------- folders
@@ -36,45 +36,48 @@ def open_saying(root, split):
 @pytest.mark.parametrize("suffix", ["gif", "GIF", "jfif", "png"])
 def test_animations_and_other_names_of_jpeg_are_images(root, suffix):
     Image.new("RGB", (9, 7)).save(str(root / "train" / "ant" / ("z." + suffix)), {"jfif": "JPEG"}.get(suffix))
-    source, said = open_saying(root, "train")
-    assert (len(source), said) == (7, [])
+    source, notes = open_with_notes(root, "train")
+    assert (len(source), notes) == (7, [])
     assert source.image(3).size == (9, 7)
 
 
-def test_folders_in_class_folders_are_said_to_be_left_out(root):
-    (root / "train" / "ant" / "more").mkdir()
-    write_image(root / "train" / "ant" / "more" / "a.png", 1)
-    source, said = open_saying(root, "train")
+def test_folders_in_class_folders_are_left_out_with_a_note(root):
+    (root / "train" / "ant" / "more.jpg").mkdir()
+    write_image(root / "train" / "ant" / "more.jpg" / "a.png", 1)
+    source, notes = open_with_notes(root, "train")
     assert len(source) == 6
-    assert len(said) == 1
-    assert "note: 1 entries in {} do not have an image suffix".format(root / "train") in said[0]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: left out 1 entry in {root / 'train'} (such as in ant): ")
 
 
 def test_a_class_without_training_images_is_refused(root):
     for path in (root / "train" / "bee").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"^no images in .*train/bee, and in 0 more class folders: "):
-        open_saying(root, "train")
+    with pytest.raises(DataError, match=r"^no images in the class folder .*train/bee: "):
+        open_with_notes(root, "train")
+    (root / "train" / "cow").mkdir()
+    with pytest.raises(DataError, match=r"^no images in the class folder .*train/bee \(and 1 more\): "):
+        open_with_notes(root, "train")
 
 
-def test_a_class_without_held_out_images_is_said(root):
+def test_a_class_without_held_out_images_is_noted(root):
     for path in (root / "val" / "bee").iterdir():
         path.unlink()
-    source, said = open_saying(root, "eval")
+    source, notes = open_with_notes(root, "eval")
     assert len(source) == 3
-    assert said == ["note: 1 of 2 class folders in {} hold no images, such as bee".format(root / "val")]
+    assert notes == [f"note: no images in 1 of 2 class folders of {root / 'val'}, such as bee"]
 
 
 def test_an_evaluation_needs_no_training_images(root, tmp_path):
     run_pack(root, tmp_path / "shards")
     shutil.rmtree(str(root / "train"))
     shutil.rmtree(str(tmp_path / "shards" / "train"))
-    assert len(open_saying(root, "eval")[0]) == 6
+    assert len(open_with_notes(root, "eval")[0]) == 6
     assert len(open_split(tmp_path / "shards", "eval", num_classes=2)) == 6
 
 
 @pytest.mark.timeout(10)
-def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(str(tmp_path / "a.jpg"))
     with pytest.raises(DataError, match="cannot read the image .*a.jpg: it is not a regular file$"):
         open_picture(str(tmp_path / "a.jpg"))
@@ -83,7 +86,7 @@ def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
 # ----------------------------------------------------------------------------------------- packing
 
 
-def test_verify_refuses_what_is_not_whole(root, tmp_path):
+def test_verify_refuses_an_incomplete_target(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     assert verify(target, workers=1) == {"train": 6, "val": 6}
@@ -95,7 +98,7 @@ def test_verify_refuses_what_is_not_whole(root, tmp_path):
         verify(target, workers=1)
 
 
-def test_what_is_half_packed_is_no_source(root, tmp_path):
+def test_a_half_packed_folder_is_refused_as_source(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     (target / "train" / INDEX).unlink()
@@ -105,7 +108,7 @@ def test_what_is_half_packed_is_no_source(root, tmp_path):
             open_split(num_classes=2, **places)
 
 
-def test_rescan_packs_exchanged_images_anew(root, tmp_path):
+def test_rescan_packs_exchanged_images_again(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     write_image(root / "train" / "ant" / "0.png", 99)
@@ -115,7 +118,7 @@ def test_rescan_packs_exchanged_images_anew(root, tmp_path):
     assert packed_shades(target) == [99, 1, 2, 10, 11, 12]
 
 
-def test_packing_anew_that_was_interrupted_is_not_whole(root, tmp_path, monkeypatch):
+def test_an_interrupted_rescan_leaves_an_incomplete_target(root, tmp_path, monkeypatch):
     target = tmp_path / "shards"
     run_pack(root, target)
     write_image(root / "train" / "ant" / "0.png", 99)
@@ -133,7 +136,7 @@ def stop(*task):
     raise DataError("stopped")
 
 
-def test_rescan_takes_in_what_was_mended(root, tmp_path):
+def test_rescan_adds_images_that_were_repaired(root, tmp_path):
     target, path = tmp_path / "shards", root / "train" / "ant" / "0.png"
     path.write_bytes(b"")
     assert run_pack(root, target, skip_bad=True)["train"].samples == 5
@@ -159,20 +162,20 @@ def test_a_class_whose_name_is_not_unicode_is_packed(root, tmp_path):
 # ------------------------------------------------------------------------------------------ shards
 
 
-def test_patterns_of_a_shell(tmp_path):
+def test_shell_patterns_select_shards(tmp_path):
     write_shards(tmp_path)
     places = {"path": tmp_path / "train" / "x-*.tar", "eval_path": str(tmp_path / "val" / "x-{00..00}.tar")}
     assert len(open_split(**places)) == 7
     assert len(open_split(**dict(places, path=tmp_path / "train" / "x-{00,0[12]}.tar"))) == 7
 
 
-def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+def test_a_folder_whose_name_looks_like_a_pattern_is_opened(tmp_path):
     write_shards(tmp_path / "[old]")
     places = {"path": tmp_path / "[old]" / "train" / "x-{00..02}.tar", "eval_path": str(tmp_path / "[old]" / "val")}
     assert len(open_split(**places)) == 7
 
 
-def test_members_of_a_sample_must_stand_together(tmp_path):
+def test_members_of_a_sample_must_be_adjacent(tmp_path):
     images, labels = samples([1, 2])[::2], samples([1, 2])[1::2]
     write_tar(tmp_path / "a.tar", images + labels)
     with pytest.raises(DataError, match="sample 0000 has no label: .* 0000.cls .*, beside its image$"):

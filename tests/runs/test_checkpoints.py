@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not at all, and damaged ones refused."""
+"""Checkpoints of a run: complete or absent, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_safetensors_and_json_under_timms_names(tmp_path):
     assert json.loads((path / "config.json").read_text())["id2label"]["7"] == "class 7"
 
 
-def test_newest_is_by_update_and_old_ones_go(tmp_path):
+def test_the_newest_checkpoint_has_the_highest_update_and_old_ones_are_removed(tmp_path):
     state = state_after()
     for update in (9, 10, 100):
         save(tmp_path, update, state)
@@ -93,7 +93,7 @@ def test_a_crash_at_any_step_leaves_the_previous_checkpoint(tmp_path, monkeypatc
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path) == first
     load_checkpoint(first, device_kind="cpu")
-    second = save(tmp_path, 2, state)  # what was left behind is no obstacle
+    second = save(tmp_path, 2, state)  # what the crash left behind is replaced
     assert newest_checkpoint(tmp_path) == second
     assert equal_states(load_checkpoint(second, device_kind="cpu")[0], state)
 
@@ -157,7 +157,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == [first]
 
 
-def test_a_folder_without_a_state_is_no_checkpoint_and_is_replaced(tmp_path):
+def test_a_folder_without_a_state_is_not_a_checkpoint_and_is_replaced(tmp_path):
     path = save(tmp_path, 1)
     (path / "state.json").unlink()
     assert newest_checkpoint(tmp_path) is None
@@ -178,14 +178,14 @@ def test_a_folder_without_a_state_is_no_checkpoint_and_is_replaced(tmp_path):
         ),
     ],
 )
-def test_a_run_resumes_on_the_same_images(tmp_path, other, message):
+def test_a_run_resumes_only_on_the_same_images(tmp_path, other, message):
     path = save(tmp_path, 1)
     load_resumable(path, ModelDescription.of_run(CONFIG, CLASSES, 96), device_kind="cpu")
     with pytest.raises(CheckpointError, match=message):
         load_resumable(path, other, device_kind="cpu")
 
 
-def test_a_run_resumes_on_the_kind_of_device_that_it_began_on(tmp_path):
+def test_a_run_resumes_only_on_the_kind_of_device_that_it_began_on(tmp_path):
     path = save(tmp_path, 1, state_after(1, "ipu-sim"), "ipu-sim")
     with pytest.raises(CheckpointError, match=r"made on ipu-sim and cannot be resumed on cpu.*--set model.init="):
         load_checkpoint(path, device_kind="cpu")

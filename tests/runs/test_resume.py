@@ -1,4 +1,4 @@
-"""Interrupted and resumed: bit for bit, and nothing is lost."""
+"""Runs that are interrupted and resumed: bit for bit equal to uninterrupted runs, with nothing lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AUGMENTED = {
 
 
 def interrupted_after(monkeypatch, updates):
-    """The run is stopped as by Ctrl-C in its `updates`-th host step."""
+    """Stops the run in its `updates`-th host step, as Ctrl-C does."""
     from vit_ipu import train
 
     original, steps = train.RunLogger.step, []
@@ -63,7 +63,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, cap
         code, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "parts")
     assert code == 130
     assert "interrupted at update" in out
-    torch.manual_seed(12345)  # whatever the process has drawn in between
+    torch.manual_seed(12345)  # random numbers that the process draws in between do not matter
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "parts", "--resume")[0] == 0
 
     whole, parts = (newest_checkpoint(empty_folder / name / "checkpoints") for name in ("whole", "parts"))
@@ -96,7 +96,7 @@ def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_roun
     assert equal_states(ends[0], ends[2])
 
 
-def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, empty_folder):
+def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys, empty_folder):
     """A crash, unlike Ctrl-C, loses what came after the last checkpoint, metrics included."""
     from vit_ipu import train
 
@@ -118,7 +118,7 @@ def test_metrics_after_the_checkpoint_are_done_again(monkeypatch, capsys, empty_
     assert [x["update"] for x in read_metrics(metrics) if "loss" in x] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, empty_folder):
+def test_resuming_a_finished_run_prints_its_summary_again(monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder)
     command = ["train", config, "--device", "cpu", "--json"]
     code, out, _ = vit_ipu(monkeypatch, capsys, *command)
@@ -129,7 +129,7 @@ def test_a_finished_run_says_again_how_it_ended(monkeypatch, capsys, empty_folde
     assert (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text() == before
 
 
-def test_a_resumed_run_says_where_it_goes_on(monkeypatch, capsys, empty_folder):
+def test_a_resumed_run_says_at_which_update_it_continues(monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder, run={"updates": 6})
     with monkeypatch.context() as context:
         interrupted_after(context, 3)
@@ -153,8 +153,23 @@ def test_a_resumed_run_keeps_the_environment_of_its_beginning(monkeypatch, capsy
     assert json.loads(path.read_text()) == first  # a refused resume writes nothing
     vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--resume")
     resumed = json.loads(path.read_text())
-    assert [facts["device"] for facts in resumed.pop("resumed")] == ["ipu-sim"]
+    assert [environment["device"] for environment in resumed.pop("resumed")] == ["ipu-sim"]
     assert resumed == first
+
+
+@pytest.mark.parametrize("missing", [["environment.json"], ["environment.json", ".lock"]])
+def test_a_resume_that_fails_keeps_every_file_of_the_run(monkeypatch, capsys, empty_folder, missing):
+    config = write_config(empty_folder)
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 0
+    for name in missing:
+        (empty_folder / "run" / name).unlink()
+    before = {path: path.read_bytes() for path in (empty_folder / "run").rglob("*") if path.is_file()}
+    command = ["train", config, "--output", "run", "--resume", "--device"]
+    code, _, err = vit_ipu(monkeypatch, capsys, *command, "ipu-sim")
+    assert code == 2
+    assert "cannot be resumed on ipu-sim" in err
+    assert {path: path.read_bytes() for path in (empty_folder / "run").rglob("*") if path.is_file()} == before
+    assert vit_ipu(monkeypatch, capsys, *command, "cpu")[0] == 0
 
 
 def break_an_image(folder: Path) -> None:
@@ -167,7 +182,7 @@ def break_an_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_was_learnt_is_kept_when_the_evaluation_fails(monkeypatch, capsys, empty_folder, workers):
+def test_weights_are_kept_when_the_evaluation_fails(monkeypatch, capsys, empty_folder, workers):
     break_an_image(empty_folder / "images")
     data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "num_workers": workers}
     config = write_config(empty_folder, data=data, model={"num_classes": 2})
@@ -199,7 +214,7 @@ def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsy
     assert "top1" in read_metrics(metrics)[-1]
 
 
-def test_a_signal_to_the_whole_group_reaches_no_worker(empty_folder):
+def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):
     config = write_config(empty_folder, run={"updates": 100000}, data={"num_workers": 1})
     command = [sys.executable, "-m", "vit_ipu", "train", config, "--device", "cpu", "--output", "run"]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The simulator's float16: rounding, partial sums, formats of accumulators, and recipes that fail as on an IPU."""
+"""The simulator's float16 arithmetic: rounding, partial sums, formats of results, and the choice of numerics."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_stochastic_rounding_of_mixed_values_has_no_bias():
     values *= 10.0 ** torch.randint(-8, 4, values.shape, generator=torch.Generator().manual_seed(1))
     errors = (Rounding(stochastic=True, seed=0)(values).double() - values.double()) / spacings(values)
     assert errors.abs().mean() > 0.1
-    # the values were drawn with the same seed: rounding that drew the same numbers is 8 sigma off
+    # the values were drawn with the same seed: rounding with the same random numbers would be 8 sigma off
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / 1000
 
 
 def test_many_small_roundings_are_independent():
-    """Random numbers that were used again would spread the mean wider than independent ones do."""
+    """Random numbers that are used twice would spread the mean more widely than independent random numbers."""
     value, step, calls = torch.full((4096,), 1.0003), 2.0**-10, 250
     sigma = step * math.sqrt(0.3072 * 0.6928 / (calls * len(value)))  # 0.0003 is 0.3072 of a step
     scores = []
@@ -72,7 +72,7 @@ def test_many_small_roundings_are_independent():
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_what_float16_can_hold_stays_exact(stochastic):
+def test_float16_values_are_not_changed_by_rounding(stochastic):
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     values = patterns.view(torch.float16)
     values = values[~values.isnan()]
@@ -109,7 +109,7 @@ def partials(chunk=16):
 
 
 def slow_product(left, right, chunk):
-    """Scalar by scalar: the products of a chunk are added to the running sum in float32, which is then rounded."""
+    """Multiplies scalar by scalar: adds a chunk's products to the running sum in float32, then rounds the sum."""
     result = torch.zeros(left.shape[0], right.shape[1])
     for i in range(left.shape[0]):
         for j in range(right.shape[1]):
@@ -127,7 +127,7 @@ def test_float16_partials_equal_a_slow_reference(chunk):
     left, right = half(5, 70), half(70, 4, seed=1)
     got = partials(chunk).product(torch.mm, left, right)
     expected = slow_product(left, right, chunk)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)  # at most a tie that float32 breaks otherwise
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)  # float32 may break a tie differently
     assert (got == expected).float().mean() > 0.9
     assert not torch.equal(got, left.float() @ right.float())
 
@@ -136,10 +136,10 @@ def test_a_long_sum_stalls_with_float16_partials_only():
     ones = torch.ones(1, 65536).half()
     full = Partials(half_products=False, half_convolutions=False, chunk=16, rounding=Rounding())
     assert full.product(torch.mm, ones, ones.t()).item() == 65536
-    assert partials().product(torch.mm, ones, ones.t()).item() == 32768  # 16 is half of the spacing there
+    assert partials().product(torch.mm, ones, ones.t()).item() == 32768  # 16 is half of float16's spacing at 32768
 
 
-def test_float16_partials_of_a_convolution_are_those_of_its_product():
+def test_float16_partials_of_a_convolution_equal_those_of_a_product():
     image, weight, gradient = half(2, 3, 9, 8), half(4, 3, 3, 2, seed=1), half(2, 4, 5, 4, seed=2)
     settings = ([2, 2], [1, 0], [1, 1], False, [0, 0], 1)
     got = convolution(partials(), image, weight, *settings)
@@ -173,7 +173,7 @@ def in_mode(function, *, options=None, chunk=16):
         return function()
 
 
-def test_partials_follow_the_options_for_products_and_convolutions_apart():
+def test_partials_of_products_and_convolutions_have_separate_options():
     ones = torch.ones(1, 65536).half()
     options = poptorch.Options()
     options.Precision.setPartialsType(torch.half)
@@ -208,12 +208,12 @@ def test_partials_follow_the_options_for_products_and_convolutions_apart():
         (lambda h, f: h > 0, torch.bool),
     ],
 )  # fmt: skip
-def test_formats_of_results(function, dtype):
+def test_results_have_the_dtypes_of_an_ipu(function, dtype):
     assert in_mode(lambda: function(half(4, 4), half(4, 4).float())).dtype == dtype
 
 
 def test_a_copy_draws_no_random_bits_unless_it_rounds():
-    """Whether autograd copies a gradient depends on Python's garbage collector: nothing else may depend on that."""
+    """Python's garbage collector decides whether autograd copies a gradient: a copy must not change the results."""
     options = poptorch.Options().randomSeed(1)
     options.Precision.enableStochasticRounding(True)
     values, target = half(4, 4), torch.zeros(4, 4).half()
@@ -234,7 +234,7 @@ def test_a_copy_draws_no_random_bits_unless_it_rounds():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_gelu_is_the_tanh_form_whatever_is_asked(dtype):
+def test_gelu_always_uses_the_tanh_form(dtype):
     x = (torch.linspace(-4, 4, 99) + 0.01).to(dtype).requires_grad_()
     in_mode(lambda: F.gelu(x).sum().backward())
     reference = x.detach().float().requires_grad_()
@@ -251,7 +251,7 @@ def test_in_place_operations_write_rounded_values_and_keep_the_tensor():
     assert x.tolist() == [65504.0] * 3
 
 
-def test_dropout_is_that_of_exact_numerics():
+def test_dropout_has_the_same_mask_as_in_exact_numerics():
     x = torch.ones(1000)
     torch.manual_seed(0)
     expected = F.dropout(x, 0.3)
@@ -273,7 +273,7 @@ def test_batch_norm_updates_its_float16_statistics():
 # ---------------------------------------------------------------------------------------- choices
 
 
-def test_numerics_are_chosen_for_executors_compiled_afterwards_and_restored():
+def test_numerics_apply_to_executors_compiled_within_the_context_only():
     model = nn.Linear(1, 1, bias=False).half()
     nn.init.constant_(model.weight, 1.0)
 
@@ -299,12 +299,12 @@ def test_numerics_are_chosen_for_executors_compiled_afterwards_and_restored():
     [(("fast", 16), "Unknown numerics 'fast': choose one of exact, ipu"), (("ipu", 0), "must be at least 1")],
     ids=["mode", "chunk"],
 )
-def test_impossible_numerics_are_refused(arguments, message):
+def test_invalid_numerics_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         poptorch.numerics(arguments[0], partials_chunk=arguments[1])
 
 
-def test_an_ipu_has_no_float64():
+def test_float64_is_computed_in_float32():
     model = nn.Linear(2, 2).double()
     x = torch.full((1, 2), 1 / 3, dtype=torch.float64)
     with poptorch.numerics("ipu"):

@@ -1,4 +1,4 @@
-"""The simulator: batches, outputs, weights and random numbers."""
+"""Calls of the simulator's executors: batches, outputs, weights and random numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODES = [
 
 @pytest.mark.parametrize(("mode", "out_shape", "loss_shape"), MODES)
 def test_output_modes_have_poptorchs_shapes(mode, out_shape, loss_shape):
-    """D=2, G=4, R=2 and a micro-output of (1, 3), as seen on PopTorch's own front end."""
+    """Shapes for D=2, G=4, R=2 and an output of (1, 3) per micro-batch, as seen on PopTorch's own front end."""
     model = poptorch.trainingModel(TwoStages(), options(2, 4, 2, mode))
     out, loss = model(*data(16))
     assert list(out.shape) == out_shape
@@ -34,7 +34,7 @@ def test_output_modes_have_poptorchs_shapes(mode, out_shape, loss_shape):
 
 
 def test_outputs_are_in_the_order_of_the_inputs():
-    """[device iteration][accumulation][replica][micro-batch] in, the same out, whichever the mode selects."""
+    """Inputs and outputs have the order [device iteration][accumulation][replica][micro-batch] in every output mode."""
     torch.manual_seed(0)
     model = TwoStages()
     x, labels = data(32)
@@ -57,7 +57,7 @@ def test_outputs_are_in_the_order_of_the_inputs():
     torch.testing.assert_close(outputs(poptorch.OutputMode.Sum)[1], losses.sum(0, keepdim=True))
 
 
-def test_the_mode_of_a_program_is_that_of_its_compilation():
+def test_a_program_keeps_the_training_mode_of_its_compilation():
     class Noisy(TwoStages):
         def __init__(self):
             super().__init__()
@@ -88,7 +88,7 @@ def test_weights_reach_the_host_when_they_are_read():
     assert type(plain) is torch.Tensor
 
 
-def test_weights_changed_on_the_host_reach_the_ipu_when_told():
+def test_weights_reach_the_ipu_through_load_state_dict():
     model = TwoStages()
     executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.0))
     executor(*data(8))
@@ -145,7 +145,7 @@ def test_foreign_optimizer_states_are_refused(state, message):
         optimizer.set_state_dict(state)
 
 
-def test_random_state_is_the_devices_own_and_can_be_restored():
+def test_the_device_has_its_own_random_state_that_can_be_restored():
     class Noisy(nn.Module):
         def forward(self, x):
             return F.dropout(x, 0.5, training=True)
@@ -178,7 +178,7 @@ def test_half_precision_models_train_and_keep_their_types():
         assert torch.equal(weight, reference.state_dict()[name].half())
 
 
-def test_a_random_state_that_is_set_while_detached_holds_from_then_on():
+def test_a_random_state_that_is_set_while_detached_takes_effect():
     executor = poptorch.inferenceModel(nn.Dropout(0.5), poptorch.Options().randomSeed(1))
     x = torch.ones(64)
     executor.compile(x)
@@ -192,7 +192,7 @@ def test_a_random_state_that_is_set_while_detached_holds_from_then_on():
 
 
 def test_a_cross_entropy_over_images_trains():
-    """torch 2.0.1 cannot infer its shape, PopTorch can."""
+    """torch 2.0.1 cannot infer the shape of this loss; PopTorch can."""
 
     class Segment(torch.nn.Module):
         def __init__(self):

@@ -17,7 +17,7 @@ from vit_ipu.simulator import machine
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
 
-def test_too_few_micro_batches():
+def test_too_few_micro_batches_are_refused():
     with pytest.raises(poptorch.Error, match=r"number of pipeline stages \(3\).* additional 1 stages when training"):
         poptorch.trainingModel(TwoStages(), options(1, 2, 1))(*data(4))
     with pytest.raises(poptorch.Error, match=r"deviceIterations must be .* stages \(2\)"):
@@ -31,7 +31,7 @@ def test_pipeline_recomputation_needs_a_pipeline():
         poptorch.trainingModel(TwoStages(), sharded)(*data(6))
 
 
-def test_ipus_are_counted_up_to_the_highest():
+def test_all_ipus_up_to_the_highest_are_held():
     class Skipping(TwoStages):
         def __init__(self):
             super().__init__()
@@ -43,7 +43,7 @@ def test_ipus_are_counted_up_to_the_highest():
     assert machine.current.ipus_held == 4
 
 
-def test_sharded_execution_has_no_minimum():
+def test_sharded_execution_needs_no_minimum_of_micro_batches():
     sharded = options(1, 1, 1)
     sharded.setExecutionStrategy(poptorch.ShardedExecution())
     out, _ = poptorch.trainingModel(TwoStages(), sharded)(*data(2))
@@ -60,7 +60,7 @@ def test_ipus_must_be_a_power_of_two():
     x, labels = data(7)
     with pytest.raises(poptorch.Error, match="use of 3 IPUs.*minimum of 4.*autoRoundNumIPUs"):
         poptorch.trainingModel(ThreeStages(), options(1, 7, 1))(x, labels)
-    poptorch.trainingModel(ThreeStages(), options(1, 7, 1).useOfflineIpuTarget()).compile(x, labels)  # reserves none
+    poptorch.trainingModel(ThreeStages(), options(1, 7, 1).useOfflineIpuTarget()).compile(x, labels)  # needs no IPUs
     rounded = options(1, 7, 1).autoRoundNumIPUs(True)
     executor = poptorch.trainingModel(ThreeStages(), rounded)
     executor(x, labels)
@@ -74,7 +74,7 @@ def test_ipus_must_be_a_power_of_two():
         (lambda out, labels: (F.cross_entropy(out, labels), F.mse_loss(out, out * 2)), "Multiple independent losses"),
     ],
 )
-def test_exactly_one_final_loss(forward, message):
+def test_training_needs_exactly_one_final_loss(forward, message):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -87,7 +87,7 @@ def test_exactly_one_final_loss(forward, message):
         poptorch.trainingModel(Model())(*data(2))
 
 
-def test_losses_that_lead_to_one_are_one():
+def test_losses_that_are_combined_into_one_are_accepted():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -110,7 +110,7 @@ def test_losses_that_lead_to_one_are_one():
     torch.testing.assert_close(dict(model.state_dict()), dict(reference.state_dict()))
 
 
-def test_operations_after_a_block_has_ended():
+def test_operations_after_the_end_of_a_block_are_refused():
     class Model(nn.Module):
         def forward(self, x):
             with poptorch.Block("only", ipu_id=0):
@@ -129,7 +129,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("change", "message"), CALLS)
-def test_later_calls_must_be_like_the_first(change, message):
+def test_later_calls_must_have_the_types_and_shapes_of_the_first(change, message):
     executor = poptorch.trainingModel(TwoStages(), options())
     x, labels = data(8)
     executor(x, labels)
@@ -152,7 +152,7 @@ class Collect(nn.Module):
     ],
     ids=["count", "value", "length", "keys"],
 )
-def test_later_calls_have_the_structure_of_the_first(args, kwargs, message):
+def test_later_calls_must_have_the_structure_of_the_first(args, kwargs, message):
     executor = poptorch.inferenceModel(Collect())
     pair = [torch.ones(2), torch.ones(2)]
     assert executor(torch.ones(2), pair=pair).tolist() == [3, 3]
@@ -160,7 +160,7 @@ def test_later_calls_have_the_structure_of_the_first(args, kwargs, message):
         executor(*[torch.ones(2)] * args, **dict({"pair": pair}, **kwargs))
 
 
-def test_a_batch_that_does_not_divide():
+def test_a_batch_must_divide_into_micro_batches():
     with pytest.raises(AssertionError, match=r"batch dimension \(6\) must be a multiple of .* = 4"):
         poptorch.trainingModel(TwoStages(), options())(*data(6))
 
@@ -174,7 +174,7 @@ def test_a_batch_that_does_not_divide():
         ((torch.ones(4, 6),), {}, poptorch.Error, "Mandatory parameter labels missing"),
     ],
 )
-def test_arguments_must_fit_the_forward(args, kwargs, error, message):
+def test_arguments_must_match_the_forward(args, kwargs, error, message):
     with pytest.raises(error, match=message):
         poptorch.trainingModel(TwoStages(), options())(*args, **kwargs)
 
@@ -188,7 +188,7 @@ def test_arguments_that_are_not_contiguous_are_converted_with_one_warning(caplog
     assert caplog.text.count("At least one input tensor is not contiguous") == 1
 
 
-def test_named_and_default_arguments():
+def test_named_and_default_arguments_are_passed_to_the_forward():
     class Model(nn.Module):
         def forward(self, x, scale=2.0, *rest, shift=None, **more):
             return x * scale + (0 if shift is None else shift) + more.get("extra", 0)
@@ -209,7 +209,7 @@ def test_options_freeze_when_used():
     assert used.clone().deviceIterations(5).device_iterations == 5
 
 
-def test_wrapping_twice_and_annotating_twice():
+def test_wrapping_twice_and_annotating_twice_are_refused():
     model = TwoStages()
     executor = poptorch.trainingModel(model, options())
     with pytest.raises(RuntimeError, match="already been wrapped"):
@@ -248,7 +248,7 @@ def test_inference_takes_no_accumulation():
         poptorch.inferenceModel(TwoStages(), options())
 
 
-def test_a_reassigned_buffer():
+def test_a_reassigned_buffer_is_refused():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -263,7 +263,7 @@ def test_a_reassigned_buffer():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("count", "Buffer"), ("weight", "Parameter")])
-def test_a_tensor_that_the_forward_takes_away(name, kind):
+def test_a_forward_that_removes_a_tensor_is_refused(name, kind):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -286,7 +286,7 @@ def test_buffers_must_be_plain_tensors():
         poptorch.trainingModel(model, options())
 
 
-def test_buffers_changed_in_place_reach_the_host_but_not_with_broadcast_replicas():
+def test_buffers_changed_in_place_reach_the_host_but_are_refused_with_broadcast_replicas():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -318,7 +318,7 @@ class Tied(nn.Module):
             return x @ self.weight.t()
 
 
-def test_a_weight_is_on_one_ipu_of_a_pipeline():
+def test_a_weight_must_be_on_one_ipu_of_a_pipeline():
     pipelined = poptorch.Options().deviceIterations(2)
     with pytest.raises(poptorch.Error, match="popart_exception.*Can not copy variable tensor weight between virtual"):
         poptorch.inferenceModel(Tied(0, 1), pipelined)(torch.ones(2, 6))
@@ -327,7 +327,7 @@ def test_a_weight_is_on_one_ipu_of_a_pipeline():
         assert torch.equal(executor(torch.ones(2, 6)), torch.full((2, 6), 36.0))
 
 
-def test_a_stage_is_on_one_ipu():
+def test_a_stage_must_be_on_one_ipu():
     stages = poptorch.PipelinedExecution(poptorch.Stage("a", "b"))
     with pytest.raises(poptorch.Error, match=r"same pipeline stage 0, but different virtual graph ids \[0, 1\]"):
         poptorch.inferenceModel(Tied(0, 1), poptorch.Options().deviceIterations(2).setExecutionStrategy(stages))(

@@ -1,4 +1,4 @@
-"""What the simulator counts of a program: memory, FLOPs and traffic of each IPU, and the pipeline's timetable."""
+"""The simulator's cost account of a program: memory, FLOPs and traffic of each IPU, and the pipeline's timetable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report(model, args, used=None, training=True, **kwargs):
 
 @pytest.fixture
 def two_stages():
-    """Micro-batch 2. IPU 0: (2, 6) x (6, 5), tanh. IPU 1: (2, 5) x (5, 3), loss."""
+    """Report for micro-batches of 2. IPU 0: (2, 6) x (6, 5), tanh. IPU 1: (2, 5) x (5, 3), loss."""
     state = {"Accl1___first.weight": torch.zeros(5, 6), "Accl2___second.bias": torch.zeros(3, dtype=torch.float16)}
     return report(TwoStages(), data(2), options(2, 3, 1), optimizer_state=dict(state, lossScaling=torch.ones(())))
 
@@ -77,7 +77,7 @@ def test_stash_by_hand(two_stages):
 def test_peak_by_hand(two_stages):
     first, _ = two_stages.stages
     x, hidden = 2 * 6 * 4, 2 * 5 * 4
-    # in tanh's backward pass live x, tanh's output, and the gradients of tanh's output and of its input
+    # live in tanh's backward pass: x, tanh's output, and the gradients of tanh's output and input
     assert first.peak_activation_bytes == 2 * x + (x + hidden + 2 * hidden)
     assert first.peak_activation_bytes_without_recomputation == 2 * (x + hidden) + (x + hidden + 2 * hidden)
 
@@ -92,7 +92,7 @@ def test_cycles_by_hand(two_stages):
 
 
 class Chain(nn.Module):
-    """Linear layers, the i-th on IPU i; with `skip`, the last also reads the first one's output."""
+    """Linear layers, the i-th on `ipus[i]`; with `skip`, the last IPU also reads the first layer's output."""
 
     def __init__(self, ipus=(0, 1, 2, 3), skip=False, checkpoint=False):
         super().__init__()
@@ -131,7 +131,7 @@ def test_a_checkpoint_is_stashed_too():
     assert (first.tensors_stashed, first.stash_bytes) == (2, 7 * 2 * TENSOR)
 
 
-def test_an_ipu_with_two_stages_adds_them_up():
+def test_an_ipu_with_two_stages_has_their_sum():
     increment = poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement)
     account = report(Chain(ipus=(0, 1, 0, 1)), [torch.ones(2, 8)], options(1, 8, 1).setExecutionStrategy(increment))
     first, second = account.ipus
@@ -149,6 +149,12 @@ def test_only_a_pipeline_stashes_and_recomputes(strategy):
     assert bool(sum(ipu.stash_bytes for ipu in account.ipus)) == is_pipeline
 
 
+def test_one_ipu_is_not_a_pipeline_even_if_it_is_not_the_first():
+    account = report(Chain(ipus=(1, 1, 1, 1)), [torch.ones(2, 8)], options(1, 8, 1))
+    assert not account.pipelined
+    assert not account.recomputation
+
+
 def test_recomputation_can_be_switched_off():
     used = options(1, 8, 1)
     used._Popart.set("autoRecomputation", 0)
@@ -157,7 +163,7 @@ def test_recomputation_can_be_switched_off():
     assert not any(slot.work == "recompute" for slot in account.timetable)
 
 
-def test_inference_keeps_and_sends_nothing_back():
+def test_inference_has_no_stash_and_no_backward_pass():
     account = report(Chain(), [torch.ones(2, 8)], poptorch.Options().deviceIterations(6), training=False)
     assert account.cycles_per_call == 6 + 4 - 1
     assert {slot.work for slot in account.timetable} == {"forward"}
@@ -177,7 +183,7 @@ class Convolutions(nn.Module):
         return poptorch.identity_loss(self.attention(tokens, tokens, tokens)[0], reduction="sum")
 
 
-def test_flops_are_those_of_torchs_counter():
+def test_flops_equal_torchs_counter():
     counter = pytest.importorskip("torch.utils.flop_counter", reason="torch 2.0.1 has no counter")
     model, x = Convolutions(), torch.ones(2, 3, 13, 13)
     with counter.FlopCounterMode(display=False) as forward:
@@ -199,7 +205,7 @@ def test_flops_of_a_grouped_convolution_by_hand():
             return poptorch.identity_loss(self.layer(x), reduction="sum")
 
     (ipu,) = report(Depthwise(), [torch.ones(2, 8, 6, 6)]).ipus
-    # each of the (2, 8, 4, 4) outputs sums over 9; torch's counter takes the backward pass for one without groups
+    # each of the (2, 8, 4, 4) outputs sums over 9; torch's counter ignores groups in the backward pass
     assert ipu.flops_forward == ipu.flops_backward == 2 * (2 * 8 * 4 * 4) * 9
 
 
@@ -228,7 +234,7 @@ def test_liveness_of_a_chain():
         Life(1, 1, 2, kept=False, has_gradient=True),
     ]
     assert working_memory(lives, [0, 0, 0], training=False).without_recomputation == 110
-    # backward of the second operation: a and b are kept, and both gradients live
+    # backward of the second operation: a and b are kept, and both gradients are live
     assert working_memory(lives, [0, 0, 0], training=True) == (100 + 10 + 10 + 1, 100 + 10 + 10 + 1)
 
 
@@ -275,7 +281,7 @@ def test_inference_takes_d_plus_f_minus_1_cycles(forward, iterations):
 # ---------------------------------------------------------------------------------------------- output
 
 
-def test_the_report_is_plain_data_and_says_that_it_is_simulated(two_stages):
+def test_the_report_is_plain_data_and_marked_as_simulated(two_stages):
     values = json.loads(two_stages.to_json())
     assert values["simulated"] is True
     assert values["unit_of_time"] == "cycles of the pipeline, not seconds"
@@ -317,7 +323,7 @@ def test_an_ipu_does_one_thing_at_a_time_within_its_cycle(two_stages):
             assert start <= event["ts"] <= event["ts"] + event["dur"] <= start + 1000.01
 
 
-def test_an_executor_reports():
+def test_an_executor_returns_a_report():
     executor = poptorch.trainingModel(TwoStages(), options(1, 4, 1))
     executor(*data(8))
     account = executor.simulation_report()

@@ -1,4 +1,4 @@
-"""Executors: files, grouped parameters, buffers of replicas, hooks, and the user's own argument types."""
+"""Executors: files, grouped parameters, buffers of replicas, hooks, and user-defined argument types."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
 
 class Scale(nn.Module):
-    """Multiplies by a parameter, adds a buffer."""
+    """Multiplies the input by a parameter and adds a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def adamw(model):
     return poptorch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-def test_a_saved_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_a_saved_training_resumes_as_if_it_had_not_stopped(tmp_path):
     straight, stopped = TwoStages(), TwoStages()
     stopped.load_state_dict(straight.state_dict())
     executors = [poptorch.trainingModel(model, options(), adamw(model)) for model in (straight, stopped)]
@@ -60,7 +60,7 @@ def test_a_saved_training_goes_on_as_if_it_had_not_stopped(tmp_path):
         assert torch.equal(loaded.state_dict()[name], expected), name
 
 
-def test_what_is_compiled_offline_runs_once_loaded(tmp_path):
+def test_a_model_that_was_compiled_offline_runs_after_loading(tmp_path):
     offline = options().useOfflineIpuTarget()
     executor = poptorch.trainingModel(TwoStages(), offline)
     path = str(tmp_path / "model.poptorch")
@@ -72,7 +72,7 @@ def test_what_is_compiled_offline_runs_once_loaded(tmp_path):
     assert machine.current.ipus_held == 2
 
 
-def test_an_executable_without_its_model(tmp_path):
+def test_an_executable_without_its_model_needs_load_executable(tmp_path):
     path = str(tmp_path / "model.poptorch")
     poptorch.trainingModel(TwoStages(), options()).compileAndExport(path, *data(8), export_model=False)
     with pytest.raises(AssertionError, match="created with 'export_model=False'"):
@@ -83,7 +83,48 @@ def test_an_executable_without_its_model(tmp_path):
     executor(*data(8))
 
 
-def test_saving_to_a_folder(tmp_path, caplog):
+def test_loading_an_executable_while_attached_replaces_the_old_one(tmp_path):
+    machine.configure(4)
+    path = str(tmp_path / "model.poptorch")
+    straight, model = TwoStages(), TwoStages()
+    model.load_state_dict(straight.state_dict())
+    executors = [poptorch.trainingModel(trained, options()) for trained in (straight, model)]
+    executors[1].compileAndExport(path, *data(8))
+    executors[0](*data(8))
+    executors[0].detachFromDevice()
+    executors[1](*data(8))
+    executors[1].loadExecutable(path)
+    assert machine.current.ipus_held == 2
+    for executor in executors[::-1]:
+        executor(*data(8, 1))
+        executor.destroy()
+    assert machine.current.ipus_held == 0
+    assert torch.equal(model.first.weight, straight.first.weight)
+
+
+def test_an_executable_that_gets_no_ipus_leaves_the_old_one_attached(tmp_path):
+    machine.configure(3)
+    path = str(tmp_path / "model.poptorch")
+    executor = poptorch.trainingModel(TwoStages(), options())
+    executor.compileAndExport(path, *data(8))
+    with pytest.raises(poptorch.Error, match=r"Failed to acquire 2 IPU\(s\)"):
+        executor.loadExecutable(path)
+    assert executor.isAttachedToDevice()
+    executor(*data(8))
+    executor.destroy()
+    assert machine.current.ipus_held == 0
+
+
+def test_a_model_that_cannot_be_pickled_leaves_no_file(tmp_path):
+    executor = poptorch.inferenceModel(Scale().eval())
+    executor.compile(torch.ones(1, 2))
+    executor.model.unpicklable = lambda: None
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        executor.save(str(tmp_path / "model.poptorch"))
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_saving_to_a_folder_adds_the_default_file_name(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="poptorch"):
         poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
     assert "is a directory, saving model to {}".format(tmp_path / "model.poptorch") in caplog.text
@@ -91,7 +132,7 @@ def test_saving_to_a_folder(tmp_path, caplog):
 
 
 def test_a_file_of_another_version_of_the_simulator_is_refused(tmp_path):
-    """Its pickle would name classes by modules that are gone."""
+    """The pickle in such a file names classes in modules that no longer exist."""
     old = tmp_path / "old.poptorch"
     old.write_bytes(b"vit_ipu.simulator executable\n" + b"cvit_ipu.simulator.executable_file\nExecutable\n.")
     message = "another version of this simulator wrote it: compile and save the model again"
@@ -101,7 +142,7 @@ def test_a_file_of_another_version_of_the_simulator_is_refused(tmp_path):
         poptorch.inferenceModel(Scale().eval()).loadExecutable(str(old))
 
 
-def test_files_that_cannot_be_loaded(tmp_path):
+def test_invalid_and_missing_files_are_refused(tmp_path):
     other = tmp_path / "other.bin"
     other.write_bytes(b"not an executable")
     with pytest.raises(AssertionError, match="Invalid file .*not written by this simulator"):
@@ -114,7 +155,7 @@ def test_files_that_cannot_be_loaded(tmp_path):
         poptorch.inferenceModel(Scale().eval()).save(str(tmp_path / "model.poptorch"))
 
 
-def test_a_file_of_another_version(tmp_path, monkeypatch):
+def test_a_file_of_another_version_of_poptorch_is_refused(tmp_path, monkeypatch):
     path = str(tmp_path / "model.poptorch")
     poptorch.inferenceModel(Scale().eval()).compileAndExport(path, torch.ones(1, 2))
     monkeypatch.setattr("vit_ipu.simulator.execution.factories.__version__", "9.9")
@@ -122,7 +163,7 @@ def test_a_file_of_another_version(tmp_path, monkeypatch):
         poptorch.load(path)
 
 
-def test_the_folder_to_save_in_is_a_file(tmp_path):
+def test_saving_below_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("")
     executor = poptorch.inferenceModel(Scale().eval())
     executor.compile(torch.ones(1, 2))
@@ -130,7 +171,7 @@ def test_the_folder_to_save_in_is_a_file(tmp_path):
         executor.save(str(tmp_path / "taken" / "model.poptorch"))
 
 
-def test_a_wrapped_model_is_pickled_plain_and_trained():
+def test_a_wrapped_model_is_pickled_unwrapped_with_trained_weights():
     model = Scale()
     executor = poptorch.trainingModel(model, options(G=1), torch.optim.SGD(model.parameters(), lr=0.1))
     executor(torch.ones(1, 2))
@@ -161,7 +202,7 @@ def test_a_model_is_unwrapped_and_wrapped_again():
 
 
 @pytest.mark.parametrize("name", ["unwrapModelIfNecessary", "rewrapModelIfNecessary"])
-def test_a_plain_model_is_left_as_it_is(name):
+def test_a_plain_model_is_not_changed(name):
     model = Scale()
     getattr(wrapping, name)(model)
     assert (type(model), type(model.factor)) == (Scale, nn.Parameter)
@@ -194,7 +235,7 @@ def test_a_subclass_of_the_executor_knows_whether_it_is_attached():
 
 
 class Grouped(nn.Module):
-    """A product with a weight that replicas hold parts of."""
+    """Multiplies the input by a weight of which each replica holds a part."""
 
     def __init__(self, weight) -> None:
         super().__init__()
@@ -206,7 +247,7 @@ class Grouped(nn.Module):
 
 
 @pytest.mark.parametrize("orthogonal", [False, True], ids=["consecutive inputs", "orthogonal inputs"])
-def test_replicas_that_hold_parts_of_a_weight_train_the_whole(orthogonal):
+def test_replicas_that_hold_parts_of_a_weight_train_the_complete_weight(orthogonal):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(6, 4, generator=generator), torch.randn(4, 8, generator=generator)
     whole = nn.Parameter(weight.clone())
@@ -226,7 +267,7 @@ def test_replicas_that_hold_parts_of_a_weight_train_the_whole(orthogonal):
     torch.testing.assert_close(torch.cat(list(model.weight.detach()), dim=1), whole.detach())
 
 
-def test_a_weight_for_every_replica():
+def test_every_replica_can_have_its_own_weight():
     model = Grouped(torch.ones(2, 3, 3))
     executor = poptorch.trainingModel(model, options(G=1, R=2), torch.optim.SGD(model.parameters(), lr=1.0))
     executor.weight.replicaGrouping(poptorch.CommGroupType.NoGrouping, 0, poptorch.VariableRetrievalMode.OnePerGroup)
@@ -244,7 +285,7 @@ def test_a_weight_for_every_replica():
     ],
     ids=["wrong number of groups", "scalar", "all replicas"],
 )
-def test_groupings_that_are_refused(weight, kind, shards, mode, expected):
+def test_invalid_groupings_are_refused(weight, kind, shards, mode, expected):
     model = Grouped(weight)
     executor = poptorch.trainingModel(model, options(G=1, R=8))
 
@@ -254,6 +295,31 @@ def test_groupings_that_are_refused(weight, kind, shards, mode, expected):
 
     with pytest.raises((poptorch.Error, NotImplementedError), match=expected):
         train()
+
+
+def test_anchors_of_a_weight_that_replicas_hold_parts_of():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(8, 4, generator=generator), torch.randn(2, 4, 3, generator=generator)
+    model = Grouped(weight.clone())
+    opts = options(G=2, R=4).outputMode(poptorch.OutputMode.All)
+    for name in ("Gradient___weight", "UpdatedVar___weight", "Accl1___weight", "Step___weight"):
+        opts.anchorTensor(name, name)
+    opts.anchorTensor("last", "Gradient___weight", poptorch.OutputMode.Final)
+    executor = poptorch.trainingModel(model, opts, poptorch.optim.Adam(model.parameters(), lr=0.1))
+    executor.weight.replicaGrouping(poptorch.CommGroupType.Orthogonal, 2, poptorch.VariableRetrievalMode.OnePerGroup)
+    executor(x)
+    groups = [index % 2 for index in range(8)]
+    expected = []
+    for row, group in zip(x, groups):
+        part = weight[group].clone().requires_grad_()
+        expected += torch.autograd.grad(((row @ part) ** 2).mean(), part)
+    torch.testing.assert_close(executor.getAnchoredTensor("Gradient___weight"), torch.cat(expected))
+    torch.testing.assert_close(executor.getAnchoredTensor("last"), torch.cat(expected[4:]))
+    updated = executor.getAnchoredTensor("UpdatedVar___weight")
+    assert torch.equal(updated, torch.cat([model.weight[group] for group in groups[:4]]))
+    moment = executor._optimizer.state_dict()["ipu_state"]["Accl1___weight"]
+    assert torch.equal(executor.getAnchoredTensor("Accl1___weight"), torch.cat([moment[group] for group in groups[:4]]))
+    assert executor.getAnchoredTensor("Step___weight").tolist() == [1.0] * 4
 
 
 class Counter(nn.Module):
@@ -266,7 +332,7 @@ class Counter(nn.Module):
         return self.total + 0
 
 
-def test_buffers_of_replicas_go_their_own_ways():
+def test_buffers_of_replicas_change_independently():
     model = Counter()
     executor = poptorch.inferenceModel(model, options(G=1, R=2).broadcastBuffers(False))
     for _ in range(3):
@@ -277,7 +343,7 @@ def test_buffers_of_replicas_go_their_own_ways():
     assert executor(torch.tensor([[1.0], [10.0]])).flatten().tolist() == [101.0, 110.0]
 
 
-def test_named_buffers_are_copied_alone():
+def test_only_named_buffers_are_copied():
     model = Scale().eval()
     executor = poptorch.inferenceModel(model, options(G=1).updatableNamedBuffers(["offset"]))
     executor(torch.ones(1, 2))
@@ -289,7 +355,7 @@ def test_named_buffers_are_copied_alone():
     assert executor(torch.ones(1, 2)).tolist() == [[3.0, 4.0]]
 
 
-def test_no_buffer_is_named():
+def test_copying_named_buffers_without_any_is_refused():
     executor = poptorch.inferenceModel(Scale().eval())
     with pytest.raises(poptorch.Error, match="Model has not been compiled"):
         executor.copyNamedBuffersToDevice()
@@ -315,6 +381,21 @@ def test_hooks_run_around_compilation_in_their_order():
     assert calls == [1, 2, "after"]
 
 
+def test_hooks_after_compilation_also_run_if_it_fails():
+    calls = []
+
+    def fail():
+        raise ValueError("no compilation today")
+
+    with poptorch.registerPostCompileHook(lambda: calls.append("after")):
+        with pytest.raises(RuntimeError):
+            poptorch.inferenceModel(Scale().eval())(torch.ones(1, 5))
+        assert calls == ["after"]
+        with poptorch.registerPreCompileHook(fail), pytest.raises(ValueError, match="no compilation today"):
+            poptorch.inferenceModel(Scale().eval())(torch.ones(1, 2))
+    assert calls == ["after", "after"]
+
+
 @pytest.mark.parametrize("register", [poptorch.registerPreCompileHook, poptorch.registerPostCompileHook])
 def test_a_hook_must_be_callable(register):
     with pytest.raises(RuntimeError, match="hook must be callable"):
@@ -327,7 +408,7 @@ def test_backward_of_an_output_is_refused():
         out.backward()
 
 
-def test_the_time_to_compile():
+def test_the_compilation_time_needs_a_compiled_model_and_a_progress_bar():
     executor = poptorch.inferenceModel(Scale().eval())
     with pytest.raises(poptorch.Error, match="Please compile the model before obtaining compilation time"):
         executor.compilationTime()
@@ -367,7 +448,7 @@ class Unpack(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Box, SmallBox])
-def test_types_with_a_parser_of_their_own(kind):
+def test_user_defined_types_with_a_parser_can_be_arguments(kind):
     poptorch.registerCustomArgParser(Box, BoxParser())
     try:
         executor = poptorch.inferenceModel(Unpack())
@@ -381,7 +462,7 @@ def test_types_with_a_parser_of_their_own(kind):
         poptorch.registerCustomArgParser(Box, None)
 
 
-def test_a_parser_must_be_one():
+def test_a_parser_must_inherit_from_the_parser_class():
     with pytest.raises(poptorch.Error, match="arg_parser must inherit from ICustomArgParser"):
         poptorch.registerCustomArgParser(Box, object())
 

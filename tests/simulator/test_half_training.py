@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
 
 class Scaled(nn.Module):
-    """The loss is the mean of `factor` x weight x input: the gradient of the weight is factor x input."""
+    """A model whose loss is the mean of factor x weight x input: the gradient of the weight is factor x input."""
 
     def __init__(self, weight=1.0, factor=1.0, dtype=torch.float16):
         super().__init__()
@@ -62,7 +62,7 @@ def test_a_float32_weight_does_not_stall():
 def test_a_loss_scale_of_65536_clips_the_gradient():
     model = Scaled(0.0, factor=4.0)
     train(model, torch.ones(1).half(), loss_scaling=65536.0)
-    # 4 x 65504 is clipped to 65504: about a quarter of the update is left
+    # 4 x 65504 is clipped to 65504: about a quarter of the update remains
     assert model.weight.item() == pytest.approx(-1.0, abs=1e-2)
     healthy = Scaled(0.0, factor=4.0)
     train(healthy, torch.ones(1).half(), loss_scaling=128.0)
@@ -99,7 +99,7 @@ def accumulated(values, reduction, dtype):
     return gradients.reduced()["weight"]
 
 
-def test_a_float16_sum_is_clipped_where_its_running_mean_is_not():
+def test_a_float16_sum_is_clipped_but_its_running_mean_is_not():
     values = [40000.0, 50000.0]
     post, running = Reduction(2, 1, True, False), Reduction(2, 1, True, True)
     assert accumulated(values, post, torch.float16).item() == 65504.0
@@ -108,7 +108,7 @@ def test_a_float16_sum_is_clipped_where_its_running_mean_is_not():
     assert accumulated([2048.0, 1.0], post, torch.float16).item() == 2048.0
 
 
-def test_replicas_accumulate_apart_and_are_then_reduced():
+def test_replicas_accumulate_separately_and_are_then_reduced():
     # replica 0 sees 2048 and 1, replica 1 sees 1 and 1: each rounds its own sum
     reduction = Reduction(2, 2, False, False)
     assert accumulated([2048.0, 1.0, 1.0, 1.0], reduction, torch.float16).item() == 2050.0
@@ -122,7 +122,7 @@ def adam_state(**types):
         return optimizer.state_dict()["ipu_state"]
 
 
-def test_moments_are_kept_in_their_formats():
+def test_moments_have_the_formats_of_the_options():
     state = adam_state(first_order_momentum_accum_type=torch.float16)
     assert state["Accl1___weight"].dtype == torch.float16
     assert state["Accl2___weight"].dtype == torch.float32
@@ -184,7 +184,7 @@ def scaled_automatically(model, inputs, calls):
 @pytest.mark.parametrize("mode", ["exact", "ipu"])
 def test_the_loss_scale_doubles_until_gradients_are_large_and_then_halves(mode):
     with poptorch.numerics(mode):
-        # 8188 is exceeded by 1000 x 16
+        # 1000 x 16 exceeds the limit of 8188
         assert scaled_automatically(Scaled(1.0, factor=1000.0), torch.ones(1).half(), 7) == [2, 4, 8, 16, 8, 16, 8]
 
 
@@ -221,7 +221,7 @@ def test_stochastic_rounding_moves_a_weight_the_same_way_twice_on_cuda():
     assert weights[0] == weights[1] == pytest.approx(0.98, abs=0.01)
 
 
-def test_exactly_half_precision_is_computed_in_float32():
+def test_exact_numerics_compute_float16_in_float32():
     class Model(nn.Module):
         def forward(self, x):
             return (x.half() + 2.0**-12) - x.half()
@@ -244,7 +244,7 @@ class Convolution(nn.Module):
 
 
 def updated(dtype, numerics, *, running=False):
-    """The weights after an update of 4 micro-batches on 2 replicas, in float32."""
+    """Returns the weights, in float32, after an update of 4 micro-batches on 2 replicas."""
     torch.manual_seed(0)
     model = Convolution(torch.float32).to(dtype)
     opts = poptorch.Options().replicationFactor(2)
@@ -258,13 +258,13 @@ def updated(dtype, numerics, *, running=False):
     return [weight.detach().float().clone() for weight in model.parameters()]
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["mean afterwards", "running mean"])
-def test_an_ipus_float32_is_the_exact_one(running):
+@pytest.mark.parametrize("running", [False, True], ids=["mean after accumulation", "running mean"])
+def test_float32_training_is_the_same_in_ipu_and_exact_numerics(running):
     for ours, exact in zip(updated(torch.float32, "ipu", running=running), updated(torch.float32, "exact")):
         torch.testing.assert_close(ours, exact)
 
 
-def test_a_float16_convolution_with_a_bias_trains_as_the_exact_one_but_for_rounding():
+def test_a_float16_convolution_with_a_bias_differs_from_the_exact_one_by_rounding_only():
     pairs = list(zip(updated(torch.float16, "ipu"), updated(torch.float16, "exact")))
     assert not all(torch.equal(ours, exact) for ours, exact in pairs)
     for ours, exact in pairs:

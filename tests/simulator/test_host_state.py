@@ -1,6 +1,6 @@
-"""What a forward pass does on the host happens once, when it is traced: plain attributes, and statistics of inference.
+"""State on the host: plain attributes change only while a forward pass is traced; inference keeps its statistics.
 
-The first counter is that of PopTorch's user guide (docs/user_guide/buffers.py).
+The counter follows the example in PopTorch's user guide (docs/user_guide/buffers.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vit_ipu import simulator as poptorch
+from vit_ipu.simulator.tracing.host_state import HostState
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -38,7 +39,7 @@ class Counter(nn.Module):
     ("kind", "counts"),
     [("tensor", [1, 1, 1]), ("replaced tensor", [1, 1, 1]), ("number", [1, 1, 1]), ("buffer", [1, 2, 3])],
 )
-def test_only_a_buffer_counts(kind, counts):
+def test_only_a_buffer_counts_the_calls(kind, counts):
     model = Counter(kind)
     executor = poptorch.inferenceModel(model)
     assert [executor(torch.ones(1)).item() for _ in range(3)] == counts
@@ -46,13 +47,13 @@ def test_only_a_buffer_counts(kind, counts):
         assert model.count.item() == 1
 
 
-def test_device_iterations_do_not_count_either():
+def test_a_plain_attribute_does_not_count_device_iterations():
     executor = poptorch.inferenceModel(Counter("number"), poptorch.Options().deviceIterations(3))
     assert executor(torch.ones(3)).tolist() == [1, 1, 1]
 
 
 class Caches(nn.Module):
-    """Makes what it needs when it is first called, and keeps it."""
+    """Creates tensors in the first call and keeps the tensors for later calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +72,14 @@ class Caches(nn.Module):
         return self.positions * self.by_length[x.shape[1]] + self.last * len(self.seen)
 
 
-def test_what_a_forward_caches_is_made_for_each_micro_batch():
+def test_caches_of_a_forward_are_created_again_for_each_micro_batch():
     executor = poptorch.inferenceModel(Caches(), poptorch.Options().deviceIterations(2))
     for _ in range(2):
         assert executor(torch.ones(2, 3)).tolist() == [[2.0, 4.0, 6.0]] * 2
 
 
 class Hooked(nn.Module):
-    """Returns what a hook has put in a dictionary that both hold."""
+    """Returns a feature that a hook puts into a dictionary, which the hook and the model share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,19 +91,38 @@ class Hooked(nn.Module):
         return self.layer(x) * 0, self.features["layer"][0]
 
 
-def test_a_hook_and_the_model_go_on_sharing_a_dictionary():
+def test_a_hook_and_the_model_still_share_a_dictionary():
     model, x = Hooked(), torch.randn(2, 2)
     executor = poptorch.inferenceModel(model, poptorch.Options().deviceIterations(2))
     torch.testing.assert_close(executor(x)[1], F.linear(x, model.layer.weight, model.layer.bias).detach())
 
 
-def test_an_attribute_that_is_not_changed_is_left_alone():
+def test_an_attribute_that_is_not_changed_is_not_replaced():
     model = Caches()
-    model.unused, model.note = torch.ones(3), ["host"]
+    model.unused, model.note = torch.tensor([1.0, float("nan")]), ["host"]
     note, unused = model.note, model.unused
     poptorch.inferenceModel(model)(torch.ones(1, 3))
     assert model.note is note
     assert model.unused is unused
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        (float("nan"), float("nan") * 1, False),
+        (float("nan"), 1.0, True),
+        (1.0, float("nan"), True),
+        (torch.tensor([float("nan"), 1.0]), torch.tensor([float("nan"), 1.0]), False),
+        (torch.tensor([float("nan"), 1.0]), torch.tensor([1.0, float("nan")]), True),
+        (torch.tensor([1, 2]), torch.tensor([1, 2]), False),
+    ],
+)
+def test_nan_equals_nan(before, after, changed):
+    model = nn.Module()
+    model.value = before
+    state = HostState(model)
+    model.value = after
+    assert bool(state.changes()) == changed
 
 
 # ---------------------------------------------------------------------------------------- batch norm

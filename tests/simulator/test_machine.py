@@ -1,4 +1,4 @@
-"""The simulated machine, the installed module, and programs run over it."""
+"""The simulated machine, the installed module, and programs that run on the simulator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_executors_share_the_machines_ipus():
         training.detachFromDevice()
 
 
-def test_a_machine_that_is_too_small():
+def test_a_machine_with_too_few_ipus_is_refused():
     machine.configure(1)
     with pytest.raises(poptorch.Error, match="No device found on the system with 2 IPUs"):
         poptorch.trainingModel(TwoStages(), options())(*data(8))
@@ -56,13 +56,13 @@ def test_a_machine_without_ipus_has_no_version():
         poptorch.ipuHardwareVersion()
 
 
-def test_at_most_64_ipus_a_process():
+def test_a_process_can_use_at_most_64_ipus():
     machine.configure(256)
     with pytest.raises(poptorch.Error, match="Too many IPUs requested"):
         poptorch.trainingModel(TwoStages(), options(1, 4, 64))(*data(256))
 
 
-def test_an_executor_that_is_forgotten_frees_its_ipus():
+def test_a_deleted_executor_frees_its_ipus():
     executor = poptorch.trainingModel(TwoStages(), options())
     executor(*data(8))
     assert machine.current.ipus_held == 2
@@ -73,7 +73,7 @@ def test_an_executor_that_is_forgotten_frees_its_ipus():
     assert machine.current.ipus_held == 0
 
 
-def test_offline_compilation_holds_nothing_and_runs_nothing():
+def test_offline_compilation_holds_no_ipus_and_cannot_run():
     executor = poptorch.trainingModel(TwoStages(), options().useOfflineIpuTarget())
     executor.compile(*data(8))
     assert executor.isCompiled()
@@ -139,7 +139,7 @@ def test_a_poptorch_script_runs_unmodified(tmp_path):
         (["--device", "cuda", "x.py"], "no CUDA device"),
     ],
 )
-def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+def test_a_program_that_cannot_start_exits_with_2_and_a_message(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as caught:
@@ -148,7 +148,7 @@ def test_a_program_that_cannot_start_is_one_line(monkeypatch, capsys, tmp_path, 
     assert message in capsys.readouterr().err
 
 
-def test_samplers_of_older_programs_still_take_their_data(monkeypatch):
+def test_samplers_of_older_programs_can_still_pass_data_to_torch(monkeypatch):
     monkeypatch.setattr(torch.utils.data.Sampler, "__init__", object.__init__)
     monkeypatch.delattr(torch.utils.data.Sampler, "__init__", raising=False)
 
@@ -163,7 +163,7 @@ def test_samplers_of_older_programs_still_take_their_data(monkeypatch):
     assert Own([1, 2]).data == [1, 2]
 
 
-def test_what_poptorchs_native_module_tells():
+def test_functions_of_poptorchs_native_module():
     core = poptorch.poptorch_core
 
     class Model(torch.nn.Module):
@@ -195,7 +195,7 @@ def test_nested_outputs_are_compared(other, same):
     assert poptorch.testing.allclose((torch.ones(2), [torch.zeros(1)]), other) is same
 
 
-def test_a_profiling_channel_changes_nothing():
+def test_a_profiling_channel_does_not_change_the_model():
     channel = poptorch.profiling.Channel("mine")
     model = TwoStages()
     assert channel.instrument(model, "forward") is model

@@ -25,14 +25,14 @@ def trained(opts, *, loss_scaling=1.0, batch=None):
 # ----------------------------------------------------------------------------------------- anchors
 
 
-def test_an_anchored_gradient_is_that_of_each_micro_batch():
+def test_an_anchored_gradient_holds_the_gradient_of_each_micro_batch():
     opts = options(G=4, R=2, mode=ALL)
     opts.anchorTensor("gradient", "Gradient___second.bias")
     model = TwoStages()
     x, labels = data(16)
     expected = []
-    for part, of_part in zip(x.chunk(8), labels.chunk(8)):
-        (gradient,) = torch.autograd.grad(model(part, of_part)[1], model.second.bias)
+    for x_part, labels_part in zip(x.chunk(8), labels.chunk(8)):
+        (gradient,) = torch.autograd.grad(model(x_part, labels_part)[1], model.second.bias)
         expected.append(gradient * 8)
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1, loss_scaling=8.0)
     executor = poptorch.trainingModel(model, opts, optimizer)
@@ -43,7 +43,7 @@ def test_an_anchored_gradient_is_that_of_each_micro_batch():
 @pytest.mark.parametrize(
     ("mode", "rows"),
     [(None, 2), (ALL, 8), (EVERY_TWO, 4), (FINAL, 2), (SUM, 2)],
-    ids=["the outputs' own", "All", "EveryN", "Final", "Sum"],
+    ids=["same as the outputs", "All", "EveryN", "Final", "Sum"],
 )
 def test_anchors_have_output_modes_of_their_own(mode, rows):
     opts = options(G=4, R=2)
@@ -62,7 +62,7 @@ def test_anchored_weights_and_optimizer_state():
     assert torch.equal(executor.getAnchoredTensor("moment"), state["Accl1___second.bias"])
 
 
-def test_anchors_that_are_not_there():
+def test_anchors_that_do_not_exist_are_refused():
     executor = poptorch.trainingModel(TwoStages(), options())
     with pytest.raises(AssertionError, match="No tensor with name gradient found"):
         executor.getAnchoredTensor("gradient")
@@ -72,7 +72,7 @@ def test_anchors_that_are_not_there():
         poptorch.trainingModel(TwoStages(), opts)(*data(8))
 
 
-def test_the_names_of_tensors():
+def test_tensor_names_can_be_read_after_compilation():
     executor = poptorch.trainingModel(TwoStages(), options())
     with pytest.raises(AssertionError, match="Model must be compiled before calling getTensorNames"):
         executor.getTensorNames()
@@ -101,8 +101,8 @@ def _inference():
 def test_counters_have_an_entry_for_every_transfer(mode, left):
     executor = trained(options(D=2, G=4, R=2, mode=mode), batch=data(16))
     counters = executor.getPerfCounters()
-    assert [len(of_input) for of_input in counters["input"]] == [16, 16]
-    assert [len(of_output) for of_output in counters["output_complete"]] == [left, left]
+    assert [len(entries) for entries in counters["input"]] == [16, 16]
+    assert [len(entries) for entries in counters["output_complete"]] == [left, left]
 
 
 def test_latency_is_the_depth_of_the_pipeline():
@@ -149,7 +149,7 @@ def test_no_cycles_are_counted_on_the_ipu_model():
 
 def test_a_device_is_held_by_one_executor():
     opts = [poptorch.Options().deviceIterations(2).useIpuId(3) for _ in range(2)]
-    first, second = (poptorch.inferenceModel(TwoStages(), of_executor) for of_executor in opts)
+    first, second = (poptorch.inferenceModel(TwoStages(), each) for each in opts)
     first(*data(4))
     with pytest.raises(poptorch.Error, match="Failed to acquire device id 3"):
         second(*data(4))
@@ -157,7 +157,7 @@ def test_a_device_is_held_by_one_executor():
     second(*data(4))
 
 
-def test_synthetic_data_takes_the_place_of_inputs():
+def test_synthetic_data_replaces_the_inputs():
     executor = poptorch.inferenceModel(torch.nn.Identity(), poptorch.Options().enableSyntheticData(True))
     given = torch.full((1, 1000), 7.0)
     out = executor(given)
@@ -167,12 +167,12 @@ def test_synthetic_data_takes_the_place_of_inputs():
     assert executor.getPerfCounters()["input"] == [[]]
 
 
-def test_a_named_buffer_that_is_not_there():
+def test_a_named_buffer_that_does_not_exist_is_refused():
     executor = poptorch.inferenceModel(torch.nn.Linear(2, 2), poptorch.Options().updatableNamedBuffers(["mean"]))
     with pytest.raises(poptorch.Error, match="updatableNamedBuffers names mean, but the model has no such buffer"):
         executor(torch.ones(1, 2))
 
 
-def test_a_return_period_divides_the_micro_batches():
+def test_a_return_period_must_divide_the_micro_batches():
     with pytest.raises(poptorch.Error, match="return period 3 does not divide the 4 micro-batches"):
         trained(options(D=1, G=4, R=1, mode=(poptorch.OutputMode.EveryN, 3)), batch=data(8))

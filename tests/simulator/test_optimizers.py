@@ -1,4 +1,4 @@
-"""The simulator's optimizers: against torch's, their attributes and messages, and their state on the IPU."""
+"""The simulator's optimizers: comparison with torch's, attributes and messages, and state on the IPU."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_rmsprop_equals_torchs(arguments, loss_scaling):
     assert_equal(ours, trained_plainly(lambda p: torch.optim.RMSprop(p, **arguments)))
 
 
-def test_the_tensorflow_variant_of_rmsprop():
+def test_the_tensorflow_variant_of_rmsprop_equals_its_formula():
     ours = trained(lambda p: optim.RMSprop(p, lr=0.1, momentum=0.5, eps=0.01, use_tf_variant=True), updates=2)
     torch.manual_seed(0)
     model = TwoStages().double()
@@ -91,6 +91,13 @@ def test_lamb_on_the_ipu_equals_lamb_on_the_host(bias_correction, limit):
     assert (limit == 0.3) == (not torch.allclose(ours[0], free[0]))
 
 
+def test_the_bias_correction_of_a_negative_beta():
+    def make(parameters):
+        return optim.LAMB(parameters, lr=0.1, betas=(-0.5, 0.9))
+
+    assert_equal(trained(make), trained_plainly(make))
+
+
 def test_max_weight_norm_is_per_group():
     def make(parameters):
         first, *rest = list(parameters)
@@ -106,7 +113,7 @@ def test_max_weight_norm_is_per_group():
     [{}, {"loss_scaling": 8.0}, {"loss_scaling": 8.0, "velocity_scaling": 32.0}],
     ids=["none", "loss", "both"],
 )
-def test_the_combined_variant_of_sgd_equals_the_separate_one(accumulation, replicas, scaling):
+def test_the_combined_variant_of_sgd_equals_torchs(accumulation, replicas, scaling):
     arguments = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
     ours = trained(
         lambda p: optim.SGD(p, use_combined_accum=True, **scaling, **arguments),
@@ -117,7 +124,7 @@ def test_the_combined_variant_of_sgd_equals_the_separate_one(accumulation, repli
     assert_equal(ours, trained_plainly(lambda p: torch.optim.SGD(p, **arguments), micro_batches=micro_batches))
 
 
-def test_dampening_is_there_from_the_first_update():
+def test_dampening_applies_from_the_first_update():
     ours = trained(lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5), updates=1)
     assert_equal(ours, trained_plainly(lambda p: torch.optim.SGD(p, lr=0.05), updates=1))
 
@@ -131,7 +138,7 @@ def test_maximize_has_no_effect_and_warns(caplog):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_running_mean_equals_the_mean_afterwards(momentum):
+def test_the_running_mean_equals_the_mean_after_accumulation(momentum):
     def running(made):
         made.Training.setMeanAccumulationAndReplicationReductionStrategy(poptorch.MeanReductionStrategy.Running)
 
@@ -141,7 +148,7 @@ def test_the_running_mean_equals_the_mean_afterwards(momentum):
     assert_equal(trained(make, change=running), trained(make))
 
 
-def test_clipping_acts_on_the_scaled_velocity_but_does_not_change_it():
+def test_clipping_acts_on_the_scaled_velocity_but_keeps_its_stored_value():
     torch.manual_seed(0)
     model = TwoStages().double()
     before = [p.detach().clone() for p in model.parameters()]
@@ -150,7 +157,7 @@ def test_clipping_acts_on_the_scaled_velocity_but_does_not_change_it():
     executor(*data(8, dtype=torch.float64))
     executor.copyWeightsToHost()
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before)]).norm()
-    assert moved == pytest.approx(0.01 / 16)  # the velocity of this variant is scaled as the loss is
+    assert moved == pytest.approx(0.01 / 16)  # this variant scales its velocity by the loss scale
     state = optimizer.state_dict()["ipu_state"]
     velocity = torch.cat([tensor.flatten() for name, tensor in state.items() if name.startswith("Accl1___")])
     assert velocity.norm() > 1
@@ -202,7 +209,7 @@ def betas_of_three(parameters):
     ],
     ids=["missing", "number", "betas", "centered", "type", "loss_scaling", "zero"],
 )
-def test_impossible_attributes_are_refused(make, kind, message):
+def test_invalid_attributes_are_refused(make, kind, message):
     model = TwoStages()
     with pytest.raises(kind, match=message):
         executor_of(model, make(model.parameters()))
@@ -250,13 +257,13 @@ def test_missing_state_starts_from_its_initial_value(log):
     [({}, "because it is empty"), ({"state": {}, "param_groups": []}, "Only IPU optimizer states can be loaded")],
     ids=["empty", "torch's"],
 )
-def test_a_state_that_is_not_poptorchs(state, message):
+def test_a_state_that_is_not_poptorchs_is_refused(state, message):
     with pytest.raises(RuntimeError, match=message):
         optim.AdamW(TwoStages().parameters(), lr=0.1).set_state_dict(state)
 
 
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_further_attributes_are_reported_once_unless_checks_are_relaxed(log, relaxed):
+def test_unknown_attributes_are_reported_once_unless_checks_are_relaxed(log, relaxed):
     model = TwoStages()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     optimizer.known = 1
@@ -289,7 +296,7 @@ def test_velocity_scaling_of_the_separate_variant_warns(log):
     assert "velocity_scaling value ignored when using the separate variant" in log.text
 
 
-def test_the_combined_variant_keeps_the_mean_afterwards():
+def test_the_combined_variant_keeps_the_mean_after_accumulation():
     model = TwoStages()
     half = optim.SGD(model.parameters(), lr=0.1, use_combined_accum=True, accum_type=torch.float16)
     strategy = executor_of(model, half).options.Training.meanAccumulationAndReplicationReductionStrategy
@@ -312,7 +319,7 @@ def test_the_combined_variant_keeps_the_mean_afterwards():
     ],
     ids=["sgd", "variable momentum", "combined", "adamw", "lamb", "rmsprop", "centered"],
 )
-def test_names_of_state_are_poparts(make, prefixes):
+def test_state_tensors_have_poparts_names(make, prefixes):
     model = TwoStages()
     optimizer = make(model.parameters())
     executor = executor_of(model, optimizer)
@@ -321,7 +328,7 @@ def test_names_of_state_are_poparts(make, prefixes):
     assert set(state) == {f"{p}___{name}" for p in prefixes for name, _ in TwoStages().named_parameters()}
 
 
-def test_scalars_are_poparts_and_only_the_variable_ones():
+def test_only_variable_scalars_are_in_the_state_under_poparts_names():
     model = TwoStages()
     optimizer = optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1, loss_scaling=4.0)
     executor_of(model, optimizer).compile(*data(8))
@@ -335,7 +342,7 @@ def test_scalars_are_poparts_and_only_the_variable_ones():
     assert {name.split("___")[0] for name in optimizer.state_dict()["ipu_param"]} == {"learningRate"}
 
 
-def test_loaded_scalars_are_read_back_but_not_computed_with():
+def test_loaded_scalars_are_returned_but_not_used_in_updates():
     model = TwoStages()
     optimizer = optim.AdamW(model.parameters(), lr=0.1)
     executor = executor_of(model, optimizer)
@@ -354,7 +361,7 @@ def test_loaded_scalars_are_read_back_but_not_computed_with():
     assert optimizer.state_dict()["ipu_param"][name] == torch.tensor(0.2)
 
 
-def test_a_state_that_went_through_a_checkpoint_changes_nothing():
+def test_training_that_resumes_from_a_state_dict_is_unchanged():
     def run(interrupted):
         torch.manual_seed(0)
         model = TwoStages().double()
@@ -373,7 +380,7 @@ def test_a_state_that_went_through_a_checkpoint_changes_nothing():
     assert torch.equal(run(False), run(True))
 
 
-def test_an_optimizer_that_is_replaced_keeps_its_state():
+def test_a_new_optimizer_takes_over_the_state_of_the_old_one():
     model = TwoStages()
     first = optim.AdamW(model.parameters(), lr=0.1)
     executor = executor_of(model, first)
@@ -393,7 +400,7 @@ def test_a_float16_accumulator_needs_another_executable():
         executor.setOptimizer(optim.AdamW(model.parameters(), lr=0.1, accum_type=torch.float16))
 
 
-def test_an_attribute_that_is_marked_as_constant_is_compiled_in():
+def test_an_attribute_that_is_marked_as_constant_cannot_be_changed():
     model = TwoStages()
     optimizer = optim.AdamW(model.parameters(), lr=0.1)
     optimizer.variable_attrs.markAsConstant("lr")

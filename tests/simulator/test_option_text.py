@@ -30,7 +30,7 @@ def test_from_json_calls_setters_by_name():
     assert read.log_dir == "a.b"
 
 
-def test_options_from_a_file(tmp_path):
+def test_options_are_read_from_files(tmp_path):
     first, second = tmp_path / "first.conf", tmp_path / "second.conf"
     first.write_text(
         "# a comment\n deviceIterations(32)\n\nreplicationFactor(2) # two\n"
@@ -42,7 +42,7 @@ def test_options_from_a_file(tmp_path):
     assert isinstance(read._execution_strategy, poptorch.ShardedExecution)
 
 
-def test_a_file_that_is_not_python(tmp_path):
+def test_a_syntax_error_in_a_file_is_reported_with_its_line(tmp_path):
     path = tmp_path / "wrong.conf"
     path.write_text("deviceIterations(1)\n\n# skipped\nlogDir('x'))\n")
     with pytest.raises(
@@ -61,7 +61,7 @@ def test_the_environment_sets_defaults(monkeypatch):
     assert made._Popart.options["enableEngineCaching"] is True
 
 
-def test_distributed_reads_mpis_environment(monkeypatch):
+def test_process_id_and_number_are_read_from_mpis_environment(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
     monkeypatch.setenv("MY_RANK", "2")
@@ -85,14 +85,14 @@ def test_distributed_reads_mpis_environment(monkeypatch):
     ],
     ids=str,
 )
-def test_who_asks_for_the_ipu_model(monkeypatch, environment, chosen, uses):
+def test_the_environment_or_an_option_selects_the_ipu_model(monkeypatch, environment, chosen, uses):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     made = poptorch.Options() if chosen is None else poptorch.Options().useIpuModel(chosen)
     assert uses_ipu_model(made) is uses
 
 
-def test_the_ipu_model_needs_no_ipus_and_has_its_limits():
+def test_the_ipu_model_needs_no_ipus_and_refuses_replicas_and_offline_targets():
     machine.configure(1, hardware=False)
     executor = poptorch.trainingModel(TwoStages(), options().useIpuModel(True))
     executor(*data(8))
@@ -114,7 +114,7 @@ def test_a_machine_without_hardware_has_no_ipu_to_acquire():
     ("level", "seen"),
     [("DEBUG", ["debug", "warning"]), ("WARN", ["warning"]), (4, []), ("OFF", [])],
 )
-def test_the_log_level(capsys, level, seen):
+def test_the_log_level_filters_messages(capsys, level, seen):
     from vit_ipu.simulator.logs import logger, start
 
     before = logger.level
@@ -137,13 +137,13 @@ def test_the_log_level(capsys, level, seen):
         (9, "Invalid log level integer"),
     ],
 )
-def test_a_log_level_that_poptorch_has_not(level, message):
+def test_a_log_level_that_poptorch_lacks_is_refused(level, message):
     with pytest.raises(ValueError, match=message):
         poptorch.setLogLevel(level)
 
 
 @pytest.mark.parametrize("level", ["LOUD", 3])
-def test_a_log_level_that_popart_has_not(level):
+def test_a_log_level_that_popart_lacks_is_refused(level):
     with pytest.raises(ValueError, match="Level must be one of TRACE, .*OFF"):
         setPopartLogLevel(level)
 
@@ -167,7 +167,7 @@ def test_deprecated_options_change_nothing_and_warn(setter, message, caplog):
     assert message in caplog.text
 
 
-def test_set_options_are_logged_as_poptorch_does(caplog):
+def test_options_that_are_set_are_logged_in_poptorchs_format(caplog):
     made = poptorch.Options().outputMode(poptorch.OutputMode.All)
     made._Popart.set("dotChecks", ["FINAL"]).set("enableOutlining", True).set("engineOptions", {"a": "b"})
     with caplog.at_level(logging.DEBUG, logger="poptorch"):

@@ -1,4 +1,4 @@
-"""poptorch.Options: what it takes, what it refuses, and how it is written down."""
+"""poptorch.Options: accepted and refused values, copies, freezing, pickling, and execution strategies."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ SETTERS = [
 @pytest.mark.parametrize(
     ("name", "arguments", "option", "value"), SETTERS, ids=[f"{i}-{s[0]}" for i, s in enumerate(SETTERS)]
 )
-def test_setters_set_what_poptorchs_cpp_side_takes(name, arguments, option, value):
+def test_setters_set_options_that_poptorchs_cpp_side_accepts(name, arguments, option, value):
     made = poptorch.Options()
     setter = made
     for part in name.split("."):
@@ -157,7 +157,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("change", "error", "message"), REFUSED, ids=[str(i) + "-" + r[2][:30] for i, r in enumerate(REFUSED)]
 )
-def test_refused_at_once(change, error, message):
+def test_invalid_options_are_refused_at_once(change, error, message):
     with pytest.raises(error, match=message):
         change(poptorch.Options())
 
@@ -182,7 +182,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), INVALID, ids=[f"{n}={type(v).__name__}" for n, v, _ in INVALID])
-def test_what_popart_would_not_take_is_found_at_compilation(name, value, message):
+def test_invalid_popart_options_are_refused_at_compilation(name, value, message):
     wrong = options()
     wrong._Popart.set(name, value)
     executor = poptorch.trainingModel(TwoStages(), wrong)
@@ -190,7 +190,7 @@ def test_what_popart_would_not_take_is_found_at_compilation(name, value, message
         executor.compile(*data(8))
 
 
-def test_patterns_need_a_level_that_popart_has():
+def test_patterns_need_a_valid_level():
     wrong = poptorch.Options().outputMode(poptorch.OutputMode.All)
     wrong._Popart.setPatterns({"PadSum": True}, 4)
     with pytest.raises(poptorch.Error, match="Value for PatternsLevel out of range"):
@@ -202,7 +202,7 @@ def test_patterns_need_a_level_that_popart_has():
 # --------------------------------------------------------------------------- copies and freezing
 
 
-def test_a_copy_is_deep_and_free():
+def test_a_copy_is_deep_and_not_frozen():
     made = poptorch.Options().anchorTensor("a", "b") or poptorch.Options()
     made.Training.gradientAccumulation(4)
     made._Popart.set("autoRecomputation", 3)
@@ -234,7 +234,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("part", sorted(FROZEN))
-def test_frozen_options_in_every_part(part):
+def test_a_frozen_option_cannot_be_changed(part):
     used = options()
     executor = poptorch.trainingModel(TwoStages(), used)
     for frozen in (used, executor.options):
@@ -263,7 +263,7 @@ def test_a_group_of_options_can_change_its_class():
     assert isinstance(made.clone().Distributed, Mine)
 
 
-def test_attributes_nest():
+def test_attributes_can_be_nested():
     with poptorch.Attribute(__outline={"layer": "embedding"}):
         with poptorch.Attribute(__outline={"layer": "head", "other": "x"}):
             assert poptorch.Attribute._current_attrs == {"__outline": {"layer": "head", "other": "x"}}
@@ -271,7 +271,7 @@ def test_attributes_nest():
     assert poptorch.Attribute._current_attrs == {}
 
 
-def test_profiling_options(monkeypatch, caplog):
+def test_profiling_sets_the_report_folder_and_warns_about_the_environment(monkeypatch, caplog):
     made = poptorch.Options().enableProfiling("profiles")
     assert made._Popart.options["engineOptions"]["autoReport.directory"] == "profiles"
     monkeypatch.setenv("POPLAR_ENGINE_OPTIONS", '{"autoReport.all": "true"}')
@@ -297,7 +297,7 @@ STRATEGIES = [
 @pytest.mark.parametrize(
     ("make", "message"), STRATEGIES, ids=[message or "not a strategy" for _, message in STRATEGIES]
 )
-def test_strategies_that_make_no_sense(make, message):
+def test_invalid_strategies_are_refused(make, message):
     with pytest.raises(AssertionError, match=message):
         make()
 
@@ -310,7 +310,7 @@ def phased(kind, *ipus):
 
 
 @pytest.mark.parametrize("kind", [poptorch.SerialPhasedExecution, poptorch.ParallelPhasedExecution])
-def test_phased_execution_computes_what_sharded_execution_does(kind):
+def test_phased_execution_equals_sharded_execution(kind):
     results = []
     for strategy in (phased(kind, 0, 1), poptorch.ShardedExecution()):
         torch.manual_seed(0)
@@ -322,7 +322,7 @@ def test_phased_execution_computes_what_sharded_execution_does(kind):
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-def test_a_phase_without_an_ipu_belongs_to_none():
+def test_a_phase_without_an_ipu_is_refused():
     class Unplaced(torch.nn.Module):
         def forward(self, x):
             with poptorch.Block("first"):
@@ -333,7 +333,7 @@ def test_a_phase_without_an_ipu_belongs_to_none():
         poptorch.inferenceModel(Unplaced(), poptorch.Options().setExecutionStrategy(strategy))(torch.ones(2))
 
 
-def test_phases_are_set_up_like_poptorchs():
+def test_phases_have_poptorchs_stages_and_options():
     strategy = poptorch.ParallelPhasedExecution(
         [poptorch.Stage("0"), poptorch.Stage("1")], poptorch.Phase("2", "3"), "4"
     )

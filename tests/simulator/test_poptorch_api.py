@@ -1,6 +1,6 @@
-"""The simulator has PopTorch's public API: every name of data/poptorch_api.json, with its parameters and values.
+"""The simulator has PopTorch's public API: every name of tables/poptorch_api.json, with its parameters and values.
 
-The table was read from PopTorch's sources (data/NOTICE); each entry of it is a test case here.
+The table was read from PopTorch's sources (tables/NOTICE); each entry of the table is a test case here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def installed():
 
 
 def entries(*kinds: str) -> List[Any]:
-    """(module, name, entry) of those kinds, each with its path as ID."""
+    """Returns test cases (module, name, entry) of the given kinds, each with `module.name` as ID."""
     found = []
     for module, names in API["modules"].items():
         for name, entry in names.items():
@@ -45,7 +45,7 @@ def entries(*kinds: str) -> List[Any]:
 
 
 def signatures() -> Iterator[Any]:
-    """(module, dotted name, entry) of functions and methods."""
+    """Yields a test case (module, dotted name, entry) for each function and method."""
     for module, names in API["modules"].items():
         for name, entry in names.items():
             if entry["kind"] == "function":
@@ -55,7 +55,7 @@ def signatures() -> Iterator[Any]:
 
 
 def lookup(module: str, dotted: str) -> Tuple[Any, Any]:
-    """What `module.dotted` is, as it stands in its class; and the class, or the module."""
+    """Returns the attribute `module.dotted`, unbound if a class has it, and its owner: the class or the module."""
     owner: Any = importlib.import_module(module)
     *path, last = dotted.split(".")
     for name in path:
@@ -70,7 +70,7 @@ def parameters(found: Any, owner: Any, dotted: str) -> List[inspect.Parameter]:
 
 
 def value_of(text: str) -> Any:
-    """The value of a default as PopTorch's source writes it: a literal, or a member of an enum."""
+    """Returns the value of a default that PopTorch's source writes as a literal or as a member of an enum."""
     try:
         return ast.literal_eval(text)
     except ValueError:
@@ -101,7 +101,7 @@ def test_enums_have_poptorchs_members(module: str, name: str, entry: Dict[str, A
 
 
 def _base(module: str, name: str) -> Any:
-    """The class that PopTorch's source calls `name` in `module`."""
+    """Returns the class that PopTorch's source calls `name` in `module`."""
     if name in ("abc.ABC", "Exception", "torch.nn.Module"):
         return {"abc.ABC": importlib.import_module("abc").ABC, "torch.nn.Module": torch.nn.Module}.get(
             name, getattr(builtins, name, None)
@@ -147,6 +147,6 @@ def test_exceptions_have_poptorchs_bases_and_attributes(name: str):
     assert all(hasattr(found("x"), attribute) for attribute in entry.get("attributes", []))
 
 
-def test_a_name_that_poptorch_has_not_is_an_attribute_error():
+def test_a_name_that_poptorch_lacks_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'poptorch' has no attribute 'nonsense'"):
         importlib.import_module("poptorch").nonsense  # noqa: B018

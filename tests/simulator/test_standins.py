@@ -1,4 +1,4 @@
-"""Programs over the simulator: how they start, what their children see, and what stands in for popart and popdist."""
+"""Programs that run on the simulator: start, child processes, and the stand-ins for popart, popdist and horovod."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def simulate(*arguments: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """`python -m vit_ipu.simulator ARGUMENTS` in a folder; the repository is found by PYTHONPATH."""
+    """Runs `python -m vit_ipu.simulator ARGUMENTS` in a folder, with the repository in PYTHONPATH."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "vit_ipu.simulator", *arguments]
     return subprocess.run(
@@ -74,12 +74,12 @@ def test_a_script_runs_as_python_would_run_it_and_its_children_find_the_simulato
         "['scripts/program.py', '--a', '-m'] True True scripts/program.py",
         "[True, True, False]",
         "True False",
-        # Nor does the simulator pose as hardware to a vit_ipu that a simulated program starts.
+        # A vit_ipu that a simulated program starts does not take the simulator for hardware either.
         "the PopTorch in this process is the simulator, not hardware: use --device ipu-sim",
     ]
 
 
-def test_a_script_that_fails_exits_with_1_and_sees_no_hardware_that_is_not_there(tmp_path):
+def test_a_script_that_fails_exits_with_1_and_no_hardware_hides_the_ipus(tmp_path):
     (tmp_path / "program.py").write_text(
         "import poptorch\nprint(poptorch.ipuHardwareIsAvailable())\nraise ValueError('wrong')\n"
     )
@@ -98,7 +98,7 @@ def test_pytest_runs_as_a_module(tmp_path):
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
 
 
-def test_the_simulator_never_poses_as_hardware_to_vit_ipu(tmp_path):
+def test_vit_ipu_does_not_take_the_simulator_for_hardware(tmp_path):
     done = simulate("-m", "vit_ipu", "train", "quickstart", "--device", "ipu", folder=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -114,10 +114,12 @@ def test_the_simulator_never_poses_as_hardware_to_vit_ipu(tmp_path):
             ["--num-instances", "2", "--num-replicas", "3", "x.py"],
             "--num-replicas 3 do not divide over --num-instances 2",
         ),
+        (["--num-replicas", "0", "x.py"], "--num-replicas 0 do not divide over --num-instances 1"),
+        (["--ipus-per-replica", "0", "x.py"], "--ipus-per-replica 0: give at least 1"),
         (["--numerics", "half", "x.py"], "invalid choice: 'half'"),
     ],
 )
-def test_arguments_that_make_no_sense_are_one_line(capsys, arguments, message):
+def test_invalid_arguments_exit_with_2_and_a_message(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         simulator_main(arguments)
     assert caught.value.code == 2
@@ -127,7 +129,7 @@ def test_arguments_that_make_no_sense_are_one_line(capsys, arguments, message):
 # ---------------------------------------------------------------------------------------- popart
 
 
-def test_popart_enums_have_the_numbers_that_poptorch_takes():
+def test_popart_enums_have_the_numbers_that_poptorch_accepts():
     table = json.loads((Path(poptorch.__file__).parent / "tables" / "session_options.json").read_text())["enums"]
     renamed = {"RecomputationType": {"None": "NoRecompute"}, "MergeVarUpdateType": {"None": "Off"}}
     for name, members in table.items():
@@ -163,7 +165,7 @@ def test_the_rest_of_horovod_is_not_simulated():
         horovod_torch._nonsense  # noqa: B018
 
 
-def test_install_brings_the_stand_ins():
+def test_install_makes_the_stand_ins_importable():
     poptorch.install()
     found = importlib.import_module("popart")
     assert found.RecomputationType is popart.RecomputationType
@@ -176,7 +178,7 @@ def test_install_brings_the_stand_ins():
 
 @pytest.fixture
 def instance(monkeypatch):
-    """Makes this process an instance by poprun's environment."""
+    """Returns a function that sets poprun's environment variables, which make this process an instance."""
 
     def make(index: int, **how: int) -> None:
         for name, value in environment_of(index, port=0, **how).items():
@@ -185,7 +187,7 @@ def instance(monkeypatch):
     return make
 
 
-def test_alone_there_is_one_instance():
+def test_without_poprun_there_is_one_instance():
     assert not popdist.isPopdistEnvSet()
     assert [popdist.getNumInstances(), popdist.getInstanceIndex(), popdist.getLocalInstanceIndex()] == [1, 0, 0]
     assert [popdist.getNumTotalReplicas(), popdist.getNumLocalReplicas(), popdist.getNumIpusPerReplica()] == [1, 1, 1]
@@ -198,11 +200,11 @@ def test_alone_there_is_one_instance():
     assert torch.equal(tensor, torch.ones(2))
 
 
-def test_horovod_alone():
+def test_horovod_in_one_process_returns_copies_and_refuses_the_rest():
     tensor = torch.ones(2)
-    for told in (horovod_torch.allreduce(tensor), horovod_torch.broadcast(tensor, 0), horovod_torch.allgather(tensor)):
-        assert torch.equal(told, tensor)
-        assert told is not tensor
+    for out in (horovod_torch.allreduce(tensor), horovod_torch.broadcast(tensor, 0), horovod_torch.allgather(tensor)):
+        assert torch.equal(out, tensor)
+        assert out is not tensor
     assert (horovod_torch.size(), horovod_torch.local_size(), horovod_torch.broadcast_object("x")) == (1, 1, "x")
     with pytest.raises(NotImplementedError, match=r"horovod.torch.allreduce\(op='Min'\) is not simulated"):
         horovod_torch.allreduce(tensor, op="Min")
@@ -210,7 +212,7 @@ def test_horovod_alone():
         horovod_torch.DistributedOptimizer  # noqa: B018
 
 
-def test_a_horovod_that_is_installed_stays(tmp_path):
+def test_an_installed_horovod_is_not_replaced(tmp_path):
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod" / "__init__.py").write_text("real = True\n")
     code = (
@@ -259,7 +261,7 @@ def test_an_instance_knows_its_share(instance):
         ("Distributed.configureProcessId", (0, 1)),
     ],
 )
-def test_what_popdist_decides_cannot_be_set(name, arguments):
+def test_options_that_popdist_sets_cannot_be_changed(name, arguments):
     setter = popdist_poptorch.Options(ipus_per_replica=2)
     for part in name.split("."):
         setter = getattr(setter, part)
@@ -297,14 +299,14 @@ def alone(value):
 result = popdist.execute_on_instances({1}, alone, float(index))
 
 own = {"a": torch.tensor([float(index)]), "b": torch.tensor([index, index])}
-told = [
+values = [
     hvd.size(), hvd.rank(), hvd.local_rank(),
     hvd.allreduce(own["a"]).item(), hvd.allreduce(own["a"], average=False).item(),
     hvd.allgather(own["a"].repeat(index + 1)).tolist(),
     hvd.broadcast(own["b"], 1).tolist(), hvd.broadcast_object(index),
 ]
 hvd.broadcast_parameters(own, root_rank=1)
-told += [own["a"].item(), own["b"].tolist()]
+values += [own["a"].item(), own["b"].tolist()]
 
 class Model(torch.nn.Module):
     def __init__(self):
@@ -323,7 +325,7 @@ for reduction in (poptorch.ReductionType.Mean, poptorch.ReductionType.Sum):
     step = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))
     step(x.chunk(popdist.getNumInstances())[index])
     weights.append(model.layer.weight.flatten().tolist())
-sys.stdout.write(repr([index, half.tolist(), result, options.replication_factor, weights, told]) + "\\n")
+sys.stdout.write(repr([index, half.tolist(), result, options.replication_factor, weights, values]) + "\\n")
 sys.stdout.flush()
 """
 
@@ -346,7 +348,26 @@ def test_two_instances_train_as_one_process_would(tmp_path):
             torch.testing.assert_close(torch.tensor(line[4][number]), expected)
 
 
-def test_processes_that_popdist_does_not_know_of_do_not_train(monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--num-replicas", "2", "--ipus-per-replica", "4"], [True, 1, 2, 4]),
+        (["--num-instances", "1"], [True, 1, 1, 1]),
+        ([], [False, 1, 1, 1]),
+    ],
+)
+def test_one_instance_has_the_replicas_of_the_command_line(tmp_path, arguments, expected):
+    (tmp_path / "program.py").write_text(
+        "import popdist, popdist.poptorch\n"
+        "options = popdist.poptorch.Options()\n"
+        "print([popdist.isPopdistEnvSet(), popdist.getNumInstances(), options.replication_factor,\n"
+        "       popdist.getNumIpusPerReplica()])\n"
+    )
+    done = simulate(*arguments, "program.py", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
+
+
+def test_training_in_processes_that_poprun_did_not_start_is_refused(monkeypatch):
     model = torch.nn.Linear(2, 2)
 
     class Loss(torch.nn.Module):
@@ -369,6 +390,6 @@ def test_the_first_instance_that_fails_ends_the_others():
     assert run_instances([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], instances=1) == 128 + 9
 
 
-def test_replicas_that_do_not_divide():
+def test_replicas_must_divide_over_the_instances():
     with pytest.raises(ValueError, match="--num-replicas 1 do not divide over --num-instances 2: give a multiple"):
         environment_of(0, instances=2, replicas=1, ipus_per_replica=1, port=0)

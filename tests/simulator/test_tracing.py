@@ -1,4 +1,4 @@
-"""What tracing refuses of a model's forward, with PopTorch's errors, and what it must not refuse."""
+"""Tracing a model's forward pass: what is refused with PopTorch's errors, and what must be accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
 
 class Function(nn.Module):
-    """A model without weights but `tensors`, which are no buffers: its forward is `function`."""
+    """A model whose forward is `function`; `tensors` are plain attributes, and the model has no weights."""
 
     def __init__(self, function, **tensors):
         super().__init__()
@@ -45,22 +45,22 @@ NOT_STATIC = {
 
 
 @pytest.mark.parametrize(("function", "message"), NOT_STATIC.values(), ids=NOT_STATIC.keys())
-def test_what_needs_values_while_compiling(function, message):
+def test_operations_that_need_values_while_compiling_are_refused(function, message):
     with pytest.raises(poptorch.Error, match=message):
         infer(function)
 
 
-def test_a_boolean_mask_is_refused_as_torchs_shape_inference_refuses_it():
+def test_a_boolean_mask_raises_the_error_of_torchs_shape_inference():
     with pytest.raises(torch._subclasses.fake_tensor.DynamicOutputShapeException, match="aten.index.Tensor"):
         infer(lambda m, x: x[x > 0.5])
 
 
-def test_a_call_in_inference_mode():
+def test_a_model_can_be_called_in_inference_mode():
     with torch.inference_mode():
         assert torch.equal(infer(lambda m, x: x + 1, torch.zeros(2)), torch.ones(2))
 
 
-def test_numpy_is_refused_as_torch_refuses_it_of_an_ipu_tensor():
+def test_numpy_of_an_ipu_tensor_raises_torchs_error():
     with pytest.raises(TypeError, match="can't convert ipu:0 device type tensor to numpy"):
         infer(lambda m, x: x.numpy())
 
@@ -101,7 +101,7 @@ SUPPORTED = {
 
 
 @pytest.mark.parametrize("function", SUPPORTED.values(), ids=SUPPORTED.keys())
-def test_what_poptorch_takes_is_not_refused(function):
+def test_operations_that_poptorch_accepts_are_accepted(function):
     tensors = {"scale": torch.tensor(2.0), "row": torch.arange(6.0)}
     x = torch.rand(2, 4, 6, 6)
     out = infer(function, x, **tensors)
@@ -113,7 +113,7 @@ def _on_host(function, x, tensors):
 
 
 class _Movable:
-    """A tensor on the host, where there is no device "ipu" to move it to."""
+    """A host tensor whose `to` returns the tensor itself, because the host has no device "ipu"."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -122,13 +122,13 @@ class _Movable:
         return self.tensor
 
 
-def test_triu_is_for_constants():
+def test_triu_is_accepted_for_constants_only():
     with pytest.raises(poptorch.Error, match="torch.triu is only supported within constant expressions"):
         infer(lambda m, x: x.triu())
     assert torch.equal(infer(lambda m, x: x + torch.ones(3, 3).triu(), torch.zeros(3, 3)), torch.ones(3, 3).triu())
 
 
-def test_an_operation_that_the_table_lacks_is_taken_with_one_warning(caplog):
+def test_an_operation_that_the_table_lacks_is_accepted_with_one_warning(caplog):
     assert op_table.verdict("aten::of_the_future") == op_table.verdict("aten::of_the_future") == op_table.Verdict.TAKEN
     assert [r.message for r in caplog.records if "of_the_future" in r.message] == [
         "aten::of_the_future is not an operation of torch 2.0.1: whether PopTorch takes it is not known"
@@ -145,7 +145,7 @@ def test_a_host_tensor_must_be_moved():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_label_smoothing(smoothing):
+def test_label_smoothing_above_zero_is_refused(smoothing):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,7 +162,7 @@ def test_label_smoothing(smoothing):
         assert executor(*data(2)) > 0
 
 
-def test_types_and_sizes_that_ipus_do_not_have():
+def test_types_and_sizes_that_ipus_lack_are_refused():
     with pytest.raises(poptorch.Error, match="Unsupported tensor input type from pytorch: BFloat16"):
         infer(lambda m, x: x + 1, torch.ones(2, dtype=torch.bfloat16))
     with pytest.raises(poptorch.Error, match="Unsupported tensor input type from pytorch: BFloat16"):
@@ -173,26 +173,26 @@ def test_types_and_sizes_that_ipus_do_not_have():
         infer(lambda m, x: x + 1, torch.ones(0, 2))
 
 
-def test_a_normalisation_has_weight_and_bias_or_neither():
+def test_a_layer_norm_needs_both_weight_and_bias_or_neither():
     affine = torch.ones(6)
     assert infer(lambda m, x: F.layer_norm(x, (6,))).shape == (2, 4, 6, 6)
     with pytest.raises(poptorch.Error, match="isNone"):
         infer(lambda m, x: F.layer_norm(x, (6,), weight=m.affine.to("ipu") * x[0, 0, 0]), affine=affine)
 
 
-def test_an_input_that_requires_a_gradient(caplog):
+def test_an_input_that_requires_a_gradient_is_warned_about(caplog):
     infer(lambda m, x: x * 2, torch.ones(2, requires_grad=True))
     assert "Input tensor has requires_grad=True set" in caplog.text
 
 
-def test_backward_is_not_the_users():
+def test_the_user_cannot_call_backward_on_outputs():
     out, loss = poptorch.trainingModel(TwoStages(), options())(*data(8))
     for tensor in (out, loss):
         with pytest.raises(poptorch.Error, match=r"backward\(\) cannot be called explicitly on outputs of a PopTorch"):
             tensor.backward()
 
 
-def test_the_device_ipu_in_a_forward():
+def test_tensors_in_a_forward_are_on_the_device_ipu():
     def forward(model, x):
         assert x.device == torch.device("ipu:0")
         assert x.device.type == "ipu"
@@ -205,7 +205,7 @@ def test_the_device_ipu_in_a_forward():
 
 
 class Layer(nn.Module):
-    """A layer without weights of its own, on a sequence (time, batch, 6)."""
+    """A model that calls one layer or function on a sequence (time, batch, 6)."""
 
     def __init__(self, layer):
         super().__init__()
@@ -221,12 +221,12 @@ HANDLERS = {
         "aten::upsample_linear1d: currently only 'nearest' is",
     ),
     "lstm bias": (nn.LSTM(6, 2, bias=False), "LSTM without biases not supported"),
-    "lstm both ways": (nn.LSTM(6, 2, bidirectional=True), "bidirectional LSTM not supported"),
-    "gru both ways": (nn.GRU(6, 2, bidirectional=True), "bidirectional GRU not supported"),
+    "lstm bidirectional": (nn.LSTM(6, 2, bidirectional=True), "bidirectional LSTM not supported"),
+    "gru bidirectional": (nn.GRU(6, 2, bidirectional=True), "bidirectional GRU not supported"),
     "gru layers": (nn.GRU(6, 2, num_layers=2), "Only GRU with 1 layer supported"),
     "rnn layers": (nn.RNN(6, 2, num_layers=2), "Only RNN with 1 layer is supported"),
     "rnn bias": (nn.RNN(6, 2, bias=False), "RNN without biases is not supported"),
-    "rnn both ways": (nn.RNN(6, 2, bidirectional=True), "Bidirectional RNN is not supported"),
+    "rnn bidirectional": (nn.RNN(6, 2, bidirectional=True), "Bidirectional RNN is not supported"),
     "matrix 2-norm": (lambda x: torch.linalg.matrix_norm(x, 2), "Matrix 2-norm is not supported."),
     "nuclear norm": (lambda x: torch.linalg.matrix_norm(x, "nuc"), "Matrix nuclear norm is not supported."),
     "ctc": (
@@ -237,12 +237,12 @@ HANDLERS = {
 
 
 @pytest.mark.parametrize(("layer", "message"), HANDLERS.values(), ids=HANDLERS.keys())
-def test_what_a_handler_refuses(layer, message):
+def test_arguments_that_a_handler_does_not_support_are_refused(layer, message):
     with pytest.raises(poptorch.Error, match=message):
         poptorch.inferenceModel(Layer(layer))(torch.rand(4, 3, 6))
 
 
-def test_dropout_between_recurrent_layers():
+def test_dropout_between_recurrent_layers_is_refused():
     lstm = nn.LSTM(6, 2)
     lstm.dropout = 0.5
     with pytest.raises(poptorch.Error, match="LSTM only supports dropout = 0.0"):
@@ -252,12 +252,12 @@ def test_dropout_between_recurrent_layers():
     assert out.shape == (4, 3, 2)
 
 
-def test_a_tensor_of_the_ipu_can_be_copied_into():
+def test_an_ipu_tensor_can_be_the_target_of_a_copy():
     x = torch.rand(2, 2)
     assert torch.equal(infer(lambda m, x: torch.empty(2, 2).copy_(x), x), x)
 
 
-def test_an_operation_of_the_users_without_a_shape_rule():
+def test_a_user_defined_operation_without_a_shape_rule_is_refused():
     library = torch.library.Library("simulator_test", "DEF")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CPU")

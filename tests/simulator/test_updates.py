@@ -1,4 +1,4 @@
-"""The simulator's weight updates, held to torch's optimizers."""
+"""The simulator's weight updates, compared with torch's optimizers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_updates_equal_torchs_optimizers(loss, ours, torchs, arguments, loss_sca
         torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_one_call_does_d_updates():
+def test_one_call_makes_one_update_per_device_iteration():
     torch.manual_seed(0)
     model = TwoStages()
     reference = copy.deepcopy(model)
@@ -52,7 +52,7 @@ def test_one_call_does_d_updates():
     torch.testing.assert_close(model.state_dict(), reference.state_dict())
 
 
-def test_reduction_by_sum():
+def test_updates_can_be_reduced_by_sum():
     torch.manual_seed(0)
     model = TwoStages()
     reference = copy.deepcopy(model)
@@ -127,7 +127,7 @@ def test_a_constant_attribute_cannot_change_after_compilation():
         (lambda p: torch.optim.AdamW(p), lambda o: o.param_groups[0].update(lr=1.0), None),
     ],
 )
-def test_what_is_constant_depends_on_how_the_optimizer_was_made(make, change, message):
+def test_constant_attributes_depend_on_how_the_optimizer_was_made(make, change, message):
     model = TwoStages()
     optimizer = make(model.parameters())
     executor = poptorch.trainingModel(model, options(), optimizer)

@@ -1,4 +1,4 @@
-"""From what the user wrote to a local path: pins compared, downloads whole or absent, links kept inside."""
+"""From the user's source to a local path: pins are compared, downloads are complete or absent, links stay inside."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def written(path, content=CONTENT):
 # ---------------------------------------------------------------------------------------------- disk
 
 
-def test_local_files_and_folders_are_themselves(tmp_path, monkeypatch):
+def test_local_files_and_folders_are_used_in_place(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = written(tmp_path / "models" / "a.pth")
     assert locate(str(path)) == Located(path, verified=False)
@@ -70,7 +70,7 @@ def test_local_files_and_folders_are_themselves(tmp_path, monkeypatch):
         ("file:///tmp/a.pth", "use https:// or a local path"),
     ],
 )
-def test_sources_that_are_nowhere_are_refused(empty_folder, source, message):
+def test_missing_and_unsupported_sources_are_refused(empty_folder, source, message):
     refused(source, message)
 
 
@@ -84,7 +84,7 @@ def test_a_pinned_file_is_verified(tmp_path):
 
 @pytest.mark.parametrize("sha256", ["", "abc", "g" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n"])
 @pytest.mark.parametrize("source", ["a.pth", URL, "hf-hub:google/vit"])
-def test_what_is_no_sha256_is_refused(source, sha256):
+def test_a_malformed_sha256_is_refused(source, sha256):
     refused(source, "is not 64 hexadecimal digits: see sha256sum FILE", sha256=sha256)
 
 
@@ -94,11 +94,18 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     refused(str(path), "cannot read .*a.pth: Input/output error", sha256=PIN)
 
 
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(tmp_path, target):
+    os.mkfifo(str(tmp_path / "pipe"))
+    (tmp_path / "a.pth").symlink_to(target)
+    refused(str(tmp_path / "a.pth"), "^cannot read .*a.pth: it is not a regular file$", sha256=PIN)
+
+
 # --------------------------------------------------------------------------------------------- https
 
 
 class Response(io.BytesIO):
-    """What a server sends: `claimed` is its Content-Length."""
+    """A server's response; `claimed` is its Content-Length."""
 
     def __init__(self, content=CONTENT, claimed=SIZE, failure=None):
         super().__init__(content)
@@ -138,13 +145,13 @@ def serve(monkeypatch):
 
 
 def test_a_pinned_url_is_fetched_once(cache, serve):
-    asked, said = serve(Response()), []
-    found = locate(URL + "?download=true", sha256=PIN, notify=said.append)
+    asked, notes = serve(Response()), []
+    found = locate(URL + "?download=true", sha256=PIN, notify=notes.append)
     assert found == Located(cache / f"{PIN[:16]}-vit.safetensors", verified=True)
     assert found.path.read_bytes() == CONTENT
-    assert said == [f"fetching {URL}?download=true (2 MB)"]
-    assert locate(URL, sha256=PIN, notify=said.append) == found
-    assert len(asked) == len(said) == 1
+    assert notes == [f"fetching {URL}?download=true (2 MB)"]
+    assert locate(URL, sha256=PIN, notify=notes.append) == found
+    assert len(asked) == len(notes) == 1
     assert list(cache.iterdir()) == [found.path]
 
 
@@ -159,11 +166,21 @@ def test_a_cached_file_is_verified_again_and_replaced_if_it_has_changed(cache, s
     serve(Response())
     path = locate(URL, sha256=PIN).path
     path.write_bytes(b"something else")
-    said = []
+    notes = []
     serve(Response(claimed=None))
-    assert locate(URL, sha256=PIN, notify=said.append).path == path
+    assert locate(URL, sha256=PIN, notify=notes.append).path == path
     assert path.read_bytes() == CONTENT
-    assert said == [f"fetching {URL}"]
+    assert notes == [f"fetching {URL}"]
+
+
+def test_a_cached_file_that_cannot_be_read_is_named(cache, serve, monkeypatch):
+    serve(AssertionError("nothing is fetched"))
+    cached = f"{PIN[:16]}-vit.safetensors"
+    linked(cache, cached, "/proc/self/mem")  # opens, and fails to read at 0
+    remedy = "remove it, or set XDG_CACHE_HOME to another folder$"
+    refused(URL, f"^cannot read the cached file {cache / cached}: Input/output error; {remedy}", sha256=PIN)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/" + "a" * 5000)
+    refused(URL, f"^cannot read the cached file .*{cached}: File name too long; {remedy}", sha256=PIN)
 
 
 @pytest.mark.parametrize("name", ["a%2Fb.npz", "..%2f.npz", "a b.npz", "a:b.npz", "\u00e9" * 300 + ".npz"])
@@ -209,7 +226,7 @@ def test_an_interrupted_download_leaves_nothing_behind(cache, serve):
     assert list(cache.iterdir()) == []
 
 
-def test_an_endless_download_is_ended(cache, serve, monkeypatch):
+def test_an_endless_download_is_stopped(cache, serve, monkeypatch):
     monkeypatch.setattr(locations, "_MAX_DOWNLOAD", 1 << 20)
     serve(Response(claimed=None))
     refused(URL, "cannot fetch .*: more than 0 GiB, the limit", sha256=PIN)
@@ -229,7 +246,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(cache, serve, monkeypatch)
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append("rename"), replace(old, new)))
     serve(Response())
     locate(URL, sha256=PIN)
-    assert events[:2] == [("sync", SIZE), "rename"]  # and then the folder's list of names
+    assert events[:2] == [("sync", SIZE), "rename"]  # then the folder is synced
 
 
 def redirected(target):
@@ -244,7 +261,7 @@ def test_redirects_stay_on_https():
             redirected(target)
 
 
-def test_the_opener_uses_the_redirect_rule_and_says_who_asks(monkeypatch):
+def test_the_opener_uses_the_redirect_rule_and_sends_a_user_agent(monkeypatch):
     seen = {}
 
     def open_request(self, request, timeout):
@@ -262,9 +279,9 @@ def test_the_opener_uses_the_redirect_rule_and_says_who_asks(monkeypatch):
 # ------------------------------------------------------------------------------------- weight_file
 
 
-def test_the_weights_of_a_folder(tmp_path):
+def test_the_weights_of_a_folder_are_chosen_by_preference(tmp_path):
     names = ["odd.npz", "pytorch_model.bin", "model.safetensors.index.json", "model.safetensors"]
-    for name in names:  # each is preferred to those before it
+    for name in names:  # each name is preferred to the names before it
         path = written(tmp_path / name, b"x")
         written(tmp_path / "config.json", b"{}")
         assert weight_file(tmp_path) == path
@@ -294,17 +311,17 @@ def test_links_out_of_a_folder_are_refused(tmp_path, name):
     link = linked(tmp_path / "other", name, "../secret")
     with pytest.raises(CheckpointError, match=f"{link} leads out of the folder: name the file that it links"):
         weight_file(tmp_path / "other")
-    through = linked(tmp_path / "third", name, "../folder/" + name)  # inside is another's inside
+    through = linked(tmp_path / "third", name, "../folder/" + name)  # the target is inside of another folder
     assert leads_out(through)
 
 
-def test_a_folder_that_is_itself_a_link_is_the_users_choice(tmp_path):
+def test_a_folder_that_is_itself_a_link_is_accepted(tmp_path):
     written(tmp_path / "folder" / "model.safetensors")
     linked(tmp_path, "link", "folder")
     assert weight_file(tmp_path / "link") == tmp_path / "link" / "model.safetensors"
 
 
-def test_a_hugging_face_cache_links_to_its_blobs(tmp_path):
+def test_a_hugging_face_cache_may_link_to_its_blobs(tmp_path):
     repository = tmp_path / "models--google--vit"
     snapshot = repository / "snapshots" / "abc"
     written(repository / "blobs" / "123")
@@ -318,7 +335,7 @@ def test_a_hugging_face_cache_links_to_its_blobs(tmp_path):
     assert leads_out(linked(snapshot, "refs.pth", written(repository / "refs" / "main")))
 
 
-def test_only_a_hugging_face_cache_has_blobs_elsewhere(tmp_path):
+def test_only_a_hugging_face_cache_may_link_to_blobs_elsewhere(tmp_path):
     written(tmp_path / "blobs" / "123")
     assert leads_out(linked(tmp_path / "plain", "a.pth", "../blobs/123"))
     assert leads_out(linked(tmp_path / "any" / "snapshots" / "abc", "a.pth", "../../../blobs/123"))
@@ -329,7 +346,7 @@ def test_only_a_hugging_face_cache_has_blobs_elsewhere(tmp_path):
     "content",
     ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": ["ab"]}', "[" * 100_000],
 )
-def test_what_is_no_index_is_refused(tmp_path, content):
+def test_a_malformed_index_is_refused(tmp_path, content):
     path = written(tmp_path / "model.safetensors.index.json", content.encode())
     with pytest.raises(CheckpointError, match="is not an index of safetensors files|its shard 'b'"):
         weight_map(path)
@@ -347,7 +364,7 @@ def test_an_enormous_index_is_refused(tmp_path, monkeypatch):
     "name",
     ["../a.safetensors", "/a.safetensors", "b/a.safetensors", "b\\a.safetensors", "a.bin", ".safetensors/..", ""],
 )
-def test_shards_elsewhere_are_refused(tmp_path, name):
+def test_shards_that_are_not_beside_the_index_are_refused(tmp_path, name):
     path = written(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": name}}).encode())
     with pytest.raises(CheckpointError, match=r"its shard .* is not a .safetensors file beside it"):
         weight_map(path)
@@ -398,7 +415,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def new_sessions():
-    """Forgets huggingface_hub's HTTP session: version 0 decides when it makes one whether it is offline."""
+    """Drops huggingface_hub's HTTP session, because version 0 decides whether it is offline when it makes a session."""
     from huggingface_hub import utils
 
     (utils.reset_sessions if hasattr(utils, "reset_sessions") else utils.close_session)()
@@ -406,14 +423,14 @@ def new_sessions():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub on this machine with a repository owner/name of no files, and an empty cache."""
+    """Starts a Hub on this machine with an empty repository owner/name, and uses an empty cache."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.asked = {}, []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    agents = written(tmp_path / "agents.json", b'{"harnesses": {}}')  # else version 2 asks the real Hub for a list
+    agents = written(tmp_path / "agents.json", b'{"harnesses": {}}')  # otherwise version 2 asks the real Hub for a list
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(agents), raising=False)
     download = functools.partial(huggingface_hub.hf_hub_download, endpoint=url)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -476,7 +493,7 @@ def test_shards_of_a_repository_are_fetched(tmp_path, hub):
     refused("hf-hub:owner/name", "hf-hub:owner/name has its weights in several files, and a sha256 pins", sha256=PIN)
 
 
-def test_a_repository_whose_index_names_what_it_lacks_is_refused(hub):
+def test_a_repository_whose_index_names_a_missing_shard_is_refused(hub):
     hub.files["model.safetensors.index.json"] = index_of("model-1.safetensors")
     refused("hf-hub:owner/name", "has no model-1.safetensors, which model.safetensors.index.json names$")
 
@@ -486,7 +503,7 @@ def test_an_index_cannot_ask_for_other_paths(hub):
     refused("hf-hub:owner/name", "its shard '../../x.safetensors' is not a .safetensors file beside it")
 
 
-def test_all_files_are_of_the_commit_of_the_first(hub):
+def test_all_files_come_from_the_commit_of_the_first_file(hub):
     hub.files.update({"config.json": b"{}", "model.safetensors": b"x"})
     locate("hf-hub:owner/name")
     assert set(hub.asked) == {("main", "config.json"), (COMMIT, "model.safetensors")}
@@ -513,7 +530,7 @@ def test_a_pinned_repository_is_verified(hub):
         ("hf-hub:owner/name@", "is not of the form"),
     ],
 )
-def test_repositories_that_cannot_be_fetched(hub, source, message):
+def test_repositories_that_cannot_be_fetched_are_refused(hub, source, message):
     refused(source, message)
 
 
@@ -539,7 +556,7 @@ def test_a_cache_made_by_hand_is_enough_offline(tmp_path, hub, offline):
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """Cuts the network: huggingface_hub answers as it does once its attempts are over."""
+    """Returns a function that cuts the network: huggingface_hub then fails as it does after its last attempt."""
     download = huggingface_hub.hf_hub_download
 
     def cached(name, file, **options):
@@ -551,15 +568,15 @@ def unreachable(monkeypatch):
     return lambda: monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
 
 
-def test_a_hub_that_is_unreachable_is_not_a_repository_without_a_config(tmp_path, hub, unreachable):
+def test_an_unreachable_hub_is_not_taken_for_a_repository_without_a_config(tmp_path, hub, unreachable):
     unreachable()
     message = "cannot reach the Hugging Face Hub for config.json of hf-hub:owner/name, and the cache {} lacks it: check"
     refused("hf-hub:owner/name", message.format(tmp_path / "hub"))
 
 
-def test_what_a_repository_is_known_to_lack_needs_no_network(tmp_path, hub, unreachable):
+def test_files_that_a_repository_is_known_to_lack_need_no_network(tmp_path, hub, unreachable):
     hub.files["pytorch_model.bin"] = b"x"
-    locate("hf-hub:owner/name")  # remembers that there is no config.json and no model.safetensors
+    locate("hf-hub:owner/name")  # the cache records that config.json and model.safetensors are missing
     unreachable()
     assert locate("hf-hub:owner/name").path == snapshot_of(tmp_path)
 
@@ -572,6 +589,6 @@ def test_other_failures_are_one_line(monkeypatch):
     refused("hf-hub:owner/name", "cannot fetch hf-hub:owner/name: first second")
 
 
-def test_without_the_extra_it_is_named(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("hf-hub:owner/name", r"hf-hub:owner/name needs the extra hub: pip install 'vit-ipu\[hub\]'")

@@ -1,4 +1,4 @@
-"""Weights to start from, and weights of others in the commands: fitted, said, or refused."""
+"""Initial weights, and weights of other libraries in the commands: adapted with a note, or refused."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ def write_init(folder, state, name="weights.safetensors"):
     return str(folder / name)
 
 
-def init(source, own, said=None, **model):
+def init(source, own, notes=None, **model):
     config = tiny_config(model=dict({"init": source}, **model), pipeline={"layers_per_ipu": None})
-    return load_init(config, own, notify=(said if said is not None else []).append)
+    return load_init(config, own, notify=(notes if notes is not None else []).append)
 
 
 def test_every_weight_that_fits_is_taken(tmp_path):
     source = fresh()
     own = {name: torch.zeros_like(tensor) for name, tensor in source.items()}
-    said = []
-    assert equal_states(init(write_init(tmp_path, source), own, said), dict(source))
-    assert said[0].endswith("weights.safetensors, timm naming")
+    notes = []
+    assert equal_states(init(write_init(tmp_path, source), own, notes), dict(source))
+    assert notes[0].endswith("weights.safetensors, timm naming")
 
 
-def test_a_checkpoint_and_a_run_folder(tmp_path):
+def test_a_checkpoint_or_a_run_folder_can_be_the_init(tmp_path):
     state = {"model": fresh(), "optimizer": {}, "rng": {}}
     description = ModelDescription.of_run(tiny_config(), tuple("abcdefghij"), 96)
     path = save_checkpoint(tmp_path / "checkpoints", state, Progress(1, 1, 32), description, device_kind="cpu")
     for source in (path, tmp_path):
-        said = []
-        assert equal_states(init(str(source), fresh(), said), dict(state["model"]))
-        assert said[0].endswith("native naming")
+        notes = []
+        assert equal_states(init(str(source), fresh(), notes), dict(state["model"]))
+        assert notes[0].endswith("native naming")
 
 
 def test_another_number_of_classes_gets_a_zero_head(tmp_path):
     source = {name: tensor + 1 for name, tensor in fresh(num_classes=21843).items()}
-    said = []
-    loaded = init(write_init(tmp_path, source), fresh(), said)
+    notes = []
+    loaded = init(write_init(tmp_path, source), fresh(), notes)
     assert not loaded["head.weight"].any()
     assert not loaded["head.bias"].any()
     assert torch.equal(loaded["norm.weight"], source["norm.weight"])
-    assert "the head is new, for 10 classes: the weights have 21843" in said
+    assert "the head is new, for 10 classes: the weights have 21843" in notes
 
 
 @pytest.mark.parametrize("name", NAMINGS)
@@ -77,25 +77,25 @@ def test_positions_are_resized_by_the_rule_of_the_origin(tmp_path, name):
         np.savez(path, **google_arrays(source, num_heads=2))
     else:
         path = write_init(tmp_path, from_ours(source, naming, num_heads=2))
-    said = []
-    loaded = init(str(path), fresh(image_size=70), said)
+    notes = []
+    loaded = init(str(path), fresh(image_size=70), notes)
     assert torch.equal(loaded["pos_embed"], resize_pos_embed(source["pos_embed"], 100, naming.resize))
     assert loaded["pos_embed"].shape[1] == 1 + (70 // 7) ** 2
-    assert f"position embeddings resized from 6 x 6 to 10 x 10 ({naming.resize})" in said
+    assert f"position embeddings resized from 6 x 6 to 10 x 10 ({naming.resize})" in notes
 
 
 def test_a_representation_layer_is_dropped_or_made_as_the_config_says(tmp_path):
     with_layer, without = fresh(representation_size=48), fresh()
-    said = []
-    loaded = init(write_init(tmp_path, with_layer), without, said)
+    notes = []
+    loaded = init(write_init(tmp_path, with_layer), without, notes)
     assert set(loaded) == set(without)
-    assert not loaded["head.weight"].any()  # it was for features of another width
-    assert "the representation layer is dropped: model.representation_size is null" in said
+    assert not loaded["head.weight"].any()  # the head of the weights takes features of another width
+    assert "the representation layer is dropped: model.representation_size is null" in notes
     loaded = init(write_init(tmp_path, without), with_layer)
     assert torch.equal(loaded["pre_logits.fc.weight"], with_layer["pre_logits.fc.weight"])
 
 
-def test_weights_without_a_head(tmp_path):
+def test_weights_without_a_head_get_a_zero_head(tmp_path):
     source = {name: tensor for name, tensor in fresh().items() if not name.startswith("head.")}
     assert not init(write_init(tmp_path, source), fresh())["head.weight"].any()
 
@@ -107,13 +107,13 @@ def test_half_precision_is_widened(tmp_path):
     assert torch.equal(loaded["pos_embed"].half(), source["pos_embed"])
 
 
-def test_what_the_weights_were_trained_with_otherwise_is_noted(tmp_path):
+def test_settings_that_differ_from_those_of_the_weights_are_noted(tmp_path):
     _, source = huggingface_model("tiny", 16, 32, tmp_path)
-    said = []
+    notes = []
     tiny = {"width": 192, "depth": 12, "num_heads": 3, "patch_size": 16, "image_size": 32, "variant": None}
-    init(str(source), fresh(**tiny), said, gelu="tanh", **tiny)
-    assert "note: model.gelu is tanh, but the weights were trained with erf" in said
-    assert "note: model.layer_norm_eps is 1e-06, but the weights were trained with 1e-12" in said
+    init(str(source), fresh(**tiny), notes, gelu="tanh", **tiny)
+    assert "note: model.gelu is tanh, but the weights were trained with erf" in notes
+    assert "note: model.layer_norm_eps is 1e-06, but the weights were trained with 1e-12" in notes
 
 
 MISTAKES = [
@@ -133,7 +133,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
     source = write_init(tmp_path, change(fresh()))
-    if message is None:  # a layer that the config does not have is no mistake; one of another width is
+    if message is None:  # a layer that the config lacks is not a mistake; a layer of another width is
         with pytest.raises(
             CheckpointError, match=r"pre_logits.fc.weight has shape .8, 32. but the model needs .16, 32"
         ):
@@ -151,14 +151,14 @@ def test_another_number_of_heads_is_refused(tmp_path):
         init(str(source), fresh())
 
 
-def test_a_folder_without_weights_is_no_init(tmp_path):
+def test_a_folder_without_weights_is_refused_as_init(tmp_path):
     with pytest.raises(CheckpointError, match="model.init: "):
         init(str(tmp_path), fresh())
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         init(str(tmp_path / "nowhere"), fresh())
 
 
-def test_a_pinned_file_must_be_that_file(tmp_path):
+def test_a_pinned_file_must_have_the_pinned_sha256(tmp_path):
     source = write_init(tmp_path, fresh())
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     init(source, fresh(), init_sha256=digest)
@@ -166,7 +166,7 @@ def test_a_pinned_file_must_be_that_file(tmp_path):
         init(source, fresh(), init_sha256="0" * 64)
 
 
-def test_an_address_must_be_pinned():
+def test_an_init_url_must_have_a_sha256():
     with pytest.raises(ConfigError, match="init is an https address: give the SHA-256 of its file as init_sha256"):
         tiny_config(model={"init": "https://example.org/weights.pth"})
     with pytest.raises(ConfigError, match="model.init_sha256"):
@@ -178,7 +178,7 @@ def test_an_address_must_be_pinned():
 
 @pytest.fixture
 def published(empty_folder, run):
-    """A random ViT of transformers in a folder, and an image."""
+    """Returns a random ViT of transformers, its folder, and an image."""
     theirs, folder = huggingface_model("tiny", 16, 32, empty_folder, classes=["cat", "dog", "newt", "owl", "yak"])
     run("train", write(empty_folder), "--device", "cpu", "--output", "examples")
     return theirs, folder, next((empty_folder / "examples" / "examples").glob("*.png"))
@@ -206,7 +206,7 @@ def test_predict_by_a_published_model_gives_its_probabilities(published, run):
 
 
 def test_evaluate_by_a_published_model(empty_folder, run, published):
-    """With the config of ImageNet's kind: class names differ, positions of classes do not."""
+    """Uses class folders with ids, as in ImageNet: class names differ from the model's, class positions do not."""
     _, folder, image = published
     for split in ("train", "val"):
         for name in ("n01", "n02", "n03", "n04", "n05"):
@@ -229,7 +229,7 @@ run: {updates: 1}
     assert again["loss"] == found["loss"]
 
 
-def test_convert_says_what_it_wrote(empty_folder, run, published):
+def test_convert_prints_what_it_wrote(empty_folder, run, published):
     _, folder, image = published
     out = run("convert", folder, "weights.pth", "--to", "torchvision")
     assert "note: torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12" in out
@@ -238,11 +238,11 @@ def test_convert_says_what_it_wrote(empty_folder, run, published):
     )
     found = json.loads(run("convert", "weights.pth", "native", "--to", "native", "--trust-pickle", "--json"))
     assert (found["origin"], found["to"], found["num_classes"]) == ("torchvision", "native", 5)
-    assert "cat" not in run("predict", "native", image, "--device", "cpu")  # a .pth of torchvision has no names
+    assert "cat" not in run("predict", "native", image, "--device", "cpu")  # a .pth of torchvision has no class names
     assert "class 4" in run("predict", "native", image, "--device", "cpu")
 
 
-def test_a_run_of_ours_leaves_for_hugging_face_and_comes_back(empty_folder, run):
+def test_a_run_converted_to_hugging_face_and_back_is_unchanged(empty_folder, run):
     run("train", write(empty_folder), "--device", "cpu", "--output", "mine")
     run("convert", "mine", "theirs", "--to", "huggingface")
     run("convert", "theirs", "back", "--to", "native")
@@ -254,7 +254,7 @@ def test_a_run_of_ours_leaves_for_hugging_face_and_comes_back(empty_folder, run)
     assert run("predict", "back", image, "--device", "cpu") == run("predict", "mine", image, "--device", "cpu")
 
 
-def test_a_folder_of_timms_opens_in_timm_with_the_right_pixels(tmp_path):
+def test_an_exported_timm_folder_opens_in_timm_with_the_right_preprocessing(tmp_path):
     import timm
 
     theirs, source = timm_model("tiny", 16, 64, tmp_path)
@@ -268,7 +268,7 @@ def test_a_folder_of_timms_opens_in_timm_with_the_right_pixels(tmp_path):
     assert timm.data.resolve_model_data_config(opened)["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_hugging_faces_processor_makes_our_pixels(tmp_path):
+def test_hugging_faces_processor_makes_the_same_pixels_as_ours(tmp_path):
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -280,7 +280,8 @@ def test_hugging_faces_processor_makes_our_pixels(tmp_path):
 
     _, source = timm_model("tiny", 16, 64, tmp_path)
     convert(str(source), tmp_path / "out", "huggingface", notify=lambda text: None)
-    data = inference_config(describe(read_weights(str(tmp_path / "out")))).data
+    weights = read_weights(str(tmp_path / "out"))
+    data = inference_config(describe(weights), weights.path).data
     gradient = torch.linspace(0, 255, 300).expand(200, 300).to(torch.uint8).numpy()
     image = Image.fromarray(gradient).convert("RGB")
     theirs = AutoImageProcessor.from_pretrained(str(tmp_path / "out"))(image, return_tensors="np")["pixel_values"][0]

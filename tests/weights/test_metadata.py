@@ -1,4 +1,4 @@
-"""What tensors do not show (heads, GELU, pooling, pixels) is read where it is stated, and never guessed wrongly."""
+"""Settings that tensors do not show (heads, GELU, pooling, pixels): read from where they are stated, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
 
 
 def quiet(text):
-    """Where a test does not read what is said."""
+    """Discards a note, for tests that do not read notes."""
 
 
 def tiny_state():
@@ -34,7 +34,7 @@ def tiny_state():
     return randomise(ViT(TINY)).state_dict()
 
 
-def test_heads_of_flax_kernels_are_believed(tmp_path):
+def test_the_number_of_heads_is_read_from_flax_kernels(tmp_path):
     np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
     weights = read_weights(str(tmp_path / "w.npz"))
     assert model_config(weights).num_heads == 4
@@ -48,7 +48,7 @@ def test_heads_of_flax_kernels_are_believed(tmp_path):
 
 
 @pytest.mark.parametrize(("to", "name"), [("timm", "t.safetensors"), ("mmpretrain", "m.pth")])
-def test_files_of_ours_say_what_tensors_do_not(tmp_path, to, name):
+def test_our_files_state_settings_that_tensors_do_not_show(tmp_path, to, name):
     np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
     convert(str(tmp_path / "w.npz"), tmp_path / name, to, notify=quiet)
     found = model_config(read_weights(str(tmp_path / name), trust_pickle=True))
@@ -58,29 +58,29 @@ def test_files_of_ours_say_what_tensors_do_not(tmp_path, to, name):
 
 
 @pytest.mark.parametrize("number", ["00", "\u0663", "2000000000", "5" * 5000])
-def test_a_block_has_one_number(tmp_path, number):
-    """Not two spellings of it, nor one that would make us count for ever."""
+def test_a_block_number_has_one_spelling_and_a_limit(tmp_path, number):
+    """Refuses a second spelling of a number, and a number so large that counting to it would never end."""
     state = dict(tiny_state(), **{f"blocks.{number}.norm1.weight": torch.ones(32)})
     save_file(state, str(tmp_path / "w.safetensors"))
     with pytest.raises(CheckpointError, match="not a plain ViT: 1 of its keys"):
         read_weights(str(tmp_path / "w.safetensors"))
 
 
-def test_attention_without_biases_has_zero_ones(tmp_path):
+def test_attention_without_biases_gets_zero_biases(tmp_path):
     torch.manual_seed(0)
     theirs = randomise(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, qkv_bias=False).eval())
     save_file(theirs.state_dict(), str(tmp_path / "w.safetensors"))
     assert_same_logits(theirs, native_model(str(tmp_path / "w.safetensors")), 32)
 
 
-def test_averaged_weights_come_first_as_in_timm(tmp_path):
+def test_averaged_weights_are_preferred_as_in_timm(tmp_path):
     state, averaged = tiny_state(), {key: tensor + 1 for key, tensor in tiny_state().items()}
     torch.save({"state_dict": state, "state_dict_ema": averaged}, str(tmp_path / "w.pth"))
     read = read_weights(str(tmp_path / "w.pth"), trust_pickle=True).tensors
     assert torch.equal(read["norm.weight"], averaged["norm.weight"])
 
 
-def test_a_lightning_modules_prefix():
+def test_a_lightning_modules_prefix_is_stripped():
     theirs = {"model." + key: tensor for key, tensor in tiny_state().items()}
     assert set(to_ours(theirs, recognise(theirs, "x"), "x")) == set(tiny_state())
 
@@ -97,14 +97,14 @@ TIMM_FOLDERS = [
 
 
 @pytest.mark.parametrize(("config", "message"), TIMM_FOLDERS)
-def test_what_a_folder_of_timms_says_is_heeded(tmp_path, config, message):
+def test_unsupported_settings_of_a_timm_folder_are_refused(tmp_path, config, message):
     save_file(tiny_state(), str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text(json.dumps(dict({"architecture": "vit"}, **config)))
     with pytest.raises(CheckpointError, match=message):
         read_weights(str(tmp_path))
 
 
-def test_a_folder_of_timms_states_heads_and_activation(tmp_path):
+def test_heads_and_activation_are_read_from_a_timm_folder(tmp_path):
     save_file(tiny_state(), str(tmp_path / "model.safetensors"))
     stated = {"architecture": "vit", "model_args": {"num_heads": 4, "act_layer": "gelu_tanh"}, "label_names": "abcde"}
     (tmp_path / "config.json").write_text(json.dumps(stated))
@@ -113,16 +113,16 @@ def test_a_folder_of_timms_states_heads_and_activation(tmp_path):
 
 
 @pytest.mark.parametrize("pixels", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_normalize": False}, {}])
-def test_pixels_are_those_of_the_processor(tmp_path, pixels):
-    """(pixel * factor - mean) / std, for a pixel of 200."""
+def test_pixel_statistics_are_read_from_the_processors_config(tmp_path, pixels):
+    """Checks (pixel * factor - mean) / std for a pixel of 200."""
     save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
     stated = dict({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, **pixels)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-    facts = read_weights(str(tmp_path)).metadata
+    metadata = read_weights(str(tmp_path)).metadata
     value = 200 * (stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1)
     value = (value - 0.4) / 0.2 if stated.get("do_normalize", True) else value
-    assert (200 / 255 - facts.mean[0]) / facts.std[0] == pytest.approx(value)
+    assert (200 / 255 - metadata.mean[0]) / metadata.std[0] == pytest.approx(value)
 
 
 HUGGINGFACE_FOLDERS = [
@@ -134,7 +134,7 @@ HUGGINGFACE_FOLDERS = [
 
 
 @pytest.mark.parametrize(("config", "message"), HUGGINGFACE_FOLDERS)
-def test_what_a_folder_of_hugging_faces_says_is_heeded(tmp_path, config, message):
+def test_unsupported_settings_of_a_hugging_face_folder_are_refused(tmp_path, config, message):
     save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
     stated = dict({"model_type": "vit", "num_attention_heads": 2}, **config)
     (tmp_path / "config.json").write_text(json.dumps(stated))
@@ -142,7 +142,31 @@ def test_what_a_folder_of_hugging_faces_says_is_heeded(tmp_path, config, message
         read_weights(str(tmp_path))
 
 
-def test_a_description_that_is_no_small_file_is_refused(tmp_path):
+DAMAGED_FILES = [
+    ("preprocessor_config.json", {"image_mean": [0.5], "image_std": [0.5]}, "not enough values to unpack"),
+    ("preprocessor_config.json", {"rescale_factor": "1/255"}, "could not convert string to float"),
+    ("config.json", {"model_type": "vit", "id2label": 3}, "object of type 'int' has no len"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "reason"), DAMAGED_FILES)
+def test_a_damaged_file_of_a_folder_is_named(tmp_path, name, values, reason):
+    save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
+    (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=f"^{tmp_path / name}: damaged: {reason}"):
+        read_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("stated", ["{}", "[", "[" * 100_000, '{"num_heads": 0, "layer_norm_eps": 1, "gelu": "erf"}'])
+@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors"])
+def test_metadata_that_is_damaged_is_that_of_the_file(tmp_path, name, stated):
+    save_file(tiny_state(), str(tmp_path / name), {"vit_ipu": stated})
+    with pytest.raises(CheckpointError, match=f"^{tmp_path / name}: damaged: "):
+        read_weights(str(tmp_path))
+
+
+def test_a_description_that_is_not_a_small_file_is_refused(tmp_path):
     save_file(tiny_state(), str(tmp_path / "model.safetensors"))
     os.mkfifo(str(tmp_path / "config.json"))
     with pytest.raises(CheckpointError, match="expected a file of at most 16 MiB in that folder"):
@@ -157,7 +181,7 @@ def test_a_description_that_is_no_small_file_is_refused(tmp_path):
         read_weights(str(tmp_path))
 
 
-def test_a_target_that_cannot_be_written_is_the_users(tmp_path, monkeypatch):
+def test_a_target_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     save_file(tiny_state(), str(tmp_path / "w.safetensors"))
 
     def fail(*arguments):
@@ -169,7 +193,7 @@ def test_a_target_that_cannot_be_written_is_the_users(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_timms_folder_needs_a_model_of_timms():
+def test_a_timm_folder_needs_a_model_that_timm_has():
     assert timm_name(ModelConfig(variant="vit_large_patch14")) == "vit_large_patch14_224"
     for config in (ModelConfig(variant="vit_tiny_patch14"), ModelConfig(variant="vit_tiny_patch16", mlp_ratio=3.0)):
         with pytest.raises(CheckpointError, match="timm has no model of width 192"):

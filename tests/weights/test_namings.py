@@ -1,4 +1,4 @@
-"""Namings: what timm, transformers and torchvision made loads here and computes the same, and the reverse."""
+"""Namings: models of timm, transformers and torchvision compute the same logits here, and our models there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAKERS = {"timm": timm_model, "huggingface": huggingface_model, "torchvision": t
 
 
 def quiet(text):
-    """Where a test does not read what is said."""
+    """Discards a note, for tests that do not read notes."""
 
 
 # ---------------------------------------------------------- their models here, and ours in their libraries
@@ -46,14 +46,14 @@ def quiet(text):
 
 @pytest.mark.parametrize("library", MAKERS)
 @pytest.mark.parametrize(("size", "patch", "pixels"), SMALL)
-def test_their_random_models_give_their_logits_here(tmp_path, library, size, patch, pixels):
+def test_random_models_of_other_libraries_give_the_same_logits_here(tmp_path, library, size, patch, pixels):
     theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
     assert_same_logits(theirs, native_model(str(source)), pixels)
 
 
 @pytest.mark.parametrize("library", MAKERS)
 @pytest.mark.parametrize(("size", "patch", "pixels"), SMALL)
-def test_ours_give_our_logits_there(tmp_path, library, size, patch, pixels):
+def test_our_models_give_the_same_logits_in_other_libraries(tmp_path, library, size, patch, pixels):
     _, source = timm_model(size, patch, pixels, tmp_path)
     target = tmp_path / ("out" if library == "huggingface" else "out.pth")
     convert(str(source), target, library, notify=quiet)
@@ -64,7 +64,7 @@ def test_ours_give_our_logits_there(tmp_path, library, size, patch, pixels):
 @pytest.mark.slow
 @pytest.mark.parametrize("library", MAKERS)
 @pytest.mark.parametrize(("size", "patch", "pixels"), LARGE)
-def test_large_models_both_ways(tmp_path, library, size, patch, pixels):
+def test_large_models_give_the_same_logits_both_ways(tmp_path, library, size, patch, pixels):
     theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
     ours = native_model(str(source))
     assert_same_logits(theirs, ours, pixels, bound=2e-6 if (size, patch) == ("base", 16) else 1e-5)
@@ -92,7 +92,7 @@ WITH_LAYER = ModelConfig(variant="vit_test", image_size=28, num_classes=5, repre
 def test_a_round_trip_through_names_is_bit_equal(name, config):
     naming, state = NAMINGS[name], state_of(config)
     if config.representation_size and not naming.has_pre_logits:
-        with pytest.raises(CheckpointError, match=f"{name} has no place for pre_logits"):
+        with pytest.raises(CheckpointError, match=f"{name} has no place for pre_logits.*: .* no representation layer$"):
             from_ours(state, naming, num_heads=2)
         return
     theirs = from_ours(state, naming, num_heads=2)
@@ -100,6 +100,12 @@ def test_a_round_trip_through_names_is_bit_equal(name, config):
     back = to_ours(theirs, naming, "x")
     assert set(back) == set(state)
     assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_a_tensor_that_a_library_lacks_is_named():
+    message = "^torchvision has no name for blocks.0.ls1.gamma: write another format, such as native$"
+    with pytest.raises(CheckpointError, match=message):
+        from_ours({"blocks.0.ls1.gamma": torch.ones(32)}, NAMINGS["torchvision"], num_heads=2)
 
 
 @pytest.mark.parametrize("to", [name for name in FORMATS if name != "onnx"])
@@ -120,14 +126,14 @@ def test_a_round_trip_through_files_is_bit_equal(tmp_path, to):
 
 
 @pytest.mark.parametrize("to", ["huggingface", "mmpretrain", "native"])
-def test_class_names_travel(tmp_path, to):
+def test_class_names_are_kept_by_a_conversion(tmp_path, to):
     _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["cat", "dog", "newt"])
     target = tmp_path / ("out.pth" if to == "mmpretrain" else "out")
     convert(str(source), target, to, notify=quiet)
     assert describe(read_weights(str(target), trust_pickle=True)).classes == ("cat", "dog", "newt")
 
 
-def test_a_native_folder_says_all_of_its_origin(tmp_path):
+def test_a_native_folder_states_all_settings_of_its_origin(tmp_path):
     _, source = huggingface_model("tiny", 16, 32, tmp_path, classes=["a", "b"])
     convert(str(source), tmp_path / "native", "native", notify=quiet)
     description = load_description(tmp_path / "native")
@@ -137,7 +143,7 @@ def test_a_native_folder_says_all_of_its_origin(tmp_path):
     assert (description.classes, description.trained) == (("a", "b"), None)
 
 
-def test_what_a_format_cannot_say_is_noted():
+def test_settings_that_a_format_cannot_state_are_noted():
     tanh = TINY.model_copy(update={"gelu": "tanh", "layer_norm_eps": 1e-12})
     for config, to in ((TINY, "timm"), (tanh, "huggingface"), (tanh, "native"), (tanh, "onnx")):
         assert unsupported_settings(config, to, as_file=True) == []
@@ -153,7 +159,7 @@ def test_what_a_format_cannot_say_is_noted():
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
 @pytest.mark.parametrize("style", ["vit_jax", "big_vision", "stacked"])
-def test_google_files_of_every_kind(tmp_path, prefix, style):
+def test_google_files_of_every_kind_are_read(tmp_path, prefix, style):
     state = state_of(WITH_LAYER)
     arrays = google_arrays(state, num_heads=2, big_vision=style != "vit_jax")
     arrays = stacked(arrays) if style == "stacked" else arrays
@@ -165,14 +171,14 @@ def test_google_files_of_every_kind(tmp_path, prefix, style):
     assert all(torch.equal(weights.tensors[key], state[key]) for key in state)
 
 
-def test_what_an_optimizer_left_in_a_google_file_is_passed_over(tmp_path):
+def test_optimizer_state_in_a_google_file_is_ignored(tmp_path):
     arrays = {"opt/target/" + key: value for key, value in google_arrays(state_of(TINY), num_heads=2).items()}
     np.savez(tmp_path / "w.npz", **arrays, **{"opt/state/step": np.array(7), "opt/state/param_states/cls": np.zeros(3)})
     assert read_weights(str(tmp_path / "w.npz")).num_classes == 5
 
 
-def test_positions_without_one_for_the_class_token(tmp_path):
-    """As big_vision adds them: to patches only."""
+def test_position_embeddings_without_a_class_token_get_a_zero(tmp_path):
+    """Covers big_vision, which adds position embeddings to patches only."""
     state = state_of(TINY)
     state["pos_embed"][:, 0] = 0
     arrays = google_arrays(state, num_heads=2, big_vision=True)
@@ -182,7 +188,7 @@ def test_positions_without_one_for_the_class_token(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["1.x", "0.23", "0.16", "backbone"])
-def test_mmpretrain_files_of_every_age(tmp_path, version):
+def test_mmpretrain_files_of_every_version_are_read(tmp_path, version):
     state = state_of(WITH_LAYER)
     classes = ["one", "two", "three", "four", "five"]
     torch.save(mmpretrain_state(state, version, classes), str(tmp_path / "w.pth"))
@@ -196,8 +202,8 @@ def test_mmpretrain_files_of_every_age(tmp_path, version):
     assert weights.metadata.classes == (() if version == "backbone" else tuple(classes))
 
 
-def test_other_spellings(tmp_path):
-    """torchvision's published files, transformers 5 in memory, DeiT-3's and DINOv2's LayerScale, DataParallel."""
+def test_other_spellings_of_names_are_read(tmp_path):
+    """Covers torchvision's published files, and transformers 5 in memory without and with a pooler."""
     state = state_of(TINY)
     torchvision = from_ours(state, NAMINGS["torchvision"], num_heads=2)
     old = {
@@ -234,7 +240,7 @@ def assert_reads_as(state, theirs):
 
 @pytest.mark.parametrize("spelling", ["ls{}.gamma", "gamma_{}"])
 def test_layer_scale_is_folded_in(tmp_path, spelling):
-    """Against timm's model that has it."""
+    """Compares with timm's model that has LayerScale, in the names of DINOv2 and of DeiT-3."""
     import timm
 
     torch.manual_seed(0)
@@ -254,7 +260,7 @@ def test_layer_scale_is_folded_in(tmp_path, spelling):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (14, 24), (7, 3), (5, 5)])
-def test_positions_are_resized_as_their_library_does(old, new):
+def test_position_embeddings_are_resized_as_in_their_library(old, new):
     torch.manual_seed(0)
     positions = torch.randn(1, 1 + old * old, 8)
     expected = {
@@ -265,7 +271,7 @@ def test_positions_are_resized_as_their_library_does(old, new):
         "google": by_zoom(positions, new),
     }
     for rule, wanted in expected.items():
-        bound = 1e-5 if rule == "google" else 1e-6  # zoom's reference is in float64, its coordinates too
+        bound = 1e-5 if rule == "google" else 1e-6  # the reference for zoom computes in float64
         torch.testing.assert_close(resize_pos_embed(positions, new * new, rule), wanted, rtol=0, atol=bound)
 
 
@@ -283,7 +289,7 @@ def by_torchvision(positions, new):
 
 
 def by_interpolation(positions, new, *, align_corners):
-    """mmclassification's resize_pos_embed and transformers' interpolate_pos_encoding, written out."""
+    """Resizes as mmclassification's resize_pos_embed and transformers' interpolate_pos_encoding do, written out."""
     old = math.isqrt(positions.shape[1] - 1)
     if old == new:
         return positions
@@ -293,7 +299,7 @@ def by_interpolation(positions, new, *, align_corners):
 
 
 def by_zoom(positions, new):
-    """scipy.ndimage.zoom(order=1), as google's checkpoint.py calls it: corners stay, straight lines between."""
+    """Resizes as google's checkpoint.py does with scipy.ndimage.zoom(order=1): corners stay, linear between them."""
     old = math.isqrt(positions.shape[1] - 1)
     grid = positions[0, 1:].reshape(old, old, -1).numpy().astype(np.float64)
     at = np.linspace(0, old - 1, new)
@@ -333,13 +339,13 @@ def without(state, key):
 
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN)
-def test_what_is_no_plain_vit_is_refused(tmp_path, change, message):
+def test_weights_that_are_not_a_plain_vit_are_refused(tmp_path, change, message):
     save_file(change(timm_state()), str(tmp_path / "w.safetensors"))
     with pytest.raises(CheckpointError, match=message):
         read_weights(str(tmp_path / "w.safetensors"))
 
 
-def test_a_missing_third_is_refused_by_their_name():
+def test_a_missing_query_key_or_value_is_refused():
     theirs = from_ours(state_of(TINY), NAMINGS["huggingface"], num_heads=2)
     del theirs["vit.encoder.layer.1.attention.attention.key.weight"]
     with pytest.raises(CheckpointError, match="query, key and value of blocks.1.attn.qkv.weight have shapes .*missing"):
@@ -386,7 +392,7 @@ def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
+def test_an_unknown_number_of_heads_must_be_given(tmp_path):
     save_file(timm_state(), str(tmp_path / "w.safetensors"))
     weights = read_weights(str(tmp_path / "w.safetensors"))
     with pytest.raises(
@@ -398,14 +404,14 @@ def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
     assert model_config(weights, num_heads=2) == TINY.model_copy(update={"variant": None})
 
 
-def test_weights_without_a_head_are_only_to_start_from(tmp_path):
+def test_weights_without_a_head_cannot_become_a_native_model(tmp_path):
     state = {key: tensor for key, tensor in timm_state().items() if not key.startswith("head.")}
     save_file(state, str(tmp_path / "w.safetensors"))
     with pytest.raises(CheckpointError, match="no classification head: fine-tune it first"):
         convert(str(tmp_path / "w.safetensors"), tmp_path / "x", "native", num_heads=2, notify=quiet)
 
 
-def test_features_are_weights_to_start_from(tmp_path):
+def test_features_are_written_as_weights_without_a_head(tmp_path):
     save_file(state_of(WITH_LAYER), str(tmp_path / "w.safetensors"))
     for to, name in (("timm", "f.safetensors"), ("google", "f.npz")):
         convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)

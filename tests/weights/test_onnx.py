@@ -1,4 +1,4 @@
-"""ONNX files: the model's own logits in ONNX Runtime, all that a reader needs, and nothing half written."""
+"""ONNX files: the model's logits in ONNX Runtime, documented inputs, outputs and metadata, and no half-written file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_config(**changes):
 
 
 def random_state(model):
-    """Weights that all matter to logits of size one, where fresh biases are zero and fresh layers barely act."""
+    """Returns weights that all affect logits of size one; in a fresh model, biases are zero and layers barely act."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ViT(model).state_dict().items()}
@@ -43,7 +43,7 @@ def written(folder, model, state, metadata=METADATA):
 
 
 def largest_difference(path, model, state, batch):
-    """Between the logits of ONNX Runtime and of our model, built with the other attention kernel."""
+    """Returns the largest difference between ONNX Runtime's logits and our model's with the other attention kernel."""
     network = ViT(model, attention="fused").eval()
     network.load_state_dict(state)
     images = torch.randn(batch, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(77))
@@ -67,8 +67,8 @@ def test_logits_of_any_batch_equal_the_models(tmp_path, changes):
         assert largest_difference(path, model, state, batch) < 1e-5
 
 
-def test_each_gelu_is_its_own_form(tmp_path):
-    """The forms differ by more than the error of either file."""
+def test_the_file_computes_the_models_form_of_gelu(tmp_path):
+    """Checks that the two forms differ by more than the error of either file."""
     state = random_state(model_config())
     tanh = written(tmp_path, model_config(gelu="tanh"), state)
     assert largest_difference(tanh, model_config(gelu="erf"), state, 2) > 1e-4
@@ -76,7 +76,7 @@ def test_each_gelu_is_its_own_form(tmp_path):
 
 
 @pytest.mark.slow
-def test_vit_base_at_224_px(tmp_path):
+def test_logits_of_vit_base_at_224_px_equal_the_models(tmp_path):
     model = ModelConfig(variant="vit_base_patch16")
     state = random_state(model)
     assert largest_difference(written(tmp_path, model, state), model, state, 2) < 1e-4
@@ -84,14 +84,14 @@ def test_vit_base_at_224_px(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif("dynamo" not in onnx_file.inspect.signature(torch.onnx.export).parameters, reason="one exporter")
-def test_the_exporter_that_remains_when_torch_drops_the_other(tmp_path, monkeypatch, capfd):
+def test_the_newer_exporter_works_after_torch_drops_the_older_one(tmp_path, monkeypatch, capfd):
     export = torch.onnx.export
 
-    def of_the_future(network, images, target, *, input_names, output_names, dynamic_axes, opset_version):
+    def future_export(network, images, target, *, input_names, output_names, dynamic_axes, opset_version):
         names = {"input_names": input_names, "output_names": output_names, "dynamic_axes": dynamic_axes}
         export(network, images, target, opset_version=opset_version, **names)
 
-    monkeypatch.setattr(torch.onnx, "export", of_the_future)
+    monkeypatch.setattr(torch.onnx, "export", future_export)
     model = model_config(gelu="tanh")
     state = random_state(model)
     path = written(tmp_path, model, state)
@@ -126,7 +126,7 @@ def test_an_older_file_is_replaced(tmp_path):
     assert largest_difference(written(tmp_path, model, state), model, state, 1) < 1e-5
 
 
-def test_nothing_is_printed_warned_of_or_logged(tmp_path, capfd, recwarn):
+def test_an_export_prints_logs_and_warns_of_nothing(tmp_path, capfd, recwarn):
     model = model_config()
     written(tmp_path, model, random_state(model))
     assert capfd.readouterr() == ("", "")
@@ -153,7 +153,7 @@ def test_weights_beyond_the_limit_of_protobuf_are_refused_with_the_numbers(tmp_p
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    """An exporter that loses a bias."""
+    """Simulates an exporter that loses a bias."""
     path, model = tmp_path / "model.onnx", model_config()
     path.write_text("older")
     state = random_state(model)

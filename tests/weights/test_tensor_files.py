@@ -1,4 +1,4 @@
-"""Tensors in files by strangers: what is read is exact, what is hostile is refused and runs nothing."""
+"""Tensors in untrusted files: valid tensors are read exactly; hostile files are refused and run no code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def written(path, content):
     return path
 
 
-# ------------------------------------------------------------------------------------ what is no file
+# ------------------------------------------------------------------------ files that are not weights
 
 
 @pytest.mark.parametrize("suffix", [*WEIGHT_SUFFIXES, ".safetensors.index.json"])
@@ -61,7 +61,7 @@ def test_empty_files_pointers_and_other_bytes_are_refused(tmp_path, suffix):
     refused(written(path, b"PK\x03\x04" + b"\0" * 600), "it is (damaged|not an index)")
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path):
+def test_a_path_that_is_not_a_weights_file_is_refused(tmp_path):
     refused(tmp_path, "it is a folder: name a file")
     refused(written(tmp_path / "weights.pth.tar", b"x"), "expected a file that ends in .safetensors, .npz, .pth")
     os.mkfifo(str(tmp_path / "pipe.npz"))
@@ -98,7 +98,7 @@ def test_safetensors_come_back_as_stored(tmp_path):
     assert found.metadata == {"format": "pt"}
 
 
-def test_tensors_at_odd_addresses_are_copied_to_even_ones(tmp_path):
+def test_tensors_at_unaligned_addresses_are_copied_to_aligned_ones(tmp_path):
     path = tmp_path / "odd.safetensors"
     for padding in range(4):
         raw_safetensors(path, {"a" * (1 + padding): entry()}, struct.pack("<ff", 1, 2))
@@ -160,7 +160,7 @@ def test_shards_are_put_together(tmp_path):
     assert found.metadata == {"format": "pt"}
 
 
-def test_shards_that_do_not_hold_what_the_index_says_are_refused(tmp_path):
+def test_shards_that_do_not_match_the_index_are_refused(tmp_path):
     refused(write_shards(tmp_path, c="three.safetensors"), "its shard three.safetensors is missing: fetch it too")
     refused(write_shards(tmp_path, c="two.safetensors"), "its shard two.safetensors lacks c: fetch it again")
     index = write_shards(tmp_path)
@@ -239,7 +239,7 @@ def test_a_counter_among_arrays_is_left_out(tmp_path):
 
 
 class Touch:
-    """A pickle of it creates a file when it is loaded by an unsafe reader."""
+    """An object whose pickle creates a file when an unsafe reader loads it."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -307,11 +307,11 @@ def test_an_array_whose_bits_have_changed_is_refused(tmp_path):
     refused(written(path, bytes(content[:300])), "it is damaged .*not a zip file")
 
 
-def test_an_archive_that_unpacks_to_much_more_than_it_is_is_refused(tmp_path, monkeypatch):
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bomb.npz"
     np.savez_compressed(str(path), a=np.zeros(1 << 19, dtype="<f4"))
     assert path.stat().st_size < 10_000
-    read_tensors(path)  # zeros are no crime
+    read_tensors(path)  # many zeros are allowed
     monkeypatch.setattr(tensor_files, "_MAX_UNPACKED", 1 << 20)
     monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing is unpacked
     refused(path, r"it claims 0.0 GiB in a file of 0.0 MiB")
@@ -330,7 +330,7 @@ def test_a_gigabyte_in_a_small_archive_is_refused(tmp_path):
 
 @pytest.fixture
 def safe_torch(monkeypatch):
-    """A torch that counts as one without known holes, whichever runs the tests."""
+    """Makes torch count as a version without known holes, whichever version runs the tests."""
     monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
 
 
@@ -357,7 +357,7 @@ def test_parameters_and_other_memory_layouts_become_plain_contiguous_tensors(tmp
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "module"])
-def test_what_programs_save_around_the_weights_becomes_metadata(tmp_path, safe_torch, key):
+def test_values_that_programs_save_beside_the_weights_become_metadata(tmp_path, safe_torch, key):
     meta = {"CLASSES": ["cat", "dog"], "epoch": 3, "loss": 0.5, "sizes": ((1, 2), None), 7: {"x": True}}
     optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}}
     found = read_tensors(
@@ -413,7 +413,7 @@ def test_prefixes_of_every_name_are_stripped(tmp_path, safe_torch, prefixes):
     assert equal_states(read_tensors(tmp_path / "a.safetensors").tensors, WEIGHTS)
 
 
-def test_a_prefix_of_some_names_stays(tmp_path, safe_torch):
+def test_a_prefix_of_only_some_names_is_kept(tmp_path, safe_torch):
     state = {"module.a": torch.ones(1), "b": torch.ones(1)}
     assert equal_states(read_tensors(saved(tmp_path / "a.pth", state)).tensors, state)
 
@@ -462,7 +462,7 @@ def test_not_finite_values_are_found_wherever_they_are(tmp_path, monkeypatch):
         refused(tmp_path / "a.safetensors", "w holds NaN or infinity")
 
 
-def test_names_that_are_no_text_are_refused(tmp_path, safe_torch):
+def test_names_that_are_not_strings_are_refused(tmp_path, safe_torch):
     refused(saved(tmp_path / "a.pth", {3: torch.ones(1)}), "3 is a Tensor, not a tensor by its name")
 
 
@@ -517,7 +517,7 @@ def test_a_class_in_a_pickle_is_named(tmp_path, safe_torch):
         ("3.0", ()),
     ],
 )
-def test_holes_of_torch(version, holes):
+def test_known_holes_depend_on_the_version_of_torch(version, holes):
     assert known_holes(version) == holes
 
 
@@ -535,7 +535,7 @@ def test_a_torch_with_holes_reads_a_pickle_only_if_it_is_trusted(tmp_path, monke
 
 
 def repacked(path, compression=zipfile.ZIP_STORED, rename=lambda name: [name]):
-    """A file of torch.save with its members compressed or renamed."""
+    """Rewrites a file of torch.save with its members compressed or renamed."""
     with zipfile.ZipFile(str(path)) as archive:
         members = {new: archive.read(name) for name in archive.namelist() for new in rename(name)}
     return zipped(path, members, compression)
@@ -574,7 +574,7 @@ def test_members_that_overlap_are_refused(tmp_path, safe_torch):
     refused(written(path, content), "its members overlap, which torch.save never does")
 
 
-def test_formats_of_torchs_past_are_refused(tmp_path, safe_torch):
+def test_older_formats_of_torch_are_refused(tmp_path, safe_torch):
     path = saved(tmp_path / "old.pth", WEIGHTS, _use_new_zipfile_serialization=False)
     refused(path, "it is a bare pickle, as torch wrote before 1.6", trust_pickle=True)
     with tarfile.open(str(path), "w") as archive:

@@ -21,7 +21,8 @@ DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
 def resolve_device(name: str, *, offline: bool = False) -> Device:
     """Returns the device that `name` means on this machine; auto is an IPU, else CUDA, else the CPU.
 
-    `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device is missing.
+    `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device is unknown or
+    missing, and ConfigError if torchrun has started several processes for a GPU or CPU.
     """
     if name not in DEVICES:
         raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
@@ -78,7 +79,10 @@ def open_backend(config: Config, device: Device, *, offline: bool = False) -> It
 
 
 def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:
-    """Builds the backend for a device, with freshly initialised weights from run.seed."""
+    """Builds the backend for a device, with freshly initialised weights from run.seed.
+
+    Raises DeviceError if the simulator cannot replace a real PopTorch, and ConfigError as `find_instances` does.
+    """
     if device.kind in ("cpu", "cuda"):
         from vit_ipu.backends.native.backend import NativeBackend
 

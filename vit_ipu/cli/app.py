@@ -365,7 +365,7 @@ def pack(
             else:
                 packed = packing.pack(source, target, options, workers=count, cache=cache, progress=bar.show)
     except (KeyboardInterrupt, PackInterrupted) as error:
-        print_error(interrupted_pack(error))
+        print_error(interrupted_pack(error, verify=verify))
         return _INTERRUPTED
     if verify:
         print_verified(console, target, counts, as_json=as_json)

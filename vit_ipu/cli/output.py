@@ -232,8 +232,13 @@ def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, 
         console.print(f"{target / name}: {count:,} images in shards that match their checksums")
 
 
-def interrupted_pack(error: BaseException) -> str:
-    """Returns how much of a pack is done and how to continue, without `--rescan` once the journal records it."""
+def interrupted_pack(error: BaseException, *, verify: bool) -> str:
+    """Returns how much of a pack is done and how to continue, without `--rescan` once the journal records it.
+
+    An interrupted `verify` leaves nothing to continue from.
+    """
+    if verify:
+        return f"interrupted before all shards were checked; start again with: {shlex.join(['vit-ipu', *sys.argv[1:]])}"
     done = str(error) or "and finished work is kept"
     arguments = [argument for argument in sys.argv[1:] if not (str(error) and argument == "--rescan")]
     return f"interrupted, {done}; continue with: {shlex.join(['vit-ipu', *arguments])}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TextIO, Tuple
+from typing import Any, Dict, Iterator, List, Optional, TextIO, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import lock, write_whole
+from vit_ipu.text import reason_of
 from vit_ipu.weights.native import newest_checkpoint
 
 
@@ -28,6 +29,7 @@ class RunFolder:
         self._lock_path = path / ".lock"
         self._lock: Optional[TextIO] = None
         self._made: List[Path] = []
+        """Files and folders that this process has made for a run that has not started yet."""
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunFolder:
@@ -38,12 +40,11 @@ class RunFolder:
         for reserved in (folder.checkpoints, folder.examples, folder.environment, folder.metrics, folder.report):
             if reserved.exists():
                 raise UserError(f"{path} already holds {reserved.name}: give another --output")
-        try:
+        with folder._released_on_error():
             folder._make_folders()
             folder._acquire()
+            folder._made.append(folder.config)
             write_whole(folder.config, dump_config(config))
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
 
     @classmethod
@@ -57,10 +58,8 @@ class RunFolder:
                 f"--resume: {path} was started with {key} {before}, not {now}: resume with the same config, or start "
                 "a new run with another --output"
             )
-        try:
+        with folder._released_on_error():
             folder._acquire()
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
 
     def begin(self, facts: Dict[str, Any]) -> None:
@@ -69,6 +68,7 @@ class RunFolder:
             first = self.read_environment()
             facts = dict(first, resumed=[*first.get("resumed", []), facts])
         write_whole(self.environment, json.dumps(facts, indent=1))
+        self._made.clear()  # the run has started: its files stay
 
     def read_environment(self) -> Dict[str, Any]:
         """Returns the environment that `begin` wrote. Raises UserError if its file is missing or damaged."""
@@ -83,20 +83,31 @@ class RunFolder:
         return facts
 
     def release(self) -> None:
-        """Unlocks the folder for other processes; removes the files of a run that never started."""
+        """Removes what this process made for a run that never started; unlocks the folder for other processes."""
+        for path in reversed(self._made):
+            with suppress(OSError):  # a folder that holds other files, or a file that is gone
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+        self._made.clear()
         if self._lock is not None:
             self._lock.close()
-        if self.environment.exists():
-            return
-        for path in (self.config, self._lock_path):
-            with suppress(FileNotFoundError):
-                path.unlink()
-        for path in reversed(self._made):
-            with suppress(OSError):  # the folder holds other files
-                path.rmdir()
 
     def newest_checkpoint(self) -> Optional[Path]:
         return newest_checkpoint(self.checkpoints)
+
+    @contextmanager
+    def _released_on_error(self) -> Iterator[None]:
+        """Releases the folder if the body raises; an OSError becomes a UserError that names the folder."""
+        try:
+            yield
+        except OSError as error:
+            self.release()
+            raise UserError(f"cannot write the run folder {self.path}: {reason_of(error)}") from None
+        except BaseException:
+            self.release()
+            raise
 
     def _make_folders(self) -> None:
         missing = [path for path in (self.checkpoints, *self.checkpoints.parents) if not path.exists()]
@@ -105,8 +116,11 @@ class RunFolder:
             self._made.append(path)
 
     def _acquire(self) -> None:
+        if not self._lock_path.exists():
+            self._made.append(self._lock_path)
         self._lock = self._lock_path.open("a", encoding="utf-8")
         if not lock(self._lock):
+            self._made.clear()  # the other process needs them
             raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
 
 

@@ -1,6 +1,6 @@
 """Runs a PopTorch program: `python -m vit_ipu.simulator [--ipus N] SCRIPT ARGS`, or `-m MODULE ARGS`.
 
-With `--num-instances N`, runs N instances of the program, as poprun would.
+With `--num-instances`, `--num-replicas` or `--ipus-per-replica`, runs the program's instances as poprun would.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import os
 import runpy
 import sys
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import torch
 
@@ -24,16 +24,9 @@ def main(arguments: Optional[List[str]] = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     _check(options)
-    if options.num_instances > 1 and "POPDIST_NUM_TOTAL_REPLICAS" not in os.environ:
-        command = [sys.executable, "-m", "vit_ipu.simulator"] + arguments
-        sys.exit(
-            run_instances(
-                command,
-                instances=options.num_instances,
-                replicas=options.num_replicas,
-                ipus_per_replica=options.ipus_per_replica,
-            )
-        )
+    counts = _poprun_counts(options)
+    if counts is not None and "POPDIST_NUM_TOTAL_REPLICAS" not in os.environ:
+        sys.exit(run_instances([sys.executable, "-m", "vit_ipu.simulator"] + arguments, **counts))
     machine = {"device": options.device, "hardware": not options.no_hardware, "numerics": options.numerics}
     install(options.ipus, **machine)
     restore_removed()
@@ -42,6 +35,19 @@ def main(arguments: Optional[List[str]] = None) -> None:
         _run_module(options.module)
     else:
         _run_script(options.program)
+
+
+def _poprun_counts(options: argparse.Namespace) -> Optional[Dict[str, int]]:
+    """Returns the counts for poprun, with poprun's defaults, or None if the command line gives none of them."""
+    instances, replicas, ipus = options.num_instances, options.num_replicas, options.ipus_per_replica
+    if instances is None and replicas is None and ipus is None:
+        return None
+    instances = 1 if instances is None else instances
+    return {
+        "instances": instances,
+        "replicas": instances if replicas is None else replicas,
+        "ipus_per_replica": 1 if ipus is None else ipus,
+    }
 
 
 def _run_module(arguments: List[str]) -> None:
@@ -63,13 +69,12 @@ def _check(options: argparse.Namespace) -> None:
         parser.error(f"--ipus {options.ipus}: give at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
-    if options.num_instances < 1:
-        parser.error(f"--num-instances {options.num_instances}: give at least 1")
-    try:
-        replicas = options.num_instances if options.num_replicas is None else options.num_replicas
-        environment_of(0, instances=options.num_instances, replicas=replicas, ipus_per_replica=1, port=0)
-    except ValueError as error:
-        parser.error(str(error))
+    counts = _poprun_counts(options)
+    if counts is not None:
+        try:
+            environment_of(0, port=0, **counts)
+        except ValueError as error:
+            parser.error(str(error))
     if options.module is not None and not options.module:
         parser.error("-m needs a MODULE")
     if options.module is None and not options.program:
@@ -94,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-hardware", action="store_true", help="make ipuHardwareIsAvailable() return False")
     parser.add_argument(
-        "--num-instances", type=int, default=1, help="number of instances of the program, as in poprun (default 1)"
+        "--num-instances", type=int, help="number of instances of the program, as in poprun (default 1)"
     )
     parser.add_argument(
         "--num-replicas", type=int, help="number of replicas over all instances (default: one per instance)"
     )
-    parser.add_argument("--ipus-per-replica", type=int, default=1, help="number of IPUs per replica (default 1)")
+    parser.add_argument("--ipus-per-replica", type=int, help="number of IPUs per replica (default 1)")
     parser.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, help="MODULE ARGS: run a module instead of a script"
     )

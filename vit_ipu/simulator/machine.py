@@ -1,4 +1,4 @@
-"""The simulated machine: its IPUs, the executors that hold them, and the torch device of the IPUs' tensors."""
+"""The simulated machine: its IPUs, the compiled models that hold them, and the torch device of the IPUs' tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_HARDWARE = "No IPU detected in the system. \nFor more information use the Gr
 
 
 class Machine:
-    """Mk2 IPUs (GC200) of one host process; executors hold IPUs in powers of two."""
+    """Mk2 IPUs (GC200) of one host process; compiled models hold IPUs in powers of two."""
 
     def __init__(self, num_ipus: int = 16, *, device: str = "cpu", hardware: bool = True) -> None:
         self.num_ipus, self.device, self.hardware = num_ipus, torch.device(device), hardware
@@ -29,7 +29,7 @@ class Machine:
 
     @property
     def ipus_held(self) -> int:
-        """The number of IPUs that executors hold now."""
+        """The number of IPUs that compiled models hold now."""
         return sum(self._held.values())
 
     def attach(self, owner: Any, num_ipus: int, ipu_id: Optional[int] = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _PopartEnum(enum.Enum):
-    """An enum whose members become numbers only through int()."""
+    """An enum whose members are not integers; int() and operator.index() return their numbers."""
 
     def __int__(self) -> int:
         return int(self.value)

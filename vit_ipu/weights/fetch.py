@@ -76,10 +76,12 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
 
 
 def _check_sha256(path: Path, pinned: str) -> None:
+    if not path.is_file():  # to read a pipe would wait for another program
+        raise CheckpointError(f"cannot read {path}: it is not a regular file")
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from None
     if found != pinned:
         raise CheckpointError(f"{path} has the sha256 {found} and not {pinned}: it is damaged or another file")
 
@@ -94,7 +96,7 @@ def _downloaded(url: str, pinned: str, notify: Callable[[str], None]) -> Path:
         raise CheckpointError(f"cannot fetch {url}: expected a file that ends in {', '.join(WEIGHT_SUFFIXES)}")
     folder = cache_folder()
     cached = folder / f"{pinned[:16]}-{name}"
-    if cached.is_file() and sha256_of(cached) == pinned:
+    if _is_cached(cached, pinned):
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,15 @@ def _downloaded(url: str, pinned: str, notify: Callable[[str], None]) -> Path:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise CheckpointError(f"cannot fetch {url}: {reason_of(error)}") from error
     return cached
+
+
+def _is_cached(path: Path, pinned: str) -> bool:
+    """Tells whether the file is in the cache and complete. Raises CheckpointError if the cache cannot be read."""
+    try:
+        return path.is_file() and sha256_of(path) == pinned
+    except OSError as error:
+        remedy = "remove it, or set XDG_CACHE_HOME to another folder"
+        raise CheckpointError(f"cannot read the cached file {path}: {reason_of(error)}; {remedy}") from None
 
 
 def _fetch(url: str, file: BinaryIO, pinned: str, notify: Callable[[str], None]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError
@@ -67,25 +68,35 @@ def read_metadata(file: Path, naming: Naming, stored: Dict[str, Any]) -> Weights
     or describes a model that this program cannot compute.
     """
     usual = WeightsMetadata(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std)
-    description = file.parent / "config.json"
-    try:
-        config = _read_json(description) if _is_of_a_folder(file) else {}
-        if "pretrained_cfg" in config or "architecture" in config:
+    description, processor = file.parent / "config.json", file.parent / "preprocessor_config.json"
+    config = _read_json(description) if _is_of_a_folder(file) else {}
+    if "pretrained_cfg" in config or "architecture" in config:
+        with _damage_is_in(description):
             return _from_timm(usual, config, description)
-        if config.get("model_type") is not None:
-            pixels = _read_json(file.parent / "preprocessor_config.json")
-            return _from_huggingface_pixels(_from_huggingface(usual, config, description), pixels)
+    if config.get("model_type") is not None:
+        with _damage_is_in(description):
+            stated = _from_huggingface(usual, config, description)
+        with _damage_is_in(processor):
+            return _from_huggingface_pixels(stated, _read_json(processor))
+    with _damage_is_in(file):
         return _from_file(usual, stored)
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{description}: damaged: {error}") from None
 
 
 def file_metadata(model: ModelConfig) -> Dict[str, str]:
     """Returns what a file of this program states beside its tensors, for `read_metadata` to read back."""
     stated = {"num_heads": model.num_heads, "layer_norm_eps": model.layer_norm_eps, "gelu": model.gelu}
     return {_METADATA: json.dumps(stated)}
+
+
+@contextmanager
+def _damage_is_in(path: Path) -> Iterator[None]:
+    """Raises CheckpointError, which names the file at `path`, if the body fails at a value of that file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
 
 
 def _is_of_a_folder(file: Path) -> bool:

@@ -105,7 +105,9 @@ def from_ours(state: Tensors, naming: Naming, *, num_heads: int) -> Tensors:
     result: Tensors = {}
     for name, tensor in state.items():
         keys = naming.theirs(name)
-        if keys is None or (name.startswith("pre_logits.") and not naming.has_pre_logits):
+        if keys is None:
+            raise CheckpointError(f"{naming.name} has no name for {name}: write another format, such as native")
+        if name.startswith("pre_logits.") and not naming.has_pre_logits:
             raise CheckpointError(f"{naming.name} has no place for {name}: its classifier has no representation layer")
         parts = tensor.chunk(3) if isinstance(keys, tuple) else (tensor,)
         for key, part in zip(keys if isinstance(keys, tuple) else (keys,), parts):

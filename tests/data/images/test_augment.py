@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and random erasing: where, how often, and from which random numbers."""
+"""AutoAugment, RandAugment and random erasing: their order, rate, strength and random numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICIES = {"auto": {"auto_augment": "imagenet"}, "rand": {"rand_augment": [2, 9
 
 
 def picture(seed=0, side=32):
-    """Smooth colours, so that a shift or a rotation shows."""
+    """Returns smooth colours, in which a shift or a rotation is visible."""
     x, y = np.meshgrid(np.arange(side), np.arange(side))
     return np.stack([x * 7, y * 5, (x + y + seed) * 3], -1).astype(np.uint8)
 
@@ -44,7 +44,7 @@ def test_augmentation_depends_on_the_given_generator_alone(name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_global_generators_stay_as_they_were(name):
+def test_global_generators_are_unchanged(name):
     torch.manual_seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     augmented(0, **POLICIES[name])
@@ -52,7 +52,7 @@ def test_global_generators_stay_as_they_were(name):
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
-def test_global_generators_stay_as_they_were_when_it_fails():
+def test_global_generators_are_unchanged_when_augmentation_fails():
     def broken(image):
         raise ValueError(torch.rand(1).item())
 
@@ -63,13 +63,13 @@ def test_global_generators_stay_as_they_were_when_it_fails():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_configured_takes_nothing():
+def test_without_augmentation_pixels_and_generator_are_unchanged():
     pixels, rng = picture(), np.random.default_rng(0)
     assert Augment(data_config())(pixels, rng) is pixels
     assert rng.random() == np.random.default_rng(0).random()
 
 
-def test_auto_augment_is_torchvisions_on_pil_images_with_grey_corners():
+def test_auto_augment_equals_torchvisions_on_pil_images_with_grey_corners():
     theirs = AutoAugment(AutoAugmentPolicy.IMAGENET, fill=[128.0] * 3)
     for seed in range(50):
         state = torch.get_rng_state()
@@ -80,7 +80,7 @@ def test_auto_augment_is_torchvisions_on_pil_images_with_grey_corners():
 
 
 @pytest.mark.parametrize("name", ["auto", "rand"])
-def test_what_a_rotation_leaves_free_is_grey(name):
+def test_corners_that_a_rotation_leaves_free_are_grey(name):
     white = np.full((32, 32, 3), 255, np.uint8)
     results = [Augment(data_config(**POLICIES[name]))(white, np.random.default_rng(seed)) for seed in range(60)]
     assert any((pixels[0, 0] == 128).all() or (pixels[0, -1] == 128).all() for pixels in results)
@@ -114,7 +114,7 @@ def test_erased_rectangles_are_zero_after_normalisation_to_half_a_byte():
         assert normalised[:, torch.from_numpy(erased(pixels))].abs().max() <= 0.5 / 255 / 0.25 + 1e-6
 
 
-def test_erasing_happens_at_its_rate():
+def test_erasing_happens_at_the_configs_rate():
     rate = np.mean([(augmented(seed, random_erasing=0.3) != picture()).any() for seed in range(1000)])
     assert abs(rate - 0.3) < 0.05
 

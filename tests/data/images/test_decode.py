@@ -1,4 +1,4 @@
-"""Crops of pictures: the pixels against those of Pillow and torchvision."""
+"""Crops of pictures, compared with the pixels of Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files():
 
 
 @BOTH_FILTERS
-def test_random_crops_of_photographs_are_pillows(files, interpolation):
+def test_random_crops_of_photographs_match_pillow(files, interpolation):
     rng = np.random.default_rng(1)
     for data in files:
         box = random_resized_box((500, 375), (0.08, 1.0), (0.75, 4 / 3), rng)
@@ -46,7 +46,7 @@ def test_random_crops_of_photographs_are_pillows(files, interpolation):
 
 @BOTH_FILTERS
 @pytest.mark.parametrize("size", [(3000, 2000), (1503, 2001), (4001, 3003)])
-def test_random_crops_of_large_photographs_are_pillows(interpolation, size):
+def test_random_crops_of_large_photographs_match_pillow(interpolation, size):
     data = encoded(large_photograph(size), quality=90)
     whole, rng, reductions = upright_by_pillow(data), np.random.default_rng(1), set()
     for side in (224, 384) * 12:
@@ -62,7 +62,7 @@ def test_random_crops_of_large_photographs_are_pillows(interpolation, size):
 
 @BOTH_FILTERS
 @pytest.mark.parametrize("size", [22, 23, 46, 47, 90, 93, 130])
-def test_crops_of_a_reduced_decode_are_pillows(files, interpolation, size):
+def test_crops_of_a_reduced_decode_match_pillow(files, interpolation, size):
     for data in files[:30]:
         box = center_box((500, 375), size, size)
         found = EncodedImage(data, "photograph").crop(box, size, interpolation)
@@ -94,7 +94,7 @@ def test_large_crops_are_decoded_in_reduced_size(monkeypatch):
 
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "440", "420", "411"])
-def test_crops_are_pillows_however_coarse_the_colours(subsampling):
+def test_crops_match_pillow_for_every_chroma_subsampling(subsampling):
     pixels = np.asarray(large_photograph((2000, 1500)))
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 90, "RGB", subsampling)
     box = (13, 7, 1413, 1407)  # a reduced decode of 4:1:1 would be at a 99th percentile of 13 to 16
@@ -106,19 +106,19 @@ def test_crops_are_pillows_however_coarse_the_colours(subsampling):
 
 @BOTH_FILTERS
 @pytest.mark.parametrize("box", [(10.25, 20.5, 310.75, 321.0), (0, 0, 500, 375), (499, 374, 500, 375), (3, 4, 27, 28)])
-def test_a_box_of_any_place_and_size(interpolation, box):
+def test_a_box_of_any_place_and_size_matches_pillow(interpolation, box):
     data = encoded(photograph(), quality=90)
     found = EncodedImage(data, "photograph").crop(box, 224, interpolation)
     cut = upright_by_pillow(data)
-    if all(edge == int(edge) for edge in box):  # what lies outside of the box has no part in it
+    if all(edge == int(edge) for edge in box):  # pixels outside of the box have no influence
         cut, box = cut.crop(box), None
     assert_alike(found, pillows_crop(cut, box, 224, interpolation))
     assert np.abs(found.astype(int) - pillows_crop(cut, box, 224, interpolation)).mean() < 0.5
 
 
-def test_colours_that_simplejpeg_does_not_know_are_pillows(monkeypatch):
+def test_a_jpeg_that_simplejpeg_does_not_know_matches_pillow(monkeypatch):
     def refuse(data):
-        raise KeyError(6)  # what it says of 4:4:1
+        raise KeyError(6)  # what simplejpeg raises for 4:4:1
 
     data = encoded(photograph(), quality=90)
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", refuse)
@@ -137,7 +137,7 @@ def test_a_crop_of_the_right_size_is_not_resized():
 
 @BOTH_FILTERS
 @pytest.mark.parametrize(("short_side", "size"), [(256, 224), (384, 384), (90, 70)])
-def test_the_middle_of_photographs_is_torchvisions(files, interpolation, short_side, size):
+def test_the_middle_of_photographs_matches_torchvision(files, interpolation, short_side, size):
     for data in files[:40]:
         found = EncodedImage(data, "photograph").middle(short_side, size, interpolation)
         assert_alike(found, torchvisions_middle(upright_by_pillow(data), short_side, size, interpolation))
@@ -145,7 +145,7 @@ def test_the_middle_of_photographs_is_torchvisions(files, interpolation, short_s
 
 @pytest.mark.parametrize("size", [(375, 500), (640, 427), (100, 91), (37, 500), (2001, 1501), (1600, 1200)])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_middle_of_any_size_and_orientation_is_torchvisions(size, orientation):
+def test_the_middle_of_any_size_and_orientation_matches_torchvision(size, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photograph(size), quality=95, exif=exif)
@@ -155,7 +155,7 @@ def test_the_middle_of_any_size_and_orientation_is_torchvisions(size, orientatio
     assert np.abs(found.astype(int) - expected).mean() < 0.7
 
 
-def test_of_a_panorama_only_the_middle_is_resized(monkeypatch):
+def test_only_the_middle_of_a_panorama_is_resized(monkeypatch):
     data = encoded(photograph((4000, 40)), quality=90)
     expected = torchvisions_middle(upright_by_pillow(data), 256, 224, "bilinear")
     monkeypatch.setattr(PlainJpeg, "resized", None)

@@ -1,4 +1,4 @@
-"""Image files of every format, odd, large and damaged ones."""
+"""Image files of every format, including odd, large and damaged files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_other_formats_are_upright_too(kind):
 
 
 @pytest.mark.parametrize("damage", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0" + b"\xff" * 40, b"Exif"])
-def test_damaged_metadata_does_not_matter(damage, recwarn):
+def test_damaged_metadata_is_ignored(damage, recwarn):
     image = photograph((50, 40))
     plain = encoded(image)
     data = plain[:2] + app1(damage) + plain[2:]
@@ -96,7 +96,7 @@ def image_of(data):
 
 
 def ycck(image):
-    """The CMYK image as a JPEG in Adobe's YCCK: the file holds Y, Cb, Cr of (C, M, Y), and K inverted."""
+    """Returns the CMYK image as a JPEG in Adobe's YCCK: the file holds Y, Cb, Cr of (C, M, Y), and K inverted."""
     bands = image.split()
     luma_and_chroma = Image.merge("RGB", bands[:3]).convert("YCbCr").split()
     data = encoded(Image.merge("CMYK", [*map(ImageOps.invert, luma_and_chroma), bands[3]]), quality=100)
@@ -140,7 +140,7 @@ def image_of_bytes(values):
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-def test_odd_files(name, recwarn):
+def test_odd_files_are_read(name, recwarn):
     data, expected = ODD_FILES[name]()
     expected = expected or image_of(data)
     picture = EncodedImage(data, name)
@@ -154,7 +154,7 @@ def test_odd_files(name, recwarn):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_an_image_of_one_pixel(kind):
+def test_an_image_of_one_pixel_is_read(kind):
     picture = EncodedImage(encoded(Image.new("RGB", (1, 1), (200, 100, 50)), kind), "dot")
     assert picture.size == (1, 1)
     assert (np.abs(picture.crop((0, 0, 1, 1), 3, "bicubic").astype(int) - (200, 100, 50)) <= 3).all()
@@ -179,7 +179,7 @@ def png_header(width, height, colors):
 
 
 def write_large_png(path, side, channels):
-    """A PNG of one grey, written by rows."""
+    """Writes a PNG of one grey, row by row."""
     header, chunk = png_header(side, side, {3: 2, 4: 6}[channels])
     compress = zlib.compressobj(1)
     row = b"\0" + b"\x80" * (channels * side)
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
     assert message.isprintable()
 
 
-def test_a_folder_named_like_an_image(tmp_path):
+def test_a_folder_named_like_an_image_is_refused(tmp_path):
     (tmp_path / "x.jpg").mkdir()
     with pytest.raises(DataError, match="cannot read the image .*x.jpg: Is a directory$"):
         open_picture(str(tmp_path / "x.jpg"))

@@ -34,7 +34,7 @@ def test_random_resized_crops_are_distributed_as_torchvisions():
 
 
 def measures(boxes):
-    """Left, top, width, height, area and aspect of boxes (n, 4)."""
+    """Returns left, top, width, height, area and aspect of boxes (n, 4)."""
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     return left, top, width, height, width * height, width / height
@@ -63,7 +63,7 @@ def test_evaluation_crop_has_the_models_size(size):
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 500), (640, 427), (224, 224), (100, 91), (3, 80)])
 @pytest.mark.parametrize(("short_side", "crop_side"), [(256, 224), (248, 224), (384, 384), (48, 32)])
-def test_evaluation_crop_is_torchvisions_resize_and_center_crop(size, short_side, crop_side):
+def test_evaluation_crop_equals_torchvisions_resize_and_center_crop(size, short_side, crop_side):
     from torchvision.transforms import functional as TF
 
     pixels = np.random.default_rng(0).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
@@ -71,11 +71,11 @@ def test_evaluation_crop_is_torchvisions_resize_and_center_crop(size, short_side
     expected = np.asarray(TF.center_crop(TF.resize(image, short_side), [crop_side, crop_side])).astype(int)
     found = DecodedImage(image).middle(short_side, crop_side, "bilinear").astype(int)
     difference = np.abs(found - expected)
-    assert difference.max() <= 2  # each is within 1 of the exact value; half a pixel beside, noise differs by tens
-    assert difference.mean() < 0.3  # of ties that fall either way
+    assert difference.max() <= 2  # each is within 1 of the exact value; half a pixel of shift gives tens in noise
+    assert difference.mean() < 0.3  # ties may be rounded either way
 
 
-def test_an_image_of_the_right_size_is_not_touched():
+def test_an_image_of_the_right_size_is_unchanged():
     pixels = np.random.default_rng(0).integers(256, size=(28, 28, 3), dtype=np.uint8)
     assert (EvalTransform(data_config(), 28)(DecodedImage(Image.fromarray(pixels))) == pixels.transpose(2, 0, 1)).all()
 
@@ -85,14 +85,14 @@ def test_an_image_of_the_right_size_is_not_touched():
     [((8, 8, 3), np.float32, (3, 8, 8), np.uint8), ((8, 8, 3), np.uint8, (3, 8, 8), np.float32)]
     + [((8, 7, 3), np.uint8, (3, 8, 8), np.uint8), ((8, 8, 4), np.uint8, (4, 8, 8), np.uint8)],
 )
-def test_pixels_go_where_they_are_to_or_nowhere(shape, dtype, out_shape, out_dtype):
+def test_pixels_of_another_shape_or_type_are_refused(shape, dtype, out_shape, out_dtype):
     with pytest.raises(
         ValueError, match=r"^cannot write pixels \(8, . .\) \w+ into \(., 8, 8\) \w+$".replace(". .", "., .")
     ):
         to_pixels(np.zeros(shape, dtype), np.zeros(out_shape, out_dtype))
 
 
-def test_flips_happen_at_their_rate():
+def test_flips_happen_at_the_configs_rate():
     ramp = DecodedImage(Image.fromarray(np.arange(28, dtype=np.uint8)[None].repeat(28, 0)))
     transform = TrainTransform(data_config(crop="center", horizontal_flip=0.3), 28)
     flipped = [transform(ramp, np.random.default_rng(seed))[0, 0, 0] > 0 for seed in range(1000)]

@@ -1,4 +1,4 @@
-"""Host steps and evaluation chunks: the same whatever the number of workers."""
+"""Host steps and evaluation chunks, which are the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def steps_of(config, start=0, total=3, share=None):
 
 
 def copies(loader):
-    """The batches, each for itself: with workers, the next one takes the memory of the one before."""
+    """Returns copies of the batches, because with workers each batch reuses the memory of an earlier batch."""
     return [HostBatch(batch.images.clone(), batch.labels.clone()) for batch in loader]
 
 
@@ -45,7 +45,7 @@ def same(a, b):
     )
 
 
-def test_host_steps_have_the_right_form():
+def test_host_steps_have_the_right_shapes_and_types():
     for step in steps_of(loader_config()):
         assert (step.images.shape, step.images.dtype) == ((64, 3, 28, 28), torch.uint8)
         assert (step.labels.shape, step.labels.dtype, len(step)) == ((64,), torch.int64, 64)
@@ -59,7 +59,7 @@ def test_the_number_of_workers_changes_nothing(monkeypatch, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, workers):
+def test_an_image_that_cannot_be_read_is_named_with_and_without_workers(tmp_path, workers):
     write_image_folder(tmp_path)
     (tmp_path / "val" / "dog" / "1.png").write_text("no image")
     config = tiny_config(
@@ -70,7 +70,7 @@ def test_an_image_that_cannot_be_read_is_named_also_by_a_worker(tmp_path, worker
         list(EvaluationLoader(source, config))
 
 
-def test_the_stream_can_be_entered_in_the_middle_of_an_epoch():
+def test_the_stream_can_start_in_the_middle_of_an_epoch():
     config = loader_config()  # 100 images, 64 a step: step 2 begins in epoch 1
     assert same(steps_of(config, start=2, total=5), steps_of(config, total=5)[2:])
 
@@ -102,7 +102,7 @@ def test_every_epoch_of_the_stream_is_a_permutation(num_images, seed):
 def test_every_sample_has_random_numbers_of_its_own():
     def draws(generators, epoch, index):
         rng = generators.of(epoch, index)
-        rng.integers(100, dtype=np.uint32)  # leaves half of a number behind
+        rng.integers(100, dtype=np.uint32)  # leaves half of a number buffered
         return rng.random(3).tolist()
 
     generators, again = SampleGenerators(5), SampleGenerators(5)
@@ -110,7 +110,7 @@ def test_every_sample_has_random_numbers_of_its_own():
     found = [draws(generators, *place) for place in places]
     assert [draws(again, *place) for place in reversed(places)] == found[::-1]
     assert len({tuple(row) for row in found}) == len(places)
-    copy = pickle.loads(pickle.dumps(generators))  # as it travels to processes that are not forked
+    copy = pickle.loads(pickle.dumps(generators))  # as it is sent to processes that are not forked
     assert [draws(copy, *place) for place in places] == found
     assert draws(SampleGenerators(6), 0, 0) != found[0]
     first = [generators.of(0, index).random() for index in range(4000)]

@@ -1,8 +1,9 @@
-"""Processes that load images: in order, into few buffers, and never a hang."""
+"""Processes that load images: in order, through few buffers, and without hanging."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def buffers(count, size=40):
 
 
 def write_numbers(buffer, start, entries):
-    """Each image is its index, each label the process."""
+    """Fills each image with its index and each label with the id of the process."""
     for place, (_, index) in enumerate(entries, start):
         buffer.images[place] = index % 251
         buffer.labels[place] = os.getpid()
@@ -50,7 +51,7 @@ def test_steps_come_in_order_through_few_buffers(num_buffers, num_workers):
     assert found == [[(step * 40 + i) % 251 for i in range(40)] for step in range(9)]
 
 
-def test_a_last_step_may_be_smaller_and_there_may_be_none():
+def test_the_last_step_may_be_smaller_and_there_may_be_no_steps():
     found = [len(f.labels) for f in fill_by_workers([*steps(1), steps(1)[0][:3]], write_numbers, buffers(2), 2)]
     assert found == [40, 3]
     assert list(fill_by_workers([], write_numbers, buffers(2), 2)) == []
@@ -59,7 +60,7 @@ def test_a_last_step_may_be_smaller_and_there_may_be_none():
 
 def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
     class Runtime:
-        """Counts as CUDA's would, and refuses the last buffer."""
+        """A fake CUDA runtime that records page-locked buffers, and refuses the last buffer."""
 
         def __init__(self, last):
             self.locked, self.last = {}, last
@@ -77,16 +78,18 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
     runtime = Runtime(found[2].images.data_ptr())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    forgotten = []
-    monkeypatch.setattr(workers, "_clear_cuda_error", lambda: forgotten.append(1))
+    cleared = []
+    monkeypatch.setattr(workers, "_clear_cuda_error", lambda: cleared.append(1))
     expected = {buffer.images.data_ptr(): buffer.images.numpy().nbytes for buffer in found[:2]}
     for _ in fill_by_workers(steps(3), write_numbers, found, 1):
         assert runtime.locked == expected
     assert runtime.locked == {}
-    assert forgotten == [1]
+    assert cleared == [1]
+    for _ in fill_by_workers(steps(1), write_numbers, found, 1, page_lock=False):
+        assert runtime.locked == {}
 
 
-def test_an_end_that_is_interrupted_can_be_made_again(monkeypatch):
+def test_closing_can_be_repeated_after_an_interrupt(monkeypatch):
     pool = workers._Pool(iter(steps(2)), write_numbers, buffers(2), 2)
     processes = list(pool._processes)
     assert len(processes) == 2
@@ -95,11 +98,12 @@ def test_an_end_that_is_interrupted_can_be_made_again(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             pool.close()
     pool.close()
-    assert not any(process.is_alive() for process in processes)
+    # is_alive() may be late here: DataLoader's thread, which the interrupt left running, collects the exit codes too
+    assert len(multiprocessing.connection.wait([process.sentinel for process in processes], timeout=0)) == 2
     pool.close()
 
 
-def test_all_workers_work():
+def test_every_worker_fills_images():
     def slowly(buffer, start, entries):
         time.sleep(0.05)
         return write_numbers(buffer, start, entries)
@@ -147,7 +151,7 @@ def test_the_order_of_what_is_skipped_and_the_first_error_do_not_depend_on_worke
         next(fill_by_workers(steps(1), fail, buffers(2), num_workers))
 
 
-def test_an_error_comes_when_its_step_does():
+def test_an_error_is_raised_at_its_step():
     def fail_at_100(buffer, start, entries):
         if any(index == 100 for _, index in entries):
             raise DataError("cannot read the image 100")
@@ -159,7 +163,7 @@ def test_an_error_comes_when_its_step_does():
         next(filled)
 
 
-def test_a_bug_is_named_with_its_place():
+def test_a_bug_in_a_worker_is_reported_with_its_file_and_line():
     def fail(buffer, start, entries):
         return {}["nothing"]
 
@@ -170,22 +174,25 @@ def test_a_bug_is_named_with_its_place():
 
 
 @pytest.mark.parametrize("idle", [False, True])
-def test_a_worker_that_dies_is_an_error_at_once(idle):
+def test_a_worker_that_dies_is_an_error_within_five_seconds_without_an_answer(idle):
+    last_answer = time.monotonic()
+
     def die(buffer, start, entries):
         if not idle and entries[0][1] == 80:
             os.kill(os.getpid(), signal.SIGKILL)
         return write_numbers(buffer, start, entries)
 
     def consume():
+        nonlocal last_answer
         for filled in fill_by_workers(steps(50), die, buffers(2), 2):
             if idle:
                 os.kill(int(filled.labels[0]), signal.SIGKILL)
                 time.sleep(0.3)
+            last_answer = time.monotonic()
 
-    started = time.monotonic()
     with pytest.raises(RunFailed, match=r"a process that loads images died \(exit code -9\): out of memory\?"):
         consume()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - last_answer < 5 + 3  # and time for the other worker's last answers, and for the end
 
 
 @pytest.mark.parametrize("way", ["whole", "break", "error"])
@@ -256,7 +263,7 @@ def test_workers_end_with_the_main_process(way):
         assert "Exception ignored" not in errors
 
 
-# --------------------------------------------------------------------------------- images that are bad
+# ------------------------------------------------------------------------------------------ bad images
 
 
 @pytest.fixture
@@ -279,7 +286,7 @@ def train_batches(config, total=4):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_image_ends_the_run_or_gives_its_place_to_another(folder, num_workers):
+def test_a_bad_image_ends_the_run_or_is_replaced_by_another(folder, num_workers):
     with pytest.raises(DataError, match=r"^cannot read the image .*dog/1.png: [^\n]*$"):
         train_batches(folder_config(folder, num_workers))
     batches, loader = train_batches(folder_config(folder, num_workers, on_error="skip"))
@@ -288,7 +295,7 @@ def test_a_bad_image_ends_the_run_or_gives_its_place_to_another(folder, num_work
     assert "train/dog/1.png" in next(iter(loader.skipped))
 
 
-def test_what_takes_its_place_does_not_depend_on_workers(folder):
+def test_the_replacement_of_a_bad_image_does_not_depend_on_workers(folder):
     expected, _ = train_batches(folder_config(folder, 0, on_error="skip"))
     found, _ = train_batches(folder_config(folder, 3, on_error="skip"))
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(expected, found))
@@ -317,7 +324,7 @@ def resident_kib(pid):
 
 
 def test_memory_stays_flat_over_ten_epochs(tmp_path):
-    """Of the main process and of each worker, over JPEGs of a folder; the first two epochs fill what is kept."""
+    """Measures the main process and each worker over a folder of images; the first two epochs fill the caches."""
     write_image_folder(tmp_path, count=24)
     config = folder_config(tmp_path, 2)
     source = open_source(config.data, config.model, "train")
@@ -334,7 +341,7 @@ def test_memory_stays_flat_over_ten_epochs(tmp_path):
     assert max(growth) < 8 * 1024, f"KiB: {growth}"
 
 
-def test_too_little_shared_memory_is_said(monkeypatch):
+def test_too_little_shared_memory_is_reported(monkeypatch):
     def refuse(self):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
@@ -358,7 +365,7 @@ except RunFailed as error:
 """
 
 
-def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_none_behind():
+def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_no_process_behind():
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run(
         [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False

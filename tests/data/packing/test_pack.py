@@ -1,4 +1,4 @@
-"""Packing a folder of images as shards, and reading them back."""
+"""Packing a folder of images as shards, and reading the shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ODD = ["a.b.c.JPEG", "ä ö.jpg", "-x;'\"*.jpeg", "n" * 200 + ".jpg", "_.jpg", "
 
 
 def write_images(root, count=12, size=(40, 30)):
-    """Random JPEGs of two classes, named oddly, and one PNG."""
+    """Writes random JPEGs of two classes with odd names, and one PNG; returns the folder."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("cat", "dog.v2"):
@@ -60,13 +60,13 @@ def contents(folder):
 
 
 def stored(source, index):
-    """The bytes of an image in its shard."""
+    """Returns the bytes of an image in its shard."""
     shard = source._shards._paths[int(source._shard[index])]
     with open(shard, "rb") as file:
         return os.pread(file.fileno(), int(source._size[index]), int(source._offset[index]))
 
 
-def test_every_image_and_label_is_there_in_the_order_of_the_folder(tmp_path):
+def test_every_image_and_label_is_packed_in_the_order_of_the_folder(tmp_path):
     root, target = write_images(tmp_path / "images"), tmp_path / "shards"
     packed = run_pack(root, target)
     assert (packed["train"].samples, packed["val"].samples) == (25, 24)
@@ -83,7 +83,7 @@ def test_every_image_and_label_is_there_in_the_order_of_the_folder(tmp_path):
     assert (target / "val" / "classes.txt").read_text() == "cat\ndog.v2\n"
 
 
-def test_the_index_tells_everything(tmp_path):
+def test_the_index_records_samples_classes_settings_and_checksums(tmp_path):
     run_pack(write_images(tmp_path / "images"), tmp_path / "shards")
     folder = tmp_path / "shards" / "train"
     index = json.loads((folder / INDEX).read_text())
@@ -97,8 +97,8 @@ def test_the_index_tells_everything(tmp_path):
     assert {path.name for path in folder.iterdir()} == names
 
 
-def test_other_programs_read_the_layout(tmp_path):
-    """Without our index the shards are still webdataset's: every label is with its image."""
+def test_shards_can_be_read_without_our_index(tmp_path):
+    """Checks that without our index the shards still have webdataset's layout: every label is beside its image."""
     root = write_images(tmp_path / "images")
     run_pack(root, tmp_path / "shards")
     with_index = open_split("shards", tmp_path / "shards", "train")
@@ -107,11 +107,11 @@ def test_other_programs_read_the_layout(tmp_path):
         (tmp_path / "shards" / split / INDEX).unlink()
     source = open_split("shards", tmp_path / "shards", "train")
     assert sorted((stored(source, index), int(source.labels[index])) for index in range(25)) == expected
-    assert source.labels.tolist() != sorted(source.labels.tolist())  # shuffled for those who stream
+    assert source.labels.tolist() != sorted(source.labels.tolist())  # shuffled for programs that stream
     assert source.classes == ("cat", "dog.v2")
 
 
-def test_larger_images_are_resized_and_no_other(tmp_path):
+def test_only_larger_images_are_resized(tmp_path):
     root = write_images(tmp_path / "images", size=(80, 60))
     Image.new("RGB", (20, 900)).save(str(root / "train" / "cat" / "small.jpg"))
     Image.linear_gradient("L").resize((333, 100)).save(str(root / "train" / "cat" / "wide.tif"))
@@ -150,10 +150,10 @@ def test_imagenets_layout_is_packed_with_its_names(tmp_path):
     assert open_split("shards", tmp_path / "named", "eval").classes == ("cat", "dog")
 
 
-# ------------------------------------------------------------------------------------ going on
+# ---------------------------------------------------------------------------------- continuing
 
 
-def test_whole_shards_are_kept_and_others_made_again(tmp_path):
+def test_intact_shards_are_kept_and_others_are_made_again(tmp_path):
     root, target = write_images(tmp_path / "images"), tmp_path / "shards"
     first = run_pack(root, target)
     before = contents(target)
@@ -170,7 +170,7 @@ def test_whole_shards_are_kept_and_others_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("tail", ["", '{"name": "train-0000'])
-def test_a_killed_run_goes_on_after_its_journal(tmp_path, tail):
+def test_a_killed_pack_continues_after_its_journal(tmp_path, tail):
     root, target = write_images(tmp_path / "images"), tmp_path / "shards"
     first = run_pack(root, target)
     before = contents(target)
@@ -201,7 +201,7 @@ OTHER_SETTINGS = {
 
 
 @pytest.mark.parametrize("name", list(OTHER_SETTINGS))
-def test_another_packing_does_not_mix_with_the_first(tmp_path, name):
+def test_packing_with_other_settings_or_images_is_refused(tmp_path, name):
     options, change, message = OTHER_SETTINGS[name]
     root, target = write_images(tmp_path / "images"), tmp_path / "shards"
     run_pack(root, target)
@@ -215,7 +215,7 @@ def test_another_packing_does_not_mix_with_the_first(tmp_path, name):
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_an_interrupted_process_leaves_whole_shards_and_goes_on(tmp_path, signal_number, code):
+def test_an_interrupted_pack_leaves_complete_shards_and_can_be_continued(tmp_path, signal_number, code):
     root = write_images(tmp_path / "images", count=40, size=(300, 200))
     command = [sys.executable, "-m", "vit_ipu", "pack", "images", "shards", "--short-side", "150"]
     command += ["--shard-size", "100kB", "--workers", "2"]
@@ -225,7 +225,7 @@ def test_an_interrupted_process_leaves_whole_shards_and_goes_on(tmp_path, signal
     )
     folder = tmp_path / "shards" / "train"
     deadline = time.monotonic() + 60
-    while not shards_noted(folder) and time.monotonic() < deadline:
+    while not num_shards_in_journal(folder) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
@@ -246,13 +246,13 @@ def test_an_interrupted_process_leaves_whole_shards_and_goes_on(tmp_path, signal
     assert contents(tmp_path / "shards") == contents(tmp_path / "at once")
 
 
-def shards_noted(folder):
+def num_shards_in_journal(folder):
     path = folder / ".packing.jsonl"
     return path.read_text().count("\n") - 1 if path.exists() and path.stat().st_size else 0
 
 
 def wait_until_unlocked(folder):
-    """The workers of a killed process end by themselves."""
+    """Waits until the workers of a killed process have ended, which release the lock."""
     import fcntl
 
     deadline = time.monotonic() + 30
@@ -263,7 +263,7 @@ def wait_until_unlocked(folder):
                 return
             except BlockingIOError:
                 time.sleep(0.05)
-    raise AssertionError("a worker lives on")
+    raise AssertionError("a worker is still alive")
 
 
 def test_ctrl_c_while_packing_says_how_much_is_done(tmp_path, monkeypatch):
@@ -292,13 +292,13 @@ def test_two_processes_do_not_pack_into_the_same_folder(tmp_path):
 BAD = {
     "cut off": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
-    "no image": lambda data: b"text",
+    "not an image": lambda data: b"text",
 }
 
 
 @pytest.mark.parametrize("short_side", [None, 24])
 @pytest.mark.parametrize("kind", list(BAD))
-def test_images_that_cannot_be_read(tmp_path, kind, short_side):
+def test_images_that_cannot_be_read_are_refused_or_skipped(tmp_path, kind, short_side):
     root = write_images(tmp_path / "images")
     for path in (root / "train" / "cat" / "0.jpg", root / "train" / "dog.v2" / "2.jpg"):
         path.write_bytes(BAD[kind](path.read_bytes()))
@@ -317,7 +317,7 @@ def test_images_that_cannot_be_read(tmp_path, kind, short_side):
         for size in (files.image(index).size for index in kept)
     ]
     with pytest.raises(DataError, match="cannot read the image"):
-        run_pack(root, tmp_path / "shards", short_side=short_side)  # what was left out is not kept silently
+        run_pack(root, tmp_path / "shards", short_side=short_side)  # incomplete shards are not kept silently
 
 
 # ------------------------------------------------------------------- damage to what is written
@@ -333,17 +333,17 @@ def damage_json(change):
 
 
 DAMAGE = {
-    "index is no JSON": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
+    "index is not JSON": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
     "index without shards": (damage_json(lambda i: i.pop("shards")), "index.json is damaged"),
     "index of odd types": (damage_json(lambda i: i["shards"][0].update(bytes="1")), "index.json is damaged"),
     "index without settings": (damage_json(lambda i: i.pop("settings")), "index.json is damaged"),
-    "shard away": (lambda f: (f / "train-00000.tar").unlink(), "train-00000.tar is missing: copy it again"),
+    "shard missing": (lambda f: (f / "train-00000.tar").unlink(), "train-00000.tar is missing: copy it again"),
     "shard cut off": (
         lambda f: os.truncate(str(f / "train-00000.tar"), 1000),
         r"train-00000.tar has 1000 bytes, not \d+: copy it again",
     ),
-    "strange shard": (lambda f: (f / "x.tar").write_bytes(b""), "x.tar is not in index.json: move it away"),
-    "table away": (lambda f: (f / TABLE).unlink(), "index.npz is missing or damaged"),
+    "unknown shard": (lambda f: (f / "x.tar").write_bytes(b""), "x.tar is not in index.json: move it away"),
+    "table missing": (lambda f: (f / TABLE).unlink(), "index.npz is missing or damaged"),
     "table cut off": (lambda f: os.truncate(str(f / TABLE), 500), "index.npz is missing or damaged"),
     "table of other shards": (
         damage_json(lambda i: i["shards"][0].update(sha256="0" * 64)),
@@ -361,7 +361,7 @@ def test_damaged_shards_are_refused(tmp_path, name):
         open_split("shards", tmp_path / "shards", "train")
 
 
-def test_an_index_that_cannot_be_read(tmp_path):
+def test_an_index_that_cannot_be_read_is_named(tmp_path):
     run_pack(write_images(tmp_path / "images"), tmp_path / "shards")
     (tmp_path / "shards" / "train" / INDEX).unlink()
     (tmp_path / "shards" / "train" / INDEX).mkdir()
@@ -377,19 +377,19 @@ def test_verify_reads_every_byte(tmp_path):
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="val-00001.tar is missing or has changed, and so are 0 other shards"):
+    with pytest.raises(DataError, match="val-00001.tar is missing or has changed: run the same"):
         verify(target, workers=2)
     with pytest.raises(DataError, match="images has no shards of vit-ipu pack: expected .*images/train/index.json"):
         verify(tmp_path / "images", workers=1)
 
 
-def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
+def test_a_killed_process_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_jobs, "_write_samples", lambda *args: os._exit(9))
     with pytest.raises(RunFailed, match="was killed, perhaps because memory ran out: .*fewer --workers"):
         run_pack(write_images(tmp_path / "images"), tmp_path / "shards")
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(28, "No space left on device")
 
@@ -427,7 +427,7 @@ def test_pack_train_and_verify_at_the_command_line(run, tmp_path):
     )
 
 
-def test_a_run_from_shards_is_that_from_the_folder_bit_for_bit(run, tmp_path):
+def test_a_run_from_shards_equals_the_run_from_the_folder_bit_for_bit(run, tmp_path):
     write_images(tmp_path / "images")
     run("pack", "images", "shards", "--shard-size", "20kB", "--workers", "1")
     losses = []
@@ -445,12 +445,12 @@ MISTAKES = {
     "source without classes": (["empty", "t"], ["no folder train in empty"]),
     "target that is a file": (["images", "images/train/cat/0.png"], ["0.png is a file", "another TARGET"]),
     "target with other files": (["images", "other"], ["other/train has files that vit-ipu pack did not write"]),
-    "size that is none": (["images", "t", "--shard-size", "big"], ["--shard-size 'big'", "256MB"]),
-    "size of nothing": (["images", "t", "--shard-size", "0MB"], ["--shard-size '0MB'"]),
+    "size that is not a number": (["images", "t", "--shard-size", "big"], ["--shard-size 'big'", "256MB"]),
+    "size of zero": (["images", "t", "--shard-size", "0MB"], ["--shard-size '0MB'"]),
     "unknown reaction": (["images", "t", "--on-error", "ignore"], ["--on-error 'ignore'", "raise or skip"]),
-    "quality of what is not encoded": (["images", "t", "--quality", "80"], ["--quality 80", "--short-side"]),
+    "quality without encoding": (["images", "t", "--quality", "80"], ["--quality 80", "--short-side"]),
     "quality above 100": (["images", "t", "--short-side", "9", "--quality", "101"], ["--quality", "100"]),
-    "verify of nothing": (["images", "empty", "--verify"], ["empty has no shards of vit-ipu pack"]),
+    "verify of a folder without shards": (["images", "empty", "--verify"], ["empty has no shards of vit-ipu pack"]),
     "no target": (["images"], ["TARGET"]),
 }
 
@@ -474,5 +474,5 @@ def test_mistakes_are_one_line(monkeypatch, capsys, empty_folder, name):
     ("text", "size"),
     [("256MB", 256 * 10**6), ("1.5GB", 1_500_000_000), ("20k", 20_000), ("7", 7), ("2 TB", 2 * 10**12)],
 )
-def test_sizes(text, size):
+def test_sizes_of_shards_are_parsed(text, size):
     assert PackOptions.of(None, None, text, "raise").shard_size == size

@@ -1,4 +1,4 @@
-"""Packing again: images that were exchanged, plans that are kept, targets and indexes that are not pack's."""
+"""Packing again: exchanged images, plans that are kept, and targets and indexes that pack did not write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names_of_shards(target):
     return [path.name for path in sorted((target / "train").glob("*.tar"))]
 
 
-def test_rescan_packs_anew_what_has_other_sizes_and_other_images(root, tmp_path):
+def test_rescan_packs_other_sizes_and_numbers_of_images_again(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     assert len(names_of_shards(target)) == 3
@@ -58,28 +58,28 @@ def test_rescan_does_not_pack_with_other_options(root, tmp_path):
     assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]
 
 
-def test_sizes_are_measured_once_and_that_is_shown(root, tmp_path, monkeypatch):
-    heard = []
+def test_sizes_are_measured_once_with_progress(root, tmp_path, monkeypatch):
+    calls = []
 
     def packed():
         options = PackOptions(short_side=4, shard_size=4_000)
         return pack(
-            root, tmp_path / "t", options, workers=1, cache=ListingCache(), progress=lambda *what: heard.append(what)
+            root, tmp_path / "t", options, workers=1, cache=ListingCache(), progress=lambda *what: calls.append(what)
         )
 
     packed()
-    assert ("measure train", 6, 6) in heard
+    assert ("measure train", 6, 6) in calls
     monkeypatch.setattr(packing, "size_of_sample", refuse)
-    heard.clear()
+    calls.clear()
     assert packed()["train"].kept > 0
-    assert not [split for split, _, _ in heard if split.startswith("measure")]
+    assert not [split for split, _, _ in calls if split.startswith("measure")]
 
 
 def refuse(place):
     raise DataError("measured again")
 
 
-def test_ctrl_c_while_measuring(root, tmp_path, monkeypatch):
+def test_ctrl_c_while_measuring_is_reported(root, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -88,7 +88,7 @@ def test_ctrl_c_while_measuring(root, tmp_path, monkeypatch):
         run_pack(root, tmp_path / "shards")
 
 
-def test_what_no_jpeg_can_hold_stays_as_it_is(root, tmp_path):
+def test_an_image_too_wide_for_a_jpeg_is_packed_unchanged(root, tmp_path):
     path = root / "train" / "ant" / "0.png"
     Image.new("RGB", (80_000, 8), (50, 0, 0)).save(str(path))
     run_pack(root, tmp_path / "shards", short_side=7)
@@ -110,7 +110,7 @@ def test_a_target_among_the_images_is_refused(root, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("rescan", [False, True])
 @pytest.mark.parametrize("damage", ["index", "journal", "journal of bytes"])
-def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
+def test_a_damaged_index_or_journal_is_refused(root, tmp_path, rescan, damage):
     target = tmp_path / "shards"
     run_pack(root, target)
     name = INDEX if damage == "index" else packing.JOURNAL
@@ -122,14 +122,14 @@ def test_what_pack_noted_may_be_damaged(root, tmp_path, rescan, damage):
 
 
 @pytest.mark.parametrize("text", ["3", "{}", '{"version": 1, "shards": 0}', '{"version": 1, "shards": "2"}'])
-def test_a_journal_of_something_else_is_damaged(root, tmp_path, text):
+def test_a_journal_with_other_content_is_damaged(root, tmp_path, text):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / packing.JOURNAL).write_text(text + "\n")
     with pytest.raises(DataError, match="is damaged"):
         run_pack(root, tmp_path / "shards")
 
 
-def test_an_index_of_another_program_is_none_of_ours(root, tmp_path):
+def test_an_index_of_another_program_is_not_taken_for_packs(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     for split, text in (("train", '{"wids_version": 1, "shardlist": []}'), ("val", '{"format": "wds", "shards": []}')):
@@ -141,14 +141,14 @@ def test_an_index_of_another_program_is_none_of_ours(root, tmp_path):
         verify(target, workers=1)
 
 
-def test_verify_while_packing_is_under_way(root, tmp_path):
+def test_verify_refuses_a_target_that_is_being_packed(root, tmp_path):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / packing.JOURNAL).write_text("")
     with pytest.raises(DataError, match="shards/train is not completely packed"):
         verify(tmp_path / "shards", workers=1)
 
 
-def test_shards_that_are_not_those_of_the_index_have_a_remedy(root, tmp_path):
+def test_the_error_for_shards_that_do_not_match_the_index_names_the_remedy(root, tmp_path):
     run_pack(root, tmp_path / "shards")
     path = tmp_path / "shards" / "train" / "train-00000.tar"
     path.write_bytes(bytes(path.stat().st_size))
@@ -158,7 +158,7 @@ def test_shards_that_are_not_those_of_the_index_have_a_remedy(root, tmp_path):
     assert packed_shades(tmp_path / "shards") == [0, 1, 2, 10, 11, 12]
 
 
-def test_packing_anew_that_was_killed_goes_on_in_both_splits_and_leaves_nothing_over(root, tmp_path, monkeypatch):
+def test_a_killed_rescan_continues_in_both_splits_and_leaves_no_old_shards(root, tmp_path, monkeypatch):
     target = tmp_path / "shards"
     run_pack(root, target, shard_size=3_000)
     assert len(names_of_shards(target)) == 4
@@ -181,6 +181,25 @@ def refuse_shard(*task):
     raise DataError("killed")
 
 
+@pytest.mark.parametrize("earlier", [{}, {"anew": True}, {"repack": True}], ids=str)
+def test_a_rescan_that_was_killed_before_the_old_index_was_removed_continues(root, tmp_path, monkeypatch, earlier):
+    """`earlier`: what earlier versions of the program also wrote into the journal."""
+    target = tmp_path / "shards"
+    run_pack(root, target)
+    old_index = (target / "train" / INDEX).read_bytes()
+    write_image(root / "train" / "ant" / "0.png", 99)
+    monkeypatch.setattr(packing, "make_shard", refuse_shard)
+    with pytest.raises(DataError, match="^killed$"):
+        run_pack(root, target, rescan=True)
+    monkeypatch.undo()
+    (target / "train" / INDEX).write_bytes(old_index)
+    journal = target / "train" / packing.JOURNAL
+    settings = json.loads(journal.read_text().splitlines()[0])
+    journal.write_text(json.dumps({**settings, **earlier}) + "\n")
+    assert run_pack(root, target)["train"].kept == 0
+    assert packed_shades(target) == [99, 1, 2, 10, 11, 12]
+
+
 def test_verify_finds_tars_that_are_not_in_the_index(root, tmp_path):
     run_pack(root, tmp_path / "shards")
     (tmp_path / "shards" / "val" / "x.tar").write_bytes(b"")
@@ -198,7 +217,7 @@ def test_an_index_of_fewer_shards_is_damaged(root, tmp_path):
         run_pack(root, tmp_path / "shards")
 
 
-def test_a_noted_shard_of_fewer_images_is_made_again(root, tmp_path):
+def test_a_shard_in_the_journal_with_fewer_images_is_made_again(root, tmp_path):
     target = tmp_path / "shards"
     run_pack(root, target)
     index = json.loads((target / "train" / INDEX).read_text())
@@ -209,7 +228,7 @@ def test_a_noted_shard_of_fewer_images_is_made_again(root, tmp_path):
     assert packed_shades(target) == [0, 1, 2, 10, 11, 12]
 
 
-def test_files_that_look_like_packs_own_stay(root, tmp_path):
+def test_files_with_names_like_packs_own_are_kept(root, tmp_path):
     run_pack(root, tmp_path / "shards")
     notes = tmp_path / "shards" / "train" / ".packing-notes.txt"
     notes.write_text("mine")
@@ -224,7 +243,7 @@ def test_a_target_in_a_linked_class_folder_is_refused(root, tmp_path):
         run_pack(root, tmp_path / "elsewhere" / "shards")
 
 
-def test_what_an_interrupted_rescan_says_goes_on(root, tmp_path, monkeypatch, capsys):
+def test_the_command_that_an_interrupted_rescan_prints_continues_it(root, tmp_path, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 

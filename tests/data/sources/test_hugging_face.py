@@ -67,13 +67,12 @@ def test_a_shuffled_set_keeps_labels_and_images_together(tmp_path, datasets):
     assert [LABELS[source.image(index).getpixel((0, 0))[0]] for index in range(3)] == source.labels.tolist()
 
 
-def test_images_that_are_files_elsewhere(tmp_path, datasets):
+def test_an_image_given_as_a_file_is_read_and_a_missing_image_is_named(tmp_path, datasets):
     (tmp_path / "a.png").write_bytes(png(7))
     kinds = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=NAMES)})
     values = {"image": [{"bytes": None, "path": str(tmp_path / "a.png")}, None], "label": [0, 1]}
-    # save_to_disk would take the files in: what is saved is the bare table
-    monkey = datasets.Dataset.from_dict(values, features=kinds)
-    save(datasets, tmp_path / "d", train=monkey)
+    table = datasets.Dataset.from_dict(values, features=kinds)
+    save(datasets, tmp_path / "d", train=table)  # save_to_disk stores the bytes of the file
     source = open_split(tmp_path / "d")
     assert source.image(0).getpixel((0, 0))[0] == 7
     with pytest.raises(DataError, match=r"d/train\[1\] has no image"):
@@ -109,11 +108,11 @@ MISTAKES = {
     ),
     "other classes": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, names=["ant", "bee", "cat"])),
-        "different classes: cat and 1 more",
+        r"different classes: cat \(and 1 more\)",
     ),
     "a label is missing": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [1, None])),
-        r"d/test has no label in row 1, and in 0 more rows",
+        r"d/test has no label in row 1$",
     ),
     "hidden labels": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, [-1, -1])),
@@ -123,14 +122,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))
-def test_what_is_wrong_is_said(tmp_path, datasets, name):
+def test_wrong_folders_are_refused(tmp_path, datasets, name):
     make, message = MISTAKES[name]
     make(datasets, tmp_path / "d")
     with pytest.raises(DataError, match=message):
         open_split(tmp_path / "d", "eval")
 
 
-def test_without_the_package(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the extra datasets: pip install 'vit-ipu\[datasets\]'$"):
         open_split(tmp_path)

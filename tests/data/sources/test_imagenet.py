@@ -1,4 +1,4 @@
-"""ImageNet as it is distributed, and as Kaggle has it."""
+"""ImageNet in its original layout and in Kaggle's."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def open_split(root, split):
 
 
 def check(root):
-    """Both splits have the right labels, and the images are those of the labels."""
+    """Asserts that both splits have the right labels, and that the images belong to the labels."""
     for split, labels in (("train", [0, 0, 1, 1, 2, 2]), ("eval", VAL)):
         source = open_split(root, split)
         assert source.labels.tolist() == labels
@@ -75,7 +75,7 @@ def check(root):
             assert abs(source.image(index).getpixel((0, 0))[0] - 80 * label) < 5
 
 
-def test_class_folders(tmp_path):
+def test_class_folders_are_read(tmp_path):
     write_train(tmp_path)
     for number, label in enumerate(VAL):
         image(tmp_path / "val" / WNIDS[label] / f"{number}.JPEG", 80 * label)
@@ -85,7 +85,7 @@ def test_class_folders(tmp_path):
     assert is_imagenet(tmp_path)
 
 
-def test_kaggles_layout(tmp_path):
+def test_kaggles_layout_is_read(tmp_path):
     write_flat(tmp_path / "ILSVRC" / "Data" / "CLS-LOC")
     write_solution(tmp_path)
     (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES)))
@@ -95,14 +95,14 @@ def test_kaggles_layout(tmp_path):
         assert is_imagenet(root)
 
 
-def test_flat_with_the_devkits_ground_truth(tmp_path):
+def test_flat_images_are_labelled_by_the_devkits_ground_truth_and_mapping(tmp_path):
     write_flat(tmp_path)
     write_mapping(write_truth(tmp_path))
     check(tmp_path)
     assert open_split(tmp_path, "train").classes == ("a name", "a name", "a name")
 
 
-def test_flat_with_the_devkits_meta(tmp_path):
+def test_flat_images_are_labelled_by_the_devkits_ground_truth_and_meta_file(tmp_path):
     from scipy import io as scipy_io
 
     write_flat(tmp_path)
@@ -120,7 +120,7 @@ def test_flat_with_the_devkits_meta(tmp_path):
         open_split(tmp_path, "eval")
 
 
-def test_meta_without_scipy(tmp_path, monkeypatch):
+def test_the_meta_file_without_scipy_names_the_package(tmp_path, monkeypatch):
     write_flat(tmp_path)
     (write_truth(tmp_path) / "meta.mat").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
@@ -129,7 +129,7 @@ def test_meta_without_scipy(tmp_path, monkeypatch):
 
 
 def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
-    """The list of timm is that whose checksum we compare."""
+    """Checks that timm's list of classes has the checksum that this program compares."""
     from timm import data as timm_data
 
     wnids = timm_data.ImageNetInfo("imagenet-1k").label_names()
@@ -159,7 +159,7 @@ MISTAKES = {
     ),
     "other held-out classes": (
         lambda root: (write_train(root), image(root / "val" / "n00000001" / "a.JPEG", 0)),
-        "different classes: n00000001 and 3 more",
+        r"different classes: n00000001 \(and 3 more\)",
     ),
     "flat without labels": (write_flat, "val has no class folders: put LOC_val_solution.csv or the devkit's"),
     "not Kaggle's list": (with_solution("a,b\n"), "LOC_val_solution.csv is not Kaggle's list"),
@@ -183,7 +183,7 @@ MISTAKES = {
         lambda root: (write_flat(root), (write_truth(root) / "map_clsloc.txt").write_text("1 2 3\n")),
         "map_clsloc.txt is not the devkit's",
     ),
-    "ids that there are not": (
+    "ids that do not exist": (
         lambda root: (write_flat(root), write_mapping(write_truth(root, [1, 4, 1, 1]))),
         "ground_truth.txt line 2: '4' is not an ILSVRC id",
     ),
@@ -191,7 +191,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))
-def test_what_is_missing_is_said(tmp_path, name):
+def test_missing_and_wrong_files_are_named(tmp_path, name):
     make, message = MISTAKES[name]
     make(tmp_path)
     with pytest.raises(DataError, match=message):

@@ -17,7 +17,7 @@ CLASSES = ["ant", "bee", "cow"]
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Three class folders, changed long ago, and a cache of their own."""
+    """Makes three class folders that were changed long ago, and uses a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in CLASSES:
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -39,7 +39,7 @@ def listed(root, **options):
 
 
 def expected(root):
-    """What the alphabetical order of paths gives."""
+    """Returns the images in alphabetical order of their paths."""
     return [
         str(root / name / file)
         for name in CLASSES
@@ -50,7 +50,7 @@ def expected(root):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """The folders that are really listed."""
+    """Records the folders that are really listed."""
     found = []
     real = listing._list_folder
     monkeypatch.setattr(listing, "_list_folder", lambda folder: found.append(folder) or real(folder))
@@ -65,15 +65,15 @@ def test_the_second_start_takes_the_list_from_the_cache(root, scans):
     assert os.fsdecode(os.listdir(os.environ["XDG_CACHE_HOME"] + "/vit_ipu/listings")[0]).endswith(".npz")
 
 
-def test_labels_are_the_folders(root):
+def test_labels_follow_the_folders(root):
     paths = list_images(root, CLASSES, ListingCache())
     assert paths.folder.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert paths.name(3) == "ä ö.png"
 
 
 CHANGES = {
-    "a file more": lambda root: (root / "bee" / "c.png").write_bytes(b""),
-    "a file less": lambda root: (root / "bee" / "b.png").unlink(),
+    "a file added": lambda root: (root / "bee" / "c.png").write_bytes(b""),
+    "a file removed": lambda root: (root / "bee" / "b.png").unlink(),
     "a file renamed": lambda root: (root / "bee" / "b.png").rename(root / "bee" / "c.png"),
 }
 
@@ -103,7 +103,7 @@ def test_a_change_that_left_the_times_alone_is_seen_with_rescan(root):
     assert listed(root) == expected(root)
 
 
-def test_a_folder_that_changed_just_now_is_not_kept(root, scans):
+def test_a_folder_that_changed_just_now_is_not_cached(root, scans):
     """A file system's clock may be so coarse that the next change has the same time."""
     (root / "bee" / "c.png").write_bytes(b"")
     listed(root)
@@ -117,7 +117,7 @@ def test_a_folder_that_changed_just_now_is_not_kept(root, scans):
     [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"no zip", lambda b: b.replace(b"a.JPG", b"b.JPG")],
     ids=["empty", "cut off", "something else", "one byte"],
 )
-def test_a_damaged_cache_is_made_anew(root, scans, damage):
+def test_a_damaged_cache_is_made_again(root, scans, damage):
     listed(root)
     (path,) = (root.parent / "cache" / "vit_ipu" / "listings").iterdir()
     path.write_bytes(damage(path.read_bytes()))
@@ -131,22 +131,22 @@ def test_a_damaged_cache_is_made_anew(root, scans, damage):
 def test_a_cache_that_cannot_be_written_is_only_noted(root, monkeypatch):
     (root.parent / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "file"))
-    said = []
-    cache = ListingCache(notify=said.append)
+    notes = []
+    cache = ListingCache(notify=notes.append)
     for _ in range(2):
         images = list_images(root, CLASSES, cache)
         assert [images[index] for index in range(len(images))] == expected(root)
     reason = f"note: cannot keep the list of images in {root.parent}/file/vit_ipu/listings: Not a directory"
-    assert said.count(reason) == 1
+    assert notes.count(reason) == 1
 
 
-def test_without_a_home_folder_lists_are_kept_with_temporary_files(root, monkeypatch, tmp_path):
-    def nobody(uid):
+def test_without_a_home_folder_lists_are_cached_with_temporary_files(root, monkeypatch, tmp_path):
+    def no_such_user(uid):
         raise KeyError(uid)
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("pwd.getpwuid", no_such_user)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     assert listed(root) == expected(root)
     assert len(list((tmp_path / "temporary" / ".cache" / "vit_ipu" / "listings").iterdir())) == 1
@@ -154,27 +154,27 @@ def test_without_a_home_folder_lists_are_kept_with_temporary_files(root, monkeyp
         expand_home("~/images")
 
 
-def test_a_long_listing_is_said(root, monkeypatch):
+def test_a_long_listing_is_noted(root, monkeypatch):
     monkeypatch.setattr(listing, "_WORTH_SAYING_SECONDS", -1.0)
-    said = []
-    listed(root, notify=said.append)
-    assert said[0] == f"listed the images in {root} in 0 s; the next start takes the list from the cache"
+    notes = []
+    listed(root, notify=notes.append)
+    assert notes[0] == f"listed the images in {root} in 0 s; the next start takes the list from the cache"
 
 
-def test_what_is_left_out_is_said_at_every_start(root):
+def test_files_that_are_left_out_are_noted_at_every_start(root):
     (root / "bee" / "folder").mkdir()
+    (root / "bee" / "folder.png").mkdir()
     age(root)
     for _ in range(2):
-        said = []
-        listed(root, notify=said.append)
-        assert len(said) == 1
-        assert said[0].startswith(
-            f"note: 4 entries in {root} do not have an image suffix, most of them in bee: they are left out (image "
-            "suffixes are .jpg "
+        notes = []
+        assert str(root / "bee" / "folder.png") not in listed(root, notify=notes.append)
+        assert len(notes) == 1
+        assert notes[0].startswith(
+            f"note: left out 5 entries in {root} (such as in bee): images are files with a suffix of .jpg "
         )
 
 
-def test_names_that_are_not_unicode_and_links(root):
+def test_names_that_are_not_unicode_and_links_are_listed(root):
     os.close(os.open(os.fsencode(str(root / "ant")) + b"/\xff.png", os.O_CREAT))
     (root / "ant" / "link.png").symlink_to(root / "bee" / "b.png")
     age(root)
@@ -184,15 +184,15 @@ def test_names_that_are_not_unicode_and_links(root):
     assert listed(root) == listed(root, rescan=True)
 
 
-def test_a_class_folder_that_cannot_be_listed(root, monkeypatch):
-    real = os.listdir
+def test_a_class_folder_that_cannot_be_listed_is_named(root, monkeypatch):
+    real = os.scandir
 
     def refuse(path):
         if str(path).endswith("bee"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
-    monkeypatch.setattr("os.listdir", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(DataError, match=r"^cannot list .*images/bee: Permission denied$"):
         listed(root)
     with pytest.raises(DataError, match=r"^cannot list .*images/dog: No such file or directory$"):

@@ -1,4 +1,4 @@
-"""Tar shards of webdataset's layout, read in any order."""
+"""Tar shards in webdataset's layout, read in any order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vit_ipu.pipeline import BatchPlan
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_image_and_label_in_any_order(tmp_path, format):
+def test_every_image_and_label_is_read_in_any_order(tmp_path, format):
     write_shards(tmp_path, format)
     source = open_split(tmp_path)
     assert source.labels.tolist() == LABELS
@@ -36,7 +36,7 @@ def test_every_image_and_label_in_any_order(tmp_path, format):
     assert open_split(tmp_path, "eval").labels.tolist() == [1, 2]
 
 
-def test_tars_of_the_first_kind_and_sizes_with_spaces(tmp_path):
+def test_unix_version_7_tars_and_sizes_with_spaces_are_read(tmp_path):
     """Headers without "ustar" (Unix version 7), and sizes that end by a space, as POSIX allows."""
     write_shards(tmp_path)
     for shard in tmp_path.glob("*/*.tar"):
@@ -56,7 +56,7 @@ def test_tars_of_the_first_kind_and_sizes_with_spaces(tmp_path):
     assert shades(source) == list(range(len(LABELS)))
 
 
-def test_long_and_odd_names_json_labels_and_other_members(tmp_path):
+def test_long_and_odd_names_and_json_labels_are_read_and_other_members_ignored(tmp_path):
     long = "ordner/" + "ä" * 120
     members = [
         (long + ".JPEG", png(10, "JPEG")),
@@ -74,19 +74,19 @@ def test_long_and_odd_names_json_labels_and_other_members(tmp_path):
     assert [abs(shade - 10 * (n + 1)) < 3 for n, shade in enumerate(shades(source))] == [True, True]
 
 
-def test_names_of_classes_beside_the_shards(tmp_path):
+def test_names_of_classes_are_read_from_a_file_beside_the_shards(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "classnames.txt").write_text("ant\nbee\ncow\n")
     assert open_split(tmp_path).classes == ("ant", "bee", "cow")
     (tmp_path / "val" / "classes.txt").write_text("ant\nbee\ncat\n")
-    with pytest.raises(DataError, match="different classes: cat and 1 more"):
+    with pytest.raises(DataError, match=r"different classes: cat \(and 1 more\)"):
         open_split(tmp_path, "eval")
     (tmp_path / "train" / "classes.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match="cannot read .*train/classes.txt"):
         open_split(tmp_path)
 
 
-def test_patterns_with_braces(tmp_path):
+def test_patterns_with_braces_select_shards(tmp_path):
     write_shards(tmp_path)
     places = {"path": tmp_path / "train" / "x-{00..02}.tar", "eval_path": str(tmp_path / "val" / "x-{00,00}.tar")}
     assert open_split(**places).labels.tolist() == LABELS
@@ -109,7 +109,7 @@ def test_patterns_with_braces(tmp_path):
         ("{x}{}{1..}", ["{x}{}{1..}"]),
     ],
 )
-def test_braces(pattern, expected):
+def test_braces_are_expanded(pattern, expected):
     assert expand_braces(pattern) == expected
 
 
@@ -137,7 +137,7 @@ def test_a_source_can_be_read_by_threads_and_other_processes(tmp_path, monkeypat
 
 
 def test_a_run_from_shards_resumes_and_splits_like_any_other(tmp_path):
-    """Steps, instances and workers take the images that the stream gives them, whatever shard they are in."""
+    """Checks that steps, instances and workers load the stream's images, whichever shards contain these images."""
     write_shards(tmp_path)
 
     def steps(start=0, share=(0, 1), workers=0):
@@ -178,7 +178,7 @@ MISTAKES = {
     "no folder": (lambda root: None, "no folder train in"),
     "no shards": (lambda root: (root / "train").mkdir(), "no shards in .*train: expected .*/train/\\*.tar"),
     "compressed": (damage_archive(gzip.compress), r"x-02.tar is compressed \(gzip\): .*unpack it"),
-    "no tar": (damage_archive(lambda b: b"x" * 2000), "x-02.tar is not a tar, or is cut off"),
+    "not a tar": (damage_archive(lambda b: b"x" * 2000), "x-02.tar is not a tar, or is cut off"),
     "empty file": (damage_archive(lambda b: b""), "x-02.tar is not a tar, or is cut off"),
     "cut off in an image": (damage_archive(lambda b: b[: 2 * 2048 + 600]), "x-02.tar is .*cut off"),
     "cut off in a header": (damage_archive(lambda b: b[: 2 * 1024 + 100]), "x-02.tar is cut off or damaged at byte"),
@@ -192,10 +192,10 @@ MISTAKES = {
         "no images in .*a.tar",
     ),
     "no label": (one_shard(("a.png", png(1))), "sample a has no label: expected a number in a.cls"),
-    "label that is no number": (one_shard(("a.png", png(1)), ("a.cls", b"cat")), "sample a has no label"),
+    "label that is not a number": (one_shard(("a.png", png(1)), ("a.cls", b"cat")), "sample a has no label"),
     "negative label": (one_shard(("a.png", png(1)), ("a.cls", b"-1")), "sample a has no label"),
     "json without a label": (one_shard(("a.png", png(1)), ("a.json", b'{"x": 1}')), "sample a has no label"),
-    "json that is none": (one_shard(("a.png", png(1)), ("a.json", b"[")), "sample a has no label"),
+    "damaged json": (one_shard(("a.png", png(1)), ("a.json", b"[")), "sample a has no label"),
     "no image": (one_shard(("a.cls", b"1"), ("a.txt", b"")), "sample a has the members a.cls, a.txt: expected one"),
     "two images": (one_shard(("a.png", png(1)), ("a.jpg", png(1)), ("a.cls", b"1")), "a.png, a.jpg, a.cls: expected"),
     "the same twice": (one_shard(("a.png", png(1)), ("a.png", png(1)), ("a.cls", b"1")), "a.png, a.png, a.cls"),
@@ -204,23 +204,29 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))
-def test_shards_that_cannot_be_used(tmp_path, name):
+def test_shards_that_cannot_be_used_are_refused(tmp_path, name):
     make, message = MISTAKES[name]
     make(tmp_path)
     with pytest.raises(DataError, match=message):
         open_split(tmp_path)
 
 
-def test_a_shard_that_cannot_be_opened(tmp_path):
+def test_a_shard_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(DataError, match="cannot read .*nowhere.tar: No such file"):
         scan_shards([str(tmp_path / "nowhere.tar")])
 
 
-def test_patterns_that_mean_nothing(tmp_path):
+def test_a_folder_named_like_a_shard_is_left_out(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "train" / "y.tar").mkdir()
+    assert open_split(tmp_path).labels.tolist() == LABELS
+
+
+def test_patterns_that_select_nothing_are_refused(tmp_path):
     write_shards(tmp_path)
     with pytest.raises(DataError, match=r"is not a folder with train/ and val/: .*data.eval_path"):
         open_split(tmp_path / "train" / "x-{00..02}.tar")
-    with pytest.raises(DataError, match=r"no shard at .*x-03.tar \(2 of 5 are missing\)"):
+    with pytest.raises(DataError, match=r"no shard at .*x-03.tar \(missing: 2 of 5\)"):
         open_split(tmp_path / "train" / "x-{00..04}.tar", eval_path=str(tmp_path / "val"))
     with pytest.raises(DataError, match=r"no shard at .*y-\*.tar$"):
         open_split(tmp_path / "train" / "y-*.tar", eval_path=str(tmp_path / "val"))
@@ -228,7 +234,7 @@ def test_patterns_that_mean_nothing(tmp_path):
         open_source(data_config(source="shards"), ModelConfig(variant="vit_test", image_size=28), "train")
 
 
-def test_a_shard_that_changed_or_went_away_while_it_is_used(tmp_path):
+def test_a_shard_that_changes_or_vanishes_while_it_is_used_is_named(tmp_path):
     write_shards(tmp_path)
     source = open_split(tmp_path)
     write_tar(tmp_path / "train" / "x-00.tar", [("a.cls", b"1"), *samples(LABELS[:3])])
@@ -246,7 +252,7 @@ def test_a_shard_that_changed_or_went_away_while_it_is_used(tmp_path):
         source.image(3)
 
 
-def test_an_image_that_is_none_is_named_with_its_shard(tmp_path):
+def test_a_damaged_image_is_named_with_its_shard(tmp_path):
     one_shard(("a.png", b"no image"), ("a.cls", b"1"))(tmp_path)
     source = open_split(tmp_path)
     with pytest.raises(DataError, match="cannot read the image .*x-01.tar/a.png: "):

@@ -25,7 +25,7 @@ from vit_ipu.simulator.loading.ring import RingMemory, RingReader
 
 
 class Pair:
-    """A user's own type."""
+    """A user-defined type of batch."""
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         self.left, self.right = left, right
@@ -50,7 +50,9 @@ def pairs() -> Iterator[None]:
 @pytest.mark.parametrize("load_indefinitely", [True, False])
 @pytest.mark.parametrize("early_preload", [True, False])
 @pytest.mark.parametrize("buffer_size", [1, 2, 20])
-def test_an_accessor_gives_every_element_every_epoch(load_indefinitely: bool, early_preload: bool, buffer_size: int):
+def test_an_accessor_returns_every_element_in_every_epoch(
+    load_indefinitely: bool, early_preload: bool, buffer_size: int
+):
     read = accessor(
         Numbers(5), load_indefinitely=load_indefinitely, early_preload=early_preload, buffer_size=buffer_size
     )
@@ -61,15 +63,15 @@ def test_an_accessor_gives_every_element_every_epoch(load_indefinitely: bool, ea
 
 
 @pytest.mark.parametrize("taken", [1, 4, 5])
-def test_an_epoch_that_is_cut_short_begins_again(taken: int):
+def test_an_interrupted_epoch_restarts_at_its_first_element(taken: int):
     read = accessor(Numbers(5))
     for _ in range(3):
         assert numbers(itertools.islice(read, taken)) == list(range(taken))
     assert numbers(read) == [0, 1, 2, 3, 4]
 
 
-def test_an_end_that_comes_while_the_host_looks_is_no_batch(monkeypatch: pytest.MonkeyPatch):
-    """The worker may write at any moment: here, just after the host has looked for the first time."""
+def test_an_end_of_epoch_written_while_the_host_looks_is_not_a_batch(monkeypatch: pytest.MonkeyPatch):
+    """A worker may write at any moment; here it writes just after the host has looked for the first time."""
     looks = itertools.count()
     is_ready = RingReader.is_ready
     monkeypatch.setattr(RingReader, "is_ready", lambda ring: next(looks) % 2 == 1 and is_ready(ring))
@@ -78,7 +80,7 @@ def test_an_end_that_comes_while_the_host_looks_is_no_batch(monkeypatch: pytest.
         assert numbers(read) == [0, 1, 2, 3, 4]
 
 
-def test_an_iterator_that_was_not_used_is_used_by_the_next():
+def test_repeated_calls_of_iter_lose_no_elements():
     read = accessor(Numbers(3))
     iter(read), iter(read)
     assert numbers(read) == [0, 1, 2]
@@ -95,7 +97,7 @@ def test_only_an_early_preload_fills_the_ring_before_it_is_read(early_preload: b
     assert read._worker._data_buffers.indices_mem.sum() == expected
 
 
-def test_an_element_stays_until_the_next_is_asked_for():
+def test_an_element_stays_valid_until_the_next_is_requested():
     read = iter(accessor(Numbers(9), buffer_size=2))
     first = next(read)
     time.sleep(0.2)
@@ -112,9 +114,9 @@ def test_an_element_stays_until_the_next_is_asked_for():
         (lambda n: {"b": n, "a": -n}, {"b", "a"}),
         (lambda n: Pair(n, -n), Pair),
     ],
-    ids=["tensor", "tuple", "list", "dict", "own type"],
+    ids=["tensor", "tuple", "list", "dict", "user-defined type"],
 )
-def test_what_a_batch_may_be(make: Callable[[Tensor], Any], expected: Any, pairs: None):
+def test_supported_types_of_batches(make: Callable[[Tensor], Any], expected: Any, pairs: None):
     read = iter(accessor(Numbers(4, make)))
     next(read)
     batch = next(read)
@@ -127,13 +129,13 @@ def test_what_a_batch_may_be(make: Callable[[Tensor], Any], expected: Any, pairs
     assert [int(value) for value in values] == [1, -1]
 
 
-def test_an_accessor_of_a_loader_puts_batches_together():
+def test_an_accessor_of_a_loader_joins_batches():
     read = accessor(loader(Numbers(10), batch_size=2), rebatched_size=3)
     assert numbers(read) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert len(read) == 3
 
 
-def test_a_terminated_accessor_is_not_used_again():
+def test_a_terminated_accessor_cannot_be_used_again():
     loaded = loader(Numbers(3), MODES[1])
     pid = loaded._accessor._worker.process.pid
     assert next(iter(loaded)) == 0
@@ -153,7 +155,7 @@ def test_terminating_a_synchronous_loader_has_no_effect():
     assert numbers(loaded) == [[0], [1], [2]]
 
 
-def test_an_accessor_that_is_dropped_ends_its_worker():
+def test_deleting_an_accessor_ends_its_worker():
     read = accessor(Numbers(3))
     pid = read._worker.process.pid
     del read
@@ -164,7 +166,7 @@ def test_an_accessor_that_is_dropped_ends_its_worker():
 
 
 @pytest.mark.parametrize("strategy", list(poptorch.SharingStrategy), ids=lambda strategy: strategy.name)
-def test_each_way_to_start_the_worker(strategy: poptorch.SharingStrategy):
+def test_each_sharing_strategy_starts_a_worker(strategy: poptorch.SharingStrategy):
     read = accessor(Picklable(), sharing_strategy=strategy)
     first, second, third = [element.tolist() for element in read]
     assert [first[0], second[0], third[0]] == [0, 1, 2]
@@ -187,7 +189,7 @@ def kill() -> None:
 
 
 @pytest.mark.parametrize("action", [fail, kill, lambda: sys.exit(0)], ids=["raises", "killed", "exits"])
-def test_a_worker_that_fails_is_an_error(action: Callable[[], None]):
+def test_a_worker_that_fails_raises_an_error(action: Callable[[], None]):
     read = iter(accessor(Broken(action)))
     assert next(read)[0] == 0
     with pytest.raises(AssertionError, match="An error occurred in the data fetcher"):
@@ -215,13 +217,15 @@ def test_a_worker_that_is_dead_cannot_begin_an_epoch():
     ],
     ids=["raises", "killed", "empty", "no tensor", "no container"],
 )
-def test_a_worker_that_fails_before_its_first_element(dataset: Any, reason: str, capfd: pytest.CaptureFixture):
+def test_a_worker_that_fails_before_its_first_element_prints_the_reason(
+    dataset: Any, reason: str, capfd: pytest.CaptureFixture
+):
     with pytest.raises(poptorch.Error, match="AsynchronousDataAccessor worker thread failed to start"):
         accessor(dataset)
     assert reason in capfd.readouterr().err
 
 
-def test_a_batch_is_released_before_the_next_is_taken():
+def test_a_batch_must_be_released_before_the_next_is_taken():
     reader = RingReader(RingMemory(2, [torch.zeros(3)]))
     reader.take()
     with pytest.raises(AssertionError, match="The current element must be released"):
@@ -258,7 +262,7 @@ def test_a_worker_that_does_not_return_is_ended(ignored: Any, monkeypatch: pytes
 # ------------------------------------------------------------------------------------ programs
 
 DATASET = """
-    import poptorch  # the worker must find it too
+    import poptorch  # the worker must be able to import it too
     import torch
 
     class Own(torch.utils.data.Dataset):
@@ -285,14 +289,14 @@ PROGRAM = """
         for batch in loader:
             break
         print(loader._accessor._worker.process.pid, flush=True)
-        for _ in range(600 if "wait" in sys.argv else 0):  # a signal just before a sleep is noticed after it
+        for _ in range(600 if "wait" in sys.argv else 0):  # a signal may wait for the end of a sleep
             time.sleep(0.1)
 """
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts a program that reads a little of a loader; its first line is the worker's process."""
+    """Returns a function that starts a program, which reads one batch and prints the ID of its worker process."""
     (tmp_path / "own_dataset.py").write_text(textwrap.dedent(DATASET))
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
@@ -311,7 +315,7 @@ def program(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 
 def test_a_program_that_ends_leaves_no_process(program: Callable[..., subprocess.Popen[str]]):
-    """Its dataset's module imports poptorch, in a process that did not install the simulator."""
+    """The dataset's module imports poptorch in the worker process, which did not install the simulator."""
     process = program("ForkServer")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output

@@ -49,7 +49,7 @@ def test_a_loader_freezes_its_options():
 
 @by_mode
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_every_mode_gives_the_same_batches_every_epoch(mode: poptorch.DataLoaderMode, num_workers: int):
+def test_every_mode_returns_the_same_batches_in_every_epoch(mode: poptorch.DataLoaderMode, num_workers: int):
     loaded = loader(Numbers(11), mode, batch_size=3, num_workers=num_workers)
     for _ in range(3):
         assert numbers(loaded) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
@@ -57,7 +57,7 @@ def test_every_mode_gives_the_same_batches_every_epoch(mode: poptorch.DataLoader
 
 
 @by_mode
-def test_an_incomplete_last_batch_comes_if_it_is_not_dropped(mode: poptorch.DataLoaderMode):
+def test_an_incomplete_last_batch_is_returned_unless_it_is_dropped(mode: poptorch.DataLoaderMode):
     loaded = loader(Numbers(8), mode, batch_size=3, drop_last=False)
     for _ in range(2):
         assert numbers(loaded) == [[0, 1, 2], [3, 4, 5], [6, 7]]
@@ -66,18 +66,18 @@ def test_an_incomplete_last_batch_comes_if_it_is_not_dropped(mode: poptorch.Data
 
 @pytest.mark.parametrize("worker_size", [1, 2, 3, 4, None])
 def test_rebatching_loses_no_sample_of_a_worker(worker_size: Optional[int]):
-    """Seven of each of two workers: batches of four from one worker would leave three over."""
+    """Two workers load seven samples each: batches of four from one worker would lose three samples."""
     loaded = loader(Stream(14), MODES[2], batch_size=4, num_workers=2, rebatched_worker_size=worker_size)
     batches = numbers(loaded)
     assert [len(batch) for batch in batches] == [4, 4, 4]
     assert len(set(itertools.chain(*batches))) == 12
 
 
-def test_without_rebatching_a_stream_loses_what_its_workers_have_left_over():
+def test_without_rebatching_a_stream_loses_the_incomplete_batch_of_each_worker():
     assert [len(batch) for batch in loader(Stream(14), MODES[1], batch_size=4, num_workers=2)] == [4, 4]
 
 
-def test_batch_size_none_gives_single_samples():
+def test_batch_size_none_returns_single_samples():
     loaded = loader(Numbers(3), MODES[1], batch_size=None, drop_last=False)
     assert loaded.combinedBatchSize is None
     assert numbers(loaded) == [0, 1, 2]
@@ -134,9 +134,11 @@ def test_rebatching_keeps_the_order(sizes: List[int], drop_last: bool, expected:
         (10, 3, None, [(0, 4, 0), (4, 3, 0), (7, 3, 0)]),
         (1, 2, None, [(0, 1, 0), (1, 0, 0)]),
     ],
-    ids=["whole batches", "no leftovers", "dealt out", "too few"],
+    ids=["complete batches", "no leftovers", "uneven", "too few"],
 )
-def test_shares(num_samples: int, num_processes: int, multiple_of: Optional[int], expected: List[Any]):
+def test_samples_are_shared_among_processes(
+    num_samples: int, num_processes: int, multiple_of: Optional[int], expected: List[Any]
+):
     shares = [share(num_samples, process, num_processes, multiple_of=multiple_of) for process in range(num_processes)]
     assert shares == expected
 
@@ -147,13 +149,13 @@ def test_processes_read_disjoint_rows(mode: poptorch.DataLoaderMode):
     assert [numbers(each) for each in read] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
 
 
-def test_processes_that_drop_nothing_share_evenly():
+def test_processes_that_drop_no_samples_share_evenly():
     read = [loader(Numbers(5), options=of_process(p, 2), batch_size=2, drop_last=False) for p in range(2)]
     assert [numbers(each) for each in read] == [[[0, 1], [2]], [[3, 4]]]
 
 
 @by_mode
-def test_a_shuffle_is_one_over_all_processes_and_reaches_every_sample_in_two_epochs(mode: poptorch.DataLoaderMode):
+def test_all_processes_share_one_shuffle_that_changes_every_epoch(mode: poptorch.DataLoaderMode):
     read = [loader(Numbers(10), mode, options=of_process(p, 2, seed=1), batch_size=2, shuffle=True) for p in range(2)]
     first, second = [[list(itertools.chain(*numbers(each))) for each in read] for _ in range(2)]
     for epoch in (first, second):
@@ -162,7 +164,7 @@ def test_a_shuffle_is_one_over_all_processes_and_reaches_every_sample_in_two_epo
     assert first[0] != sorted(first[0])
 
 
-def test_a_partition_of_ones_own_is_left_alone():
+def test_automatic_partitioning_can_be_switched_off():
     options = of_process(1, 2)
     assert numbers(loader(Numbers(4), options=options, auto_distributed_partitioning=False)) == [[0], [1], [2], [3]]
 
@@ -172,7 +174,7 @@ def test_too_few_samples_for_the_processes_fail_as_in_poptorch():
         loader(Numbers(3), options=of_process(0, 2), batch_size=2)
 
 
-def test_a_share_shuffles_by_a_seed():
+def test_shuffling_a_share_needs_a_seed():
     whole = SubDataset(list(range(4)), poptorch.Options(), 2, drop_last=True)
     with pytest.raises(AssertionError, match="Seed must be set when shuffling"):
         whole.next_epoch()
@@ -219,7 +221,7 @@ SAMPLER = BatchSampler(SequentialSampler(range(4)), batch_size=2, drop_last=Fals
         ({"mode": MODES[2], "batch_size": 1}, AssertionError, "rebatched_size must be None or greater than 1"),
     ],
 )
-def test_loaders_that_are_refused(arguments: Dict[str, Any], error: Any, message: str):
+def test_invalid_arguments_of_a_loader_are_refused(arguments: Dict[str, Any], error: Any, message: str):
     arguments = {"options": poptorch.Options(), "dataset": Numbers(4), **arguments}
     with pytest.raises(error, match=message):
         poptorch.DataLoader(**arguments)
@@ -240,7 +242,7 @@ class NoLength(BatchSampler):
     ],
     ids=["samples", "batches", "unknown", "stream"],
 )
-def test_what_a_loader_warns_of(
+def test_a_loader_warns_about_uneven_and_repeated_samples(
     dataset: Any, arguments: Dict[str, Any], message: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ):
     monkeypatch.setattr(data_accessor.logger, "propagate", True)
@@ -249,7 +251,7 @@ def test_what_a_loader_warns_of(
     assert message in caplog.text
 
 
-def test_an_accessor_is_not_put_around_another():
+def test_an_asynchronous_loader_cannot_be_given_to_an_accessor():
     with pytest.raises(poptorch.Error, match="The DataLoader already uses an AsynchronousDataAccessor internally"):
         accessor(loader(Numbers(3), MODES[1]))
 

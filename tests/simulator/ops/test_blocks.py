@@ -1,4 +1,4 @@
-"""Blocks of the simulator: how each kind of annotation places operations, and what it refuses."""
+"""Blocks of the simulator: how each kind of annotation places operations, and which arguments are refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Calls(nn.Module):
 
 
 @pytest.fixture
-def begun(caplog):
-    """A function: the blocks that begin while a model is traced, ID, stage and IPU of each."""
+def blocks_of(caplog):
+    """Returns a function that traces a model and lists the ID, stage and IPU of each block that begins."""
 
     def trace(model):
         strategy = poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement)
@@ -85,24 +85,24 @@ def layered(model, x):
     ],
     ids=["context", "decorator", "start", "module", "function"],
 )
-def test_what_begins_a_block(begun, model, expected):
-    assert begun(model) == expected
+def test_each_kind_of_annotation_begins_its_blocks(blocks_of, model, expected):
+    assert blocks_of(model) == expected
 
 
-def test_blocks_without_an_id_are_numbered(begun):
+def test_blocks_without_an_id_are_numbered(blocks_of):
     first, second = poptorch.BeginBlock(nn.ReLU()), poptorch.BeginBlock(torch.relu)
 
     def forward(model, x):
         poptorch.Block.useAutoId()
         return second(first(x))
 
-    assert begun(Calls(forward)) == [("0", 1, 1), ("1", 2, 2)]
+    assert blocks_of(Calls(forward)) == [("0", 1, 1), ("1", 2, 2)]
     assert poptorch.module_repr(first).startswith("BeginBlock(user_id=0, ipu_id=None) ReLU")
     assert isinstance(second, poptorch.LegacyBeginBlockFn)
     assert second._user_id == "1"
 
 
-def test_the_numbering_can_begin_again(begun):
+def test_use_auto_id_restarts_the_numbering(blocks_of):
     def forward(model, x):
         for _ in range(2):
             poptorch.Block.useAutoId()
@@ -110,10 +110,10 @@ def test_the_numbering_can_begin_again(begun):
                 x = x * 2
         return x
 
-    assert begun(Calls(forward)) == [("0", 1, 0), ("0", 1, 0)]
+    assert blocks_of(Calls(forward)) == [("0", 1, 0), ("0", 1, 0)]
 
 
-def test_annotations_are_copied_and_removed():
+def test_annotations_are_deep_copied_and_can_be_removed():
     model = nn.Sequential(poptorch.BeginBlock(nn.ReLU(), "a"), nn.Sequential(poptorch.BeginBlock(nn.ReLU(), "b")))
     assert poptorch.module_repr(copy.deepcopy(model)) == poptorch.module_repr(model) != repr(model)
     poptorch.removeBlocks(model)
@@ -133,7 +133,7 @@ def test_annotations_are_copied_and_removed():
     ],
     ids=["number", "twice", "remove"],
 )
-def test_what_blocks_refuse(function, raised, message):
+def test_invalid_arguments_of_blocks_are_refused(function, raised, message):
     with pytest.raises(raised) as caught:
         function()
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""for_loop and cond of the simulator: traced, run, on the host, and refused."""
+"""The simulator's for_loop and cond: tracing, runs, use on the host, and errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_loop_body_is_traced_once_and_then_runs():
     assert len(calls) == 4
 
 
-def test_loop_body_in_place_leaves_the_loops_inputs_alone():
+def test_an_in_place_loop_body_does_not_change_the_loops_inputs():
     def forward(x):
         y = x * 1
         out = poptorch.for_loop(3, lambda a: a.add_(1), [y])[0]
@@ -103,7 +103,7 @@ def test_nested_loops():
     ],
     ids=["tensor", "tuple", "number", "count", "negative", "large", "outputs", "shape", "dtype"],
 )
-def test_what_a_loop_refuses(count, body, inputs, raised, message):
+def test_invalid_loops_are_refused(count, body, inputs, raised, message):
     with pytest.raises(raised) as caught:
         infer(lambda x: poptorch.for_loop(count, body, inputs)[0], X)
     assert message in str(caught.value)
@@ -123,7 +123,7 @@ def test_a_loop_is_for_inference_only():
 # -------------------------------------------------------------------------------------------- cond
 
 
-def test_cond_decides_in_each_run():
+def test_cond_chooses_its_branch_in_each_run():
     def forward(condition, x, y):
         return poptorch.cond(condition, lambda a: a * 10, [x], lambda a, b: a - b, [x, y])
 
@@ -152,7 +152,7 @@ def test_both_branches_are_traced_and_one_runs():
     assert calls == ["then", "else", "else"]
 
 
-def test_branches_get_copies():
+def test_branches_get_copies_of_their_inputs():
     def forward(condition, x):
         y = x * 1
         out = poptorch.cond(condition, lambda a: a.add_(1), [y], lambda a: a * 1, [y])[0]
@@ -163,33 +163,33 @@ def test_branches_get_copies():
     assert torch.equal(y, X)
 
 
-def nothing(a):
+def unchanged(a):
     return a
 
 
 @pytest.mark.parametrize(
     ("then_body", "else_body", "raised", "message"),
     [
-        (lambda a: (a, a), nothing, poptorch.Error, "must return the same number of tensors: they return 2 and 1"),
-        (nothing, lambda a: a.sum(), poptorch.Error, "`else` branch output has an empty shape"),
-        (nothing, lambda a: a[:1], poptorch.Error, "torch.float32 of shape [2] from then_body, but torch.float32 of"),
-        (nothing, lambda a: a.int(), poptorch.Error, "but torch.int32 of shape [2] from else_body"),
-        (nothing, lambda a: a[None], NotImplementedError, "PopTorch reshapes then_body's outputs: [2] to [1, 2]"),
+        (lambda a: (a, a), unchanged, poptorch.Error, "must return the same number of tensors: they return 2 and 1"),
+        (unchanged, lambda a: a.sum(), poptorch.Error, "`else` branch output has an empty shape"),
+        (unchanged, lambda a: a[:1], poptorch.Error, "torch.float32 of shape [2] from then_body, but torch.float32 of"),
+        (unchanged, lambda a: a.int(), poptorch.Error, "but torch.int32 of shape [2] from else_body"),
+        (unchanged, lambda a: a[None], NotImplementedError, "PopTorch reshapes then_body's outputs: [2] to [1, 2]"),
     ],
     ids=["number", "scalar", "shape", "dtype", "reshape"],
 )
-def test_what_cond_refuses(then_body, else_body, raised, message):
+def test_invalid_branches_of_cond_are_refused(then_body, else_body, raised, message):
     with pytest.raises(raised) as caught:
         infer(lambda c, x: poptorch.cond(c, then_body, [x], else_body, [x])[0], torch.tensor([True]), X)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("then_inputs", "else_inputs"), [((X,), [X]), ([X], X)], ids=["tuple", "tensor"])
-def test_cond_takes_lists(then_inputs, else_inputs):
+def test_cond_takes_its_inputs_as_lists_only(then_inputs, else_inputs):
     with pytest.raises(ValueError, match=r"to be a list of tensors. \(Object is not list\)"):
-        poptorch.cond(torch.tensor([True]), nothing, then_inputs, nothing, else_inputs)
+        poptorch.cond(torch.tensor([True]), unchanged, then_inputs, unchanged, else_inputs)
 
 
 def test_cond_is_for_inference_only():
     with pytest.raises(poptorch.Error, match=r"poptorch.cond\(\) is only supported in inference"):
-        train(lambda c, x: poptorch.cond(c, nothing, [x], nothing, [x]), torch.tensor([True]), X)
+        train(lambda c, x: poptorch.cond(c, unchanged, [x], unchanged, [x]), torch.tensor([True]), X)

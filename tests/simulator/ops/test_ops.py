@@ -1,4 +1,4 @@
-"""The simulator's operations beside PyTorch's: slices, hints, convolutions and host operations, on host and IPU."""
+"""PopTorch's own operations in the simulator: slices, markers, convolutions and host operations, on host and IPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Modes, Plan = poptorch.MatMulSerializationMode, poptorch.MultiConvPlanType
 
 
 class Calls(nn.Module):
-    """A model whose forward is a function; in training its inputs are multiplied by a weight of ones."""
+    """A model whose forward is a function; in training, the first input is multiplied by a weight of one."""
 
     def __init__(self, function) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ ONE = torch.tensor([1])
         ("update", (MATRIX, MATRIX, 0, ONE, -1), "with the end less than the start is not supported."),
     ],
 )
-def test_what_slices_refuse(name, arguments, message):
+def test_invalid_slices_are_refused(name, arguments, message):
     function = getattr(poptorch, "dynamic_" + name)
     assert message in message_of(poptorch.Error, lambda x: function(*arguments) + x, X)
 
@@ -105,17 +105,17 @@ def test_dynamic_update_needs_a_source_of_the_slices_size():
     assert "src size = [3, 8], slice size = [2, 8]" in text
 
 
-def test_on_the_host_the_start_is_an_integer():
+def test_on_the_host_the_start_must_be_an_integer():
     with pytest.raises(poptorch.Error, match="Expected integer typed start tensor"):
         poptorch.dynamic_slice(MATRIX, 0, torch.tensor([1.0]), 1, 1)
 
 
-# ------------------------------------------------------------------------------------------- hints
+# ----------------------------------------------------------------------------------------- markers
 
 
 @pytest.mark.parametrize(("factor", "keep_precision"), [(1, False), (2, True), (4, False)])
 @pytest.mark.parametrize("mode", list(Modes), ids=lambda mode: mode.name)
-def test_serialized_products_are_products(mode, factor, keep_precision):
+def test_a_serialized_product_equals_the_plain_product(mode, factor, keep_precision):
     lhs, rhs = torch.randn(4, 8), torch.randn(8, 12)
     out = infer(lambda a, b: poptorch.serializedMatMul(a, b, mode, factor, keep_precision), lhs, rhs)
     assert torch.allclose(out, lhs @ rhs)
@@ -131,12 +131,12 @@ def test_serialized_products_are_products(mode, factor, keep_precision):
     ],
     ids=["input", "reducing", "output", "zero"],
 )
-def test_a_product_is_split_evenly(mode, factor, message):
+def test_a_product_must_split_evenly(mode, factor, message):
     lhs, rhs = torch.randn(4, 8), torch.randn(8, 12)
     assert message in message_of(poptorch.Error, lambda a, b: poptorch.serializedMatMul(a, b, mode, factor), lhs, rhs)
 
 
-def test_a_serialized_product_is_of_matrices():
+def test_a_serialized_product_needs_matrices():
     text = message_of(poptorch.Error, lambda a: poptorch.serializedMatMul(a, a, Modes.InputChannels, 2), X)
     assert "LHS Input: must have rank 2 or 3 for matmul serialization." in text
 
@@ -147,7 +147,7 @@ def test_serialized_products_check_their_arguments(arguments):
         poptorch.serializedMatMul(MATRIX, MATRIX.T, *arguments)
 
 
-HINTS = {
+MARKERS = {
     "memory": lambda x: poptorch.set_available_memory(x, 0.3),
     "checkpoint": poptorch.recomputationCheckpoint,
     "nop": poptorch.nop,
@@ -155,16 +155,16 @@ HINTS = {
 }
 
 
-@pytest.mark.parametrize("hint", HINTS.values(), ids=HINTS)
-def test_hints_pass_values_and_gradients(hint):
-    assert torch.equal(hint(X), X)
-    assert torch.equal(infer(lambda x: hint(x) * 2, X), X * 2)
-    out, weight = train(hint, X)
+@pytest.mark.parametrize("marker", MARKERS.values(), ids=MARKERS)
+def test_markers_do_not_change_values_or_gradients(marker):
+    assert torch.equal(marker(X), X)
+    assert torch.equal(infer(lambda x: marker(x) * 2, X), X * 2)
+    out, weight = train(marker, X)
     assert torch.equal(out, X)
     assert float(weight) == pytest.approx(1 - 0.01 * 3)  # the default SGD; the gradient is 1 + 2
 
 
-def test_name_scopes_change_nothing():
+def test_name_scopes_do_not_change_outputs():
     def forward(x):
         with poptorch.NameScope("scope"):
             return x * 2
@@ -174,7 +174,7 @@ def test_name_scopes_change_nothing():
         poptorch.NameScope(5)
 
 
-def test_the_trace_learns_of_checkpoints():
+def test_checkpoints_are_recorded_in_the_graph():
     graphs = []
 
     def forward(x):
@@ -184,10 +184,10 @@ def test_the_trace_learns_of_checkpoints():
 
     infer(forward, X)
     assert len(graphs[0].checkpoints) == 2
-    assert graphs[1] is None  # when the model runs
+    assert graphs[1] is None  # there is no trace while the model runs
 
 
-def test_checkpoints_keep_structure():
+def test_checkpoints_keep_the_structure_of_their_inputs():
     one, two = poptorch.recomputationCheckpoint(X, X + 1)
     listed = poptorch.recomputationCheckpoint([X, X + 1])
     assert isinstance(listed, list)
@@ -210,7 +210,7 @@ def test_checkpoints_keep_structure():
     ],
     ids="nop memory zero above checkpoint nested loss print format".split(),
 )
-def test_what_hints_refuse(function, raised, message):
+def test_invalid_arguments_of_markers_are_refused(function, raised, message):
     assert message in message_of(raised, function, X)
 
 
@@ -241,7 +241,7 @@ NO_OPTIONS = poptorch.MultiConv().availableMemoryProportions(None).enableConvDit
 
 
 @pytest.mark.parametrize("multi_conv", [ALL_OPTIONS, NO_OPTIONS], ids=["all", "none"])
-def test_a_multi_convolution_is_its_convolutions(multi_conv):
+def test_a_multi_convolution_equals_its_convolutions(multi_conv):
     for out, expected in (two_convolutions(multi_conv), two_convolutions(multi_conv)):
         assert torch.allclose(out, expected)
 
@@ -256,7 +256,7 @@ def test_a_multi_convolution_is_its_convolutions(multi_conv):
     ],
     ids=["range", "memory", "partials", "dithering"],
 )
-def test_options_fit_the_convolutions(multi_conv, message):
+def test_options_must_match_the_convolutions(multi_conv, message):
     with pytest.raises(poptorch.Error) as caught:
         two_convolutions(multi_conv)
     assert message in str(caught.value)
@@ -272,7 +272,7 @@ def without_convolution(x):
         return x * 2
 
 
-def test_multi_convolutions_neither_nest_nor_are_empty():
+def test_nested_and_empty_multi_convolutions_are_refused():
     assert "Nested poptorch.MultiConv is not supported" in message_of(poptorch.Error, nested, X)
     assert "Unexpected end_multi_conv" in message_of(poptorch.Error, without_convolution, X)
     assert torch.equal(without_convolution(X), X * 2)  # on the host
@@ -292,7 +292,7 @@ def test_multi_convolutions_neither_nest_nor_are_empty():
     ],
     ids="memory memory-list partials partials-list dithering plan tiles cycles".split(),
 )
-def test_what_multi_convolutions_refuse(set_option, raised, message):
+def test_invalid_options_of_multi_convolutions_are_refused(set_option, raised, message):
     with pytest.raises(raised) as caught:
         set_option(poptorch.MultiConv())
     assert message in str(caught.value)
@@ -354,7 +354,7 @@ def test_custom_ops_are_not_simulated():
     ],
     ids=["key", "value", "types", "ascii-key", "ascii-value"],
 )
-def test_what_attributes_of_custom_ops_refuse(attributes, message):
+def test_invalid_attributes_of_custom_ops_are_refused(attributes, message):
     with pytest.raises(ValueError) as caught:
         poptorch.custom_op([X], "Cube", "com.acme", 1, [X], attributes)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Overlapped input and output: tensors pass unchanged, and PopTorch's rules hold when a model is compiled."""
+"""Overlapped input and output: tensors pass unchanged, and PopTorch's rules are checked when a model is compiled."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def not_an_output(x):
     ],
     ids="used marked returned not-input out-twice out-marked not-output pipelined tiles out-tiles mode".split(),
 )
-def test_what_compiling_refuses(function, made, message):
+def test_overlap_that_breaks_a_rule_is_refused_at_compilation(function, made, message):
     with pytest.raises(poptorch.Error) as caught:
         poptorch.inferenceModel(Calls(function), made).compile(X)
     assert message in str(caught.value)
@@ -114,19 +114,19 @@ def in_a_structure(x):
     ],
     ids=["both", "sum", "no-overlap", "used-after", "structure"],
 )
-def test_overlap_changes_no_numbers(function, made):
+def test_overlap_does_not_change_outputs(function, made):
     out = poptorch.inferenceModel(Calls(function), made)(X)
     expected = function(X)
     pairs = zip(out, expected) if isinstance(expected, tuple) else [(out, expected)]
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_on_the_host_the_very_tensors_are_returned():
+def test_on_the_host_the_same_tensors_are_returned():
     assert marked_in({"x": [X]})["x"][0] is X
     assert marked_out(X) is X
 
 
-class Ignorant(poptorch.ICustomArgParser):
+class NumberParser(poptorch.ICustomArgParser):
     """A parser that yields something other than tensors."""
 
     def yieldTensors(self, struct):
@@ -141,8 +141,8 @@ class Holder:
 
 
 @pytest.mark.parametrize(("mark", "kind"), [(marked_in, "inputs"), (marked_out, "outputs")], ids=["input", "output"])
-def test_only_tensors_are_marked(mark, kind):
-    poptorch.registerCustomArgParser(Holder, Ignorant())
+def test_only_tensors_can_be_marked(mark, kind):
+    poptorch.registerCustomArgParser(Holder, NumberParser())
     try:
         with pytest.raises(poptorch.Error, match=f"overlap for torch.tensor {kind}. <class 'int'> is not"):
             mark(Holder())

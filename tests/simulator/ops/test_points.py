@@ -1,4 +1,4 @@
-"""The simulator's CTC beam search, farthest points and nearest points, each against exhaustive search."""
+"""The simulator's CTC beam search, farthest points and nearest points, each compared with exhaustive search."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def train(function, *inputs):
 
 
 def all_label_sequences(log_probs, blank):
-    """The probability of each label sequence: of all alignments that merge to it."""
+    """Returns (labels, probability) pairs, most probable first: sums over all alignments that merge to the labels."""
     found = defaultdict(float)
     for alignment in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0]):
         merged = [label for label, _ in itertools.groupby(alignment)]
@@ -49,7 +49,7 @@ def all_label_sequences(log_probs, blank):
 
 
 @pytest.mark.parametrize("blank", [0, 2])
-def test_a_wide_beam_finds_what_enumeration_finds(blank):
+def test_a_wide_beam_finds_the_same_sequences_as_enumeration(blank):
     log_probs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).log_softmax(1)
     found = beam_search(log_probs, blank, 1000)
     expected = all_label_sequences(log_probs, blank)
@@ -74,7 +74,7 @@ def test_the_decoder_returns_paths_of_each_sample_within_its_length():
             assert float(scores[sample, path]) == pytest.approx(-math.log(probability), rel=1e-5)
 
 
-def test_the_decoder_gives_zeros_on_the_host():
+def test_the_decoder_returns_zeros_on_the_host():
     out = poptorch.ctc_beam_search_decoder(torch.randn(4, 2, 3), torch.tensor([4, 4]), top_paths=2)
     assert [tensor.shape for tensor in out] == [(2, 2), (2, 2), (2, 2, 4)]
     assert not any(tensor.any() for tensor in out)
@@ -94,7 +94,7 @@ PROBS, LENGTHS = torch.zeros(4, 2, 3), torch.tensor([4, 4])
     ],
     ids=["probs", "lengths", "shape", "paths", "blank"],
 )
-def test_what_the_decoder_refuses(probs, lengths, named, message):
+def test_invalid_arguments_of_the_decoder_are_refused(probs, lengths, named, message):
     with pytest.raises(poptorch.Error) as caught:
         infer(lambda x: poptorch.ctc_beam_search_decoder(probs, lengths, **named)[0] + x, torch.zeros(1))
     assert message in str(caught.value)
@@ -151,7 +151,7 @@ SRC = torch.zeros(4, 2)
     ],
     ids=["src", "ptr", "short", "ratio", "start", "range", "rank", "long"],
 )
-def test_what_fps_refuses(arguments, message):
+def test_invalid_arguments_of_fps_are_refused(arguments, message):
     arguments = arguments if len(arguments) > 1 else (*arguments, [0, 4])
     with pytest.raises(poptorch.Error) as caught:
         infer(lambda x: poptorch.fps(*arguments) + x.int(), torch.zeros(1))
@@ -173,15 +173,15 @@ CENTRES = torch.tensor([[-1, 0], [1, 0], [-2, 0], [2, 0]]).float()
         (torch.tensor([0, 0, 1, 1, 1, 1, 1, 1]), [0, 0, 0, 1], [0, 0, 3, 3, 3, 3, 3, 3]),
         (None, torch.zeros(4, dtype=torch.int64), [0, 0, 1, 1, 2, 2, 3, 3]),
     ],
-    ids=["none", "lists", "apart", "mixed", "one"],
+    ids=["none", "lists", "uneven", "mixed", "one"],
 )
-def test_nearest_point_of_the_same_sample(batch_x, batch_y, expected):
+def test_nearest_finds_points_of_the_same_sample(batch_x, batch_y, expected):
     out = infer(poptorch.nearest, CORNERS, CENTRES, batch_x, batch_y)
     assert out.dtype == torch.int32
     assert out.tolist() == expected
 
 
-def test_nearest_of_single_numbers():
+def test_nearest_takes_points_of_one_number():
     out = infer(poptorch.nearest, torch.tensor([0.1, 0.9]), torch.tensor([1.0, 0.0]))
     assert out.tolist() == [1, 0]
 
@@ -202,7 +202,7 @@ def test_nearest_of_single_numbers():
     ],
     ids="x y type rank features size-x size-y sorted-x sorted-y samples".split(),
 )
-def test_what_nearest_refuses(arguments, raised, message):
+def test_invalid_arguments_of_nearest_are_refused(arguments, raised, message):
     with pytest.raises(raised) as caught:
         infer(lambda x: poptorch.nearest(*arguments) + x.int(), torch.zeros(1))
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""What the simulator prints: tensors from the IPU, and modules with their blocks."""
+"""Printing in the simulator: tensors from the IPU, and modules with their blocks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PRINT_CASES = [
     PRINT_CASES,
     ids="auto scientific fixed scalar integers bools aligned wide unaligned none special cut cut-rows".split(),
 )
-def test_tensors_in_print(tensor, style, expected):
+def test_a_tensor_is_formatted_in_the_chosen_style(tensor, style, expected):
     assert text_of(tensor, PrintFormat(*style)) == expected
 
 
@@ -74,7 +74,7 @@ def test_printing_happens_when_the_model_runs(capfd):
         ("x", False, "x: (1.000,2.000)\n"),
         ("", True, "PrintTensor: (1.000,2.000)\nPrintTensor_gradient: (2.000,2.000)\n"),
     ],
-    ids=["gradient", "without", "untitled"],
+    ids=["gradient", "no-gradient", "untitled"],
 )
 def test_the_gradient_is_printed_in_the_backward_pass(capfd, title, print_gradient, expected):
     poptorch.trainingModel(Printer(title, print_gradient))(X)

@@ -12,6 +12,7 @@ from vit_ipu.backends.contract import HostBatch, Instances, StepResult
 from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
 from vit_ipu.backends.native.optimizer import build_optimizer
 from vit_ipu.config import Config
+from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
 from vit_ipu.optim import parameter_groups
 from vit_ipu.step import InferenceStep, TrainingStep
@@ -52,23 +53,8 @@ class NativeBackend:
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
     def _update(self, batch: HostBatch) -> Tensor:
-        """Makes one weight update on a global batch, and returns the mean loss.
-
-        Smaller micro-batches are tried if memory runs out.
-        """
-        rng = _rng_state(self._device)
-        while True:
-            try:
-                loss = self._accumulate(batch)
-                break
-            except torch.cuda.OutOfMemoryError:
-                smaller = [size for size in merged_sizes(self._config.pipeline) if size < self.micro_batch_size]
-                if self._config.pipeline.native_micro_batch_size is not None or not smaller:
-                    raise
-                self.micro_batch_size = smaller[-1]
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            _set_rng_state(rng)
+        """Makes one weight update on a global batch, and returns the mean loss."""
+        loss = self._in_memory(lambda: self._accumulate(batch))
         if self._config.optim.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.max_grad_norm)
         self._optimizer.step()
@@ -96,11 +82,41 @@ class NativeBackend:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16)
 
+    # ------------------------------------------------------------------------------------- memory
+
+    def _in_memory(self, work: Callable[[], Tensor]) -> Tensor:
+        """Returns the result of `work`, which is called again with smaller micro-batches each time memory runs out.
+
+        Raises RunFailed if the micro-batches cannot become smaller.
+        """
+        rng = _rng_state(self._device)
+        while True:
+            try:
+                return work()
+            except torch.cuda.OutOfMemoryError as error:
+                self._lower_micro_batch_size(error)
+            self._optimizer.zero_grad(set_to_none=True)  # after the error, whose traceback holds tensors, is gone
+            torch.cuda.empty_cache()
+            _set_rng_state(rng)
+
+    def _lower_micro_batch_size(self, error: torch.cuda.OutOfMemoryError) -> None:
+        pipeline, size = self._config.pipeline, self.micro_batch_size
+        smaller = [other for other in merged_sizes(pipeline) if other < size]
+        if pipeline.native_micro_batch_size is not None or not smaller:
+            remedy = "lower pipeline.micro_batch_size, or use --device cpu"
+            if pipeline.native_micro_batch_size is not None:
+                remedy = "remove pipeline.native_micro_batch_size, so that smaller micro-batches are tried"
+            raise RunFailed(f"{self._device}: out of memory with micro-batches of {size} images: {remedy}") from error
+        self.micro_batch_size = smaller[-1]
+
     # ---------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         self._inference_step.eval()
+        return self._in_memory(lambda: self._predict(images))
+
+    def _predict(self, images: Tensor) -> Tensor:
         size = self.micro_batch_size
         logits = [self._predict_chunk(images[start : start + size], size) for start in range(0, len(images), size)]
         return torch.cat(logits) if logits else torch.empty(0, self._config.model.num_classes)

@@ -57,20 +57,32 @@ class TrainingLoader:
     """Yields the host steps start_step, start_step + 1, ... total_steps - 1."""
 
     def __init__(
-        self, source: Source, config: Config, positions: np.ndarray, *, start_step: int, total_steps: int
+        self,
+        source: Source,
+        config: Config,
+        positions: np.ndarray,
+        *,
+        start_step: int,
+        total_steps: int,
+        page_lock: bool = True,
     ) -> None:
-        """`positions`: the positions within a host step that this process loads (BatchPlan.share)."""
+        """`positions`: the positions within a host step that this process loads (BatchPlan.share).
+
+        `page_lock`: let a GPU, if there is one, read the workers' buffers directly.
+        """
         self._source, self._config = source, config
         self._stream = TrainingStream(len(source), config.run.seed)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
         self._steps = range(start_step, total_steps)
+        self._page_lock = page_lock
         self.skipped: Dict[str, None] = {}
         """Messages about the images that could not be read so far, in order; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
         fill = TrainingFill(self._source, self._config)
-        filled = _filled(self._entries(), fill, self._config, len(self._positions), len(self._steps))
+        samples, steps = len(self._positions), len(self._steps)
+        filled = _filled(self._entries(), fill, self._config, samples, steps, page_lock=self._page_lock)
         for step, whole in zip(self._steps, filled):
             self.skipped.update(dict.fromkeys(whole.skipped))
             yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
@@ -100,7 +112,9 @@ class EvaluationLoader:
             yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
 
 
-def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples: int, steps: int) -> Iterator[Filled]:
+def _filled(
+    entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples: int, steps: int, *, page_lock: bool = True
+) -> Iterator[Filled]:
     """Fills the steps in data.num_workers processes, or in this process if data.num_workers is 0."""
     dtype = getattr(torch, config.data.transfer)
 
@@ -112,7 +126,7 @@ def _filled(entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples
     size = samples * 3 * config.model.image_size**2 * torch.empty(0, dtype=dtype).element_size()
     ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), steps))
     buffers = [buffer(samples, shared=True) for _ in range(ahead + 1)]
-    return fill_by_workers(entries, fill, buffers, config.data.num_workers)
+    return fill_by_workers(entries, fill, buffers, config.data.num_workers, page_lock=page_lock)
 
 
 class _Fill:

@@ -86,16 +86,21 @@ def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callab
 
 
 def fill_by_workers(
-    steps: Iterable[List[Entry]], fill: Fill, buffers: Sequence[Buffer], num_workers: int
+    steps: Iterable[List[Entry]],
+    fill: Fill,
+    buffers: Sequence[Buffer],
+    num_workers: int,
+    *,
+    page_lock: bool = True,
 ) -> Iterator[Filled]:
     """Yields the steps, loaded by `num_workers` processes into the two or more `buffers`: all but one are filled ahead.
 
-    Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
-    if a worker cannot be started or dies.
+    Only the last step may be smaller than a buffer. `page_lock`: let a GPU, if there is one, read the buffers directly.
+    Raises the error of a step when that step is due, and RunFailed if a worker cannot be started or dies.
     """
     pool = _Pool(steps, fill, buffers, num_workers)
     try:
-        with _page_locked(buffers):
+        with _page_locked(buffers if page_lock else ()):
             yield from pool.steps()
     finally:
         pool.close()
@@ -290,7 +295,7 @@ def _begin_work(number: int) -> None:
 def _handler_of_child_signals_kept() -> Iterator[None]:
     """Removes DataLoader's handler of SIGCHLD, which raises from any instruction of the main process.
 
-    A worker that dies is still noticed within five seconds, when the main process waits for the worker's answer.
+    A worker that dies is still noticed once the main process has waited for five seconds without any worker's answer.
     """
     before = signal.getsignal(signal.SIGCHLD)
     try:

@@ -11,6 +11,9 @@ from vit_ipu.data.sources.shard_index import JOURNAL
 from vit_ipu.errors import DataError, UserError
 from vit_ipu.files import lock
 
+SURPLUS = "surplus"
+"""Key of the names of all earlier shards, none of which is kept: only the settings that --rescan writes have it."""
+
 
 def lock_journal(journal: IO[str], folder: Path) -> None:
     """Locks `folder` for this process while `journal` is open. Raises UserError if another process has the lock."""

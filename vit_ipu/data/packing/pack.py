@@ -38,7 +38,7 @@ from vit_ipu.data.packing.jobs import (
     scan_with_keys,
     size_of_sample,
 )
-from vit_ipu.data.packing.journal import append_record, lock_journal, read_journal
+from vit_ipu.data.packing.journal import SURPLUS, append_record, lock_journal, read_journal
 from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.base import split_folder
 from vit_ipu.data.sources.folders import FolderSource, open_folders
@@ -56,7 +56,7 @@ from vit_ipu.data.sources.shard_index import (
 )
 from vit_ipu.errors import DataError, PackInterrupted, UserError
 from vit_ipu.files import write_whole
-from vit_ipu.text import single_line
+from vit_ipu.text import and_more, single_line
 
 SPLITS = {"train": "train", "eval": "val"}
 """The folder name of each split."""
@@ -98,7 +98,7 @@ def pack(
         raise DataError(f"{source} is not a folder: give the folder of the images")
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
-    _refuse_strange_target(target, source, images.values())
+    _refuse_unusable_target(target, source, images.values())
     packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
     if cache.rescan:
         for packer in packers:
@@ -127,15 +127,15 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
                 progress("verify " + folder.name, done, index["samples"])
         if wrong:
             raise DataError(
-                f"{folder / min(wrong)} is missing or has changed, and so are {len(wrong) - 1} other shards: run the "
-                "same vit-ipu pack command again, which rewrites them"
+                f"{folder / min(wrong)} is missing or has changed{and_more(len(wrong) - 1)}: run the same vit-ipu pack "
+                "command again, which rewrites such shards"
             )
         read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
         counts[folder.name] = index["samples"]
     return counts
 
 
-def _refuse_strange_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
+def _refuse_unusable_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
     """Raises UserError if the target is a file, is among the images, or has files that pack did not write."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: give another TARGET")
@@ -185,9 +185,9 @@ class _Packer:
             records = self._read_records(journal)
             surplus = {str(record["name"]) for record in records if "name" in record}
             for record in records:
-                surplus.update(record.get("surplus", ()), _shard_names(self._name, record.get("shards", 0)))
+                surplus.update(record.get(SURPLUS, ()), _shard_names(self._name, record.get("shards", 0)))
             journal.truncate(0)
-            append_record(journal, dict(self._settings, repack=True, surplus=sorted(surplus)))
+            append_record(journal, {**self._settings, SURPLUS: sorted(surplus)})
             for name in (INDEX, TABLE):
                 with contextlib.suppress(FileNotFoundError):
                     (self._folder / name).unlink()
@@ -249,7 +249,7 @@ class _Packer:
         num_shards = settled[0] if settled else self._choose_num_shards(workers, progress)
         bounds = np.linspace(0, len(self._source), num_shards + 1).astype(np.int64).tolist()
         self._plan = dict(zip(_shard_names(self._name, num_shards), zip(bounds, bounds[1:])))
-        self._surplus = {name for record in records for name in record.get("surplus", ())}
+        self._surplus = {name for record in records for name in record.get(SURPLUS, ())}
         self._settings["shards"] = num_shards
         append_record(journal, self._settings)
         fields = Shard.__dataclass_fields__
@@ -283,9 +283,9 @@ class _Packer:
     # ------------------------------------------------------------------------------ what is written
 
     def _read_records(self, journal: IO[str]) -> List[Dict[str, Any]]:
-        """Returns the records of earlier runs: the index's, unless the journal requests a repack, and the journal's."""
+        """Returns the records of earlier runs: the index's, unless the journal starts over, and the journal's."""
         noted = read_journal(journal, self._folder)
-        index = None if any("repack" in record for record in noted) else read_index(self._folder)
+        index = None if any(SURPLUS in record for record in noted) else read_index(self._folder)
         return noted if index is None else [index["settings"], *index["shards"], *noted]
 
     def _require_same(self, records: Sequence[Dict[str, Any]], keys: Sequence[str]) -> None:

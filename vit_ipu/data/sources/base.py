@@ -10,6 +10,7 @@ from PIL import Image
 
 from vit_ipu.data.images.decode import DecodedImage, EncodedImage, Picture
 from vit_ipu.errors import DataError
+from vit_ipu.text import and_more
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "validation", "test")}
@@ -68,5 +69,5 @@ def require_same_classes(trained: Sequence[str], held_out: Sequence[str], where:
     if list(trained) != list(held_out):
         differing = sorted(set(trained) ^ set(held_out)) or ["their order"]
         raise DataError(
-            f"{where} and its train folder have different classes: {differing[0]} and {len(differing) - 1} more"
+            f"{where} and its train folder have different classes: {differing[0]}{and_more(len(differing) - 1)}"
         )

@@ -12,6 +12,7 @@ from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_classes, split_folder
 from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, list_images
 from vit_ipu.errors import DataError
+from vit_ipu.text import and_more
 
 
 class FolderSource(EncodedSource):
@@ -46,12 +47,12 @@ def open_class_folders(
     empty = np.flatnonzero(np.bincount(paths.folder, minlength=len(class_names)) == 0)
     if len(empty) and split == "train":
         raise DataError(
-            f"no images in {folder / class_names[int(empty[0])]}, and in {len(empty) - 1} more class folders: add "
-            "images, or remove the folders"
+            f"no images in the class folder {folder / class_names[int(empty[0])]}{and_more(len(empty) - 1)}: add "
+            "images, or remove empty class folders"
         )
     if len(empty):
         cache.notify(
-            f"note: {len(empty)} of {len(class_names)} class folders in {folder} hold no images, such as "
+            f"note: no images in {len(empty)} of {len(class_names)} class folders of {folder}, such as "
             f"{class_names[int(empty[0])]}"
         )
     return FolderSource(paths, paths.folder.astype(np.int64), names)

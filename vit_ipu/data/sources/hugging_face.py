@@ -11,6 +11,7 @@ from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.sources.base import EncodedSource, require_same_classes
 from vit_ipu.errors import DataError
+from vit_ipu.text import and_more
 
 SPLITS = {"train": ("train",), "eval": ("validation", "val", "test")}
 IMAGE_COLUMNS = ("image", "img")
@@ -57,7 +58,7 @@ def _labels(values: np.ndarray, where: str) -> np.ndarray:
     if values.dtype.kind not in "iu":
         missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
         if missing:
-            raise DataError(f"{where} has no label in row {missing[0]}, and in {len(missing) - 1} more rows")
+            raise DataError(f"{where} has no label in row {missing[0]}{and_more(len(missing) - 1)}")
     return values.astype(np.int64)
 
 

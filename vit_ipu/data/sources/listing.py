@@ -23,11 +23,11 @@ import numpy as np
 from vit_ipu.data.sources.base import IMAGE_SUFFIXES
 from vit_ipu.errors import DataError
 from vit_ipu.files import cache_folder, written_whole
-from vit_ipu.text import Notify
+from vit_ipu.text import Notify, counted
 
 Arrays = Dict[str, "np.ndarray"]
 
-_VERSION = 3
+_VERSION = 4
 _WORTH_SAYING_SECONDS = 5.0
 _CLOCK_NS = 2_000_000_000
 """Resolution of a file system's times: a folder that changed so shortly before may change again unnoticed."""
@@ -142,12 +142,11 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
     listed = cache.get(f"the images in {absolute}", paths, lambda: _list_folders(paths))
     others = listed["others"]
     if others.any():
-        folder = folders[int(others.argmax())]
-        suffixes = " ".join(IMAGE_SUFFIXES)
+        folder, suffixes = folders[int(others.argmax())], " ".join(IMAGE_SUFFIXES)
+        example = f" (such as in {folder})" if folder else ""
         cache.notify(
-            f"note: {int(others.sum()):,} entries in {root} do not have an image suffix, most of them in "
-            f"{folder or root}: they are left out (image suffixes are {suffixes}; folders in class folders are not "
-            "searched)"
+            f"note: left out {counted(int(others.sum()), 'entry', 'entries')} in {root}{example}: images are files "
+            f"with a suffix of {suffixes}; folders in class folders are not searched"
         )
     return ImagePaths([os.path.join(str(root), folder) for folder in folders], listed)
 
@@ -182,11 +181,13 @@ def _list_folders(folders: Sequence[str]) -> Arrays:
 def _list_folder(folder: str) -> Tuple[bytes, np.ndarray, int]:
     """Returns the joined names of the images in a folder, the length of each name, and the number of other entries."""
     try:
-        entries = os.listdir(folder)
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            named = [entry for entry in shown if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+            # A listing tells folders from files without a stat. Links count as files: to follow each would be slow.
+            kept = sorted(entry.name for entry in named if not entry.is_dir(follow_symlinks=False))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from None
-    shown = [name for name in entries if not name.startswith(".")]
-    kept = sorted(name for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
     encoded = [os.fsencode(name) for name in kept]
     return b"".join(encoded), np.array([len(name) for name in encoded], np.int64), len(shown) - len(kept)
 

@@ -19,6 +19,7 @@ from vit_ipu.data.sources.shards import open_shards
 from vit_ipu.data.sources.small_sets import GeneratedSource, open_cifar, open_fashion_mnist, open_sample
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
+from vit_ipu.text import counted
 
 
 class LimitedSource(Source):
@@ -44,8 +45,8 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
         source = LimitedSource(source, limit)
     if len(source.classes) != model.num_classes:
         raise DataError(
-            f"data.path {config.path} has {len(source.classes)} classes but model.num_classes is {model.num_classes}: "
-            f"set model.num_classes: {len(source.classes)}"
+            f"data.path {config.path} has {counted(len(source.classes), 'class', 'classes')} but model.num_classes is "
+            f"{model.num_classes}: set model.num_classes: {len(source.classes)}"
         )
     return source
 

@@ -59,9 +59,9 @@ def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
         if size != shard["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, not {shard['bytes']}"
             raise DataError(f"{path} {found}: copy it again, or run vit-ipu pack again")
-    strange = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
-    if strange:
-        raise DataError(f"{folder / min(strange)} is not in {INDEX}: move it away")
+    unlisted = {os.path.basename(shard) for shard in shards} - {shard["name"] for shard in index["shards"]}
+    if unlisted:
+        raise DataError(f"{folder / min(unlisted)} is not in {INDEX}: move it away")
     try:
         with np.load(str(folder / TABLE), allow_pickle=False) as file:
             table = {name: file[name] for name in ("shard", "offset", "size", "label")}

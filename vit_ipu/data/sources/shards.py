@@ -31,7 +31,7 @@ from vit_ipu.data.sources.shard_index import JOURNAL, classes_beside, read_index
 from vit_ipu.data.sources.tar_headers import scan_shards
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
-from vit_ipu.text import Notify
+from vit_ipu.text import Notify, and_more, counted
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
@@ -95,14 +95,14 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
 def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
     """Returns the table of shards that have no index. `skip_bad`: leave out samples without an image or a label."""
     absolute = [os.path.abspath(shard) for shard in shards]
-    made = f"the images in {absolute[0]} and {len(shards) - 1} more shards"
+    made = f"the images in {absolute[0]}{and_more(len(shards) - 1)}"
     table = cache.get(made, absolute, lambda: scan_shards(shards))
-    if table["num_strange"].any():
-        example = bytes(table["strange"]).decode("utf-8")
+    num_invalid = int(table["num_invalid"].sum())
+    if num_invalid:
+        example = bytes(table["invalid"]).decode("utf-8")
         if not skip_bad:
             raise DataError(example)
-        num_strange = int(table["num_strange"].sum())
-        cache.notify(f"note: {num_strange:,} samples are left out: {example}")
+        cache.notify(f"note: left out {counted(num_invalid, 'sample')}: {example}")
     return table
 
 
@@ -135,20 +135,20 @@ def _find_shards(place: str, notify: Notify = lambda line: None) -> List[str]:
     """
     folder = expand_home(place)
     if folder.is_dir():
-        shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
         shards = [str(path) for path in shown if path.name.endswith(".tar")]
         compressed = [path for path in shown if path.name.endswith(_COMPRESSED_SUFFIXES)]
         if not shards:
             raise DataError(f"no shards in {folder}: expected {folder}/*.tar, not compressed")
         if compressed:
-            notify(f"note: {compressed[0]} and {len(compressed) - 1} more compressed shards are left out")
+            notify(f"note: left out the compressed shard {compressed[0]}{and_more(len(compressed) - 1)}")
         return shards
     shards = [shard for pattern in expand_braces(str(folder)) for shard in _matching(pattern)]
     missing = [shard for shard in shards if not os.path.isfile(shard)]
     if not shards:
         raise DataError(f"no shard at {place}")
     if missing:
-        raise DataError(f"no shard at {missing[0]} ({len(missing)} of {len(shards)} are missing)")
+        raise DataError(f"no shard at {missing[0]} (missing: {len(missing)} of {len(shards)})")
     return shards
 
 
@@ -163,8 +163,8 @@ def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     for label in (int(labels.min()), int(labels.max())):
         if not 0 <= label < num_classes:
             raise DataError(
-                f"the shards beside {where} have the label {label}, but there are {num_classes} classes: see "
-                "model.num_classes"
+                f"the shards beside {where} have the label {label}, but there are "
+                f"{counted(num_classes, 'class', 'classes')}: see model.num_classes"
             )
 
 

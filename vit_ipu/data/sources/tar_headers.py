@@ -24,18 +24,18 @@ _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MAX_LABEL_BYTES = 1 << 20
 _MOST_NAMED = 4
-"""Number of members of a strange sample that a message names."""
+"""Number of members of an invalid sample that a message names."""
 
 
-class _StrangeSample(Exception):
-    """Raised for a sample without an image or without a label: the message states which."""
+class _InvalidSample(Exception):
+    """Raised for a sample that does not have one image and one label: the message states what is wrong."""
 
 
 def scan_shards(shards: Sequence[str]) -> Arrays:
     """Returns the table of the images in some shards, from the headers of their members, in the order of the members.
 
-    Two more arrays are num_strange, how many samples of each shard have no image or no label, and strange, the UTF-8
-    message about one such sample.
+    Two more arrays are num_invalid, how many samples of each shard do not have one image and one label, and invalid,
+    the UTF-8 message about one such sample.
     """
     workers = min(len(shards), os.cpu_count() or 1)
     if workers == 1:
@@ -45,14 +45,14 @@ def scan_shards(shards: Sequence[str]) -> Arrays:
             found = pool.in_order(scan_shard, [(shard,) for shard in shards])
     table = np.concatenate([scan.rows for scan in found])
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(scan.rows) for scan in found])
-    example = next((scan.example for scan in found if scan.num_strange), "")
+    example = next((scan.example for scan in found if scan.num_invalid), "")
     return {
         "shard": numbers,
         "offset": table[:, 0],
         "size": table[:, 1],
         "label": table[:, 2],
-        "num_strange": np.array([scan.num_strange for scan in found], np.int64),
-        "strange": np.frombuffer(escaped(example).encode("utf-8"), np.uint8),
+        "num_invalid": np.array([scan.num_invalid for scan in found], np.int64),
+        "invalid": np.frombuffer(escaped(example).encode("utf-8"), np.uint8),
     }
 
 
@@ -61,27 +61,27 @@ class Scan(NamedTuple):
 
     rows: np.ndarray
     """(n, 3) int64: offset, size and label of each image."""
-    num_strange: int
-    """How many samples have no image or no label."""
+    num_invalid: int
+    """How many samples do not have one image and one label."""
     example: str
-    """The message about the first sample without an image or a label."""
+    """The message about the first invalid sample, or nothing."""
 
 
 def scan_shard(shard: str) -> Scan:
     """Reads the headers of a shard. Raises DataError if the shard is incomplete."""
     rows: List[Tuple[int, int, int]] = []
-    num_strange, example = 0, ""
+    num_invalid, example = 0, ""
     try:
         with open(shard, "rb") as file:
             _refuse_compressed(file, shard)
             for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
                 try:
                     rows.append(_sample(file, shard, key, list(members)))
-                except _StrangeSample as error:
-                    num_strange, example = num_strange + 1, example or str(error)
+                except _InvalidSample as error:
+                    num_invalid, example = num_invalid + 1, example or str(error)
     except OSError as error:
         raise DataError(f"cannot read {shard}: {error.strerror or error}") from None
-    return Scan(np.array(rows, np.int64).reshape(-1, 3), num_strange, example)
+    return Scan(np.array(rows, np.int64).reshape(-1, 3), num_invalid, example)
 
 
 def _refuse_compressed(file: BinaryIO, shard: str) -> None:
@@ -118,14 +118,14 @@ def _key(name: str) -> Tuple[str, str]:
 
 
 def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
-    """Returns offset and size of a sample's image, and its label. Raises _StrangeSample unless it has one of each."""
+    """Returns offset and size of a sample's image, and its label. Raises _InvalidSample unless it has one of each."""
     by_suffix = {_key(member.name)[1]: member for member in members}
     images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
     if len(images) != 1 or len(by_suffix) != len(members):
         names = [member.name for member in members[:_MOST_NAMED]]
         names += [f"{len(members) - len(names)} more"] if len(members) > len(names) else []
         listed = ", ".join(names)
-        raise _StrangeSample(
+        raise _InvalidSample(
             f"{shard}: sample {key} has the members {listed}: expected one image, such as {key}.jpg, and {key}.cls "
             "(the first dot of a name ends its key)"
         )
@@ -135,7 +135,7 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
         text = os.pread(file.fileno(), member.size, member.offset_data)
         label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
     if label is None:
-        raise _StrangeSample(
+        raise _InvalidSample(
             f"{shard}: sample {key} has no label: expected a number in {key}.cls or a `label` in {key}.json, beside "
             "its image"
         )

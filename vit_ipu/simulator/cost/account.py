@@ -20,7 +20,7 @@ from vit_ipu.simulator.cost.liveness import Life, working_memory
 from vit_ipu.simulator.cost.schedule import Schedule
 from vit_ipu.simulator.cost.simulation_report import IpuAccount, SimulationReport, StageAccount, account_of_ipu
 from vit_ipu.simulator.options.options import Options
-from vit_ipu.simulator.tracing.compile_checks import is_pipelined
+from vit_ipu.simulator.tracing.compile_checks import has_pipeline
 from vit_ipu.simulator.tracing.graph import Graph, Kind, Operation, Value
 from vit_ipu.simulator.tracing.trace import Trace
 
@@ -56,9 +56,9 @@ def simulation_report(
 def schedule_of(trace: Trace, options: Options) -> Schedule:
     """Returns the order of work that the options give a traced model.
 
-    By default a pipeline of more than one IPU recomputes, and nothing else does (Compiler.cpp:572-579).
+    By default a pipeline recomputes, and nothing else does (Compiler.cpp:572-579).
     """
-    pipelined = is_pipelined(options) and trace.num_forward_stages > 1
+    pipelined = has_pipeline(trace, options)
     recomputation = options._Popart.options.get("autoRecomputation")
     return Schedule(
         stage_ipus=tuple(trace.stage_ipus),

@@ -7,13 +7,14 @@ weight after an update; the optimizer's state has the names of its state dict, a
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import torch
 from torch import Tensor
 
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.execution.replicas import Replicas
 from vit_ipu.simulator.options.output_modes import joined
 
 GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
@@ -22,36 +23,30 @@ GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 class Anchors:
     """The values of the anchored tensors during and after a call."""
 
-    def __init__(
-        self,
-        anchored: Mapping[str, List[Any]],
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        replicas: int,
-    ) -> None:
+    def __init__(self, anchored: Mapping[str, List[Any]], replicas: Replicas, state: Mapping[str, Tensor]) -> None:
         """`anchored`: (long name, unused, output mode, return period) by short name, as options keep them."""
         self._replicas = replicas
         self._modes: Dict[str, Tuple[str, OutputMode, int]] = {
             short: (long, OutputMode(mode), int(period)) for short, (long, _, mode, period) in anchored.items()
         }
-        self._sources: Dict[str, Optional[Tensor]] = {}
         self._values: Dict[str, List[Tensor]] = {}
         self.results: Dict[str, Tensor] = {}
-        for long, _, _ in self._modes.values():
-            self._sources[long] = self._source(long, weights, state)
+        names = dict.fromkeys(long for long, _, _ in self._modes.values())
+        self._sources = {long: self._source(long, state) for long in names}
 
-    def _source(self, long: str, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Optional[Tensor]:
-        """Returns the tensor to read after an update, or None for a value that is recorded before the update."""
+    def _source(self, long: str, state: Mapping[str, Tensor]) -> List[Tensor]:
+        """Returns each replica's tensor to read after an update; none for a value recorded before the update."""
         if long == LOSS_SCALE:
-            return None
-        if long.startswith(GRADIENT) and long[len(GRADIENT) :] in weights:
-            weight = weights[long[len(GRADIENT) :]]
-            if weight.requires_grad:
+            return []
+        weights = self._replicas.tensors_of(long[len(GRADIENT) :]) if long.startswith(GRADIENT) else []
+        if weights and weights[0].requires_grad:
+            for weight in set(weights):  # replicas that share a weight share its tensor
                 weight.register_hook(lambda gradient: self._note(long, gradient))  # type: ignore[no-untyped-call]
-                return None
-        name = long[len(UPDATED) :] if long.startswith(UPDATED) else long
-        found = weights.get(name, state.get(long))
-        if found is None:
+            return []
+        found = self._replicas.tensors_of(long[len(UPDATED) :] if long.startswith(UPDATED) else long)
+        if not found and long in state:
+            found = self._replicas.state_of(long.partition("___")[2], state[long])
+        if not found:
             raise cpp_error(f"Anchored tensor {long} is not in the graph")
         return found
 
@@ -65,15 +60,14 @@ class Anchors:
     def before_update(self, loss_scale: float) -> None:
         """Records the loss scale of the gradients."""
         if LOSS_SCALE in self._values:
-            self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * self._replicas
+            self._values[LOSS_SCALE] += [torch.tensor(loss_scale)] * self._replicas.count
 
     def after_update(self) -> None:
-        """Records the updated tensors, which are the same on every replica."""
-        for long, source in self._sources.items():
-            if source is not None:
-                self._values[long] += [source.detach().clone()] * self._replicas
+        """Records the updated tensors of each replica."""
+        for long, tensors in self._sources.items():
+            self._values[long] += [tensor.detach().clone() for tensor in tensors]
 
     def end_call(self) -> None:
         """Selects the values by each anchor's output mode."""
         for short, (long, mode, period) in self._modes.items():
-            self.results[short] = joined(self._values[long], self._replicas, mode, period).cpu()
+            self.results[short] = joined(self._values[long], self._replicas.count, mode, period).cpu()

@@ -30,10 +30,13 @@ def registerPostCompileHook(hook: Hook) -> RemovableHandle:
 
 @contextmanager
 def around_compilation() -> Iterator[None]:
-    """Runs the registered hooks before and after the body."""
-    for hook in list(_before.values()):
-        hook()
+    """Runs the registered hooks before and after the body; those after it also run if the body or a hook fails.
+
+    PopTorch does the same (python/_poplar_executor.py:800, 880-887).
+    """
     try:
+        for hook in list(_before.values()):
+            hook()
         yield
     finally:
         for hook in list(_after.values()):

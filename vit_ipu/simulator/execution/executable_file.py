@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
@@ -23,7 +24,7 @@ _MAGIC = _BEGINNING + b" 2\n"
 
 @dataclass
 class Executable:
-    """A compiled model; `model` and the fields after it are None in a file without the model."""
+    """A compiled model; `training` and the fields after it are None in a file without the model."""
 
     version: str
     arguments: Arguments
@@ -35,12 +36,16 @@ class Executable:
     optimizer_state: Optional[Dict[str, Any]] = None
 
     def write(self, filename: str) -> None:
-        """Writes the file under a temporary name and renames it."""
+        """Writes the file under a temporary name and renames it; removes the temporary file if that fails."""
         temporary = f"{filename}.{os.getpid()}"
-        with open(temporary, "wb") as file:
-            file.write(_MAGIC)
-            pickle.dump(self, file, protocol=4)
-        os.replace(temporary, filename)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_MAGIC)
+                pickle.dump(self, file, protocol=4)
+            os.replace(temporary, filename)
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(temporary)
 
     @classmethod
     def read(cls, filename: str, version: str) -> Executable:

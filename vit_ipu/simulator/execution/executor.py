@@ -130,6 +130,11 @@ class PoplarExecutor:
         return outputs
 
     def _compile(self, arguments: Arguments) -> None:
+        """Compiles and, unless the target is offline, attaches.
+
+        As in PopTorch, an executable that is replaced keeps its IPUs until the new one has its own. If there are not
+        enough IPUs for both, the executor keeps the old executable.
+        """
         start = time.perf_counter()
         first = first_micro_batch(arguments, self._options)
         replicas = int(self._options.replication_factor)
@@ -138,15 +143,18 @@ class PoplarExecutor:
             manager = self._options._execution_strategy.stage_manager
             trace = trace_model(self._model, weights, first, manager, self._training)
         check_named_buffers(self._options, weights.buffers)
-        self._num_ipus = ipus_to_reserve(trace, self._options)
-        self._program = self._new_program(arguments, trace)
-        self._seconds_to_compile = time.perf_counter() - start
-        if self._options.connection_type != ConnectionType.Never:
-            try:
-                self.attachToDevice()
-            except Exception:
-                self._program = None
-                raise
+        num_ipus = ipus_to_reserve(trace, self._options)
+        program = self._new_program(arguments, trace)
+        seconds = time.perf_counter() - start
+        is_online = self._options.connection_type != ConnectionType.Never
+        if is_online:
+            self._reserve(program, num_ipus)
+        if self._program is not None:
+            self._machine.detach(self._program)
+        self._program, self._num_ipus, self._has_run = program, num_ipus, False
+        self._seconds_to_compile = seconds
+        if is_online:
+            self._on_attach(program)
 
     def _new_program(self, arguments: Arguments, trace: Trace) -> Program:
         optimizer = None
@@ -175,12 +183,12 @@ class PoplarExecutor:
 
     def destroy(self) -> None:
         """Frees the IPUs and the executable, and unwraps the model."""
-        if not self.isCompiled():
+        if self._program is None:
             return
         if self._optimizer is not None:
             self.copyWeightsToHostIfNeeded()
             self._optimizer.read_state()
-        self._machine.detach(self)
+        self._machine.detach(self._program)
         self._program, self._has_run = None, False
         if self._training:
             unwrap(self._user_model)
@@ -216,7 +224,7 @@ class PoplarExecutor:
 
     def isAttachedToDevice(self) -> bool:
         """Tells whether the executor holds IPUs."""
-        return self.isCompiled() and self._machine.is_attached(self)
+        return self._program is not None and self._machine.is_attached(self._program)
 
     @property
     def _is_attached(self) -> bool:
@@ -231,7 +239,15 @@ class PoplarExecutor:
         )
         if self.isAttachedToDevice():
             raise error("Device is already attached")
-        self._machine.attach(self, self._num_ipus, self._options.ipu_id if self._options.exists("ipu_id") else None)
+        self._reserve(program, self._num_ipus)
+        self._on_attach(program)
+
+    def _reserve(self, program: Program, num_ipus: int) -> None:
+        ipu_id = self._options.ipu_id if self._options.exists("ipu_id") else None
+        self._machine.attach(program, num_ipus, ipu_id)
+
+    def _on_attach(self, program: Program) -> None:
+        """Copies weights, optimizer state and random state to newly reserved IPUs."""
         self.copyWeightsToDevice()
         if self._optimizer is not None:
             self._optimizer.on_attach()
@@ -241,13 +257,13 @@ class PoplarExecutor:
 
     def detachFromDevice(self) -> None:
         """Copies weights and optimizer state to the host and frees the IPUs."""
-        self._compiled()
+        program = self._compiled()
         if not self.isAttachedToDevice():
             raise error("Device is not attached")
         if self._optimizer is not None:
             self.copyWeightsToHostIfNeeded()
             self._optimizer.read_state()
-        self._machine.detach(self)
+        self._machine.detach(program)
 
     # ------------------------------------------------------------------------------------- weights
 

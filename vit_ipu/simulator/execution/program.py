@@ -5,7 +5,7 @@ pipeline drains before each update, so running the micro-batches one after the o
 
 With exact numerics, half precision is computed in float32: weights, optimizer state and activations that the model
 keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave the IPU. With an
-IPU's numerics, all these tensors are float16 (half_ops.py).
+IPU's numerics, all these tensors are float16 (arithmetic/half_mode.py).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Program:
         self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
         self._training = self._new_training(*optimizer) if optimizer is not None else None
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
-        self._anchors = Anchors(options.anchored_tensors, dict(self.weights.items()), state, self._replicas)
+        self._anchors = Anchors(options.anchored_tensors, self._by_replica, state)
         self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
         self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
 

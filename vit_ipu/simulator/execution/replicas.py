@@ -80,7 +80,7 @@ class Replicas:
 
     def __init__(self, weights: Weights, groupings: Groupings, num_replicas: int, *, own_buffers: bool) -> None:
         """`own_buffers`: every replica has its own buffers."""
-        self._weights, self._groupings, self._count = weights, groupings, num_replicas
+        self._weights, self._groupings, self.count = weights, groupings, num_replicas
         self._shares: Dict[Tuple[str, int], Tensor] = {}
         for name, by in groupings.items():
             whole = weights.parameters[name]
@@ -100,8 +100,19 @@ class Replicas:
         """Returns the parameters and buffers of one replica."""
         parameters = dict(self._weights.parameters)
         for name, by in self._groupings.items():
-            parameters[name] = self._shares[name, by.group_of(replica, self._count)]
+            parameters[name] = self._shares[name, by.group_of(replica, self.count)]
         return Weights(parameters, self._buffers[replica if len(self._buffers) > 1 else 0])
+
+    def tensors_of(self, name: str) -> List[Tensor]:
+        """Returns a parameter or buffer as each replica sees it; an empty list if there is none of this name."""
+        of_replicas = [dict(self.weights_of(replica).items()) for replica in range(self.count)]
+        return [tensors[name] for tensors in of_replicas if name in tensors]
+
+    def state_of(self, name: str, state: Tensor) -> List[Tensor]:
+        """Returns the part of a parameter's optimizer state that each replica holds."""
+        if name not in self._groupings or not state.dim():
+            return [state] * self.count
+        return [state[self._groupings[name].group_of(replica, self.count)] for replica in range(self.count)]
 
     def gather_gradients(self) -> None:
         """Moves the gradients of the groups' shares to the parameters that hold all groups."""

@@ -12,8 +12,11 @@ from typing import Dict, List, Optional, Sequence
 def environment_of(instance: int, *, instances: int, replicas: int, ipus_per_replica: int, port: int) -> Dict[str, str]:
     """Returns the environment variables of an instance: those of poprun, and the address where gloo meets.
 
-    Raises ValueError if the replicas do not divide evenly.
+    Raises ValueError if a number is less than 1 or the replicas do not divide evenly.
     """
+    for option, number in (("--num-instances", instances), ("--ipus-per-replica", ipus_per_replica)):
+        if number < 1:
+            raise ValueError(f"{option} {number}: give at least 1")
     if replicas < instances or replicas % instances:
         raise ValueError(f"--num-replicas {replicas} do not divide over --num-instances {instances}: give a multiple")
     local = replicas // instances

@@ -3,7 +3,7 @@
 Environment: POPTORCH_CACHE_DIR and POPTORCH_DEFAULT_OPTIONS are read here, POPTORCH_IPU_MODEL and
 POPTORCH_SMALL_IPU_MODEL by tracing/compile_checks.py, POPTORCH_LOG_LEVEL by logs.py. The simulator compiles nothing
 and shares nothing with other processes, so POPTORCH_WAIT_FOR_IPU, POPTORCH_IPU_MODEL_VERSION,
-POPTORCH_EXPORT_PROTO_FILE, POPLAR_ENGINE_OPTIONS and PVTI_OPTIONS have no effect.
+POPTORCH_EXPORT_PROTO_FILE and PVTI_OPTIONS have no effect; POPLAR_ENGINE_OPTIONS only makes enableProfiling warn.
 """
 
 from __future__ import annotations

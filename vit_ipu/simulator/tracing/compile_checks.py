@@ -79,10 +79,10 @@ def ipus_to_reserve(trace: Trace, options: Options) -> int:
     trace.overlaps.check(trace.outputs, options)
     if is_pipelined(options):
         _check_stages(trace, options)
-    has_pipeline = is_pipelined(options) and len(trace.ipus) > 1
-    if has_pipeline:
+    pipelined = has_pipeline(trace, options)
+    if pipelined:
         _check_placement(trace)
-    if not has_pipeline and options._Popart.options.get("autoRecomputation") == int(popart.RecomputationType.Pipeline):
+    if not pipelined and options._Popart.options.get("autoRecomputation") == int(popart.RecomputationType.Pipeline):
         raise cpp_error("Invalid RecomputationType::Pipeline in autoAnnotate when using implicit pipelining")
     if trace.mutates_buffers and options.replication_factor > 1 and options.broadcast_buffers:
         raise cpp_error(_BROADCAST_BUFFERS)
@@ -123,6 +123,11 @@ def is_pipelined(options: Options) -> bool:
     """Tells whether the stages work at the same time."""
     strategy = options._execution_strategy
     return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
+
+
+def has_pipeline(trace: Trace, options: Options) -> bool:
+    """Tells whether the model runs as a pipeline, which needs operations on several IPUs (Compiler.cpp:569-572)."""
+    return is_pipelined(options) and len(trace.ipus) > 1
 
 
 def _check_stages(trace: Trace, options: Options) -> None:

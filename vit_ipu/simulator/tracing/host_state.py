@@ -7,6 +7,7 @@ micro-batch (user guide, "Parameters and buffers"; docs/user_guide/buffers.py).
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple
@@ -88,14 +89,16 @@ def _same(old: Any, new: Any) -> bool:
         return True
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         same_kind = old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
-        return same_kind and not new.is_meta and bool((old == new).all())
+        return same_kind and not new.is_meta and bool(((old == new) | (old.isnan() & new.isnan())).all())
     if type(old) is not type(new):
         return False
     if isinstance(old, list):
         return len(old) == len(new) and all(map(operator.is_, old, new))
     if isinstance(old, dict):
         return list(old) == list(new) and all(map(operator.is_, old.values(), new.values()))
-    return isinstance(old, (bool, int, float, str)) and old == new
+    if isinstance(old, float) and math.isnan(old):
+        return math.isnan(new)
+    return isinstance(old, (bool, int, float, str)) and bool(old == new)
 
 
 def _restore(change: Change, kept: Kept) -> None:

@@ -47,11 +47,6 @@ class Variable(NamedTuple):
         return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
 
 
-def _power(base: float, exponent: float) -> float:
-    """Returns the power as a real number, or NaN for a negative base: Python's own power would be complex."""
-    return base**exponent if base >= 0 else float("nan")
-
-
 class _SGD:
     """SGD without a velocity (SGD0), or with a velocity that is kept apart from the gradient (SGD2)."""
 
@@ -96,9 +91,10 @@ class _SGD:
 
 
 class _CombinedSGD(_SGD):
-    """SGD that accumulates the gradient into the velocity, which already holds the decayed velocity (SGD1).
+    """SGD whose update ends with the velocity's decay for the next update, which then only adds the gradient (SGD1).
 
-    The velocity responds to changed attributes one update late, as in PopART (sgd.hpp:388-397).
+    The decay multiplies by the momentum and adds the weight decay, so that a change of either acts on the velocity one
+    update late, as in PopART (sgd.hpp:388-397). Replicas that sum velocities multiply the velocity by their number.
     """
 
     suffix, prefix = "1", "Accl___"
@@ -175,8 +171,8 @@ class _AdamW:
             state["Accl2___"], lambda v: v.mul_(beta2).addcmul_(for_second, for_second, value=1 - beta2)
         )
         steps = float(state["Step___"].add_(1)) if cls.corrects_bias else float("inf")
-        root = (second / (1 - _power(beta2, steps))).sqrt_().add_(scalars["adamEps"])
-        step = (first / (1 - _power(beta1, steps))).div_(variable.as_if_in(second_type, root))
+        root = (second / (1 - beta2**steps)).sqrt_().add_(scalars["adamEps"])
+        step = (first / (1 - beta1**steps)).div_(variable.as_if_in(second_type, root))
         step = variable.as_if_in(second_type, step)
         decay = scalars["weightDecay"] if cls.decays else 0.0
         if not decay and "weightDecay" not in variable.scalars.variable:

@@ -1,7 +1,8 @@
 """The scalars that pass attributes to PopART's optimizers, per weight (popart compoundscalarhelper.cpp).
 
 Legend, as in popart sgd.hpp: lr, mm momentum, dm dampening, wd weight decay, ls loss scaling, vs velocity scaling,
-af and rf the accumulation and replication factors if a mean is taken of a sum.
+rf the number of replicas whose velocities are summed, or 1 if their gradients are summed. `divisor` turns the sum of
+the gradients into the mean, where PopART has factors for accumulation (af) and for replication.
 """
 
 from __future__ import annotations
