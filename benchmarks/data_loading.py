@@ -46,6 +46,8 @@ SIZE, BATCH = 224, 64
 CLASSIC, LIMIT = "torchvision, classic", "decoding alone"
 Loader = Callable[[int, int], Iterator[int]]
 """Yields the size of each batch, for a number of workers and a number of batches."""
+Measure = Callable[[int, int], float]
+"""Returns images per second, for a number of workers and a number of batches."""
 
 
 def main() -> None:
@@ -60,15 +62,16 @@ def main() -> None:
         pack = [sys.executable, "-m", "vit_ipu", "pack", str(root), str(shards), "--short-side", "256"]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
         loaders = _chosen(all_loaders(root, shards), arguments.only)
+        measures = {name: _rate_of(loader) for name, loader in loaders.items()}
         for checkout in arguments.beside:
-            loaders.update(loaders_of(checkout, root, shards))
+            measures.update(measures_of(checkout, root, shards))
         rates: Dict[str, List[float]] = {}
         for _ in range(arguments.runs):  # in turns, so that other load on the machine affects all loaders
             for workers in arguments.workers:
-                for name, loader in loaders.items():
+                for name, measure in measures.items():
                     if workers == 1 or not name.startswith(LIMIT):  # decoding alone uses one process
                         key = f"{name}, {workers} workers"
-                        rates.setdefault(key, []).append(rate(loader(workers, arguments.batches + 2)))
+                        rates.setdefault(key, []).append(measure(workers, arguments.batches + 2))
         report(rates, our_config(root, "imagefolder", 1))
 
 
@@ -163,27 +166,30 @@ def all_loaders(root: Path, shards: Path) -> Dict[str, Loader]:
     }
 
 
-def loaders_of(checkout: Path, root: Path, shards: Path) -> Dict[str, Loader]:
-    """Returns the loaders of another checkout of vit_ipu, each of which runs in a Python process of its own."""
-    name = checkout.name
-
-    def loader(path: Path, source: str) -> Loader:
-        return lambda workers, batches: batches_of(checkout, path, source, workers, batches)
-
-    return {f"{name}, folder": loader(root, "imagefolder"), f"{name}, packed": loader(shards, "shards")}
+def _rate_of(loader: Loader) -> Measure:
+    return lambda workers, batches: rate(loader(workers, batches))
 
 
-def batches_of(checkout: Path, path: Path, source: str, workers: int, batches: int) -> Iterator[int]:
-    """Yields the sizes of the batches that a child process reports as it loads them."""
-    code = (
-        "import sys, pathlib, data_loading\n"
-        f"for size in data_loading.our_batches(pathlib.Path({str(path)!r}), {source!r}, {workers}, {batches}):\n"
-        "    print(size, flush=True)"
-    )
+def measures_of(checkout: Path, root: Path, shards: Path) -> Dict[str, Measure]:
+    """Returns the measures of the loader of another checkout of vit_ipu, each made by a Python process of its own."""
+
+    def measure(path: Path, source: str) -> Measure:
+        return lambda workers, batches: rate_in(checkout, path, source, workers, batches)
+
+    return {
+        f"{checkout.name}, folder": measure(root, "imagefolder"),
+        f"{checkout.name}, packed": measure(shards, "shards"),
+    }
+
+
+def rate_in(checkout: Path, path: Path, source: str, workers: int, batches: int) -> float:
+    """Returns the images per second that a child process measures with the code of a checkout."""
+    batches_of = f"data_loading.our_batches(pathlib.Path({str(path)!r}), {source!r}, {workers}, {batches})"
+    code = f"import pathlib, data_loading; print(data_loading.rate({batches_of}))"
     environment = dict(os.environ, PYTHONPATH=f"{checkout}{os.pathsep}{checkout / 'benchmarks'}")
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, env=environment, cwd=str(checkout), stdout=subprocess.PIPE, text=True) as process:
-        yield from (int(line) for line in process.stdout)  # type: ignore[union-attr]
+    done = subprocess.run(command, env=environment, cwd=str(checkout), stdout=subprocess.PIPE, check=True)
+    return float(done.stdout)
 
 
 def our_config(path: Path, source: str, workers: int) -> Config:
