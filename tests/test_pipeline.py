@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from vit_ipu.config import PrecisionConfig
 from vit_ipu.errors import ConfigError
 from vit_ipu.ipu_rules import ipu_violations, require_runnable
-from vit_ipu.pipeline import BatchPlan, first_module, num_cycles, num_stages, place_units, timetable, utilisation
+from vit_ipu.pipeline import (
+    BatchPlan,
+    first_module,
+    inference_utilisation,
+    num_cycles,
+    num_stages,
+    place_units,
+    timetable,
+    utilisation,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +48,50 @@ def test_batch_plans_of_training_and_evaluation():
     )
     training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
     assert (training.gradient_accumulation, training.global_batch_size, training.samples_per_step) == (8, 64, 128)
-    assert (evaluation.device_iterations, evaluation.samples_per_step) == (4, 3 * 2 * 4)
+    assert (evaluation.device_iterations, evaluation.samples_per_step) == (28, 3 * 2 * 28)
+
+
+@pytest.mark.parametrize("ipus", [1, 2, 4, 8, 16])
+def test_inference_calls_are_just_long_enough_to_keep_the_ipus_busy(ipus):
+    layers = [1] * ipus if ipus > 1 else [16]
+    layers = [16 // ipus] * ipus if ipus > 1 else layers
+    config = tiny_config(model={"depth": 16}, pipeline={"layers_per_ipu": layers, "global_batch_size": 4 * 32})
+    iterations = BatchPlan.of_evaluation(config).device_iterations
+    assert inference_utilisation(ipus, iterations) > 0.9
+    assert ipus == 1 or inference_utilisation(ipus, iterations - 1) <= 0.9
+
+
+def test_evaluation_may_be_placed_differently():
+    config = tiny_config(
+        pipeline={"replication_factor": 2, "global_batch_size": 64, "available_memory_proportion": 0.3},
+        run={
+            "evaluation_layers_per_ipu": [2, 2],
+            "evaluation_replication_factor": 4,
+            "evaluation_execution": "sharded",
+            "evaluation_available_memory_proportion": 0.1,
+        },
+    )
+    pipeline = config.for_evaluation().pipeline
+    assert (pipeline.layers_per_ipu, pipeline.replication_factor, pipeline.execution) == ((2, 2), 4, "sharded")
+    assert pipeline.available_memory_proportion == (0.1,)
+    plan = BatchPlan.of_evaluation(config)
+    assert (plan.replication_factor, plan.device_iterations, plan.samples_per_step) == (4, 1, 16)
+    assert tiny_config().for_evaluation() == tiny_config()
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            {"evaluation_layers_per_ipu": [2, 1]},
+            r"run.evaluation_layers_per_ipu \[2, 1\] sums to 3 but model.depth is 4",
+        ),
+        ({"evaluation_layers_per_ipu": [2, 0, 2]}, "run: evaluation_layers_per_ipu .*IPU 1 would have nothing to do"),
+    ],
+)
+def test_a_wrong_placement_of_evaluation_is_refused(run, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(run=run)
 
 
 def test_share_of_an_instance_is_its_replicas():
@@ -111,20 +163,68 @@ RULES = [
         {"pipeline": {"replication_factor": 32, "global_batch_size": 4 * 32 * 7}},
         ["128 IPUs in one process", "at most 64", "2 instances"],
     ),
+    ({"pipeline": {"io_tiles": 64}}, ["io_tiles 64", "only takes tiles away", "overlap_io", "io_tiles: null"]),
+    (
+        {"pipeline": {"overlap_io": "accumulation_loop", "io_tiles": 64}},
+        ["overlap_io accumulation_loop", "execution: sharded"],
+    ),
+    (
+        {"pipeline": {"overlap_io": "device_iteration_loop", "execution": "sharded"}},
+        ["overlap_io device_iteration_loop", "io_tiles", "32"],
+    ),
+    (
+        {
+            "model": {"width": 2048, "num_heads": 16},
+            "pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True},
+            "optim": {"optimizer": "adamw"},
+        },
+        ["io_tiles 32 hold 20.4 MB", "shard", "use 636 tiles", "null"],
+    ),
     ({"pipeline": {"io_tiles": 33}}, ["io_tiles 33", "even", "32 to 192"]),
     ({"pipeline": {"io_tiles": 200}}, ["io_tiles 200", "192"]),
     ({"pipeline": {"available_memory_proportion": [0.1, 0.2]}}, ["2 numbers", "4 IPUs"]),
     ({"pipeline": {"available_memory_proportion": 1.5}}, ["1.5", "(0, 1]"]),
     ({"run": {"evaluation_device_iterations": 3}}, ["evaluation_device_iterations 3", "4 stages", "use 4"]),
+    ({"run": {"evaluation_layers_per_ipu": [1, 1, 2]}}, ["= 3 IPUs", "change run.evaluation_layers_per_ipu"]),
+    (
+        {"run": {"evaluation_available_memory_proportion": [0.1, 0.2]}},
+        ["run.evaluation_available_memory_proportion has 2 numbers", "4 IPUs"],
+    ),
+    (
+        {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "adamw", "eps": 5e-8}},
+        ["optim.eps 5e-08 is below 6.0e-08", "NaN", "use 1e-6"],
+    ),
+    (
+        {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "lamb"}},
+        ["optim.eps 1e-08", "second_moment"],
+    ),
     ({"precision": {"compute": "bfloat16"}}, ["bfloat16", "float16, float32"]),
     ({"precision": {"compute": "float64"}}, ["float64", "float16, float32"]),
-    ({"precision": {"automatic_loss_scale": True}}, ["automatic_loss_scale", "float16", "float32"]),
+    ({"precision": {"automatic_loss_scale": True}}, ["automatic_loss_scale", "precision.compute float16", "float32"]),
+    (
+        {"precision": {"automatic_loss_scale": True, "compute": "auto"}},
+        ["automatic_loss_scale needs precision.accumulation float16", "it is float32"],
+    ),
+    (
+        {
+            "precision": {"automatic_loss_scale": True, "compute": "auto", "accumulation": "float16"},
+            "optim": {"gradient_reduction": "sum"},
+        },
+        ["automatic_loss_scale needs optim.gradient_reduction mean", "it is sum"],
+    ),
     ({"model": {"gelu": "erf"}}, ["model.gelu erf", "model.gelu: tanh"]),
     ({"model": {"layer_norm_eps": 1e-7}}, ["layer_norm_eps 1e-07", "1e-06"]),
     ({"model": {"attention": "fused"}}, ["model.attention fused", "auto"]),
     ({"optim": {"max_grad_norm": 1.0}}, ["max_grad_norm 1.0", "sgd", "velocity", "adamw"]),
     ({"optim": {"max_grad_norm": 1.0, "optimizer": "adam"}}, ["adam", "L2"]),
     ({"optim": {"max_grad_norm": 1.0, "optimizer": "lamb"}}, ["lamb", "no clipping"]),
+    (
+        {
+            "optim": {"max_grad_norm": 1.0, "optimizer": "adamw"},
+            "pipeline": {"popart_options": {"accumulateOuterFragmentSettings.schedule": 1}},
+        },
+        ["max_grad_norm 1.0", "schedule 1 (Serial)", "remove"],
+    ),
 ]
 
 
@@ -153,19 +253,29 @@ def test_the_simulator_computes_in_float64_but_hardware_does_not():
 
 
 @pytest.mark.parametrize(
-    ("section", "message"),
+    "section",
     [
-        ({"pipeline": {"synthetic_data": True}}, "pipeline.synthetic_data is not simulated"),
-        (
-            {"precision": {"compute": "float16", "automatic_loss_scale": True}},
-            "precision.automatic_loss_scale is not simulated",
-        ),
+        {"pipeline": {"synthetic_data": True}},
+        {"precision": {"compute": "float16", "accumulation": "float16", "automatic_loss_scale": True}},
+        {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "adamw", "eps": 6e-8}},
+        {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "sgd"}},
+        {"pipeline": {"io_tiles": 32, "optimizer_state": "off_chip"}},
+        {"pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True}},
+        {"pipeline": {"io_tiles": 32, "execution": "sharded", "overlap_io": "accumulation_loop"}},
     ],
 )
-def test_an_option_that_is_not_simulated_is_refused_before_anything_is_built(section, message):
-    with pytest.raises(ConfigError, match=message):
-        require_runnable(tiny_config(**section), "ipu-sim")
+def test_options_that_ipus_and_the_simulator_have_are_accepted(section):
+    assert require_runnable(tiny_config(**section), "ipu-sim") == []
     assert require_runnable(tiny_config(**section), "ipu") == []
+
+
+def test_replicas_of_evaluation_are_those_of_training_under_poprun():
+    config = tiny_config(
+        run={"evaluation_replication_factor": 4}, pipeline={"replication_factor": 2, "global_batch_size": 56}
+    )
+    assert require_runnable(config, "ipu") == []
+    with pytest.raises(ConfigError, match="run.evaluation_replication_factor is 4, but under poprun .* 2 replicas"):
+        require_runnable(config, "ipu", num_instances=2)
 
 
 def test_float16_is_refused_on_a_cpu():

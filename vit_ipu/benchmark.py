@@ -79,7 +79,9 @@ def random_batch(config: Config, instances: Instances) -> HostBatch:
 def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache]) -> Iterator[HostBatch]:
     source = open_source(config.data, config.model, "train", cache=cache)
     positions = BatchPlan.of(config).share(backend.instances.index, backend.instances.count)
-    return iter(TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40))
+    return iter(
+        TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40, float_format=backend.float_format)
+    )
 
 
 def _step_times(backend: Backend, batches: Iterator[HostBatch], count: int, rate: float) -> List[float]:

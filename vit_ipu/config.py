@@ -7,12 +7,23 @@ the settings that only IPUs refuse. Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 from typing_extensions import Annotated, Literal
 
 from vit_ipu.errors import ConfigError, suggest
+from vit_ipu.popart_options import popart_options_problem
 from vit_ipu.variants import VARIANTS
 
 # Number of classes of each source whose labels are known before the source is read.
@@ -28,6 +39,11 @@ Ints = Annotated[Tuple[StrictInt, ...], Field(strict=False)]
 Pair = Annotated[Tuple[StrictFloat, StrictFloat], Field(strict=False)]
 Operations = Annotated[
     Tuple[Annotated[StrictInt, Field(ge=1, le=14)], Annotated[StrictInt, Field(ge=0, le=30)]], Field(strict=False)
+]
+Proportions = Annotated[
+    Tuple[StrictFloat, ...],
+    Field(strict=False),
+    BeforeValidator(lambda value: [value] if isinstance(value, float) else value),
 ]
 Triple = Annotated[Tuple[StrictFloat, StrictFloat, StrictFloat], Field(strict=False)]
 FloatType = Literal["float16", "float32"]
@@ -220,6 +236,17 @@ class DataConfig(Section):
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mixing_probability > 0
 
 
+def _check_layers(key: str, layers: Optional[Tuple[int, ...]]) -> None:
+    for count in layers or ():
+        if count < 0:
+            raise ValueError(f"{key}: {count} is negative: give 0 or more blocks for each IPU")
+    if layers is not None and 0 in layers[1:-1]:
+        raise ValueError(
+            f"{key} {list(layers)}: IPU {layers[1:-1].index(0) + 1} would have nothing to do: only the first, with the "
+            "embedding, and the last, with the head, may have 0 blocks"
+        )
+
+
 class PipelineConfig(Section):
     """Split of the model over IPUs, and batch sizes, from which gradient accumulation is derived."""
 
@@ -241,7 +268,10 @@ class PipelineConfig(Section):
     recompute: Literal["auto", "none", "every_block"] = "auto"
     """Activations kept for the backward pass: PopTorch's choice (auto), all activations (none), or only each block's
     output (every_block)."""
-    available_memory_proportion: Optional[Annotated[Tuple[StrictFloat, ...], Field(strict=False)]] = None
+    recompute_mid_layers: Ints = ()
+    """Blocks, counted from 0, whose activation between attention and MLP is also kept: one block on each IPU lowers the
+    peak of memory, because each half of the block is computed again on its own."""
+    available_memory_proportion: Optional[Proportions] = None
     """Share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one for each IPU."""
     replicated_tensor_sharding: bool = False
     """Spreads the optimizer state over the replicas."""
@@ -249,6 +279,18 @@ class PipelineConfig(Section):
     """Memory that holds the optimizer state: the IPU's SRAM (on_chip) or streaming memory (off_chip)."""
     io_tiles: Optional[int] = None
     """Number of tiles reserved for input and output: an even number from 32 to 192; null: none."""
+    overlap_io: Literal["none", "accumulation_loop", "device_iteration_loop"] = "none"
+    """Copies the next input while the IPU computes: within a weight update (accumulation_loop) or also across updates
+    (device_iteration_loop). Needs `io_tiles` and `execution: sharded`."""
+    prefetch_depth: Positive = 2
+    """Number of inputs that the host prepares ahead for each stream to the IPU."""
+    popart_options: Dict[str, Any] = {}
+    """Further options of popart::SessionOptions by name, such as `outlineThreshold: 10.0`, and `patterns`: names of
+    PopART's patterns with true or false. Enums are numbers. They replace what this program sets itself."""
+    engine_options: Dict[str, Union[StrictStr, StrictBool, StrictInt, StrictFloat]] = {}
+    """Further options of Poplar's engine by name, such as `opt.internalExchangeOptimisationTarget: memory`."""
+    ipu_version: Literal[2, 21] = 2
+    """Kind of IPU that `vit-ipu compile --offline` compiles for: Mk2 (2) or Bow (21)."""
     executable_cache: Optional[Name] = None
     """Folder that keeps compiled programs, so that a second start loads them; null: programs are not kept."""
     synthetic_data: bool = False
@@ -256,12 +298,17 @@ class PipelineConfig(Section):
     profile: Optional[Name] = None
     """Folder for a PopVision report of the compilation and the run."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_proportion_for_all(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("available_memory_proportion"), float):
-            return dict(values, available_memory_proportion=[values["available_memory_proportion"]])
-        return values
+    @model_validator(mode="after")
+    def _check_options(self) -> PipelineConfig:
+        problem = popart_options_problem(self.popart_options)
+        if problem is not None:
+            raise ValueError(f"popart_options: {problem}")
+        if self.recompute_mid_layers and self.recompute == "none":
+            raise ValueError(
+                f"recompute_mid_layers {list(self.recompute_mid_layers)} has no effect with recompute: none: use "
+                "every_block or auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_arithmetic(self) -> PipelineConfig:
@@ -280,14 +327,7 @@ class PipelineConfig(Section):
                 f"native_micro_batch_size {native} must be a multiple of micro_batch_size {self.micro_batch_size} and "
                 f"divide global_batch_size {self.global_batch_size}"
             )
-        for count in self.layers_per_ipu or ():
-            if count < 0:
-                raise ValueError(f"layers_per_ipu: {count} is negative: give 0 or more blocks for each IPU")
-        if self.layers_per_ipu is not None and 0 in self.layers_per_ipu[1:-1]:
-            raise ValueError(
-                f"layers_per_ipu {list(self.layers_per_ipu)}: IPU {self.layers_per_ipu[1:-1].index(0) + 1} would have "
-                "nothing to do: only the first, with the embedding, and the last, with the head, may have 0 blocks"
-            )
+        _check_layers("layers_per_ipu", self.layers_per_ipu)
         return self
 
     @property
@@ -355,6 +395,10 @@ class OptimConfig(Section):
         "pos_embed",
     )
     """Kinds of parameters that have no weight decay."""
+    bias_correction: bool = True
+    """LAMB: divides the moments by 1 - beta**update, which removes their bias towards 0 at the start."""
+    use_combined_accum: bool = False
+    """SGD on IPUs: adds gradients directly to the velocity, which saves the memory of the accumulated gradient."""
     max_weight_norm: Optional[Rate] = None
     """LAMB: upper clamp of the weight norm in the trust ratio; null: 65500, as in PopTorch."""
     exempt_max_weight_norm: Optional[Rate] = None
@@ -384,6 +428,10 @@ class OptimConfig(Section):
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas: {beta} is not in [0, 1)")
+        if self.use_combined_accum and self.optimizer != "sgd":
+            raise ValueError(f"use_combined_accum: {self.optimizer} has no velocity: set it to false, or use sgd")
+        if not self.bias_correction and self.optimizer != "lamb":
+            raise ValueError(f"bias_correction: false is only for lamb, not {self.optimizer}: set it to true")
         if self.nesterov and self.momentum == 0:
             raise ValueError(f"nesterov: true needs momentum above 0, but it is {self.momentum}: change one of them")
         return self
@@ -403,7 +451,16 @@ class RunConfig(Section):
     evaluation_micro_batch_size: Optional[Positive] = None
     """Number of samples that a replica takes at a time in evaluation; null: `pipeline.micro_batch_size`."""
     evaluation_device_iterations: Optional[Positive] = None
-    """IPU: number of micro-batches per replica and inference call; null: the number of stages."""
+    """IPU: number of micro-batches per replica and inference call; null: enough to keep a pipeline of IPUs busy for
+    more than 90 % of its cycles."""
+    evaluation_layers_per_ipu: Optional[Ints] = None
+    """IPU: number of transformer blocks on each IPU of a replica in evaluation; null: `pipeline.layers_per_ipu`."""
+    evaluation_replication_factor: Optional[Positive] = None
+    """IPU: number of replicas in evaluation; null: `pipeline.replication_factor`."""
+    evaluation_execution: Optional[Literal["pipelined", "sharded"]] = None
+    """IPU: schedule of the stages in evaluation; null: `pipeline.execution`."""
+    evaluation_available_memory_proportion: Optional[Proportions] = None
+    """IPU: `pipeline.available_memory_proportion` in evaluation; null: as in training."""
     checkpoint_every: Optional[Positive] = None
     """Number of updates between checkpoints; null: only at the end."""
     keep_checkpoints: Positive = 2
@@ -412,6 +469,11 @@ class RunConfig(Section):
     """Number of host steps between lines of metrics.jsonl."""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"
     """Tracker that receives the metrics in addition to metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> RunConfig:
+        _check_layers("evaluation_layers_per_ipu", self.evaluation_layers_per_ipu)
+        return self
 
     @model_validator(mode="after")
     def _check_length(self) -> RunConfig:
@@ -432,12 +494,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> Config:
-        layers = self.pipeline.layers_per_ipu
-        if layers is not None and sum(layers) != self.model.depth:
-            raise ValueError(
-                f"pipeline.layers_per_ipu {list(layers)} sums to {sum(layers)} but model.depth is {self.model.depth}: "
-                "make them equal"
-            )
+        for key, layers in (
+            ("pipeline.layers_per_ipu", self.pipeline.layers_per_ipu),
+            ("run.evaluation_layers_per_ipu", self.run.evaluation_layers_per_ipu),
+        ):
+            if layers is not None and sum(layers) != self.model.depth:
+                raise ValueError(
+                    f"{key} {list(layers)} sums to {sum(layers)} but model.depth is {self.model.depth}: make them equal"
+                )
+        for layer in self.pipeline.recompute_mid_layers:
+            if not 0 <= layer < self.model.depth:
+                raise ValueError(
+                    f"pipeline.recompute_mid_layers: there is no block {layer}: the blocks are 0 to "
+                    f"{self.model.depth - 1}"
+                )
         known = SOURCE_CLASSES.get(self.data.source)
         if known is not None and known != self.model.num_classes:
             raise ValueError(
@@ -491,6 +561,19 @@ class Config(Section):
     @property
     def evaluation_micro_batch_size(self) -> int:
         return self.run.evaluation_micro_batch_size or self.pipeline.micro_batch_size
+
+    def for_evaluation(self) -> Config:
+        """Returns the config whose `pipeline` section says how the model is spread over IPUs in evaluation."""
+        run, pipeline = self.run, self.pipeline
+        chosen = {
+            "micro_batch_size": run.evaluation_micro_batch_size,
+            "layers_per_ipu": run.evaluation_layers_per_ipu,
+            "replication_factor": run.evaluation_replication_factor,
+            "execution": run.evaluation_execution,
+            "available_memory_proportion": run.evaluation_available_memory_proportion,
+        }
+        changed = {key: value for key, value in chosen.items() if value is not None}
+        return self.model_copy(update={"pipeline": pipeline.model_copy(update=changed)})
 
     def total_updates(self, num_train: int) -> int:
         """Returns the weight updates of the run over `num_train` images: a multiple of device_iterations, above 0.

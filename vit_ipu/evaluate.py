@@ -14,6 +14,7 @@ from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import EvaluationLoader
+from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
@@ -68,9 +69,14 @@ def evaluate(
         notify(f"note: {note}")
     with open_backend(config, device) as backend:
         load_weights(backend, weights)
-        loader = EvaluationLoader(source, config)
+        loader = evaluation_loader(source, config, backend)
         evaluation = evaluate_batches(backend, loader)
     return CheckpointEvaluation(evaluation, weights.path, tuple(loader.skipped))
+
+
+def evaluation_loader(source: Source, config: Config, backend: Backend) -> EvaluationLoader:
+    """Returns the loader of all images of the source, in chunks that `backend` predicts without padding."""
+    return EvaluationLoader(source, config, multiple_of=backend.samples_per_call, float_format=backend.float_format)
 
 
 def compare_with_training(weights: Weights, config: Config, classes: Sequence[str]) -> List[str]:

@@ -6,13 +6,18 @@ independently on purpose. Sources name files of graphcore/poptorch (sdk-release-
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, NamedTuple, Optional
 
 from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.errors import ConfigError
+from vit_ipu.model_cost import parameters_per_ipu
 from vit_ipu.pipeline import num_ipus, num_stages
 
 MAX_IPUS_PER_PROCESS = 64
+TILE_BYTES = 624 * 1024
+"""Memory of a tile of Mk2 and Bow IPUs."""
+SMALLEST_FLOAT16 = 2.0**-24
+"""Smallest float16 above 0."""
 
 
 def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *, training: bool = True) -> List[str]:
@@ -40,19 +45,45 @@ def ipu_violations(
 ) -> List[str]:
     """Returns what PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
     found = [
-        _not_a_power_of_two(config),
-        _too_many_ipus(config, num_instances),
         _io_tiles(config),
-        _memory_proportions(config),
+        *_placement(config, num_instances, _TRAINING_KEYS),
+        *_placement(config.for_evaluation(), num_instances, _evaluation_keys(config)),
         _evaluation_device_iterations(config),
+        _evaluation_replicas(config, num_instances),
     ]
     if training:
-        found += [_too_few_micro_batches(config), _loss_scale(config), _clipping(config)]
-    if training and device_kind == "ipu-sim":
-        found.append(_not_simulated(config))
+        found += [_too_few_micro_batches(config), _loss_scale(config), _clipping(config), _second_moment(config)]
+        found.append(_shards_on_io_tiles(config))
     found.append(_number_format(config, device_kind))
     found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model)]
-    return [text for text in found if text]
+    return list(dict.fromkeys(text for text in found if text))
+
+
+class _Keys(NamedTuple):
+    """Names of the keys that place the model on IPUs, in training or in evaluation."""
+
+    layers_per_ipu: str
+    replication_factor: str
+    available_memory_proportion: str
+
+
+_TRAINING_KEYS = _Keys(*(f"pipeline.{name}" for name in _Keys._fields))
+
+
+def _evaluation_keys(config: Config) -> _Keys:
+    """Returns the keys that the placement in evaluation comes from: its own keys, or those of training."""
+    own = (getattr(config.run, f"evaluation_{name}") is not None for name in _Keys._fields)
+    return _Keys(
+        *(f"run.evaluation_{name}" if is_set else f"pipeline.{name}" for name, is_set in zip(_Keys._fields, own))
+    )
+
+
+def _placement(config: Config, num_instances: int, keys: _Keys) -> List[Optional[str]]:
+    return [
+        _not_a_power_of_two(config, keys),
+        _too_many_ipus(config, num_instances),
+        _memory_proportions(config, keys),
+    ]
 
 
 def _too_few_micro_batches(config: Config) -> Optional[str]:
@@ -71,14 +102,14 @@ def _too_few_micro_batches(config: Config) -> Optional[str]:
     )
 
 
-def _not_a_power_of_two(config: Config) -> Optional[str]:
+def _not_a_power_of_two(config: Config, keys: _Keys) -> Optional[str]:
     # CompilerImpl.cpp:693-717
     total = num_ipus(config)
     if total & (total - 1) == 0:
         return None
     return (
         f"{len(config.layers_per_ipu)} IPUs a replica x replication_factor {config.pipeline.replication_factor} = "
-        f"{total} IPUs, which is not a power of two: change pipeline.layers_per_ipu or pipeline.replication_factor, to "
+        f"{total} IPUs, which is not a power of two: change {keys.layers_per_ipu} or {keys.replication_factor}, to "
         f"{1 << (total.bit_length() - 1)} or {1 << total.bit_length()} IPUs"
     )
 
@@ -96,36 +127,90 @@ def _too_many_ipus(config: Config, num_instances: int) -> Optional[str]:
 
 
 def _io_tiles(config: Config) -> Optional[str]:
-    # python/options.py:600-625
-    tiles = config.pipeline.io_tiles
-    if tiles is None or (32 <= tiles <= 192 and tiles % 2 == 0):
+    # python/options.py:600-625; poptorch/source/OverlappedIO.cpp and Compiler.cpp:1766-1783
+    pipeline = config.pipeline
+    tiles = pipeline.io_tiles
+    if pipeline.overlap_io != "none" and pipeline.execution == "pipelined":
+        return f"pipeline.overlap_io {pipeline.overlap_io} needs pipeline.execution: sharded, or use none"
+    if tiles is None:
+        if pipeline.overlap_io == "none":
+            return None
+        return f"pipeline.overlap_io {pipeline.overlap_io} needs tiles: set pipeline.io_tiles, to 32 or more"
+    if not (32 <= tiles <= 192 and tiles % 2 == 0):
+        return f"pipeline.io_tiles {tiles} must be an even number from 32 to 192"
+    uses_them = (
+        pipeline.overlap_io != "none" or pipeline.replicated_tensor_sharding or pipeline.optimizer_state == "off_chip"
+    )
+    if uses_them:
         return None
-    return f"pipeline.io_tiles {tiles} must be an even number from 32 to 192"
+    return (
+        f"pipeline.io_tiles {tiles} only takes tiles away from the computation without overlap_io, "
+        "replicated_tensor_sharding or optimizer_state: off_chip: set io_tiles: null"
+    )
 
 
-def _memory_proportions(config: Config) -> Optional[str]:
+def _shards_on_io_tiles(config: Config) -> Optional[str]:
+    # TensorLocation of the optimizer state: with useIOTilesToLoad, shards that stay on the chip lie on the IO tiles
+    pipeline = config.pipeline
+    tiles = pipeline.io_tiles
+    if tiles is None or not pipeline.replicated_tensor_sharding or pipeline.optimizer_state == "off_chip":
+        return None
+    largest = max(parameters_per_ipu(config.model, config.layers_per_ipu))
+    shard = largest * _state_bytes(config) // pipeline.replication_factor
+    if shard <= tiles * TILE_BYTES:
+        return None
+    return (
+        f"pipeline.io_tiles {tiles} hold {tiles * TILE_BYTES / 1e6:.1f} MB but a replica's shard of the optimizer "
+        f"state takes {shard / 1e6:.1f} MB on one IPU: use {_even(-(-shard // TILE_BYTES))} tiles, or io_tiles: null"
+    )
+
+
+def _state_bytes(config: Config) -> int:
+    """Returns the bytes of optimizer state per parameter."""
+    size = {"float16": 2, "float32": 4}
+    first, second = size[config.precision.first_moment], size[config.precision.second_moment]
+    return first if config.optim.optimizer == "sgd" else first + second
+
+
+def _even(number: int) -> int:
+    return number + number % 2
+
+
+def _memory_proportions(config: Config, keys: _Keys) -> Optional[str]:
     proportions = config.pipeline.available_memory_proportion
     if proportions is None:
         return None
     if len(proportions) not in (1, len(config.layers_per_ipu)):
         return (
-            f"pipeline.available_memory_proportion has {len(proportions)} numbers for {len(config.layers_per_ipu)} "
+            f"{keys.available_memory_proportion} has {len(proportions)} numbers for {len(config.layers_per_ipu)} "
             "IPUs: give one number, or one for each IPU"
         )
     for proportion in proportions:
         if not 0 < proportion <= 1:
-            return f"pipeline.available_memory_proportion {proportion} is not in (0, 1]: give a share of the memory"
+            return f"{keys.available_memory_proportion} {proportion} is not in (0, 1]: give a share of the memory"
     return None
 
 
 def _evaluation_device_iterations(config: Config) -> Optional[str]:
     # Compiler.cpp:675-700: inference needs device_iterations >= stages
-    iterations, stages = config.run.evaluation_device_iterations, len(config.layers_per_ipu)
-    if iterations is None or iterations >= stages or config.pipeline.execution != "pipelined":
+    inference = config.for_evaluation()
+    iterations, stages = config.run.evaluation_device_iterations, len(inference.layers_per_ipu)
+    if iterations is None or iterations >= stages or inference.pipeline.execution != "pipelined":
         return None
     return (
         f"run.evaluation_device_iterations {iterations} is below the {stages} stages of the pipeline: use {stages} or "
         "null"
+    )
+
+
+def _evaluation_replicas(config: Config, num_instances: int) -> Optional[str]:
+    # popdist.poptorch.Options sets the number of replicas: Options.replicationFactor is refused
+    replicas, in_training = config.run.evaluation_replication_factor, config.pipeline.replication_factor
+    if num_instances == 1 or replicas in (None, in_training):
+        return None
+    return (
+        f"run.evaluation_replication_factor is {replicas}, but under poprun evaluation has the {in_training} replicas "
+        "of training: set it to null"
     )
 
 
@@ -138,26 +223,34 @@ def _number_format(config: Config, device_kind: str) -> Optional[str]:
 
 
 def _loss_scale(config: Config) -> Optional[str]:
-    # popart automaticlossscaling.cpp: "No tracked gradient tensors of type fp16 were found."
+    # popart automaticlossscaling.cpp: "No tracked gradient tensors of type fp16 were found."; Graphcore's programs
+    # state that the reduction must be the mean, and the accumulation half (vision/vit/pytorch/ipu_options.py)
     precision = config.precision
     if not precision.automatic_loss_scale:
         return None
-    if precision.resolve_compute("ipu") != "float16":
-        return (
-            f"precision.automatic_loss_scale needs float16 gradients, but precision.compute is {precision.compute}: "
-            "use float16 or auto, or set automatic_loss_scale: false"
-        )
+    needed = (
+        ("precision.compute", precision.compute, ("float16", "auto")),
+        ("precision.accumulation", precision.accumulation, ("float16",)),
+        ("optim.gradient_reduction", config.optim.gradient_reduction, ("mean",)),
+    )
+    for key, value, accepted in needed:
+        if value not in accepted:
+            return (
+                f"precision.automatic_loss_scale needs {key} {' or '.join(accepted)}, but it is {value}: change it, or "
+                "set automatic_loss_scale: false"
+            )
     return None
 
 
-def _not_simulated(config: Config) -> Optional[str]:
-    for key, is_used in (
-        ("pipeline.synthetic_data", config.pipeline.synthetic_data),
-        ("precision.automatic_loss_scale", config.precision.automatic_loss_scale),
-    ):
-        if is_used:
-            return f"{key} is not simulated: set it to false"
-    return None
+def _second_moment(config: Config) -> Optional[str]:
+    # popart popx/op/adamupdaterx.cpp casts eps to the second moment's type: 0 / (0 + 0) is NaN
+    optim = config.optim
+    if optim.optimizer == "sgd" or config.precision.second_moment == "float32" or optim.eps >= SMALLEST_FLOAT16:
+        return None
+    return (
+        f"optim.eps {optim.eps} is below {SMALLEST_FLOAT16:.1e}, so it may become 0 in precision.second_moment "
+        "float16, which makes the weights NaN: use 1e-6, or second_moment: float32"
+    )
 
 
 def _gelu(model: ModelConfig) -> Optional[str]:
@@ -180,9 +273,17 @@ def _attention(model: ModelConfig) -> Optional[str]:
 
 
 def _clipping(config: Config) -> Optional[str]:
-    # popart clipweightgradientsbynorm.cpp:337-412
-    optim = config.optim
-    if optim.max_grad_norm is None or optim.optimizer == "adamw":
+    # popart clipweightgradientsbynorm.cpp:337-412 and 490-495
+    optim, pipeline = config.optim, config.pipeline
+    if optim.max_grad_norm is None:
+        return None
+    schedule = pipeline.popart_options.get("accumulateOuterFragmentSettings.schedule")
+    if schedule == 1 and pipeline.execution == "pipelined" and len(config.layers_per_ipu) > 1:
+        return (
+            f"optim.max_grad_norm {optim.max_grad_norm} in a pipeline excludes pipeline.popart_options "
+            "accumulateOuterFragmentSettings.schedule 1 (Serial): remove that option"
+        )
+    if optim.optimizer == "adamw":
         return None
     reason = {
         "sgd": "PopTorch clips the velocity of SGD, not its gradient",

@@ -80,12 +80,13 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.attn = ATTENTION[attention](config)
         self.drop_path1 = DropPath(drop_path)
+        self.middle = nn.Identity()  # where a backend can hook in between attention and MLP
         self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = self.middle(x + self.drop_path1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
@@ -162,7 +163,7 @@ class DropPath(nn.Module):
             return x
         keep = 1 - self.rate
         mask = torch.full((x.shape[0], 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
-        return x * mask / keep
+        return x * (mask / keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.variants import VARIANTS
@@ -25,6 +25,11 @@ PRINTED_FORMULA = (
 
 def num_parameters(model: ModelConfig) -> int:
     """Returns the number of trainable parameters, head included."""
+    return sum(parameters_per_ipu(model, (model.depth,)))
+
+
+def parameters_per_ipu(model: ModelConfig, layers_per_ipu: Sequence[int]) -> List[int]:
+    """Returns the trainable parameters on each IPU: of its blocks, and of the embedding or of the head."""
     width, mlp = model.width, model.mlp_width
     embed = 3 * model.patch_size**2 * width + width + width + model.num_tokens * width
     norm = 2 * width
@@ -33,7 +38,10 @@ def num_parameters(model: ModelConfig) -> int:
     representation = model.representation_size or 0
     pre_logits = width * representation + representation
     head = (representation or width) * model.num_classes + model.num_classes
-    return embed + model.depth * block + norm + pre_logits + head
+    parameters = [count * block for count in layers_per_ipu]
+    parameters[0] += embed
+    parameters[-1] += norm + pre_logits + head
+    return parameters
 
 
 def forward_flops(model: ModelConfig) -> int:

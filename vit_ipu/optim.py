@@ -92,6 +92,7 @@ class LAMB(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_weight_norm: float = DEFAULT_MAX_WEIGHT_NORM,
+        bias_correction: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -99,6 +100,7 @@ class LAMB(torch.optim.Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "max_weight_norm": max_weight_norm,
+            "bias_correction": bias_correction,
         }
         super().__init__(params, defaults)
 
@@ -124,8 +126,9 @@ class LAMB(torch.optim.Optimizer):
         assert gradient is not None
         state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        mean = state["exp_avg"] / (1 - beta1**step)
-        root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt()
+        correction1, correction2 = (1 - beta1**step, 1 - beta2**step) if group["bias_correction"] else (1.0, 1.0)
+        mean = state["exp_avg"] / correction1
+        root = (state["exp_avg_sq"] / correction2).sqrt()
         update = mean / (root + group["eps"]) + group["weight_decay"] * parameter
         trust = _trust_ratio(parameter, update, group["max_weight_norm"])
         parameter.sub_(group["lr"] * trust * update)

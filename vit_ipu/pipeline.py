@@ -68,12 +68,13 @@ class BatchPlan:
 
     @classmethod
     def of_evaluation(cls, config: Config) -> BatchPlan:
-        """Returns the plan of inference on IPUs: no accumulation; by default, as many device iterations as stages."""
+        """Returns the plan of inference on IPUs, which has no accumulation."""
+        inference = config.for_evaluation()
         return cls(
-            micro_batch_size=config.evaluation_micro_batch_size,
+            micro_batch_size=inference.pipeline.micro_batch_size,
             gradient_accumulation=1,
-            replication_factor=config.pipeline.replication_factor,
-            device_iterations=config.run.evaluation_device_iterations or len(config.layers_per_ipu),
+            replication_factor=inference.pipeline.replication_factor,
+            device_iterations=config.run.evaluation_device_iterations or busy_iterations(inference),
         )
 
     @property
@@ -137,6 +138,20 @@ def num_cycles(num_ipus: int, gradient_accumulation: int) -> int:
 def utilisation(num_ipus: int, gradient_accumulation: int) -> float:
     """Returns the share of cycles in which an IPU works, G/(G+2F-2): the upper bound due to ramp-up and ramp-down."""
     return gradient_accumulation / num_cycles(num_ipus, gradient_accumulation)
+
+
+def inference_utilisation(num_ipus: int, device_iterations: int) -> float:
+    """Returns the share of an inference call's cycles in which an IPU works, D/(D+F-1)."""
+    return device_iterations / (device_iterations + num_ipus - 1)
+
+
+def busy_iterations(config: Config) -> int:
+    """Returns the fewest device iterations with which a pipeline in inference works more than 90 % of its cycles.
+
+    D/(D+F-1) > 0.9 means D > 9(F-1). Stages that take turns (sharded) gain nothing from more iterations.
+    """
+    stages = len(config.layers_per_ipu)
+    return 9 * (stages - 1) + 1 if config.pipeline.execution == "pipelined" else 1
 
 
 def timetable(num_ipus: int, gradient_accumulation: int) -> List[Slot]:

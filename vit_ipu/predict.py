@@ -45,7 +45,7 @@ def predict(
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
-    config = _for_device(inference_config(description, weights.path), device)
+    config = _for_device(inference_config(description, weights.path), device, len(images))
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = {}
@@ -94,11 +94,23 @@ def inference_config(description: ModelDescription, path: Path) -> Config:
         ) from None
 
 
-def _for_device(config: Config, device: Device) -> Config:
-    """Returns the config with a number format, a form of GELU and an epsilon that the device supports."""
+def _for_device(config: Config, device: Device, num_images: int) -> Config:
+    """Returns the config with a number format, a form of GELU and an epsilon that the device supports.
+
+    IPUs get the fewest device iterations if these are enough for all images, rather than a call of mostly padding.
+    """
     if device.kind in ("cpu", "cuda"):
         return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "auto"})})
     epsilon = max(config.model.layer_norm_eps, 1e-6)  # Hugging Face's 1e-12 would be 0 in float16
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"gelu": "tanh", "layer_norm_eps": epsilon})}
-    )
+    model = config.model.model_copy(update={"gelu": "tanh", "layer_norm_eps": epsilon})
+    return short_calls(config.model_copy(update={"model": model}), num_images)
+
+
+def short_calls(config: Config, num_images: int) -> Config:
+    """Returns the config with as many device iterations as stages if one such call takes all images."""
+    pipeline = config.for_evaluation().pipeline
+    stages = len(config.for_evaluation().layers_per_ipu)
+    if num_images > stages * pipeline.micro_batch_size * pipeline.replication_factor:
+        return config
+    iterations = config.run.evaluation_device_iterations or stages
+    return config.model_copy(update={"run": config.run.model_copy(update={"evaluation_device_iterations": iterations})})

@@ -53,10 +53,13 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def until_stopped(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields the items until a stop is requested."""
+    def until_stopped(self, items: Iterable[Item], agree: Callable[[bool], bool] = bool) -> Iterator[Item]:
+        """Yields the items until a stop is requested.
+
+        `agree` makes several processes stop together: it tells whether a stop is requested in any of them.
+        """
         for item in items:
-            if self.requested:
+            if agree(self.requested):
                 return
             yield item
 

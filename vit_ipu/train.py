@@ -13,19 +13,19 @@ from typing import Any, Iterable, Iterator, Optional, Set
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, StepResult
 from vit_ipu.config import Config
-from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed
-from vit_ipu.evaluate import Evaluation, evaluate_batches
+from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.runs.checkpoint import Progress, load_resumable, remove_old_checkpoints, save_checkpoint
 from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.metrics import Metrics, read_metrics, require_tracking
+from vit_ipu.runs.metrics import Metrics, lines_until, require_tracking
 from vit_ipu.signals import StopSignal
 from vit_ipu.weights.fit import load_initial_weights
 from vit_ipu.weights.native import ModelDescription
@@ -106,7 +106,7 @@ def train(
             if resume:
                 logger.notify(f"resuming at update {progress.update:,}")
             loader = training_loader(train_source, config, backend, progress, total_updates)
-            for batch in stop.until_stopped(loader):
+            for batch in stop.until_stopped(loader, agree=backend.instances.any):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
@@ -153,6 +153,7 @@ def training_loader(
         BatchPlan.of(config).share(backend.instances.index, backend.instances.count),
         start_step=progress.host_step,
         total_steps=total_updates // config.pipeline.device_iterations,
+        float_format=backend.float_format,
     )
 
 
@@ -197,7 +198,7 @@ class RunLogger:
         self.writes = backend.instances.index == 0
         self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
-        self._lines = self._metrics.lines if self._metrics is not None else read_metrics(folder.metrics)
+        self._lines = self._metrics.lines if self._metrics is not None else lines_until(folder.metrics, progress.update)
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
@@ -239,7 +240,7 @@ class RunLogger:
         """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded."""
         if self.evaluation_at(progress.update, len(source)) is not None:
             return
-        loader = EvaluationLoader(source, self._config)
+        loader = evaluation_loader(source, self._config, self._backend)
         try:
             found = evaluate_batches(self._backend, stop.raise_if_stopped(loader))
         except Interrupted:
@@ -278,8 +279,11 @@ class RunLogger:
         return max(self._last_time - last, 1e-9)
 
     def _write(self, progress: Progress, **values: float) -> None:
+        counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
+        if self._skipped:
+            counts["skipped"] = len(self._skipped)
+        line = dict(counts, **values)
         if self._metrics is not None:
-            counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
-            if self._skipped:
-                counts["skipped"] = len(self._skipped)
-            self._metrics.write(dict(counts, **values))
+            self._metrics.write(line)
+        else:
+            self._lines.append(line)  # so that this process also knows which updates it has evaluated

@@ -24,6 +24,12 @@ def unused_options(config: Config) -> List[str]:
         for name, readers in _READ_BY.items()
         if name in config.optim.model_fields_set and config.optim.optimizer not in readers
     ]
+    if config.optim.use_combined_accum:
+        notes += [
+            f"precision.{name} has no effect with optim.use_combined_accum"
+            for name in ("accumulation", "first_moment")
+            if name in config.precision.model_fields_set
+        ]
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
     if config.data.path is not None and config.data.source in ("sample", "generated"):

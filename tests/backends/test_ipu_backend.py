@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 
 import pytest
 import torch
-from helpers import backend_for, equal_states, random_batch, random_images, tiny_config, with_random_head
+from helpers import (
+    backend_for,
+    equal_states,
+    random_batch,
+    random_images,
+    relative_errors,
+    tiny_config,
+    with_random_head,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from vit_ipu import simulator
 from vit_ipu.backends.build import build_backend, open_backend, resolve_device
+from vit_ipu.data.sources.registry import open_source
+from vit_ipu.errors import ConfigError
+from vit_ipu.evaluate import evaluation_loader
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.model import ViT
+from vit_ipu.runs.checkpoint import Progress
 from vit_ipu.simulator import machine
+from vit_ipu.train import training_loader
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +46,15 @@ def popart(options, name):
     return options._Popart.options.get(name)
 
 
+def read_io_tiles(options):
+    return options.TensorLocations._values["numIOTiles"]
+
+
 def location(options, name):
     return options.TensorLocations.location_optimizer[name]
 
+
+ENGINE_OPTIONS = {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"}
 
 # Each setting of a config, and where in poptorch.Options its value must appear.
 OPTIONS = [
@@ -69,7 +89,7 @@ OPTIONS = [
     ({}, lambda o: location(o, "useReplicatedTensorSharding"), 0),
     ({"pipeline": {"optimizer_state": "off_chip"}}, lambda o: location(o, "onChip"), 0),
     ({}, lambda o: location(o, "onChip"), 1),
-    ({"pipeline": {"io_tiles": 64}}, lambda o: o.TensorLocations.numIOTiles, 64),
+    ({"pipeline": {"io_tiles": 64}}, read_io_tiles, 64),
     (
         {"pipeline": {"io_tiles": 64, "optimizer_state": "off_chip"}},
         lambda o: location(o, "useIOTilesToLoad"),
@@ -93,6 +113,41 @@ OPTIONS = [
         lambda o: popart(o, "engineOptions")["autoReport.directory"],
         "report",
     ),
+    ({}, lambda o: popart(o, "accumulateOuterFragmentSettings.schedule"), 3),  # OverlapMemoryOptimized
+    ({}, lambda o: popart(o, "accumulateOuterFragmentSettings.excludedVirtualGraphs"), ["0"]),
+    ({}, lambda o: popart(o, "disableGradAccumulationTensorStreams"), True),
+    ({}, lambda o: popart(o, "subgraphCopyingStrategy"), 1),  # JustInTime
+    ({}, lambda o: popart(o, "scheduleNonWeightUpdateGradientConsumersEarly"), True),
+    ({}, lambda o: popart(o, "defaultPrefetchBufferingDepth"), 2),
+    ({"pipeline": {"prefetch_depth": 5}}, lambda o: popart(o, "defaultPrefetchBufferingDepth"), 5),
+    ({}, lambda o: (popart(o, "patterns_level"), popart(o, "patterns")), (2, {"TiedGather": True})),
+    (
+        {"pipeline": {"popart_options": {"patterns": {"UpdateInplacePrioritiesForIpu": True, "TiedGather": False}}}},
+        lambda o: popart(o, "patterns"),
+        {"TiedGather": False, "UpdateInplacePrioritiesForIpu": True},
+    ),
+    (
+        {"pipeline": {"popart_options": {"outlineThreshold": 10.0, "subgraphCopyingStrategy": 0}}},
+        lambda o: (popart(o, "outlineThreshold"), popart(o, "subgraphCopyingStrategy")),
+        (10.0, 0),
+    ),
+    ({}, lambda o: popart(o, "engineOptions"), ENGINE_OPTIONS),
+    (
+        {"pipeline": {"engine_options": {"opt.useAutoloader": False, "opt.maxCopyMergeSize": 8388608, "a.b": "c"}}},
+        lambda o: popart(o, "engineOptions"),
+        {**ENGINE_OPTIONS, "opt.useAutoloader": "false", "opt.maxCopyMergeSize": "8388608", "a.b": "c"},
+    ),
+    (
+        {"pipeline": {"profile": "report", "engine_options": {"profiler.format": "v3"}}},
+        lambda o: popart(o, "engineOptions"),
+        {
+            **ENGINE_OPTIONS,
+            "profiler.format": "v3",
+            "debug.allowOutOfMemory": "true",
+            "autoReport.directory": "report",
+            "autoReport.all": "true",
+        },
+    ),
     ({}, lambda o: popart(o, "autoRecomputation"), None),
     ({"pipeline": {"recompute": "none"}}, lambda o: popart(o, "autoRecomputation"), 0),
     ({"pipeline": {"recompute": "every_block"}}, lambda o: popart(o, "autoRecomputation"), 3),
@@ -109,17 +164,10 @@ OPTIONS = [
 ]
 
 
-def read_io_tiles(options):
-    return options.TensorLocations._values["numIOTiles"]
-
-
 @pytest.mark.parametrize(("change", "read", "expected"), OPTIONS, ids=[str(i) for i in range(len(OPTIONS))])
 def test_setting_reaches_poptorchs_options(ipu, change, read, expected):
     options = ipu.options.training_options(tiny_config(**change))
-    if expected == 64:
-        assert read_io_tiles(options) == 64
-    else:
-        assert read(options) == expected
+    assert read(options) == expected
 
 
 def test_inference_has_its_own_options(ipu):
@@ -128,17 +176,35 @@ def test_inference_has_its_own_options(ipu):
         precision={"stochastic_rounding": True},
     )
     options = ipu.options.inference_options(config)
-    assert options.device_iterations == 4  # as many as stages
+    assert options.device_iterations == 28  # 28 of 31 cycles are busy
     assert options.Training.gradient_accumulation == 1
     assert options.replication_factor == 2
     assert popart(options, "enableStochasticRounding") is False
     assert options.output_mode == simulator.OutputMode.All
+    assert popart(options, "engineOptions") == ENGINE_OPTIONS
     more = tiny_config(run={"evaluation_device_iterations": 6})
     assert ipu.options.inference_options(more).device_iterations == 6
+    other = tiny_config(
+        pipeline={"io_tiles": 64},
+        run={
+            "evaluation_layers_per_ipu": [2, 2],
+            "evaluation_replication_factor": 3,
+            "evaluation_execution": "sharded",
+            "evaluation_available_memory_proportion": 0.1,
+        },
+    )
+    options = ipu.options.inference_options(other)
+    assert type(options._execution_strategy).__name__ == "ShardedExecution"
+    assert (options.replication_factor, options.device_iterations) == (3, 1)
+    assert options.available_memory_proportion == {0: 0.1, 1: 0.1}
+    assert "numIOTiles" not in options.TensorLocations._values
 
 
 def test_offline_options_need_no_hardware(ipu):
-    assert ipu.options.training_options(tiny_config(), offline=True).connection_type == simulator.ConnectionType.Never
+    options = ipu.options.training_options(tiny_config(), offline=True)
+    assert (options.connection_type, options.ipu_version) == (simulator.ConnectionType.Never, 2)
+    bow = tiny_config(pipeline={"ipu_version": 21})
+    assert ipu.options.inference_options(bow, offline=True).ipu_version == 21
 
 
 OPTIMIZERS = [
@@ -147,6 +213,12 @@ OPTIMIZERS = [
     ("adam", {"betas": [0.8, 0.9], "eps": 1e-6}, simulator.optim.Adam, {"betas": (0.8, 0.9), "eps": 1e-6}),
     ("adamw", {"max_grad_norm": 2.0}, simulator.optim.AdamW, {}),
     ("lamb", {"max_weight_norm": 9.0, "exempt_max_weight_norm": 0.0}, simulator.optim.LAMB, {}),
+    (
+        "lamb",
+        {"bias_correction": False, "max_weight_norm": 9.0, "exempt_max_weight_norm": 0.0},
+        simulator.optim.LAMB,
+        {},
+    ),
 ]
 
 
@@ -171,6 +243,39 @@ def test_optimizer_has_the_configs_attributes(ipu, name, change, kind, expected)
         assert optimizer.max_grad_norm == 2.0
     if name == "lamb":
         assert (decayed["max_weight_norm"], exempt["max_weight_norm"]) == (9.0, 0.0)
+        assert optimizer.bias_correction is change.get("bias_correction", True)
+
+
+def test_sgd_may_combine_accumulation_and_velocity(ipu):
+    for combined in (False, True):
+        config = tiny_config(optim={"use_combined_accum": combined})
+        optimizer = ipu.optimizer.build_optimizer(ViT(config.model), config)
+        assert optimizer.use_combined_accum is combined
+    errors = relative_errors(*(trained_weights({"use_combined_accum": combined}) for combined in (False, True)))
+    assert max(errors.values()) < 1e-6
+
+
+def trained_weights(optim):
+    config = tiny_config(optim=optim)
+    backend = backend_for(config, "ipu-sim")
+    backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+    for seed in range(3):
+        backend.train_step(random_batch(config, seed), 0.05)
+    weights = backend.state_dict()["model"]
+    backend.close()
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"use_combined_accum": True, "optimizer": "adam"}, "use_combined_accum: adam has no velocity"),
+        ({"bias_correction": False, "optimizer": "adamw"}, "bias_correction: false is only for lamb, not adamw"),
+    ],
+)
+def test_attributes_of_other_optimizers_are_refused(optim, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(optim=optim)
 
 
 def blocks_of(model):
@@ -221,6 +326,120 @@ def test_every_blocks_output_is_kept_after_keep_block_outputs(ipu, monkeypatch):
     ipu.blocks.keep_block_outputs(model)
     model(torch.zeros(1, 3, 28, 28))
     assert [tuple(x.shape) for x in kept] == [(1, 17, 32)] * 4
+
+
+def test_the_middle_of_given_blocks_is_kept_once_for_residual_and_mlp(ipu, monkeypatch):
+    kept, images = [], torch.randn(1, 3, 28, 28)
+    monkeypatch.setattr(sys.modules["poptorch"], "recomputationCheckpoint", lambda x: kept.append(x) or 0 * x)
+    model = ViT(tiny_config().model)
+    middles = {}
+    for index, block in enumerate(model.blocks):
+        block.norm2.register_forward_pre_hook(lambda module, x, index=index: middles.update({index: x[0]}))
+    model(images)
+    before = middles[1]
+    ipu.blocks.keep_middles(model, [1, 3])
+    outputs = []
+    model.blocks[1].register_forward_hook(lambda module, x, output: outputs.append(output))
+    model(images)
+    assert len(kept) == 2
+    torch.testing.assert_close(kept[0], before)  # attention and its residual, before norm2
+    assert middles[1].abs().max() == 0  # what follows reads only the kept tensor, which the patch has zeroed
+    assert outputs[0].std(dim=1).max() < 1e-6  # of the residual nothing else is left
+
+
+def test_the_backend_keeps_the_middles_of_the_config(monkeypatch):
+    kept = []
+    poptorch = sys.modules["poptorch"]
+    original = poptorch.recomputationCheckpoint
+    monkeypatch.setattr(poptorch, "recomputationCheckpoint", lambda x: kept.append(x.shape) or original(x))
+    config = tiny_config(pipeline={"recompute": "every_block", "recompute_mid_layers": [0, 2]})
+    backend = backend_for(config, "ipu-sim")
+    backend.train_step(random_batch(config), 0.05)
+    backend.close()
+    calls_per_forward = 4 + 2
+    assert kept
+    assert len(kept) % calls_per_forward == 0
+    for change, message in (
+        ({"recompute_mid_layers": [4]}, "recompute_mid_layers: there is no block 4: the blocks are 0 to 3"),
+        ({"recompute_mid_layers": [1], "recompute": "none"}, "has no effect with recompute: none: use every_block"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny_config(pipeline=change)
+
+
+@pytest.mark.parametrize("mode", ["accumulation_loop", "device_iteration_loop"])
+def test_overlapped_io_marks_every_input_and_the_loss(monkeypatch, mode):
+    poptorch, marked = sys.modules["poptorch"], []
+    for name in ("set_overlap_for_input", "set_overlap_for_output"):
+        original = getattr(poptorch, name)
+        monkeypatch.setattr(
+            poptorch,
+            name,
+            lambda tensors, mode, name=name, original=original: (
+                marked.append((name, mode.value)) or original(tensors, mode)
+            ),
+        )
+    config = tiny_config(
+        pipeline={"execution": "sharded", "io_tiles": 32, "overlap_io": mode}, data={"mixup_alpha": 0.2}
+    )
+    backend = backend_for(config, "ipu-sim")
+    assert math.isfinite(backend.train_step(random_batch(config), 0.05).loss)
+    backend.close()
+    assert {(name, value) for name, value in marked} == {
+        ("set_overlap_for_input", f"overlap_{mode}"),
+        ("set_overlap_for_output", f"overlap_{mode}"),
+    }
+
+
+def test_compile_builds_inference_too_and_leaves_training_on_the_ipus(monkeypatch):
+    backend = backend_for(tiny_config(), "ipu-sim")
+    backend.compile()
+    inference, training = backend._inference, backend._training
+    assert inference.isCompiled()
+    assert training.isCompiled()
+    assert training.isAttachedToDevice()
+    assert not inference.isAttachedToDevice()
+    monkeypatch.setattr(type(inference), "_compile", None, raising=True)  # nothing compiles from here on
+    backend.train_step(random_batch(tiny_config()), 0.05)
+    assert backend.predict(random_images(5)).shape == (5, 10)
+    backend.close()
+
+
+def test_a_training_step_alone_compiles_no_inference():
+    backend = backend_for(tiny_config(), "ipu-sim")
+    backend.train_step(random_batch(tiny_config()), 0.05)
+    assert backend._inference is None
+    backend.close()
+
+
+def test_evaluation_placed_differently_has_the_same_logits():
+    run = {"evaluation_layers_per_ipu": [2, 2], "evaluation_execution": "sharded", "evaluation_micro_batch_size": 3}
+    images, logits = random_images(9), []
+    for values in ({}, run):
+        backend = backend_for(tiny_config(run=values), "ipu-sim")
+        backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+        logits.append(backend.predict(images))
+        backend.close()
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
+
+
+def test_normalised_images_travel_in_the_devices_format():
+    config = tiny_config(data={"transfer": "float32"}, precision={"compute": "float16"})
+    backend = backend_for(config, "ipu-sim")
+    assert backend.float_format == torch.float16
+    source = open_source(config.data, config.model, "train")
+    for loader in (
+        training_loader(source, config, backend, Progress(), 1),
+        evaluation_loader(source, config, backend),
+    ):
+        assert next(iter(loader)).images.dtype == torch.float16
+    assert next(iter(evaluation_loader(source, config, backend_for(config_on_cpu(config), "cpu")))).images.dtype == (
+        torch.float32
+    )
+
+
+def config_on_cpu(config):
+    return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "float32"})})
 
 
 def test_the_model_itself_has_no_ipu_blocks():

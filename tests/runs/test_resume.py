@@ -199,14 +199,14 @@ def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsy
     from vit_ipu import train
 
     config = write_config(empty_folder)
-    original = train.EvaluationLoader
+    original = train.evaluation_loader
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*args)
 
     with monkeypatch.context() as context:
-        context.setattr(train, "EvaluationLoader", interrupted)
+        context.setattr(train, "evaluation_loader", interrupted)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 130
     metrics = empty_folder / "runs" / "tiny" / "metrics.jsonl"
     assert "top1" not in read_metrics(metrics)[-1]

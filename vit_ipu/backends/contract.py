@@ -6,8 +6,9 @@ D device_iterations, B samples per host step, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
+import torch
 from torch import Tensor
 from typing_extensions import Protocol
 
@@ -56,12 +57,22 @@ class Instances:
 
     index: int = 0
     count: int = 1
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """Returns the mean of a tensor over all processes; every process must call it."""
+
+    def any(self, flag: bool) -> bool:
+        """Tells whether `flag` is set in any process; every process must call this."""
+        return bool(self.mean(torch.tensor([float(flag)])).item() > 0)
 
 
 class Backend(Protocol):
     """A model on a device, with its optimizer."""
 
     instances: Instances
+    samples_per_call: int
+    """Number of images that one call of the device predicts; a multiple of it needs no padding."""
+    float_format: torch.dtype
+    """Format in which the device takes images that the host has normalised."""
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
         """Makes D weight updates at one learning rate, on the samples [D][G][R][m] of `batch`."""
@@ -70,7 +81,7 @@ class Backend(Protocol):
         """Returns the logits (n, K), in float32 on the host, of n images (n, 3, S, S), for any n."""
 
     def compile(self) -> None:
-        """Compiles for training, if the device compiles ahead of the first step."""
+        """Compiles for training and for evaluation, if the device compiles ahead of its first call."""
 
     def close(self) -> None:
         """Frees the device."""

@@ -20,7 +20,7 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
         """Opens metrics.jsonl and drops lines after update `resumed_at`, because a resumed run writes them again."""
-        self.lines = [line for line in read_metrics(folder.metrics) if line["update"] <= resumed_at]
+        self.lines = lines_until(folder.metrics, resumed_at)
         write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._tracker = _TRACKERS[config.run.tracking](folder, config)
@@ -34,6 +34,11 @@ class Metrics:
     def close(self) -> None:
         self._file.close()
         self._tracker.close()
+
+
+def lines_until(path: Path, update: int) -> List[Dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl up to an update."""
+    return [line for line in read_metrics(path) if line["update"] <= update]
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:

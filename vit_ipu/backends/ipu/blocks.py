@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import poptorch
 from torch import Tensor, nn
@@ -26,6 +26,12 @@ def keep_block_outputs(model: ViT) -> None:
         block.register_forward_hook(_keep)
 
 
+def keep_middles(model: ViT, layers: Sequence[int]) -> None:
+    """Keeps the activation between attention and MLP of the given blocks for the backward pass."""
+    for layer in layers:
+        model.blocks[layer].middle.register_forward_hook(_keep)  # type: ignore[union-attr, operator]
+
+
 def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return poptorch.recomputationCheckpoint(output)
 
@@ -33,5 +39,18 @@ def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 class IpuTrainingStep(TrainingStep):
     """The training step of a micro-batch, whose loss PopTorch differentiates."""
 
+    def __init__(self, model: ViT, config: Config) -> None:
+        super().__init__(model, config)
+        self._overlap = _overlap_mode(config)
+
     def forward(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
-        return poptorch.identity_loss(super().forward(images, labels, mixing), reduction="none")
+        if self._overlap is not None:
+            images, labels = poptorch.set_overlap_for_input((images, labels), self._overlap)
+            mixing = None if mixing is None else poptorch.set_overlap_for_input(mixing, self._overlap)
+        loss = poptorch.identity_loss(super().forward(images, labels, mixing), reduction="none")
+        return loss if self._overlap is None else poptorch.set_overlap_for_output(loss, self._overlap)
+
+
+def _overlap_mode(config: Config) -> Optional[poptorch.OverlapMode]:
+    name = config.pipeline.overlap_io
+    return None if name == "none" else poptorch.OverlapMode(f"overlap_{name}")

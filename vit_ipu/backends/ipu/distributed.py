@@ -5,9 +5,14 @@ Written to PopDist's documentation (https://docs.graphcore.ai/projects/poprun-us
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
+from typing import Any
 
 import poptorch
+import torch
+from torch import Tensor
 
 from vit_ipu.backends.contract import Instances
 from vit_ipu.config import Config
@@ -23,15 +28,33 @@ def instances(config: Config) -> Instances:
         return Instances()
     import popdist
 
-    if not popdist.isBackendInitialized():
-        popdist.init()
+    horovod = _joined_instances(popdist)
     for flag, given, key, wanted in (
         ("num-replicas", popdist.getNumTotalReplicas(), "replication_factor", config.pipeline.replication_factor),
         ("ipus-per-replica", popdist.getNumIpusPerReplica(), "layers_per_ipu", len(config.layers_per_ipu)),
     ):
         if given != wanted:
             raise ConfigError(f"poprun --{flag} is {given} but pipeline.{key} makes {wanted}: make them equal")
-    return Instances(popdist.getInstanceIndex(), popdist.getNumInstances())
+
+    def mean(tensor: Tensor) -> Tensor:
+        reduced: Tensor = horovod.allreduce(tensor.to(torch.float32), average=True)
+        return reduced.to(tensor.dtype)
+
+    return Instances(popdist.getInstanceIndex(), popdist.getNumInstances(), mean)
+
+
+@functools.lru_cache(maxsize=None)
+def _joined_instances(popdist: Any) -> Any:
+    """Joins the instances, once, as Graphcore's programs do, and returns Horovod, by which they communicate."""
+    try:
+        horovod = importlib.import_module("horovod.torch")
+    except ImportError as error:
+        raise ConfigError(
+            f"poprun needs Horovod, which cannot be loaded ({error}): install the horovod wheel of the Poplar SDK"
+        ) from None
+    popdist.init()
+    horovod.init()
+    return horovod
 
 
 def new_options(config: Config) -> poptorch.Options:

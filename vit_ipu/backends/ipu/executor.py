@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vit_ipu.backends.contract import HostBatch, StepResult
-from vit_ipu.backends.ipu.blocks import IpuTrainingStep, begin_stages, keep_block_outputs
+from vit_ipu.backends.ipu.blocks import IpuTrainingStep, begin_stages, keep_block_outputs, keep_middles
 from vit_ipu.backends.ipu.distributed import instances
 from vit_ipu.backends.ipu.optimizer import build_optimizer
 from vit_ipu.backends.ipu.options import DTYPES, inference_options, training_options
@@ -33,12 +33,13 @@ class IpuBackend:
     def __init__(self, config: Config, device_kind: str, *, offline: bool = False) -> None:
         self._config, self._offline = config, offline
         self.instances = instances(config)
-        self._dtype = DTYPES[config.precision.resolve_compute(device_kind)]
+        self.samples_per_call = BatchPlan.of_evaluation(config).samples_per_step // self.instances.count
+        self.float_format = DTYPES[config.precision.resolve_compute(device_kind)]
         torch.manual_seed(config.run.seed)
         attention = "explicit" if config.model.attention == "auto" else config.model.attention
         model = ViT(config.model, attention=attention)
-        self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self._dtype).eval()
-        self._training_step = IpuTrainingStep(model, config).to(self._dtype).train()
+        self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self.float_format).eval()
+        self._training_step = IpuTrainingStep(model, config).to(self.float_format).train()
         self._training: Optional[poptorch.PoplarExecutor] = None
         self._inference: Optional[poptorch.PoplarExecutor] = None
         self._optimizer: Any = None
@@ -51,19 +52,28 @@ class IpuBackend:
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
         self._release_inference()
-        if self._training is None:
-            self.compile()
-        assert self._training is not None
+        training = self._compiled_training()
         self._set_learning_rate(learning_rate)
         images, *others = batch.inputs
-        losses = self._training(self._on_wire(images), *others)  # (D * G * R,)
+        losses = training(self._on_wire(images), *others)  # (D * G * R,)
         self._inference_is_current = False
         by_update = losses.float().reshape(self._config.pipeline.device_iterations, -1).mean(dim=1)
-        values = by_update.tolist()
+        values = self.instances.mean(by_update).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
     def compile(self) -> None:
-        """Compiles for training, into the executable cache if the config names one."""
+        """Compiles for inference and for training, into the executable cache if the config names one.
+
+        Training comes second, because the executor that was compiled last stays attached to the IPUs.
+        """
+        inference = self._wrapped_inference()
+        if not inference.isCompiled():
+            self._release_training()
+            inference.compile(self._blank_images(self.samples_per_call))
+        self._release_inference()
+        self._compiled_training()
+
+    def _compiled_training(self) -> poptorch.PoplarExecutor:
         if self._training is None:
             self._training = self._wrap_for_training()
         if not self._training.isCompiled():
@@ -73,12 +83,14 @@ class IpuBackend:
             self._training.compile(*blank.inputs)
             if self._saved_rng is not None and not self._offline:
                 self._restore_random_state()
+        return self._training
 
     def _wrap_for_training(self) -> poptorch.PoplarExecutor:
         model = self._training_step.model
         begin_stages(model, self._config)
         if self._config.pipeline.recompute == "every_block":
             keep_block_outputs(model)
+        keep_middles(model, self._config.pipeline.recompute_mid_layers)
         self._optimizer = build_optimizer(model, self._config)
         if self._saved_optimizer is not None:
             self._load_optimizer(self._saved_optimizer)
@@ -99,7 +111,7 @@ class IpuBackend:
     def predict(self, images: Tensor) -> Tensor:
         if len(images) == 0:
             return torch.empty(0, self._config.model.num_classes)
-        size = self._samples_per_call()
+        size = self.samples_per_call
         executor = self._current_inference()
         logits = []
         for start in range(0, len(images), size):
@@ -109,20 +121,21 @@ class IpuBackend:
             logits.append(executor(self._on_wire(padded))[: len(chunk)])
         return torch.cat(logits).float()
 
-    def _samples_per_call(self) -> int:
-        return BatchPlan.of_evaluation(self._config).samples_per_step // self.instances.count
-
     def _current_inference(self) -> poptorch.PoplarExecutor:
         """Returns the inference executor, with the weights that training has reached."""
-        if self._inference is None:
-            begin_stages(self._inference_step.model, self._config)
-            options = inference_options(self._config, offline=self._offline)
-            self._inference = poptorch.inferenceModel(self._inference_step, options)
+        inference = self._wrapped_inference()
         if not self._inference_is_current:
             weights = self._weights()
             self._release_training()
-            self._inference.load_state_dict(_prefixed(weights))
+            inference.load_state_dict(_prefixed(weights))
             self._inference_is_current = True
+        return inference
+
+    def _wrapped_inference(self) -> poptorch.PoplarExecutor:
+        if self._inference is None:
+            begin_stages(self._inference_step.model, self._config.for_evaluation())
+            options = inference_options(self._config, offline=self._offline)
+            self._inference = poptorch.inferenceModel(self._inference_step, options)
         return self._inference
 
     def _release_training(self) -> None:
@@ -191,7 +204,7 @@ class IpuBackend:
 
     def _on_wire(self, images: Tensor) -> Tensor:
         """Returns the images to transfer: bytes unchanged, floats in the device's format."""
-        return images if images.dtype == torch.uint8 else images.to(self._dtype)
+        return images if images.dtype == torch.uint8 else images.to(self.float_format)
 
     def _blank_images(self, count: int) -> Tensor:
         side = self._config.model.image_size

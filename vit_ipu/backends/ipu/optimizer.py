@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: Config) -> Any:
     if optim.optimizer == "sgd":
         return poptorch.optim.SGD(groups, **_sgd_arguments(config))
     if optim.optimizer == "lamb":
-        return poptorch.optim.LAMB(groups, **_adam_arguments(config))
+        return poptorch.optim.LAMB(groups, bias_correction=optim.bias_correction, **_adam_arguments(config))
     if optim.optimizer == "adam":
         return poptorch.optim.Adam(groups, **_adam_arguments(config))
     arguments = _adam_arguments(config)
@@ -38,9 +38,10 @@ def _sgd_arguments(config: Config) -> Dict[str, Any]:
         "weight_decay": optim.weight_decay,
         "loss_scaling": precision.loss_scale,
         "accum_type": DTYPES[precision.accumulation],
-        "velocity_accum_type": DTYPES[precision.first_moment],
-        "use_combined_accum": False,
+        "use_combined_accum": optim.use_combined_accum,
     }
+    if not optim.use_combined_accum:
+        arguments["velocity_accum_type"] = DTYPES[precision.first_moment]
     if optim.momentum:
         arguments.update(momentum=optim.momentum, nesterov=optim.nesterov)
     return arguments

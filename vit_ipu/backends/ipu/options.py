@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Any, Dict
 
 import poptorch
 import torch
@@ -10,11 +10,28 @@ import torch
 from vit_ipu.backends.ipu.distributed import new_options
 from vit_ipu.config import Config
 from vit_ipu.pipeline import BatchPlan
+from vit_ipu.popart_options import PATTERNS
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 # popart::RecomputationType (popart sessionoptions.hpp:139-152)
 _RECOMPUTE_NONE, _RECOMPUTE_PIPELINE, _RECOMPUTE_ALL = 0, 3, 4
+# popart::AccumulateOuterFragmentSchedule and popart::SubgraphCopyingStrategy (sessionoptions.hpp:584-656)
+_OVERLAP_MEMORY_OPTIMIZED, _JUST_IN_TIME = 3, 1
+
+# What Graphcore's programs always set (graphcore/examples: vision/vit/pytorch/ipu_options.py and nlp/bert/pytorch).
+POPART_OPTIONS: Dict[str, Any] = {
+    # the IPUs update their weights side by side; PopART's default is one IPU after the other
+    "accumulateOuterFragmentSettings.schedule": _OVERLAP_MEMORY_OPTIMIZED,
+    "accumulateOuterFragmentSettings.excludedVirtualGraphs": ["0"],
+    # otherwise the host also reads the gradient accumulators whenever it reads the weights
+    "disableGradAccumulationTensorStreams": True,
+    "subgraphCopyingStrategy": _JUST_IN_TIME,
+    "scheduleNonWeightUpdateGradientConsumersEarly": True,
+}
+PATTERNS_LEVEL = 2  # popart::PatternsLevel::Default (PopTorch's default level, python/options.py:428)
+POPART_PATTERNS = {"TiedGather": True}
+ENGINE_OPTIONS = {"opt.useAutoloader": "true", "target.syncReplicasIndependently": "true"}
 
 
 def training_options(config: Config, *, offline: bool = False) -> poptorch.Options:
@@ -29,13 +46,15 @@ def training_options(config: Config, *, offline: bool = False) -> poptorch.Optio
     options.Training.setAutomaticLossScaling(config.precision.automatic_loss_scale)
     options.Precision.enableStochasticRounding(config.precision.stochastic_rounding)
     options.TensorLocations.setOptimizerLocation(_optimizer_location(config))
+    if config.pipeline.io_tiles is not None:
+        options.TensorLocations.numIOTiles(config.pipeline.io_tiles)
     _set_recomputation(options, config)
     return options
 
 
 def inference_options(config: Config, *, offline: bool = False) -> poptorch.Options:
     """Returns the options of the inference executor: no accumulation, and every micro-batch rounds to nearest."""
-    options = _common_options(config, offline=offline)
+    options = _common_options(config.for_evaluation(), offline=offline)
     options.deviceIterations(BatchPlan.of_evaluation(config).device_iterations)
     options.outputMode(poptorch.OutputMode.All)
     options.Precision.enableStochasticRounding(False)
@@ -53,16 +72,31 @@ def _common_options(config: Config, *, offline: bool) -> poptorch.Options:
     options.Precision.setPartialsType(DTYPES[config.precision.partials])
     if pipeline.available_memory_proportion is not None:
         options.setAvailableMemoryProportion(_proportions(config))
-    if pipeline.io_tiles is not None:
-        options.TensorLocations.numIOTiles(pipeline.io_tiles)
     if pipeline.executable_cache is not None:
         options.enableExecutableCaching(pipeline.executable_cache)
-    if pipeline.profile is not None:
-        options.enableProfiling(pipeline.profile)
     options.enableSyntheticData(pipeline.synthetic_data)
     if offline:
-        options.useOfflineIpuTarget()
+        options.useOfflineIpuTarget(pipeline.ipu_version)
+    _set_popart_options(options, config)
     return options
+
+
+def _set_popart_options(options: poptorch.Options, config: Config) -> None:
+    """Sets what Graphcore's programs set, then the options of the config, then those of profiling."""
+    pipeline = config.pipeline
+    popart = {**POPART_OPTIONS, "defaultPrefetchBufferingDepth": pipeline.prefetch_depth, **pipeline.popart_options}
+    patterns = {**POPART_PATTERNS, **popart.pop(PATTERNS, {})}
+    for name, value in popart.items():
+        options._Popart.set(name, value)
+    options._Popart.setPatterns(patterns, PATTERNS_LEVEL)
+    given = {name: _engine_value(value) for name, value in pipeline.engine_options.items()}
+    options._Popart.setEngineOptions({**ENGINE_OPTIONS, **given})
+    if pipeline.profile is not None:
+        options.enableProfiling(pipeline.profile)  # adds to the engine options
+
+
+def _engine_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _proportions(config: Config) -> Dict[str, float]:

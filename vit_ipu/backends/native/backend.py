@@ -22,6 +22,8 @@ class NativeBackend:
     """The backend for one torch device, on which the replicas of the config run one after the other."""
 
     instances = Instances()
+    samples_per_call = 1
+    float_format = torch.float32
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device

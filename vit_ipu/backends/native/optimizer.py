@@ -16,6 +16,12 @@ def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.o
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
     if optim.optimizer == "lamb":
-        return LAMB(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
+        return LAMB(
+            groups,
+            lr=optim.learning_rate,
+            betas=optim.betas,
+            eps=optim.eps,
+            bias_correction=optim.bias_correction,
+        )
     adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=fused)

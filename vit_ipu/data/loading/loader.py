@@ -22,7 +22,7 @@ from vit_ipu.errors import DataError
 from vit_ipu.mixing import mixing_of_step
 
 CHUNK = 256
-"""Number of images that an evaluation predicts at a time."""
+"""Least number of images that an evaluation predicts at a time."""
 AHEAD_BYTES = 1 << 30
 """Bytes of the host steps that workers may fill ahead of the consumed step; one step ahead is always allowed."""
 _MAX_AHEAD = 3
@@ -65,12 +65,14 @@ class TrainingLoader:
         start_step: int,
         total_steps: int,
         page_lock: bool = True,
+        float_format: torch.dtype = torch.float32,
     ) -> None:
         """`positions`: the positions within a host step that this process loads (BatchPlan.share).
 
-        `page_lock`: let a GPU, if there is one, read the workers' buffers directly.
+        `page_lock`: let a GPU, if there is one, read the workers' buffers directly. `float_format`: the format of
+        images that the host normalises.
         """
-        self._source, self._config = source, config
+        self._source, self._config, self._float_format = source, config, float_format
         self._stream = TrainingStream(len(source), config.run.seed)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
@@ -81,8 +83,8 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[HostBatch]:
         fill = TrainingFill(self._source, self._config)
-        samples, steps = len(self._positions), len(self._steps)
-        filled = _filled(self._entries(), fill, self._config, samples, steps, page_lock=self._page_lock)
+        samples, steps, dtype = len(self._positions), len(self._steps), _dtype(self._config, self._float_format)
+        filled = _filled(self._entries(), fill, self._config, dtype, samples, steps, page_lock=self._page_lock)
         for step, whole in zip(self._steps, filled):
             self.skipped.update(dict.fromkeys(whole.skipped))
             yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
@@ -93,30 +95,47 @@ class TrainingLoader:
 
 
 class EvaluationLoader:
-    """Yields every image of the source once, in order, in chunks of at most CHUNK."""
+    """Yields every image of the source once, in order, in chunks; the last chunk may be smaller.
 
-    def __init__(self, source: Source, config: Config) -> None:
-        self._source, self._config = source, config
+    The size of a chunk is the first multiple of `multiple_of` that is at least CHUNK.
+    """
+
+    def __init__(
+        self, source: Source, config: Config, *, multiple_of: int = 1, float_format: torch.dtype = torch.float32
+    ) -> None:
+        self._source, self._config, self._float_format = source, config, float_format
+        self._chunk = -(-CHUNK // multiple_of) * multiple_of
         self.skipped: Dict[str, None] = {}
         """Messages, in order, about unreadable images, which are in no chunk; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
-        count = len(self._source)
-        steps = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        count, chunk = len(self._source), self._chunk
+        steps = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
         entries = ([(0, index) for index in step] for step in steps)
         fill = _EvaluationFill(self._source, self._config)
-        for filled in _filled(entries, fill, self._config, min(CHUNK, count), len(steps)):
+        dtype = _dtype(self._config, self._float_format)
+        for filled in _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps)):
             self.skipped.update(dict.fromkeys(filled.skipped))
             read = filled.labels >= 0
             images, labels = filled.images, filled.labels
             yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
 
 
+def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:
+    return torch.uint8 if config.data.transfer == "uint8" else float_format
+
+
 def _filled(
-    entries: Iterable[List[Entry]], fill: _Fill, config: Config, samples: int, steps: int, *, page_lock: bool = True
+    entries: Iterable[List[Entry]],
+    fill: _Fill,
+    config: Config,
+    dtype: torch.dtype,
+    samples: int,
+    steps: int,
+    *,
+    page_lock: bool = True,
 ) -> Iterator[Filled]:
     """Fills the steps in data.num_workers processes, or in this process if data.num_workers is 0."""
-    dtype = getattr(torch, config.data.transfer)
 
     def buffer(count: int, *, shared: bool = False) -> Buffer:
         return Buffer.of(count, config.model.image_size, dtype, shared=shared)

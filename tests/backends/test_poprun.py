@@ -1,0 +1,73 @@
+"""Several instances of one run, as poprun starts them, over the simulator: they stop, fail and report together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import write_config
+
+# Trains in every instance. The last argument names what happens in the second instance alone.
+PROGRAM = """
+import os, signal, sys
+import popdist, torch
+from pathlib import Path
+from vit_ipu import train
+from vit_ipu.backends.build import resolve_device
+from vit_ipu.backends.ipu.executor import IpuBackend
+from vit_ipu.config_file import load_config
+from vit_ipu.errors import RunFailed
+
+event = sys.argv[2]
+config, device = load_config(sys.argv[1]), resolve_device("ipu-sim")
+original, steps = IpuBackend.train_step, []
+
+def train_step(self, batch, rate):
+    if self.instances.index == 1 and len(steps) == 1:
+        if event == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
+        if event == "nan":
+            with torch.no_grad():
+                self._training_step.model.head.bias.fill_(float("nan"))
+            self._training.copyWeightsToDevice()
+    steps.append(original(self, batch, rate))
+    return steps[-1]
+
+IpuBackend.train_step = train_step
+outcome = "ended"
+with train.open_run_folder(Path("run" + os.environ["POPDIST_REPLICA_INDEX_OFFSET"]), config, resume=False) as folder:
+    try:
+        summary = train.train(config, device, folder)
+        outcome = "interrupted" if summary.interrupted else "ended"
+    except RunFailed as error:
+        outcome = "failed: " + str(error)[:16]
+sys.stdout.write(repr([outcome, [step.loss for step in steps]]) + "\\n")
+sys.stdout.flush()
+"""
+
+
+def run_two_instances(folder, event):
+    config = write_config(
+        folder,
+        pipeline={"global_batch_size": 64, "replication_factor": 2},
+        run={"updates": 4, "evaluate_every": 4},
+    )
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "vit_ipu.simulator", "--num-instances", "2", "--num-replicas", "2"]
+    command += ["--ipus-per-replica", "4", "program.py", str(config), event]
+    done = subprocess.run(command, cwd=str(folder), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line.replace("'", '"').replace("nan", "NaN")) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome", "num_steps"),
+    [("none", "ended", 4), ("stop", "interrupted", 2), ("nan", "failed: the loss is nan", 2)],
+)
+def test_instances_end_together_with_the_same_losses(empty_folder, event, outcome, num_steps):
+    first, second = run_two_instances(empty_folder, event)
+    assert first[0] == second[0] == outcome
+    assert len(first[1]) == len(second[1]) == num_steps
+    assert first[1][0] == second[1][0]  # the mean over all samples, not over the instance's own
