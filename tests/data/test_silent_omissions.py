@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 
 import pytest
 from helpers import vit_ipu
 from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
-from shard_files import open_split, samples, write_shards, write_tar
+from shard_files import LABELS, open_split, samples, shades, write_shards, write_tar
 
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.packing import pack as packing
@@ -175,11 +176,102 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_opened(tmp_path):
     assert len(open_split(**places)) == 7
 
 
-def test_members_of_a_sample_must_be_adjacent(tmp_path):
-    images, labels = samples([1, 2])[::2], samples([1, 2])[1::2]
-    write_tar(tmp_path / "a.tar", images + labels)
-    with pytest.raises(DataError, match="sample 0000 has no label: .* 0000.cls .*, beside its image$"):
+ORDERS = {
+    "labels after all images": [0, 2, 4, 1, 3, 5],
+    "labels before all images": [5, 3, 1, 4, 2, 0],
+    "one label apart": [0, 2, 3, 4, 5, 1],
+    "mixed": [2, 5, 0, 3, 4, 1],
+}
+"""Orders of three images (even numbers) and their labels."""
+
+
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path, name):
+    """Covers `tar` without --sort=name, which stores files in the order in which the file system lists them."""
+    members = samples([1, 2, 0])
+    write_tar(tmp_path / "a.tar", [members[place] for place in ORDERS[name]])
+    source = open_split(tmp_path / "a.tar", eval_path=str(tmp_path / "a.tar"))
+    assert {shade: int(label) for shade, label in zip(shades(source), source.labels)} == {0: 1, 1: 2, 2: 0}
+    assert shades(source) == [place // 2 for place in ORDERS[name] if place % 2 == 0]  # in the order of the images
+
+
+def test_other_members_may_be_apart_from_their_sample(tmp_path):
+    members = samples([1, 2])
+    write_tar(tmp_path / "a.tar", [*members, ("0000.txt", b"a text"), ("0001.seg.png", b"not an image")])
+    assert open_split(tmp_path / "a.tar", eval_path=str(tmp_path / "a.tar")).labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("0000.cls", b"2"), "a.tar: sample 0000 has the members 0000.cls: expected one image"),
+        (
+            ("0000.jpg", b""),
+            "a.tar: sample 0000 has no label: expected a number in 0000.cls or a `label` in 0000.json$",
+        ),
+    ],
+)
+def test_a_second_image_or_label_of_a_key_is_refused(tmp_path, extra, message):
+    write_tar(tmp_path / "a.tar", [*samples([1, 2]), extra])
+    with pytest.raises(DataError, match=message):
         open_split(tmp_path / "a.tar", eval_path=str(tmp_path / "a.tar"))
+
+
+def test_two_images_and_labels_of_one_key_apart_are_refused(tmp_path):
+    """Covers two unsorted tars of the same names in one: which label belongs to which image is not stated."""
+    images, labels = samples([1, 2])[::2], samples([1, 2])[1::2]
+    write_tar(tmp_path / "a.tar", [*images, *labels, *images, *labels])
+    with pytest.raises(DataError, match="sample 0000 has the members 0000.png, 0000.cls, 0000.png, 0000.cls: expected"):
+        open_split(tmp_path / "a.tar", eval_path=str(tmp_path / "a.tar"))
+
+
+def joined(path, *parts):
+    path.write_bytes(b"".join(parts))
+    return open_split(path, eval_path=str(path))
+
+
+def test_tars_joined_by_cat_are_read_completely(tmp_path):
+    """Compares with `tar --ignore-zeros`: all members of all archives."""
+    for number, (first, last) in enumerate(((0, 2), (2, 3), (3, 7))):
+        write_tar(tmp_path / f"{number}.tar", samples(LABELS[first:last], first))
+    parts = [(tmp_path / f"{number}.tar").read_bytes() for number in range(3)]
+    source = joined(tmp_path / "a.tar", *parts)
+    assert source.labels.tolist() == LABELS
+    assert shades(source) == list(range(7))
+    assert joined(tmp_path / "a.tar", parts[0], bytes(3 << 20), parts[1]).labels.tolist() == LABELS[:3]
+    listed = subprocess.run(
+        ["tar", "--ignore-zeros", "-tf", str(tmp_path / "a.tar")], stdout=subprocess.PIPE, check=True
+    )
+    assert listed.stdout.decode().split() == [name for name, _ in samples(LABELS[:3])]
+
+
+def test_tars_of_the_same_names_joined_by_cat_are_read_completely(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([1, 2]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert joined(tmp_path / "b.tar", whole, whole).labels.tolist() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(("rest", "place"), [(b"junk", 0), (bytes(700) + b"junk" * 500, 512)])
+def test_other_bytes_after_the_end_of_a_tar_are_refused(tmp_path, rest, place):
+    write_tar(tmp_path / "a.tar", samples([1, 2]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(DataError, match=f"b.tar is cut off or damaged at byte {len(whole) + place}: copy it again"):
+        joined(tmp_path / "b.tar", whole, rest)
+
+
+def test_a_second_tar_that_is_cut_off_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([1, 2]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(DataError, match=f"b.tar is cut off or damaged at byte {len(whole) + 2048}: copy it again"):
+        joined(tmp_path / "b.tar", whole, whole[:2048])
+
+
+def test_zeros_in_the_middle_of_a_tar_are_not_its_end(tmp_path):
+    """Covers a hole that a broken transfer left in place of a header."""
+    write_tar(tmp_path / "a.tar", samples([1, 2]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(DataError, match="b.tar is cut off or damaged at byte 2560: copy it again"):
+        joined(tmp_path / "b.tar", whole[:2048], bytes(512), whole[2560:])
 
 
 # ---------------------------------------------------------------------------------------- resuming

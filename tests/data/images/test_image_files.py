@@ -230,6 +230,16 @@ BAD_FILES = {
     "first bytes of a PNG": (b"\x89PNG\r\n\x1a\n cut off", ""),
     "truncated CMYK": (encoded(cmyk())[:1500], "truncated"),
     "truncated WebP": (encoded(photograph(), "WEBP")[:3000], ""),
+    "AVIF that is cut off": (b"\0\0\0\x1cftypavif\0\0", "use Pillow 11.3 or newer, or convert it"),
+    "HEIF": (
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1",
+        "HEIF or a film, which Pillow does not read: convert it to JPEG or PNG",
+    ),
+    "SVG": (
+        b'\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "it is text, such as SVG or the web page of a failed download",
+    ),
+    "web page": (b"<!DOCTYPE html><title>404</title>", "it is text, such as SVG or the web page of a failed download"),
 }
 
 

@@ -70,6 +70,95 @@ def test_compressed_shards_beside_others_are_left_out_with_a_note(tmp_path):
         open_with_notes(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "label"),
+    [
+        ("a.cls", b"1", 1),
+        ("a.cls", b" 1 ", 1),
+        ("a.cls", b"1\r\n", 1),
+        ("a.cls", b"0001", 1),
+        ("a.cls", b"0", 0),
+        ("a.json", b'{"label": 1}', 1),
+        ("a.json", b'{"label": 1.0}', 1),  # JSON has one kind of number; pandas writes whole numbers so
+        ("a.json", b'{"label": 2e0}', 2),
+    ],
+)
+def test_numbers_are_labels(tmp_path, name, text, label):
+    write_shards(tmp_path)
+    write_tar(tmp_path / "train" / "x-01.tar", [("a.png", png(1)), (name, text)])
+    assert open_split(tmp_path).labels[3] == label
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.cls", b"1_0", "a.cls holds '1_0'"),
+        ("a.cls", b"+1", r"a.cls holds '\+1'"),
+        ("a.cls", b"-0", "a.cls holds '-0'"),
+        ("a.cls", "\uff17".encode(), "a.cls holds '\uff17'"),
+        ("a.cls", "\u0661".encode(), "a.cls holds '\u0661'"),
+        ("a.cls", b"1.0", "a.cls holds '1.0'"),
+        ("a.cls", b"1 2", "a.cls holds '1 2'"),
+        ("a.cls", b"", "a.cls holds ''"),
+        ("a.cls", b"\xff1", "a.cls holds '\ufffd1'"),
+        ("a.cls", b"2147483648", "a.cls holds '2147483648'"),
+        ("a.cls", b"x" * 99, r"a.cls holds 'x{40}\.\.\.'"),
+        ("a.json", b'{"label": true}', "`label` in a.json is 'true'"),
+        ("a.json", b'{"label": 1.5}', "`label` in a.json is '1.5'"),
+        ("a.json", b'{"label": "1"}', "`label` in a.json is '\"1\"'"),
+        ("a.json", b'{"label": null}', "`label` in a.json is 'null'"),
+        ("a.json", b'{"label": -1}', "`label` in a.json is '-1'"),
+        ("a.json", b'{"label": NaN}', "`label` in a.json is 'NaN'"),
+        ("a.json", b'{"label": 1e999}', "`label` in a.json is 'Infinity'"),
+        ("a.json", b"[" * 100000, "a.json is not a JSON object with a `label`"),
+        ("a.json", b"[1]", "a.json is not a JSON object with a `label`"),
+    ],
+)
+def test_other_texts_are_not_labels_and_are_shown(tmp_path, name, text, found):
+    write_shards(tmp_path)
+    write_tar(tmp_path / "train" / "x-01.tar", [("a.png", png(1)), (name, text)])
+    expected = f"x-01.tar: sample a has no label: {found}; expected a whole number from 0, such as 7$"
+    with pytest.raises(DataError, match=expected) as raised:
+        open_split(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_label_file_that_is_large_is_not_read(tmp_path):
+    write_shards(tmp_path)
+    write_tar(tmp_path / "train" / "x-01.tar", [("a.png", png(1)), ("a.cls", b"0" * 1048577)])
+    with pytest.raises(DataError, match="sample a has no label: a.cls has 1,048,577 bytes; expected a number$"):
+        open_split(tmp_path)
+
+
+def test_files_of_operating_systems_are_not_samples(tmp_path):
+    write_shards(tmp_path)
+    others = ["Thumbs.db", "c/desktop.ini", "._0000.png", "__MACOSX/c/._0000.png", "c/@eaDir/0000.png/SMALL.jpg"]
+    members = [(name, b"of a system") for name in others]
+    write_tar(tmp_path / "train" / "x-01.tar", [*members, *samples([2], start=3)])
+    assert open_split(tmp_path).labels.tolist() == [*LABELS[:3], 2, *LABELS[4:]]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_images_and_labels_that_are_links_are_refused(tmp_path, kind):
+    """Covers `tar` of a folder of links: such members have no bytes, and would be left out."""
+    write_shards(tmp_path)
+    member = tarfile.TarInfo("a.png")
+    member.type, member.linkname = kind, "../b.png"
+    path = tmp_path / "train" / "x-01.tar"
+    path.write_bytes(member.tobuf() + path.read_bytes())
+    with pytest.raises(DataError, match="x-01.tar: a.png is stored as a link to ../b.png: pack with tar --dereference"):
+        open_split(tmp_path)
+
+
+def test_suffixes_of_shards_may_be_upper_case(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "train" / "x-02.tar").rename(tmp_path / "train" / "x-02.TAR")
+    (tmp_path / "train" / "x-03.TAR.GZ").write_bytes(b"")
+    source, notes = open_with_notes(tmp_path)
+    assert source.labels.tolist() == LABELS
+    assert notes == [f"note: left out the compressed shard {tmp_path}/train/x-03.TAR.GZ"]
+
+
 def test_members_with_holes_are_refused(tmp_path):
     write_shards(tmp_path)
     member = tarfile.TarInfo("a.png")

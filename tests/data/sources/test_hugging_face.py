@@ -49,7 +49,7 @@ def save(datasets, path, **splits):
 
 
 @pytest.mark.parametrize(("image", "label"), [("image", "label"), ("img", "fine_label"), ("image", "labels")])
-@pytest.mark.parametrize("held_out", ["validation", "test"])
+@pytest.mark.parametrize("held_out", ["validation", "val", "valid", "test"])
 def test_images_are_read_as_they_were_saved(tmp_path, datasets, image, label, held_out):
     train = make_split(datasets, image=image, label=label, caption=["a"] * 4)
     save(datasets, tmp_path / "d", train=train, **{held_out: make_split(datasets, [1, 1], image, label)})
@@ -79,6 +79,20 @@ def test_an_image_given_as_a_file_is_read_and_a_missing_image_is_named(tmp_path,
         source.image(1)
 
 
+def test_an_evaluation_needs_no_training_split(tmp_path, datasets):
+    save(datasets, tmp_path / "d", validation=make_split(datasets, [2, 1]))
+    assert open_split(tmp_path / "d", "eval").labels.tolist() == [2, 1]
+    with pytest.raises(DataError, match="no split train in .*, which has validation"):
+        open_split(tmp_path / "d")
+
+
+def test_classes_in_another_order_are_refused(tmp_path, datasets):
+    splits = {"train": make_split(datasets), "test": make_split(datasets, names=NAMES[::-1])}
+    save(datasets, tmp_path / "d", **splits)
+    with pytest.raises(DataError, match="have their classes in different orders: list both in one order$"):
+        open_split(tmp_path / "d", "eval")
+
+
 def test_a_damaged_image_is_named(tmp_path, datasets):
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     broken = datasets.Dataset.from_dict({"image": [{"bytes": b"no image", "path": None}], "label": [0]}, features=kinds)
@@ -96,7 +110,7 @@ MISTAKES = {
     "one set": (lambda d, path: make_split(d).save_to_disk(str(path)), "holds one set without splits"),
     "no held-out split": (
         lambda d, path: save(d, path, train=make_split(d)),
-        "no split validation or val or test in .*, which has train",
+        "no split validation or val or valid or test in .*, which has train",
     ),
     "no images": (
         lambda d, path: save(d, path, train=make_split(d), test=make_split(d, image="photo")),

@@ -128,6 +128,40 @@ def test_the_meta_file_without_scipy_names_the_package(tmp_path, monkeypatch):
         open_split(tmp_path, "eval")
 
 
+def write_annotations(root, labels=VAL, order=None):
+    """Writes the lists of mmpretrain; label k is of the class `order[k]`. Without an order there is no train.txt."""
+    (root / "meta").mkdir()
+    lines = [f"ILSVRC2012_val_{number:08d}.JPEG {label}\n" for number, label in enumerate(labels, start=1)]
+    (root / "meta" / "val.txt").write_text("".join(lines))
+    if order is not None:
+        lines = [f"{WNIDS[c]}/{WNIDS[c]}_{number}.JPEG {k}\n" for k, c in enumerate(order) for number in range(2)]
+        (root / "meta" / "train.txt").write_text("".join(lines))
+
+
+def test_flat_images_are_labelled_by_mmpretrains_list(tmp_path):
+    """Checks that labels number the sorted ids, as in the published list: `ILSVRC2012_val_00000001.JPEG 65`."""
+    write_flat(tmp_path)
+    write_annotations(tmp_path)
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_the_list_of_training_images_tells_which_class_a_label_is(tmp_path, order):
+    write_flat(tmp_path)
+    write_annotations(tmp_path, [order.index(label) for label in VAL], order)
+    check(tmp_path)
+
+
+def test_paths_and_white_space_in_mmpretrains_list(tmp_path):
+    write_flat(tmp_path)
+    write_annotations(tmp_path)
+    lines = (tmp_path / "meta" / "val.txt").read_text().splitlines()
+    (tmp_path / "meta" / "val.txt").write_bytes(
+        "\r\n".join("val/" + line.replace(" ", "\t") for line in lines).encode()
+    )
+    check(tmp_path)
+
+
 def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
     """Checks that timm's list of classes has the checksum that this program compares."""
     from timm import data as timm_data
@@ -143,6 +177,17 @@ def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
 
 def with_solution(text):
     return lambda root: (write_flat(root), (root / "LOC_val_solution.csv").write_text(text))
+
+
+def with_annotations(text, training=None):
+    def make(root):
+        write_flat(root)
+        write_annotations(root)
+        (root / "meta" / "val.txt").write_text(text)
+        if training is not None:
+            (root / "meta" / "train.txt").write_text(training)
+
+    return make
 
 
 HEADER = "ImageId,PredictionString\n"
@@ -161,7 +206,34 @@ MISTAKES = {
         lambda root: (write_train(root), image(root / "val" / "n00000001" / "a.JPEG", 0)),
         r"different classes: n00000001 \(and 3 more\)",
     ),
-    "flat without labels": (write_flat, "val has no class folders: put LOC_val_solution.csv or the devkit's"),
+    "flat without labels": (
+        write_flat,
+        "val has no class folders: put LOC_val_solution.csv or the devkit's .* or mmpretrain's meta/val.txt beside it",
+    ),
+    "a line of mmpretrain's list without a label": (
+        with_annotations("a.JPEG 0\nb.JPEG\n"),
+        "meta/val.txt line 2: 'b.JPEG' is not mmpretrain's: expected `PATH LABEL`",
+    ),
+    "a label of mmpretrain's list that is not a number": (
+        with_annotations("a.JPEG 1_0\n"),
+        "meta/val.txt line 1: 'a.JPEG 1_0' is not mmpretrain's",
+    ),
+    "a label beyond the classes": (
+        with_annotations("a.JPEG 3\n"),
+        "meta/val.txt line 1: 3 is not a label of the 3 training classes",
+    ),
+    "an image with two labels": (
+        with_annotations("a.JPEG 0\nval/a.JPEG 1\n"),
+        "meta/val.txt line 2: val/a.JPEG has another label than before: remove the wrong line",
+    ),
+    "a label of two classes": (
+        with_annotations("a.JPEG 0\n", f"{WNIDS[0]}/a.JPEG 0\n{WNIDS[1]}/b.JPEG 0\n"),
+        f"meta/train.txt line 2: the label 0 is of {WNIDS[1]}, but before of {WNIDS[0]}: mend the list",
+    ),
+    "an image that mmpretrain's list lacks": (
+        with_annotations("ILSVRC2012_val_00000001.JPEG 2\n"),
+        "meta/val.txt does not list the image .*val_00000002.JPEG",
+    ),
     "not Kaggle's list": (with_solution("a,b\n"), "LOC_val_solution.csv is not Kaggle's list"),
     "not text": (
         lambda root: (write_flat(root), (root / "LOC_val_solution.csv").write_bytes(b"\xff\xfe")),

@@ -224,7 +224,11 @@ def test_a_class_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 def test_splits_with_different_classes_are_refused(tmp_path):
     write_image_folder(tmp_path)
     (tmp_path / "val" / "bird").mkdir()
-    with pytest.raises(DataError, match="different classes: bird$"):
+    with pytest.raises(DataError, match="different classes: bird; bird is only in val: give both the same classes$"):
+        open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(3), "eval")
+    (tmp_path / "val" / "bird").rmdir()
+    (tmp_path / "train" / "Dog").mkdir()
+    with pytest.raises(DataError, match="different classes: Dog; Dog is only in train: give both the same classes$"):
         open_source(data_config(source="imagefolder", path=str(tmp_path)), folder_model(3), "eval")
 
 

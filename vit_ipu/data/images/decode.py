@@ -13,6 +13,7 @@ import warnings
 from typing import Optional, Protocol
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_ipu.data.images.jpeg import PlainJpeg
@@ -25,6 +26,7 @@ from vit_ipu.data.images.resize import (
     resized_by_pillow,
     resized_size,
 )
+from vit_ipu.data.images.sixteen_bits import LARGEST_OF_TWELVE_BITS, has_sixteen_bits, upper_bits
 from vit_ipu.errors import DataError
 from vit_ipu.text import escaped
 
@@ -57,7 +59,7 @@ class DecodedImage:
     """A Pillow image of any mode; 16-bit values are scaled to 8 bits, and transparency is dropped."""
 
     def __init__(self, image: Image.Image) -> None:
-        """Raises ValueError if pixel values have more than 16 bits."""
+        """Raises ValueError if pixel values are not numbers of at most 16 bits."""
         self._image = _of_bytes(image)
 
     @property
@@ -84,7 +86,7 @@ class EncodedImage:
 
     def __init__(self, data: bytes, name: str) -> None:
         """`name` is for messages. Raises DataError if a plain JPEG is too large; other faults show at the first use."""
-        self.data, self._name = data, name
+        self.data, self.name = data, name
         self._decoded: Optional[DecodedImage] = None
         self._jpeg = PlainJpeg.of(data)
         if self._jpeg is not None and self._jpeg.size[0] * self._jpeg.size[1] > MAX_PIXELS:
@@ -115,12 +117,21 @@ class EncodedImage:
         """Returns the complete image in mode RGB, decoded by Pillow. Raises DataError if the file is damaged."""
         return self._by_pillow().rgb()
 
+    def is_nearly_black_in_sixteen_bits(self) -> bool:
+        """Tells whether the file has 16 bits a value but no value above 4,095: its upper 8 bits are nearly black.
+
+        Such files usually hold numbers of 12 bits. Raises DataError if the file is damaged.
+        """
+        if self._jpeg is not None or not has_sixteen_bits(self.data):
+            return False
+        return int(np.asarray(self.rgb()).max()) <= LARGEST_OF_TWELVE_BITS >> 8
+
     def _by_pillow(self) -> DecodedImage:
         if self._decoded is None:
             try:
                 self._decoded = _decode_by_pillow(self.data)
             except UnidentifiedImageError:
-                raise self._unreadable("it is not an image of a known format" if self.data else "it is empty") from None
+                raise self._unreadable(_reason_unidentified(self.data)) from None
             except Image.DecompressionBombError:
                 raise self._unreadable(_TOO_LARGE) from None
             except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
@@ -128,12 +139,27 @@ class EncodedImage:
         return self._decoded
 
     def _unreadable(self, reason: str) -> DataError:
-        return unreadable(self._name, reason)
+        return unreadable(self.name, reason)
 
 
 def unreadable(name: str, reason: str) -> DataError:
     """Returns the error, with a one-line message, for an image that cannot be read."""
     return DataError(f"cannot read the image {escaped(name)}: {escaped(reason)}")
+
+
+def _reason_unidentified(data: bytes) -> str:
+    """Returns why Pillow knows no format for the bytes, and what to do if the format is a known one."""
+    if not data:
+        return "it is empty"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return f"it is damaged, or Pillow {PIL.__version__} does not read AVIF: use Pillow 11.3 or newer, or convert it"
+    if data[4:8] == b"ftyp":
+        return "it is HEIF or a film, which Pillow does not read: convert it to JPEG or PNG"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "it is damaged, or a TIFF that Pillow does not read: save it with 8 bits a value and 1 or 3 channels"
+    if data.lstrip()[:1] == b"<":
+        return "it is text, such as SVG or the web page of a failed download"
+    return "it is not an image of a known format"
 
 
 # ------------------------------------------------------------------------------------------- Pillow
@@ -151,26 +177,14 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """Converts an image to mode L, RGB or RGBA. Raises ValueError if its pixel values have more than 16 bits."""
+    """Converts an image to mode L, RGB or RGBA. Raises ValueError if its pixel values are not numbers of 16 bits."""
     mode = image.mode
     if mode in ("L", "RGB", "RGBA"):
         return image
     if mode == "F":
         raise ValueError("its pixels are floats: save it with 8 or 16 bits")
     if mode.startswith("I"):
-        return _of_sixteen_bits(image)
+        return upper_bits(image)
     if mode in ("LA", "La"):
         return image.getchannel("L")
     return image.convert("L" if mode == "1" else "RGB")
-
-
-def _of_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Returns the upper 8 bits in mode L, computed a band of rows at a time because an image may be large."""
-    found = Image.new("L", image.size)
-    rows = max(1, (1 << 22) // image.width)
-    for top in range(0, image.height, rows):
-        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels have more than 16 bits: save it with 8 or 16")
-        found.paste(Image.fromarray((values >> 8).astype(np.uint8)), (0, top))
-    return found

@@ -41,6 +41,7 @@ from vit_ipu.data.packing.jobs import (
 from vit_ipu.data.packing.journal import SURPLUS, append_record, lock_journal, read_journal
 from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.base import split_folder
+from vit_ipu.data.sources.dark_images import note_dark_images
 from vit_ipu.data.sources.folders import FolderSource, open_folders
 from vit_ipu.data.sources.imagenet import imagenet_root, is_imagenet, open_imagenet
 from vit_ipu.data.sources.listing import ListingCache, save_arrays
@@ -99,6 +100,8 @@ def pack(
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
     _refuse_unusable_target(target, source, images.values())
+    for found in images.values():
+        note_dark_images(found, cache.notify)
     packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
     if cache.rescan:
         for packer in packers:

@@ -10,9 +10,9 @@ import numpy as np
 from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_classes, split_folder
-from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, list_images
+from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, images_beside_classes, list_images
 from vit_ipu.errors import DataError
-from vit_ipu.text import and_more
+from vit_ipu.text import and_more, counted, escaped
 
 
 class FolderSource(EncodedSource):
@@ -54,5 +54,11 @@ def open_class_folders(
         cache.notify(
             f"note: no images in {len(empty)} of {len(class_names)} class folders of {folder}, such as "
             f"{class_names[int(empty[0])]}"
+        )
+    strays = images_beside_classes(folder)
+    if strays:
+        cache.notify(
+            f"note: left out {counted(len(strays), 'image')} directly in {folder}, such as {escaped(strays[0])}: each "
+            "image belongs into the folder of its class"
         )
     return FolderSource(paths, paths.folder.astype(np.int64), names)

@@ -13,7 +13,7 @@ from vit_ipu.data.sources.base import EncodedSource, require_same_classes
 from vit_ipu.errors import DataError
 from vit_ipu.text import and_more
 
-SPLITS = {"train": ("train",), "eval": ("validation", "val", "test")}
+SPLITS = {"train": ("train",), "eval": ("validation", "val", "valid", "test")}
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -40,7 +40,7 @@ def open_saved(root: Path, split: str) -> SavedSource:
     name, data = _pick(splits, split, root)
     image, label = _columns(data, f"{root}/{name}")
     classes = list(data.features[label].names)
-    if split == "eval":
+    if split == "eval" and any(name in splits for name in SPLITS["train"]):
         trained = _pick(splits, "train", root)[1]
         trained_names = getattr(trained.features.get(label), "names", [])
         require_same_classes(trained_names, classes, root / name)

@@ -1,26 +1,29 @@
-"""ImageNet in its original layout, or in Kaggle's."""
+"""ImageNet in its original layout, in Kaggle's, or in mmpretrain's."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import hashlib
+import os
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from vit_ipu.data.sources.base import require_same_classes, split_folder
+from vit_ipu.data.sources.base import parse_label, require_same_classes, split_folder
 from vit_ipu.data.sources.folders import FolderSource, open_class_folders
 from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, list_images
 from vit_ipu.errors import DataError
+from vit_ipu.text import shortened
 
 _ILSVRC_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 """SHA-256 of the 1,000 sorted WordNet ids of ILSVRC 2012, one per line, without the last line end."""
 _KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
+_ANNOTATIONS = os.path.join("meta", "val.txt")
 _NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")
 
 
@@ -36,7 +39,7 @@ def open_imagenet(root: Path, split: str, cache: ListingCache) -> FolderSource:
 
     Labels number the WordNet ids in alphabetical order. For a flat val/ the labels are in Kaggle's
     LOC_val_solution.csv, or in the devkit's ground truth, whose ids have the order of the devkit's map_clsloc.txt or
-    meta.mat.
+    meta.mat, or in mmpretrain's meta/val.txt.
     """
     base = imagenet_root(root)
     wnids = _wnids(split_folder(base, "train"))
@@ -109,15 +112,17 @@ def _class_names(places: Sequence[Path], wnids: Sequence[str]) -> List[str]:
 
 def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids: Sequence[str]) -> np.ndarray:
     """Returns the labels (n,) int64 of images that are not in class folders. Raises DataError if a label is missing."""
-    solution, truth = _find(places, _SOLUTION), _find(places, _GROUND_TRUTH)
+    solution, truth, annotations = (_find(places, name) for name in (_SOLUTION, _GROUND_TRUTH, _ANNOTATIONS))
     if solution is not None:
         known, where = _read_solution(solution), solution
     elif truth is not None:
         known, where = _read_ground_truth(truth, places), truth
+    elif annotations is not None:
+        known, where = _read_annotations(annotations, wnids), annotations
     else:
         raise DataError(
-            f"{folder} has no class folders: put {_SOLUTION} or the devkit's {_GROUND_TRUTH} beside it, or sort its "
-            "images into class folders"
+            f"{folder} has no class folders: put {_SOLUTION} or the devkit's {_GROUND_TRUTH} or mmpretrain's "
+            f"{_ANNOTATIONS} beside it, or sort its images into class folders"
         )
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels = np.empty(len(paths), np.int64)
@@ -153,6 +158,46 @@ def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
             raise DataError(f"{path} line {number}: {line.strip()!r} is not an ILSVRC id of the devkit")
         known[f"ILSVRC2012_val_{number:08d}"] = wnid_of[line.strip()]
     return known
+
+
+def _read_annotations(path: Path, wnids: Sequence[str]) -> Dict[str, str]:
+    """Returns the WordNet id of each image in mmpretrain's meta/val.txt, with lines `PATH LABEL`.
+
+    meta/train.txt beside it tells which WordNet ids the labels number; without it they number the sorted ids, as in
+    the lists that mmpretrain publishes.
+    """
+    training = path.with_name("train.txt")
+    wnid_of = _numbered_wnids(training) if training.is_file() else dict(enumerate(wnids))
+    known: Dict[str, str] = {}
+    for number, image, label in _annotated(path):
+        if label not in wnid_of:
+            raise DataError(f"{path} line {number}: {label} is not a label of the {len(wnid_of):,} training classes")
+        name = image.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        if known.setdefault(name, wnid_of[label]) != wnid_of[label]:
+            raise DataError(f"{path} line {number}: {image} has another label than before: remove the wrong line")
+    return known
+
+
+def _numbered_wnids(path: Path) -> Dict[int, str]:
+    """Returns the WordNet id of each label in mmpretrain's meta/train.txt, with lines `nXXXXXXXX/NAME.JPEG LABEL`."""
+    wnid_of: Dict[int, str] = {}
+    for number, image, label in _annotated(path):
+        wnid = image.rpartition("/")[0].rpartition("/")[2]
+        if wnid_of.setdefault(label, wnid) != wnid:
+            raise DataError(
+                f"{path} line {number}: the label {label} is of {wnid}, but before of {wnid_of[label]}: mend the list"
+            )
+    return wnid_of
+
+
+def _annotated(path: Path) -> Iterator[Tuple[int, str, int]]:
+    """Yields the line number, the image's path and the label of each line `PATH LABEL`."""
+    for number, line in enumerate(_read_lines(path), start=1):
+        parts = line.rsplit(None, 1)
+        label = parse_label(parts[1]) if len(parts) == 2 else None
+        if label is None:
+            raise DataError(f"{path} line {number}: {shortened(line, 80)!r} is not mmpretrain's: expected `PATH LABEL`")
+        yield number, parts[0], label
 
 
 class _Synset(NamedTuple):

@@ -20,14 +20,14 @@ from typing import IO, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from vit_ipu.data.sources.base import IMAGE_SUFFIXES
+from vit_ipu.data.sources.base import IMAGE_SUFFIXES, is_of_system
 from vit_ipu.errors import DataError
 from vit_ipu.files import cache_folder, written_whole
-from vit_ipu.text import Notify, counted
+from vit_ipu.text import Notify, counted, escaped
 
 Arrays = Dict[str, "np.ndarray"]
 
-_VERSION = 4
+_VERSION = 5
 _WORTH_SAYING_SECONDS = 5.0
 _CLOCK_NS = 2_000_000_000
 """Resolution of a file system's times: a folder that changed so shortly before may change again unnoticed."""
@@ -135,7 +135,8 @@ class ImagePaths:
 def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> ImagePaths:
     """Lists the image files in `folders` of `root`, folder after folder, each in alphabetical order.
 
-    `folders` are names, or "" for the root itself. Links are followed; hidden files are left out.
+    `folders` are names, or "" for the root itself. Links are followed; hidden files and those of an operating system
+    are left out.
     """
     absolute = os.path.abspath(str(root))
     paths = [os.path.join(absolute, folder) if folder else absolute for folder in folders]
@@ -152,12 +153,46 @@ def list_images(root: Path, folders: Sequence[str], cache: ListingCache) -> Imag
 
 
 def class_folders(root: Path) -> List[str]:
-    """Returns the folders in `root`, sorted, without hidden folders. Raises DataError if `root` cannot be listed."""
+    """Returns the folders in `root`, sorted, without hidden folders and those of an operating system.
+
+    Raises DataError if `root` cannot be listed, or if a link that is not named like an image leads nowhere: it may be a
+    class.
+    """
+    names = []
     try:
         with os.scandir(str(root)) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            for entry in (entry for entry in entries if not is_of_system(entry.name)):
+                if entry.is_dir():
+                    names.append(entry.name)
+                elif _leads_nowhere(entry.path):
+                    target = escaped(os.readlink(entry.path))
+                    raise DataError(
+                        f"{escaped(entry.path)} links to {target}, which does not exist: mend or remove the link"
+                    )
     except OSError as error:
         raise DataError(f"cannot list {error.filename or root}: {error.strerror}") from None
+    return sorted(names)
+
+
+def _leads_nowhere(path: str) -> bool:
+    return not _is_image(path) and os.path.islink(path) and not os.path.exists(path)
+
+
+def images_beside_classes(root: Path) -> List[str]:
+    """Returns the names of the images in `root` itself, sorted, which have no class if `root` has class folders."""
+    try:
+        with os.scandir(str(root)) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if _is_image(entry.name) and not is_of_system(entry.name) and not entry.is_dir()
+            )
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename or root}: {error.strerror}") from None
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _list_folders(folders: Sequence[str]) -> Arrays:
@@ -182,8 +217,8 @@ def _list_folder(folder: str) -> Tuple[bytes, np.ndarray, int]:
     """Returns the joined names of the images in a folder, the length of each name, and the number of other entries."""
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            named = [entry for entry in shown if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+            shown = [entry for entry in entries if not is_of_system(entry.name)]
+            named = [entry for entry in shown if _is_image(entry.name)]
             # A listing tells folders from files without a stat. Links count as files: to follow each would be slow.
             kept = sorted(entry.name for entry in named if not entry.is_dir(follow_symlinks=False))
     except OSError as error:

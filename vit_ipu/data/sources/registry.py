@@ -10,7 +10,8 @@ from PIL import Image
 
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.data.images.decode import Picture
-from vit_ipu.data.sources.base import Source
+from vit_ipu.data.sources.base import EncodedSource, Source
+from vit_ipu.data.sources.dark_images import note_dark_images
 from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.hugging_face import open_saved
 from vit_ipu.data.sources.imagenet import open_imagenet
@@ -39,7 +40,10 @@ class LimitedSource(Source):
 
 def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Optional[ListingCache] = None) -> Source:
     """Opens the images of `split` ("train" or "eval"). Raises DataError if images are missing or cannot be read."""
-    source = _open(config, model, split, cache or ListingCache())
+    cache = cache or ListingCache()
+    source = _open(config, model, split, cache)
+    if isinstance(source, EncodedSource):
+        note_dark_images(source, cache.notify)
     limit = config.num_train if split == "train" else config.num_eval
     if limit is not None and limit < len(source):
         source = LimitedSource(source, limit)

@@ -25,7 +25,7 @@ import numpy as np
 
 from vit_ipu.config import DataConfig
 from vit_ipu.data.images.decode import EncodedImage
-from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_classes, split_folder
+from vit_ipu.data.sources.base import EncodedSource, has_split, is_of_system, require_same_classes, split_folder
 from vit_ipu.data.sources.listing import Arrays, ListingCache
 from vit_ipu.data.sources.shard_index import JOURNAL, classes_beside, read_index, read_table
 from vit_ipu.data.sources.tar_headers import scan_shards
@@ -50,6 +50,9 @@ class ShardSource(EncodedSource):
 
     def picture(self, index: int) -> EncodedImage:
         return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
+
+    def close_files(self) -> None:
+        self._shards.close()
 
 
 def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
@@ -135,9 +138,9 @@ def _find_shards(place: str, notify: Notify = lambda line: None) -> List[str]:
     """
     folder = expand_home(place)
     if folder.is_dir():
-        shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
-        shards = [str(path) for path in shown if path.name.endswith(".tar")]
-        compressed = [path for path in shown if path.name.endswith(_COMPRESSED_SUFFIXES)]
+        shown = [path for path in sorted(folder.iterdir()) if not is_of_system(path.name) and not path.is_dir()]
+        shards = [str(path) for path in shown if path.name.lower().endswith(".tar")]
+        compressed = [path for path in shown if path.name.lower().endswith(_COMPRESSED_SUFFIXES)]
         if not shards:
             raise DataError(f"no shards in {folder}: expected {folder}/*.tar, not compressed")
         if compressed:
@@ -181,6 +184,10 @@ class OpenShards:
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return OpenShards, (self._paths, self._remedy)
+
+    def close(self) -> None:
+        """Closes the open shards."""
+        self._open.cache_clear()
 
     def read(self, number: int, offset: int, size: int) -> EncodedImage:
         """Reads the member of a shard whose bytes begin at `offset`. Raises DataError if the member is not there."""

@@ -1,7 +1,9 @@
 """Headers of tar shards: they give the position and the label of each image.
 
-A sample is consecutive members KEY.jpg (or another image suffix) and KEY.cls, a number as text, or KEY.json with
-"label". A key ends at the first dot of the file name, as in webdataset.
+A sample is the members KEY.jpg (or another image suffix) and KEY.cls, a number as text, or KEY.json with "label". A
+key ends at the first dot of the file name, as in webdataset. The members of a sample are usually neighbours, but need
+not be: `tar` without --sort=name stores files in the order in which the file system lists them. Several tars that were
+joined by `cat` are read as one, like `tar --ignore-zeros`.
 """
 
 from __future__ import annotations
@@ -10,19 +12,23 @@ import itertools
 import json
 import os
 import tarfile
-from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import BinaryIO, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from vit_ipu.data.process_pool import processes
-from vit_ipu.data.sources.base import IMAGE_SUFFIXES
+from vit_ipu.data.sources.base import IMAGE_SUFFIXES, SYSTEM_NAMES, is_of_system, parse_label
 from vit_ipu.data.sources.listing import Arrays
 from vit_ipu.errors import DataError
-from vit_ipu.text import escaped
+from vit_ipu.text import escaped, shortened, single_line
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_LABEL_SUFFIXES = (".cls", ".json")
 _MAX_LABEL_BYTES = 1 << 20
+_MAX_SHOWN = 40
+"""Characters of a wrong label that a message shows."""
+_CHUNK = 1 << 20
 _MOST_NAMED = 4
 """Number of members of an invalid sample that a message names."""
 
@@ -74,14 +80,14 @@ def scan_shard(shard: str) -> Scan:
     try:
         with open(shard, "rb") as file:
             _refuse_compressed(file, shard)
-            for key, members in itertools.groupby(_members(file, shard), key=lambda member: _key(member.name)[0]):
+            for key, members in _samples(_members(file, shard)):
                 try:
-                    rows.append(_sample(file, shard, key, list(members)))
+                    rows.append(_sample(file, shard, key, members))
                 except _InvalidSample as error:
                     num_invalid, example = num_invalid + 1, example or str(error)
     except OSError as error:
         raise DataError(f"cannot read {shard}: {error.strerror or error}") from None
-    return Scan(np.array(rows, np.int64).reshape(-1, 3), num_invalid, example)
+    return Scan(np.array(sorted(rows), np.int64).reshape(-1, 3), num_invalid, example)
 
 
 def _refuse_compressed(file: BinaryIO, shard: str) -> None:
@@ -92,22 +98,71 @@ def _refuse_compressed(file: BinaryIO, shard: str) -> None:
             raise DataError(f"{shard} is compressed ({kind}): shards are read in any order, so unpack it")
 
 
-def _members(file: BinaryIO, shard: str) -> Iterator[tarfile.TarInfo]:
-    """Yields the files in a tar. Raises DataError without an end marker, because tarfile takes damage for the end."""
+class _Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int
+    """Position of its bytes in the shard."""
+    size: int
+
+
+def _members(file: BinaryIO, shard: str) -> Iterator[_Member]:
+    """Yields the files in a tar, or in several tars that were joined by `cat`. Raises DataError for a damaged tar."""
+    start: Optional[int] = 0
+    while start is not None:
+        end = yield from _members_of_one(file, shard, start)
+        start = _next_start(file, end)
+
+
+def _members_of_one(file: BinaryIO, shard: str, start: int) -> Generator[_Member, None, int]:
+    """Yields the files in the tar at `start`; returns the position of its end marker.
+
+    Raises DataError without an end marker, because tarfile takes damage for the end.
+    """
+    file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
                 if member.issparse():
                     raise DataError(f"{shard}: {member.name} is stored with holes: pack without --sparse")
-                if member.isfile() and not os.path.basename(member.name).startswith("."):
-                    yield member
-            end = tar.offset
+                _refuse_link(member, shard)
+                if member.isfile() and not _is_of_system(member.name):
+                    yield _Member(member.name, member.offset_data, member.size)
+            end = int(tar.offset)
     except tarfile.TarError as error:
         raise DataError(f"{shard} is not a tar, or is cut off: {error}") from None
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise DataError(f"{shard} is cut off or damaged at byte {end}: copy it again")
+    return end
+
+
+def _refuse_link(member: tarfile.TarInfo, shard: str) -> None:
+    """Raises DataError for an image or a label that is stored as a link, because its bytes are elsewhere."""
+    is_needed = _key(member.name)[1] in (*IMAGE_SUFFIXES, *_LABEL_SUFFIXES) and not _is_of_system(member.name)
+    if (member.issym() or member.islnk()) and is_needed:
+        raise DataError(
+            f"{shard}: {member.name} is stored as a link to {member.linkname}: pack with tar --dereference "
+            "--hard-dereference"
+        )
+
+
+def _is_of_system(name: str) -> bool:
+    """Tells whether a member is hidden, or was made by an operating system, or is in a folder that was."""
+    return is_of_system(os.path.basename(name)) or not SYSTEM_NAMES.isdisjoint(name.lower().split("/"))
+
+
+def _next_start(file: BinaryIO, end: int) -> Optional[int]:
+    """Returns the position of the first block after an end marker that is not only zeros, or None without one."""
+    file.seek(end)
+    while True:
+        chunk = file.read(_CHUNK)
+        rest = chunk.lstrip(b"\0")
+        if rest or not chunk:
+            return (end + len(chunk) - len(rest)) // _BLOCK * _BLOCK if rest else None
+        end += len(chunk)
 
 
 def _key(name: str) -> Tuple[str, str]:
@@ -117,7 +172,27 @@ def _key(name: str) -> Tuple[str, str]:
     return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
 
 
-def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]) -> Tuple[int, int, int]:
+def _samples(members: Iterable[_Member]) -> Iterator[Tuple[str, List[_Member]]]:
+    """Yields each key with its members: first keys whose neighbours have an image and a label, then the other keys."""
+    whole: Set[str] = set()
+    apart: Dict[str, List[_Member]] = {}
+    for key, neighbours in itertools.groupby(members, key=lambda member: _key(member.name)[0]):
+        group = list(neighbours)
+        if _has(group, IMAGE_SUFFIXES) and _has(group, _LABEL_SUFFIXES):
+            whole.add(key)
+            yield key, group
+        else:
+            apart.setdefault(key, []).extend(group)
+    for key, group in apart.items():
+        if key not in whole or _has(group, IMAGE_SUFFIXES) or _has(group, _LABEL_SUFFIXES):
+            yield key, group
+
+
+def _has(members: Iterable[_Member], suffixes: Sequence[str]) -> bool:
+    return any(_key(member.name)[1] in suffixes for member in members)
+
+
+def _sample(file: BinaryIO, shard: str, key: str, members: List[_Member]) -> Tuple[int, int, int]:
     """Returns offset and size of a sample's image, and its label. Raises _InvalidSample unless it has one of each."""
     by_suffix = {_key(member.name)[1]: member for member in members}
     images = [member for suffix, member in by_suffix.items() if suffix in IMAGE_SUFFIXES]
@@ -129,22 +204,40 @@ def _sample(file: BinaryIO, shard: str, key: str, members: List[tarfile.TarInfo]
             f"{shard}: sample {key} has the members {listed}: expected one image, such as {key}.jpg, and {key}.cls "
             "(the first dot of a name ends its key)"
         )
-    member = by_suffix.get(".cls") or by_suffix.get(".json")
-    label = None
-    if member is not None and member.size <= _MAX_LABEL_BYTES:
-        text = os.pread(file.fileno(), member.size, member.offset_data)
-        label = _parse_label(text, is_json=member is not by_suffix.get(".cls"))
-    if label is None:
-        raise _InvalidSample(
-            f"{shard}: sample {key} has no label: expected a number in {key}.cls or a `label` in {key}.json, beside "
-            "its image"
-        )
-    return images[0].offset_data, images[0].size, label
-
-
-def _parse_label(text: bytes, *, is_json: bool) -> Optional[int]:
     try:
-        value = json.loads(text.decode("utf-8"))["label"] if is_json else int(text)
-    except (ValueError, LookupError, TypeError):
-        return None
-    return value if isinstance(value, int) and 0 <= value < 1 << 31 else None
+        return images[0].offset, images[0].size, _label(file, key, by_suffix)
+    except ValueError as error:
+        raise _InvalidSample(f"{shard}: sample {key} has no label: {error}") from None
+
+
+def _label(file: BinaryIO, key: str, by_suffix: Dict[str, _Member]) -> int:
+    """Returns the label of a sample. Raises ValueError with a message without a label, or for an invalid label."""
+    suffix = next((suffix for suffix in _LABEL_SUFFIXES if suffix in by_suffix), None)
+    if suffix is None:
+        raise ValueError(f"expected a number in {key}.cls or a `label` in {key}.json")
+    member = by_suffix[suffix]
+    if member.size > _MAX_LABEL_BYTES:
+        raise ValueError(f"{member.name} has {member.size:,} bytes; expected a number")
+    text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace")
+    if suffix == ".cls":
+        label, found = parse_label(text), f"{member.name} holds {_shown(text)}"
+    else:
+        label, found = _label_in_json(text, member.name)
+    if label is None:
+        raise ValueError(f"{found}; expected a whole number from 0, such as 7")
+    return label
+
+
+def _label_in_json(text: str, name: str) -> Tuple[Optional[int], str]:
+    """Returns the `label` of a JSON object, or None, and what was found. 3.0 is 3, because JSON has one kind of number
+    (JSON Schema 2020-12, core, 4.2.3)."""
+    try:
+        value = json.loads(text)["label"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None, f"{name} is not a JSON object with a `label`"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    return parse_label(str(int(value))) if is_number else None, f"`label` in {name} is {_shown(json.dumps(value))}"
+
+
+def _shown(text: str) -> str:
+    return repr(shortened(single_line(text), _MAX_SHOWN))
