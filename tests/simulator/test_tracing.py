@@ -38,8 +38,18 @@ NOT_STATIC = {
     "to cpu": (lambda m, x: x.to("cpu"), "Instead, return this output as an IPU tensor"),
     "tolist": (lambda m, x: x.tolist(), "Illegal move to CPU"),
     "copy to a host tensor": (lambda m, x: torch.empty(2, 4, 6, 6, device="cpu").copy_(x), "Illegal move to CPU"),
-    "nonzero": (lambda m, x: x.nonzero(), "Type inference failed for aten::nonzero because .* Meta backend"),
-    "masked_select": (lambda m, x: x.masked_select(x > 0.5), "Type inference failed for aten::masked_select"),
+    "nonzero": (lambda m, x: x.nonzero(), "Operations using aten::nonzero are unsupported because the output shape is"),
+    "masked_select": (
+        lambda m, x: x.masked_select(x > 0.5),
+        "Type inference failed for aten::masked_select because .* Meta backend",
+    ),
+    "kthvalue": (lambda m, x: x.kthvalue(1).values, "Type inference failed for aten::kthvalue"),
+    "allclose": (lambda m, x: x * torch.allclose(x, x), "aten::item is only supported in eager mode"),
+    "one_hot": (lambda m, x: F.one_hot(x.long()), "OneHot num classes must be specified and must be constant."),
+    "max_pool3d": (
+        lambda m, x: F.max_pool3d(x, 2, return_indices=True)[1],
+        "Type inference failed for aten::max_pool3d_with_indices",
+    ),
     "bincount": (lambda m, x: torch.bincount(x.flatten().long()), "Bincount `minlength` must be specified"),
 }
 

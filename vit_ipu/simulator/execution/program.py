@@ -32,6 +32,8 @@ from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.output_modes import joined
 from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
+from vit_ipu.simulator.tracing.autograd_functions import forward_gradients, without_checkpoints
+from vit_ipu.simulator.tracing.comparisons import Comparisons
 from vit_ipu.simulator.tracing.device_names import DeviceNames
 from vit_ipu.simulator.tracing.host_state import as_before
 from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
@@ -246,6 +248,12 @@ class Program:
                 stack.enter_context(as_before(self._trace.host_changes))
             if self._trace.names_devices:
                 stack.enter_context(DeviceNames(self._device))
+            if self._trace.comparisons:
+                stack.enter_context(Comparisons(self._trace.comparisons))
+            if self._trace.has_checkpoints:
+                stack.enter_context(without_checkpoints())
+            if self._trace.autograd_functions:
+                stack.enter_context(forward_gradients())
             if self._training is not None and self._training.loss.of_function:
                 losses = stack.enter_context(LossCatcher()).losses
             result = self._model(*micro.args, **micro.kwargs)

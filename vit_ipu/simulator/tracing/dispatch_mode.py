@@ -17,15 +17,21 @@ from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.tracing.flops import flops_of
 from vit_ipu.simulator.tracing.graph import Graph, Kind, Operation, Value
-from vit_ipu.simulator.tracing.op_table import Verdict, takes_whole, verdict
+from vit_ipu.simulator.tracing.library_ops import check_kernel, is_outside_torch, refusal
+from vit_ipu.simulator.tracing.op_table import Verdict, is_part_of, takes_whole, verdict
+from vit_ipu.simulator.tracing.shape_rules import rule_of, with_dtype_of_out
 
-_ITEM = (
+ITEM = (
     "aten::item is only supported in eager mode, but was intercepted in a static graph. This means an IPU to CPU copy "
     "was triggered before the end of the graph, for example by calling tensor.item(). Please ensure that any such "
     "copies are removed."
 )
 _ILLEGAL_MOVE = (
     'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output as an IPU tensor.'
+)
+_NONZERO = (
+    "Operations using aten::nonzero are unsupported because the output shape is determined by the tensor values. The "
+    "IPU cannot support dynamic output shapes."
 )
 _TRIU = "torch.triu is only supported within constant expressions, for example torch.ones(3, 3).triu_()."
 
@@ -71,6 +77,8 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The name of the torch function that the model is calling."""
         self._graph, self._place = graph, place
         self._unsupported: Set[str] = set()
+        self._not_lowered: Set[str] = set()
+        """Operations of other libraries that PopTorch records and has no counterpart for in PopART."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
@@ -84,7 +92,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = [tensor for tensor in tensors if tensor.is_meta]
         if read:
             _check_moves(name, args, kwargs, tensors)
-        result = _run(func, args, kwargs)
+        result = _run(func, args, kwargs, self.function)
         made = [tensor for tensor in flatten(result) if tensor.is_meta]
         for tensor in made:
             check_type(tensor)
@@ -122,6 +130,9 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Raises Error for an operation that PopTorch refuses immediately.
         """
+        if is_outside_torch(name):
+            self._not_lowered.add(name)
+            return
         if verdict(_full_name(func)) == Verdict.UNSUPPORTED and not takes_whole(self.function):
             if name in ("aten::triu", "aten::triu_"):
                 raise cpp_error(_TRIU)
@@ -137,6 +148,8 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Raises Error if the model has used operations that PopTorch does not support."""
         if self._unsupported:
             raise unsupported_operations(self._unsupported)
+        if self._not_lowered:
+            raise refusal(", ".join(sorted(self._not_lowered)))
 
 
 def unsupported_operations(names: Set[str]) -> Exception:
@@ -164,7 +177,7 @@ def check_type(tensor: Tensor) -> None:
 def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors: Sequence[Tensor]) -> None:
     """Raises Error if a tensor leaves the IPU, or if a host tensor is used that was not moved to the IPU."""
     if name == "aten::_local_scalar_dense":
-        raise cpp_error(_ITEM)
+        raise cpp_error(ITEM)
     if name == "aten::_to_copy" and _is_host(kwargs.get("device")):
         raise cpp_error(_ILLEGAL_MOVE)
     if name == "aten::copy_":
@@ -184,30 +197,33 @@ def _is_host(device: Any) -> bool:
     return device is not None and torch.device(device).type != "meta"
 
 
-def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], function: str) -> Any:
+    """Runs an operation, which the torch function named `function` has called."""
     name = _full_name(func)
     on_ipu = any(tensor.is_meta for tensor in flatten((args, kwargs)))
-    if on_ipu and verdict(name) == Verdict.NOT_INFERRED:
-        raise_not_inferred(name)
-    if name == "aten::index.Tensor" and any(index.dtype in _MASK_TYPES for index in flatten(args[1]) if index.is_meta):
-        raise DynamicOutputShapeException(func)  # torch's own error, which PopTorch lets through
+    if on_ipu:
+        _check_inferred(func, name, args, function)
     try:
-        return func(*args, **kwargs)
+        return func(*args, **with_dtype_of_out(name, kwargs))
     except NotImplementedError:
         if not on_ipu:
             raise
-        if name not in _WITHOUT_META_KERNEL:
+        rule = rule_of(name)
+        if rule is None:
             raise_not_inferred(name)
-        return _WITHOUT_META_KERNEL[name](*args, **kwargs)
+        return rule(*args, **kwargs)
 
 
-def _nll_loss2d(scores: Tensor, target: Tensor, weight: Any, reduction: int, ignore_index: int) -> Tuple[Tensor, ...]:
-    """Returns meta tensors like the loss and the total weight; `reduction` 0 means "none"."""
-    return scores.new_empty(target.shape if reduction == 0 else ()), scores.new_empty(())
-
-
-# Operations whose output shapes PopTorch infers and torch 2.0.1 does not (RegisterMetaOps.cpp.inc:433-457).
-_WITHOUT_META_KERNEL: Dict[str, Callable[..., Any]] = {"aten::nll_loss2d_forward": _nll_loss2d}
+def _check_inferred(func: Any, name: str, args: Tuple[Any, ...], function: str) -> None:
+    """Raises Error if PopTorch cannot infer the shape of an operation's result."""
+    if is_outside_torch(name):
+        check_kernel(func)
+    if name in ("aten::nonzero", "aten::nonzero.out"):
+        raise cpp_error(_NONZERO)
+    if verdict(name) == Verdict.NOT_INFERRED and not is_part_of(name, function):
+        raise_not_inferred(name)
+    if name == "aten::index.Tensor" and any(index.dtype in _MASK_TYPES for index in flatten(args[1]) if index.is_meta):
+        raise DynamicOutputShapeException(func)  # torch's own error, which PopTorch lets through
 
 
 def _is_random(func: Any) -> bool:

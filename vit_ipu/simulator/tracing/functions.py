@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_ipu.simulator.errors import cpp_error
-from vit_ipu.simulator.tracing.dispatch_mode import raise_not_inferred
+from vit_ipu.simulator.nested import flatten
+from vit_ipu.simulator.tracing.dispatch_mode import ITEM, raise_not_inferred
+from vit_ipu.simulator.tracing.library_ops import operation_name, traced_form
 
 
 def check_function(func: Callable[..., Any], args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
@@ -29,6 +31,12 @@ def _check_cross_entropy(
     smooths = bool(kwargs.get("label_smoothing"))
     if smooths and reduction == "mean" and weight is None and not target.is_floating_point():
         raise_not_inferred("aten::masked_select")
+
+
+def _check_allclose(input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Raises Error on the IPU, because the answer is a Python bool."""
+    if input.is_meta:
+        raise cpp_error(ITEM)
 
 
 def _check_matrix_norm(A: Tensor, ord: Any = "fro", *args: Any, **kwargs: Any) -> None:
@@ -70,6 +78,7 @@ def _check_numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
 
 _plain_rnn = _recurrent_check("RNN", "RNN without biases is not supported", "Bidirectional RNN is not supported")
 _CHECKS: Dict[str, Callable[..., None]] = {
+    "allclose": _check_allclose,
     "cross_entropy": _check_cross_entropy,
     "gru": _recurrent_check("GRU", None, "bidirectional GRU not supported"),
     "linalg_matrix_norm": _check_matrix_norm,
@@ -80,9 +89,11 @@ _CHECKS: Dict[str, Callable[..., None]] = {
 }
 
 
-def stand_in_for(func: Callable[..., Any]) -> Callable[..., Any]:
+def stand_in_for(func: Callable[..., Any], arguments: Any) -> Callable[..., Any]:
     """Returns a function whose result has the shape of `func`'s if torch cannot infer the shape, else `func`."""
-    return _STAND_INS.get(func, func)
+    if not any(tensor.is_meta for tensor in flatten(arguments)):
+        return func
+    return _STAND_INS.get(func) or traced_form(operation_name(func)) or func
 
 
 def _ctc_loss(
@@ -109,8 +120,15 @@ def _bincount(input: Tensor, weights: Optional[Tensor] = None, minlength: int = 
     return counted.sum().expand(minlength).clone()
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes == -1:
+        raise cpp_error("OneHot num classes must be specified and must be constant.")
+    return tensor.long().unsqueeze(-1).expand(*tensor.shape, num_classes).clone()
+
+
 _STAND_INS: Dict[Any, Callable[..., Any]] = {
     F.ctc_loss: _ctc_loss,
+    F.one_hot: _one_hot,
     torch.ctc_loss: _ctc_loss,
     torch.bincount: _bincount,
     Tensor.bincount: _bincount,

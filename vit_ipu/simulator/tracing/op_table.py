@@ -51,9 +51,11 @@ _TAKEN_WHOLE = {
     "aten::_adaptive_avg_pool3d": "aten::adaptive_avg_pool3d",
     "aten::_ctc_loss": "aten::ctc_loss.IntList",
     "aten::_ctc_loss.Tensor": "aten::ctc_loss.Tensor",
-    "aten::max_pool3d_with_indices": "aten::max_pool3d",
     "aten::_weight_norm_interface": "aten::_weight_norm",  # RegisterAtenOverloads.cpp, weightNormInterface
 }
+
+# Inner operations that PopTorch refuses on their own, with the function that it handles as one.
+_PARTS = {"aten::max_pool3d_with_indices": "max_pool3d"}
 
 # Operations that torch decomposes where the simulator cannot see it, with their part that has no handler.
 _HIDDEN_PARTS = {
@@ -65,7 +67,7 @@ _HIDDEN_PARTS = {
 
 # Operations without a Meta kernel in torch 2.0.1: shape inference fails before PopTorch looks for a handler.
 _WITHOUT_META = frozenset(
-    "aten::nonzero aten::masked_select aten::_unique aten::_unique2 aten::unique_dim aten::unique_consecutive "
+    "aten::kthvalue aten::masked_select aten::_unique aten::_unique2 aten::unique_dim aten::unique_consecutive "
     "aten::unique_dim_consecutive aten::repeat_interleave.Tensor".split()
 )
 
@@ -87,6 +89,11 @@ def verdict(name: str) -> Verdict:
 def takes_whole(function_name: str) -> bool:
     """Tells whether PopTorch handles a function of torch, such as "max_pool2d", as one operation."""
     return function_name in _accepted_symbols()
+
+
+def is_part_of(name: str, function_name: str) -> bool:
+    """Tells whether an operation belongs to a function of torch that PopTorch handles as one operation."""
+    return name in _PARTS and _PARTS[name] == function_name
 
 
 @lru_cache(maxsize=None)

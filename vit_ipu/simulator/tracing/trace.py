@@ -22,11 +22,18 @@ from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.options.strategies import StageManager
 from vit_ipu.simulator.tracing.arguments import Arguments
+from vit_ipu.simulator.tracing.autograd_functions import (
+    forward_gradients,
+    warn_of_ignored_backward,
+    without_checkpoints,
+)
+from vit_ipu.simulator.tracing.comparisons import Comparisons
 from vit_ipu.simulator.tracing.device_names import DeviceNames
 from vit_ipu.simulator.tracing.dispatch_mode import RecordingMode, check_type
 from vit_ipu.simulator.tracing.functions import check_function, stand_in_for
 from vit_ipu.simulator.tracing.graph import Graph, Kind
 from vit_ipu.simulator.tracing.host_state import Change, HostState
+from vit_ipu.simulator.tracing.library_ops import named_refusal
 from vit_ipu.simulator.tracing.overlaps import Overlaps
 from vit_ipu.simulator.weights import Weights, swapped_weights
 
@@ -71,6 +78,12 @@ class Trace:
         self.uses_half = False
         self.names_devices = False
         """Whether the forward must run in `DeviceNames`."""
+        self.autograd_functions: Set[Any] = set()
+        """The torch.autograd.Functions that a training model applies."""
+        self.has_checkpoints = False
+        """Whether the forward uses torch.utils.checkpoint."""
+        self.comparisons: Sequence[bool] = ()
+        """The answers of torch.equal, in order."""
         self.mutates_buffers = False
         self.host_changes: List[Change] = []
         """The plain attributes of modules that the forward changes."""
@@ -122,6 +135,16 @@ class Trace:
             self.uses_half |= tensor.dtype == torch.float16
         if function in LOSS_FUNCTIONS and isinstance(result, Tensor):
             self._function_losses.append(self._loss(result))
+
+    def note_function(self, cls: Any) -> None:
+        """Records a torch.autograd.Function, and warns about its backward the first time."""
+        if cls not in self.autograd_functions:
+            warn_of_ignored_backward(cls)
+        self.autograd_functions.add(cls)
+
+    def note_checkpoint(self) -> None:
+        """Records a call of torch.utils.checkpoint."""
+        self.has_checkpoints = True
 
     def mark_loss(self, loss: Tensor) -> None:
         """Records a loss that the model marks by identity_loss."""
@@ -199,7 +222,8 @@ def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
 
 def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights) -> None:
     """Runs `model` under all modes and hooks that record what the model does."""
-    recording_mode, names = RecordingMode(trace.graph, trace.place), DeviceNames(torch.device("meta"))
+    recording_mode = RecordingMode(trace.graph, trace.place)
+    names, comparisons = DeviceNames(torch.device("meta")), Comparisons()
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         stack.enter_context(context.unvalidated_distributions())
@@ -207,11 +231,15 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
         stack.enter_context(recording_mode)
         stack.enter_context(_Functions(trace, recording_mode, weights))
         stack.enter_context(MixedFormats())
-        stack.enter_context(names)
+        stack.enter_context(comparisons)
+        stack.enter_context(names)  # the last, because the other modes look at the real devices
+        stack.enter_context(without_checkpoints(trace.note_checkpoint))
+        if trace.is_training:
+            stack.enter_context(forward_gradients(trace.note_function))
         trace.outputs = model(*inputs.args, **inputs.kwargs)
     recording_mode.raise_if_unsupported()
     trace.graph.note_outputs(flatten(trace.outputs))
-    trace.names_devices = names.used
+    trace.names_devices, trace.comparisons = names.used, comparisons.answers
 
 
 def _meta_like(tensor: Tensor) -> Tensor:
@@ -282,7 +310,8 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         check_function(func, args, kwargs)
         self._recording_mode.function = getattr(func, "__name__", "")
-        result = stand_in_for(func)(*args, **kwargs)
+        with named_refusal(func):
+            result = stand_in_for(func, (args, kwargs))(*args, **kwargs)
         self._recording_mode.function = ""
         if flatten(result):
             self._trace.overlaps.use((args, kwargs))
