@@ -76,7 +76,7 @@ def libraries():
 def _grid(pos, size, start=None, end=None):
     if pos.device.type != "cpu":
         raise RuntimeError("pos.device().is_cpu() INTERNAL ASSERT FAILED")
-    return (pos / size).long() @ torch.tensor([1, 10])
+    return (pos / size).to(torch.int64) @ torch.tensor([1, 10])
 
 
 def _spline_basis(pseudo, kernel_size, is_open_spline, degree):
@@ -84,7 +84,7 @@ def _spline_basis(pseudo, kernel_size, is_open_spline, degree):
     if pseudo.device.type != "cpu":
         raise RuntimeError("pseudo.device().is_cpu() INTERNAL ASSERT FAILED")
     basis = pseudo.repeat(1, (degree + 1) ** pseudo.shape[1] // pseudo.shape[1])
-    return basis, basis.long() % 3
+    return basis, basis.to(torch.int64) % 3
 
 
 def _spline_weighting(x, weight, basis, weight_index):
@@ -149,7 +149,7 @@ def test_grid_of_torch_cluster():
 def test_splines_of_torch_spline_conv():
     def convolve(x, weight):
         library = torch.ops.torch_spline_conv
-        basis, index = library.spline_basis(x[:, :2], x.new_full((2,), 3).long(), x.new_ones(2).byte(), 1)
+        basis, index = library.spline_basis(x[:, :2], x.new_full((2,), 3).to(torch.int64), x.new_ones(2).byte(), 1)
         return library.spline_weighting(x, weight, basis, index)
 
     weight = torch.rand(3, 6, 5, generator=torch.Generator().manual_seed(0))

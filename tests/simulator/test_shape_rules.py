@@ -34,7 +34,7 @@ OPERATIONS = {
     "bincount with weights": (lambda x: torch.bincount(x.flatten(), 0.5 * x.flatten(), minlength=4), CLASSES),
     "bucketize": (lambda x: torch.bucketize(x, limits()), X),
     "bucketize to int32": (lambda x: torch.bucketize(x, limits(), out_int32=True, right=True), X),
-    "bucketize into": (into(lambda x, o: torch.bucketize(x, limits(), out=o), 2, 4, 6, 6, dtype=torch.long), X),
+    "bucketize into": (into(lambda x, o: torch.bucketize(x, limits(), out=o), 2, 4, 6, 6, dtype=torch.int64), X),
     "hardsigmoid": (lambda x: F.hardsigmoid(6 * x), X),
     "hardsigmoid in place": (lambda x: F.hardsigmoid(6 * x, inplace=True), X),
     "silu": (F.silu, X),
@@ -56,8 +56,8 @@ OPERATIONS = {
     "median over a dimension": (lambda x: x.median(dim=1), X),
     "median that keeps the dimension": (lambda x: torch.median(x, -1, keepdim=True), X),
     "median of numbers": (lambda x: torch.median(x[0, 0, 0, 0], 0), X),
-    "nll_loss2d": (lambda x: F.cross_entropy(x, (x[:, 0] > 0).long()), X),
-    "nll_loss2d without reduction": (lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), reduction="none"), X),
+    "nll_loss2d": (lambda x: F.cross_entropy(x, (x[:, 0] > 0).to(torch.int64)), X),
+    "nll_loss2d without reduction": (lambda x: F.cross_entropy(x, (x[:, 0] > 0).to(torch.int64), reduction="none"), X),
     "one_hot": (lambda x: F.one_hot(x, 3), CLASSES),
     "one_hot by keyword": (lambda x: F.one_hot(x, num_classes=4).float() * 2, CLASSES),
     "upsample_nearest3d": (lambda x: F.interpolate(x, scale_factor=2), VOLUME),
@@ -86,7 +86,7 @@ def test_values_and_types_are_torchs(function, x):
     on_ipu = poptorch.inferenceModel(function) if is_module else partial(infer, lambda model, x: function(x))
     got, expected = on_ipu(x), function(x)
     for one, other in zip(got, expected) if isinstance(expected, tuple) else [(got, expected)]:
-        torch.testing.assert_close(one, other.int() if other.dtype == torch.long else other)
+        torch.testing.assert_close(one, other.int() if other.dtype == torch.int64 else other)
 
 
 TRAINED = {
