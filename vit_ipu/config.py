@@ -191,6 +191,8 @@ class DataConfig(Section):
     """Probability that a draw mixes its samples; otherwise they stay as they are."""
     eval_resize: Optional[Positive] = None
     """Short side in pixels of the resized image before the centre crop of evaluation; null: `image_size`."""
+    eval_crop: Literal["center", "squash"] = "center"
+    """Resize of evaluation: the aspect ratio stays (center), or both sides become `eval_resize` pixels (squash)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation filter of every resize."""
     mean: Triple = (0.5, 0.5, 0.5)

@@ -19,8 +19,10 @@ from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.text import Notify
+from vit_ipu.weights.describe import require_classifier
 from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
-from vit_ipu.weights.native import ModelDescription
+from vit_ipu.weights.metadata import WeightsMetadata
+from vit_ipu.weights.native import ONE_CLASS, ModelDescription
 from vit_ipu.weights.read import Weights, read_weights
 
 
@@ -84,10 +86,26 @@ def compare_with_training(weights: Weights, config: Config, classes: Sequence[st
 
     Raises UserError if the weights belong to another model, or to other classes than the images.
     """
+    require_classifier(weights)
+    if weights.metadata.problem_type != ONE_CLASS:
+        raise UserError(
+            f"{weights.source} was trained for {weights.metadata.problem_type}, for which top-1 and top-5 make no "
+            "sense: evaluate it with the program that trained it"
+        )
     if weights.description is not None:
         return differences_from(weights.description, config, classes)
     require_heads(weights, config)
-    return differing_settings(weights, config)
+    return differing_settings(weights, config) + _differing_crop(weights.metadata, config)
+
+
+def _differing_crop(stated: WeightsMetadata, config: Config) -> List[str]:
+    """Returns notes on the resize of images before the centre crop, as far as files beside the weights state it."""
+    side, notes = config.data.eval_resize or config.model.image_size, []
+    if stated.eval_resize not in (None, side):
+        notes.append(f"data.eval_resize is {side}, but the weights were evaluated with {stated.eval_resize}")
+    if stated.eval_crop == "squash" and config.data.eval_crop != "squash":
+        notes.append(f"data.eval_crop is {config.data.eval_crop}, but the weights were evaluated with squash")
+    return notes
 
 
 def differences_from(trained: ModelDescription, config: Config, classes: Sequence[str]) -> List[str]:
@@ -116,6 +134,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
         ("data.std", data.std, pixels.std),
         ("data.eval_resize", data.eval_resize, pixels.eval_resize),
         ("data.interpolation", data.interpolation, pixels.interpolation),
+        ("data.eval_crop", data.eval_crop, pixels.eval_crop),
     )
     return [
         f"{key} is {now}, but the checkpoint was trained with {before}"

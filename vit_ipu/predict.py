@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
 
+import torch
+from torch import Tensor
+
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Device
 from vit_ipu.config import Config
@@ -16,13 +19,16 @@ from vit_ipu.data.loading.loader import stack_images
 from vit_ipu.errors import CheckpointError, ConfigError, RunFailed, UserError
 from vit_ipu.weights.describe import describe
 from vit_ipu.weights.fit import load_weights
-from vit_ipu.weights.native import ModelDescription
+from vit_ipu.weights.native import REGRESSION, SEVERAL_CLASSES, ModelDescription
 from vit_ipu.weights.read import read_weights
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first."""
+    """The most probable classes of one image, best first.
+
+    The probabilities sum to 1 over all classes, unless an image may have several classes: then each is by itself.
+    """
 
     path: str
     classes: Tuple[Tuple[str, float], ...]
@@ -45,6 +51,7 @@ def predict(
     """
     weights = read_weights(checkpoint, trust_pickle=trust_pickle)
     description = describe(weights)
+    to_probabilities = _activation(description, checkpoint)
     config = _for_device(inference_config(description, weights.path), device, len(images))
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
@@ -60,7 +67,7 @@ def predict(
         return []
     with open_backend(config, device) as backend:
         load_weights(backend, weights)
-        probabilities = backend.predict(stack_images(list(pixels.values()), config.data)).softmax(dim=1)
+        probabilities = to_probabilities(backend.predict(stack_images(list(pixels.values()), config.data)))
     if not probabilities.isfinite().all():
         raise RunFailed(f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged")
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
@@ -69,6 +76,23 @@ def predict(
         Prediction(images[number], tuple((names[label], value) for label, value in zip(labels, values)))
         for number, labels, values in zip(pixels, best.indices.tolist(), best.values.tolist())
     ]
+
+
+def _activation(description: ModelDescription, checkpoint: str) -> Callable[[Tensor], Tensor]:
+    """Returns the function from logits (N, K) to probabilities. Raises UserError if the outputs are not classes."""
+    if description.problem_type == REGRESSION:
+        raise UserError(
+            f"{checkpoint}: its outputs are values (problem_type regression), not probabilities of classes: convert it "
+            "--to huggingface or onnx, and run it there"
+        )
+    if description.problem_type == SEVERAL_CLASSES:
+        return torch.sigmoid
+    if description.model.num_classes == 1 and description.trained is None:
+        raise UserError(
+            f"{checkpoint}: its head has one output, for which softmax is 1 whatever the image: state the problem_type "
+            "in a config.json of Hugging Face"
+        )
+    return lambda logits: logits.softmax(dim=1)
 
 
 def inference_config(description: ModelDescription, path: Path) -> Config:

@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import pickle
+import re
 import struct
 import tarfile
 import warnings
@@ -21,8 +23,10 @@ from helpers import equal_states
 from safetensors.torch import save_file
 
 from vit_ipu.errors import CheckpointError
-from vit_ipu.weights import tensor_files
-from vit_ipu.weights.tensor_files import WEIGHT_SUFFIXES, known_holes, read_tensors
+from vit_ipu.weights import tensor_files, untrusted
+from vit_ipu.weights.choose import INDEX_SUFFIXES, WEIGHT_SUFFIXES
+from vit_ipu.weights.pickles import known_holes
+from vit_ipu.weights.tensor_files import read_tensors
 
 WEIGHTS = {
     "cls_token": torch.linspace(-1, 1, 6).reshape(1, 1, 6),
@@ -50,7 +54,7 @@ def written(path, content):
 # ------------------------------------------------------------------------ files that are not weights
 
 
-@pytest.mark.parametrize("suffix", [*WEIGHT_SUFFIXES, ".safetensors.index.json"])
+@pytest.mark.parametrize("suffix", [*WEIGHT_SUFFIXES, *INDEX_SUFFIXES])
 def test_empty_files_pointers_and_other_bytes_are_refused(tmp_path, suffix):
     path = tmp_path / ("weights" + suffix)
     with pytest.raises(CheckpointError, match="no checkpoint at .*: there is no such file or folder"):
@@ -63,7 +67,7 @@ def test_empty_files_pointers_and_other_bytes_are_refused(tmp_path, suffix):
 
 def test_a_path_that_is_not_a_weights_file_is_refused(tmp_path):
     refused(tmp_path, "it is a folder: name a file")
-    refused(written(tmp_path / "weights.pth.tar", b"x"), "expected a file that ends in .safetensors, .npz, .pth")
+    refused(written(tmp_path / "weights.h5", b"x"), "expected a file that ends in .safetensors, .npz, .pth")
     os.mkfifo(str(tmp_path / "pipe.npz"))
     refused(tmp_path / "pipe.npz", "it is not a regular file")
 
@@ -312,7 +316,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, 
     np.savez_compressed(str(path), a=np.zeros(1 << 19, dtype="<f4"))
     assert path.stat().st_size < 10_000
     read_tensors(path)  # many zeros are allowed
-    monkeypatch.setattr(tensor_files, "_MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(untrusted, "_MAX_UNPACKED", 1 << 20)
     monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing is unpacked
     refused(path, r"it claims 0.0 GiB in a file of 0.0 MiB")
 
@@ -500,8 +504,10 @@ def test_code_in_a_pickle_is_not_executed(tmp_path, monkeypatch, version, trust_
 
 
 def test_a_class_in_a_pickle_is_named(tmp_path, safe_torch):
-    path = saved(tmp_path / "a.pth", {"model": WEIGHTS, "args": argparse.Namespace(lr=1)})
-    refused(path, r"it asks for argparse.Namespace, which is neither .*: save its state_dict\(\) alone")
+    for value in (argparse.Namespace(lr=1), {"model": argparse.Namespace(lr=1)}):
+        path = saved(tmp_path / "a.pth", value)
+        refused(path, r"it asks for argparse.Namespace, which is neither .*: save its state_dict\(\) alone")
+    refused(saved(tmp_path / "a.pth", {"model": dict(WEIGHTS, x=argparse.Namespace())}), "asks for argparse.Namespace")
 
 
 @pytest.mark.parametrize(
@@ -574,9 +580,40 @@ def test_members_that_overlap_are_refused(tmp_path, safe_torch):
     refused(written(path, content), "its members overlap, which torch.save never does")
 
 
+def legacy(path, value):
+    """Writes the format of torch before 1.6, in which mmpretrain publishes its weights."""
+    return saved(path, value, _use_new_zipfile_serialization=False)
+
+
+def test_the_format_of_torch_before_1_6_is_read(tmp_path, safe_torch):
+    value = {"meta": {"epoch": 3}, "optimizer": {0: torch.ones(3, dtype=torch.int64)}, "state_dict": WEIGHTS}
+    found = read_tensors(legacy(tmp_path / "old.pth", value))
+    assert equal_states(found.tensors, WEIGHTS)
+    assert found.metadata == {"meta": {"epoch": 3}}
+    assert equal_states(read_tensors(legacy(tmp_path / "plain.pth", OrderedDict(WEIGHTS))).tensors, WEIGHTS)
+
+
+def test_damage_in_the_format_of_torch_before_1_6_is_refused(tmp_path, safe_torch):
+    path = legacy(tmp_path / "old.pth", {"w": torch.ones(100)})
+    content = path.read_bytes()
+    refused(written(path, content[:-1]), "it ends within a storage of 400 bytes: fetch it again")
+    refused(written(path, content[:-408] + struct.pack("<q", 1 << 40) + content[-400:]), "it ends within a storage")
+    refused(
+        written(path, content[:-408] + struct.pack("<q", 99) + content[-400:]), "should take 400 bytes, but have 396"
+    )
+    refused(written(path, content.replace(b"FloatStorage", b"LongsStorage")), "it is damaged")
+    swapped = re.sub(rb"(?<=little_endianq.)\x88", b"\x89", content)
+    refused(written(path, swapped), "its numbers are big-endian: save it again on a computer like this one")
+    refused(written(path, content[:200]), "its pickle is damaged: fetch it again")
+    refused(written(path, pickle.dumps({"w": 1}, protocol=2)), "it is a bare pickle, not a file of torch.save")
+    refused(written(path, content.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1)), "its version 1000 is not 1001")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused(legacy(path, torch.nn.Linear(2, 2)), r"it is a complete module: save its state_dict\(\)")
+
+
 def test_older_formats_of_torch_are_refused(tmp_path, safe_torch):
-    path = saved(tmp_path / "old.pth", WEIGHTS, _use_new_zipfile_serialization=False)
-    refused(path, "it is a bare pickle, as torch wrote before 1.6", trust_pickle=True)
+    path = tmp_path / "old.pth"
     with tarfile.open(str(path), "w") as archive:
         archive.addfile(tarfile.TarInfo("sys_info"))
     refused(path, "it is a tar file, the format of torch's first years", trust_pickle=True)

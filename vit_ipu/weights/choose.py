@@ -9,11 +9,16 @@ from typing import Dict
 
 from vit_ipu.errors import CheckpointError
 
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-INDEX_SUFFIX = ".safetensors.index.json"
-"""Suffix of a file that lists the shards of weights in several files."""
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+"""Suffixes of a file that lists the shards of weights in several files."""
 
-WEIGHT_FILES = ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _MAX_INDEX = 64 << 20
 
 
@@ -21,7 +26,7 @@ def weight_file(folder: Path) -> Path:
     """Returns the file with the weights in a foreign folder, safetensors before pickles. Raises CheckpointError."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
-        found = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+        found = sorted(path for path in folder.glob("*") if path.name.endswith(WEIGHT_SUFFIXES) and path.is_file())
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
@@ -48,15 +53,16 @@ def leads_out(path: Path) -> bool:
 
 
 def weight_map(index: Path) -> Dict[str, str]:
-    """Returns the shard of each tensor in a safetensors index: a file beside the index. Raises CheckpointError."""
+    """Returns the shard of each tensor in an index of shards: a file beside the index. Raises CheckpointError."""
+    kind = index.name[: -len(".index.json")].rpartition(".")[2]  # safetensors or bin
     try:
         if index.stat().st_size > _MAX_INDEX:
             raise ValueError
         shards: Dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        plain = [re.fullmatch(r"[^/\\\0]+\.safetensors", name) for name in shards.values()]
+        plain = [re.fullmatch(rf"[^/\\\0]+\.{kind}", name) for name in shards.values()]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise CheckpointError(f"cannot read {index}: it is not an index of safetensors files") from None
+        raise CheckpointError(f"cannot read {index}: it is not an index of {kind} files") from None
     for name, match in zip(shards.values(), plain):
         if match is None:
-            raise CheckpointError(f"cannot read {index}: its shard {name!r} is not a .safetensors file beside it")
+            raise CheckpointError(f"cannot read {index}: its shard {name!r} is not a .{kind} file beside it")
     return shards

@@ -46,11 +46,8 @@ def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless:
         "gelu": weights.metadata.gelu,
         "layer_norm_eps": weights.metadata.layer_norm_eps,
     }
-    if weights.num_classes == 0 and not headless:
-        raise CheckpointError(
-            f"{weights.source}: it has no classification head: fine-tune it first, with --set "
-            f"model.init={weights.source}"
-        )
+    if not headless:
+        require_classifier(weights)
     try:
         return ModelConfig(**values)
     except ValidationError as error:
@@ -63,8 +60,26 @@ def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: boo
     model, metadata = model_config(weights, num_heads=num_heads, headless=headless), weights.metadata
     if weights.description is not None:
         return weights.description
-    pixels = Preprocessing(metadata.mean, metadata.std, metadata.eval_resize, metadata.interpolation)
-    return ModelDescription(model, pixels, class_names(weights))
+    pixels = Preprocessing(
+        metadata.mean, metadata.std, metadata.eval_resize, metadata.interpolation, metadata.eval_crop
+    )
+    return ModelDescription(model, pixels, class_names(weights), problem_type=metadata.problem_type)
+
+
+def require_classifier(weights: Weights) -> None:
+    """Raises CheckpointError if the weights lack a classification head."""
+    if weights.num_classes > 0:
+        return
+    found = "it has no classification head"
+    if weights.metadata.embedding is not None:
+        found = (
+            "it is the image tower of a model of images and text (LiT), whose head is not a classifier but a "
+            f"projection to {weights.metadata.embedding} numbers"
+        )
+    raise CheckpointError(
+        f"{weights.source}: {found}: fine-tune it first, with --set model.init={weights.source}, or convert its "
+        "--features"
+    )
 
 
 def class_names(weights: Weights) -> Tuple[str, ...]:

@@ -17,9 +17,10 @@ from vit_ipu.files import written_whole
 from vit_ipu.text import Notify
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import describe, without_head
-from vit_ipu.weights.metadata import HIDDEN_ACT, RESAMPLE, file_metadata
+from vit_ipu.weights.image_processors import RESAMPLE
+from vit_ipu.weights.metadata import HIDDEN_ACT, file_metadata
 from vit_ipu.weights.namings import NAMINGS
-from vit_ipu.weights.native import ModelDescription, save_tensors, write_description
+from vit_ipu.weights.native import ONE_CLASS, ModelDescription, save_tensors, write_description
 from vit_ipu.weights.read import Weights, read_weights
 from vit_ipu.weights.translate import from_ours
 
@@ -73,7 +74,8 @@ def convert(
         weights = without_head(weights)
     export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
-    for note in unsupported_settings(export.model, to, as_file=as_file):
+    notes = unsupported_settings(export.model, to, as_file=as_file)
+    for note in notes + unsupported_description(export.description, to):
         notify(f"note: {note}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,16 @@ def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[
             f"{to} has a layer norm epsilon of {naming.layer_norm_eps:g}, but the model was trained with "
             f"{model.layer_norm_eps:g}"
         )
+    return notes
+
+
+def unsupported_description(description: ModelDescription, to: str) -> List[str]:
+    """Returns notes on the meaning of outputs and on the resize of images, if the format cannot store them."""
+    notes = []
+    if description.problem_type != ONE_CLASS and to not in ("native", "huggingface", "onnx"):
+        notes.append(f"{to} does not state that the model was trained for {description.problem_type}")
+    if description.preprocessing.eval_crop == "squash" and to not in ("native", "huggingface", "timm", "onnx"):
+        notes.append(f"{to} does not state that images are resized to a square (squash) rather than cropped")
     return notes
 
 
@@ -173,7 +185,7 @@ def _write_mmpretrain(export: Export, path: Path) -> None:
     classes = list(export.description.classes)
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # keys of mmclassification 0.x, and of mmpretrain
     state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
-    torch.save(dict(state, **file_metadata(export.model)), str(path))
+    torch.save(dict(state, **file_metadata(export.model, export.description.problem_type)), str(path))
 
 
 def _write_google(export: Export, path: Path) -> None:
@@ -197,6 +209,8 @@ def _write_onnx(export: Export, path: Path) -> None:
         "mean": json.dumps(list(data.mean)),
         "std": json.dumps(list(data.std)),
         "image_size": str(export.model.image_size),
+        "eval_crop": data.eval_crop,
+        "problem_type": export.description.problem_type,
     }
     write_onnx(path, export.model, export.tensors, metadata=metadata)
 
@@ -222,7 +236,7 @@ def _save(export: Export, to: str, path: Path) -> None:
     if path.suffix in (".pth", ".pt", ".bin"):
         torch.save(tensors, str(path))
     else:
-        save_tensors(tensors, path, file_metadata(export.model))
+        save_tensors(tensors, path, file_metadata(export.model, export.description.problem_type))
 
 
 def _write_json(path: Path, values: Dict[str, Any]) -> None:
@@ -235,7 +249,7 @@ def _write_json(path: Path, values: Dict[str, Any]) -> None:
 def huggingface_config(export: Export) -> Dict[str, Any]:
     """Returns the config.json of transformers' ViTForImageClassification."""
     model = export.model
-    names = list(export.description.classes)
+    names, problem_type = list(export.description.classes), export.description.problem_type
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -254,20 +268,21 @@ def huggingface_config(export: Export) -> Dict[str, Any]:
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
         "torch_dtype": "float32",
+        **({} if problem_type == ONE_CLASS else {"problem_type": problem_type}),  # of one class, one_class is refused
     }
 
 
 def huggingface_pixels(export: Export) -> Dict[str, Any]:
-    """Returns the preprocessor_config.json: short side, centre crop, mean and standard deviation.
+    """Returns the preprocessor_config.json: resize, centre crop, mean and standard deviation.
 
-    transformers' ViTImageProcessor squeezes the complete image into a square; CLIPImageProcessor does what this
-    program does.
+    transformers' CLIPImageProcessor resizes the short side, and DeiTImageProcessor both sides; both crop the centre.
     """
     data, size = export.description.preprocessing, export.model.image_size
+    side, is_square = data.eval_resize or size, data.eval_crop == "squash"
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": "DeiTImageProcessor" if is_square else "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": data.eval_resize or size},
+        "size": {"height": side, "width": side} if is_square else {"shortest_edge": side},
         "resample": next(number for number, name in RESAMPLE.items() if name == data.interpolation),
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
@@ -294,7 +309,7 @@ def timm_config(export: Export) -> Dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": data.interpolation,
             "crop_pct": model.image_size / (data.eval_resize or model.image_size),
-            "crop_mode": "center",
+            "crop_mode": data.eval_crop,
             "mean": list(data.mean),
             "std": list(data.std),
             "num_classes": model.num_classes,

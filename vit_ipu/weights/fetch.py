@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import re
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Optional
+from typing import Any, BinaryIO, Callable, Optional, Tuple
 
 from vit_ipu import __version__
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
 from vit_ipu.text import reason_of
-from vit_ipu.weights.choose import INDEX_SUFFIX, WEIGHT_FILES, WEIGHT_SUFFIXES, weight_map
+from vit_ipu.weights.choose import INDEX_SUFFIXES, WEIGHT_FILES, WEIGHT_SUFFIXES, weight_map
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 _MAX_DOWNLOAD = 32 << 30
@@ -33,6 +34,14 @@ class Located:
     """A file or a folder."""
     verified: bool
     """Whether a sha256 was pinned and matches."""
+
+
+def split_part(source: str) -> Tuple[str, Optional[str]]:
+    """Splits `FILE#KEY`, which names a state dict in a training checkpoint; a # may be in the name of a file, too."""
+    location, _, key = source.rpartition("#")
+    if not location or not key or os.path.exists(os.path.expanduser(source)):
+        return source, None
+    return location, key
 
 
 def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str], None] = lambda line: None) -> Located:
@@ -174,7 +183,7 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
     if weights is None:
         raise repository.lacks(f"weights: {', '.join(WEIGHT_FILES[:-1])} or {WEIGHT_FILES[-1]}")
-    if weights.name.endswith(INDEX_SUFFIX):
+    if weights.name.endswith(INDEX_SUFFIXES):
         if pinned is not None:
             raise CheckpointError(f"{source} has its weights in several files, and a sha256 pins one")
         for name in sorted(set(weight_map(weights).values())):

@@ -11,6 +11,7 @@ from vit_ipu.backends.contract import Backend
 from vit_ipu.config import Config
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
+from vit_ipu.weights.native import ONE_CLASS
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 from vit_ipu.weights.read import Weights, read_weights
 
@@ -66,8 +67,14 @@ def differing_settings(weights: Weights, config: Config) -> List[str]:
         ("data.mean", data.mean, metadata.mean),
         ("data.std", data.std, metadata.std),
     )
+    notes = []
+    if metadata.problem_type != ONE_CLASS:
+        notes.append(
+            f"the weights were trained for {metadata.problem_type}, but this program trains with softmax and "
+            "cross-entropy"
+        )
     theirs = "the weights were trained with" if metadata.stated else "weights of their naming usually have"
-    return [f"{key} is {now}, but {theirs} {before}" for key, now, before in compared if now != before]
+    return notes + [f"{key} is {now}, but {theirs} {before}" for key, now, before in compared if now != before]
 
 
 def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:

@@ -12,15 +12,12 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.choose import leads_out
+from vit_ipu.weights.image_processors import RESAMPLE, Triple, preprocessing, triple
 from vit_ipu.weights.namings import Naming
-from vit_ipu.weights.native import ModelDescription
-
-Triple = Tuple[float, float, float]
+from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, ModelDescription, known_problem_type
 
 HIDDEN_ACT = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """transformers' names of activations, and this program's."""
-RESAMPLE = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of filters, and this program's names."""
 _ACT_LAYER = {"gelu": "erf", "gelu_tanh": "tanh", "gelu_erf": "erf"}
 """timm's names of activations, and this program's."""
 _METADATA = "vit_ipu"
@@ -42,6 +39,12 @@ class WeightsMetadata:
     interpolation: str = "bilinear"
     stated: bool = False
     """Whether the settings come from the checkpoint's own files rather than from the defaults of the naming."""
+    eval_crop: str = "center"
+    """`center`, or `squash`, which resizes both sides to `eval_resize`."""
+    problem_type: str = ONE_CLASS
+    """Meaning of the outputs: one of native.PROBLEM_TYPES."""
+    embedding: Optional[int] = None
+    """Width of the embedding to which the file's head projects the features; None if the head is a classifier."""
 
 
 def metadata_of(description: ModelDescription) -> WeightsMetadata:
@@ -57,6 +60,8 @@ def metadata_of(description: ModelDescription) -> WeightsMetadata:
         eval_resize=pixels.eval_resize,
         interpolation=pixels.interpolation,
         stated=True,
+        eval_crop=pixels.eval_crop,
+        problem_type=description.problem_type,
     )
 
 
@@ -77,15 +82,15 @@ def read_metadata(file: Path, naming: Naming, stored: Dict[str, Any]) -> Weights
         with _damage_is_in(description):
             stated = _from_huggingface(usual, config, description)
         with _damage_is_in(processor):
-            return _from_huggingface_pixels(stated, _read_json(processor))
+            return replace(stated, **preprocessing(_read_json(processor), config.get("image_size")))
     with _damage_is_in(file):
-        return _from_file(usual, stored)
+        return _from_file(usual, stored, file)
 
 
-def file_metadata(model: ModelConfig) -> Dict[str, str]:
+def file_metadata(model: ModelConfig, problem_type: str = ONE_CLASS) -> Dict[str, str]:
     """Returns what a file of this program states beside its tensors, for `read_metadata` to read back."""
     stated = {"num_heads": model.num_heads, "layer_norm_eps": model.layer_norm_eps, "gelu": model.gelu}
-    return {_METADATA: json.dumps(stated)}
+    return {_METADATA: json.dumps(dict(stated, problem_type=problem_type))}
 
 
 @contextmanager
@@ -118,8 +123,11 @@ def _read_json(path: Path) -> Dict[str, Any]:
     return values
 
 
-def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any]) -> WeightsMetadata:
-    """Reads the metadata of a file that this program wrote, or the class names of mmpretrain and mmclassification."""
+def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any], path: Path) -> WeightsMetadata:
+    """Reads what a file states beside its tensors.
+
+    Such files are written by this program, by timm's train.py, and by mmpretrain and mmclassification.
+    """
     ours = stored.get(_METADATA)
     if isinstance(ours, str):
         values = json.loads(ours)
@@ -130,8 +138,28 @@ def _from_file(metadata: WeightsMetadata, stored: Dict[str, Any]) -> WeightsMeta
             gelu=_one_of(values["gelu"], ("erf", "tanh"), "gelu"),
             classes=_mmpretrain_classes(stored),
             stated=True,
+            problem_type=known_problem_type(values.get("problem_type", ONE_CLASS)),
         )
+    if isinstance(stored.get("arch"), str) and isinstance(stored.get("args"), dict) and "version" in stored:
+        return _from_timm(metadata, _timm_config(stored["arch"], stored["args"]), path)
     return replace(metadata, classes=_mmpretrain_classes(stored))
+
+
+def _timm_config(architecture: str, arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the config.json of the model that timm's train.py was called for, with what its arguments state."""
+    model = {"global_pool": arguments.get("gp"), "img_size": arguments.get("img_size")}
+    pixels = {name: arguments.get(name) for name in ("mean", "std", "interpolation", "crop_pct")}
+    if arguments.get("img_size"):
+        pixels["input_size"] = [3, arguments["img_size"], arguments["img_size"]]
+    return {
+        "architecture": architecture.rpartition("/")[2].partition(".")[0],
+        "model_args": dict(_stated(model), **(arguments.get("model_kwargs") or {})),
+        "pretrained_cfg": _stated(pixels),
+    }
+
+
+def _stated(values: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "", [], ())}
 
 
 def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) -> WeightsMetadata:
@@ -150,7 +178,7 @@ def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) ->
     if "num_heads" in arguments:
         found["num_heads"] = _heads(arguments["num_heads"])
     if "mean" in pixels and "std" in pixels:
-        found.update(mean=_triple(pixels["mean"]), std=_triple(pixels["std"]))
+        found.update(mean=triple(pixels["mean"]), std=triple(pixels["std"]))
     if pixels.get("interpolation") in RESAMPLE.values():
         found["interpolation"] = pixels["interpolation"]
     if "crop_pct" in pixels and "input_size" in pixels:
@@ -177,26 +205,19 @@ def _from_huggingface(metadata: WeightsMetadata, config: Dict[str, Any], path: P
         gelu=HIDDEN_ACT[activation],
         stated=True,
         classes=tuple(str(names[str(label)]) for label in range(len(names))),
+        problem_type=_problem_type(config, len(names)),
     )
 
 
-def _from_huggingface_pixels(metadata: WeightsMetadata, pixels: Dict[str, Any]) -> WeightsMetadata:
-    found: Dict[str, Any] = {}
-    mean, std = metadata.mean, metadata.std
-    if not pixels.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif "image_mean" in pixels and "image_std" in pixels:
-        mean, std = _triple(pixels["image_mean"]), _triple(pixels["image_std"])
-    # Our mean and deviation are of pixels in [0, 1]; those of transformers are of such pixels times the factor.
-    factor = 255 * float(pixels.get("rescale_factor", 1 / 255)) if pixels.get("do_rescale", True) else 255.0
-    if not math.isclose(factor, 1):
-        mean, std = ((a / factor, b / factor, c / factor) for a, b, c in (mean, std))
-    if pixels.get("resample") in RESAMPLE:
-        found["interpolation"] = RESAMPLE[pixels["resample"]]
-    size = pixels.get("size")
-    if pixels.get("do_center_crop") and isinstance(size, dict) and "shortest_edge" in size:
-        found["eval_resize"] = int(size["shortest_edge"])
-    return replace(metadata, mean=mean, std=std, **found)
+def _problem_type(config: Dict[str, Any], num_classes: int) -> str:
+    """Returns the kind of outputs; if it is not stated, a single output is a probability by itself, as in transformers.
+
+    The source is transformers' ImageClassificationPipeline.postprocess.
+    """
+    stated = config.get("problem_type")
+    if stated is None:
+        return SEVERAL_CLASSES if num_classes == 1 else ONE_CLASS
+    return known_problem_type(stated)
 
 
 def _mmpretrain_classes(metadata: Dict[str, Any]) -> Tuple[str, ...]:
@@ -226,8 +247,3 @@ def _require_square(size: Any, path: Path) -> None:
     if isinstance(size, (list, tuple)) and len(set(size)) > 1:
         sides = " x ".join(map(str, size))
         raise CheckpointError(f"{path}: its images are {sides} pixels, but only square images are supported")
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    first, second, third = values
-    return float(first), float(second), float(third)

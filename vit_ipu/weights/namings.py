@@ -21,6 +21,9 @@ from torch import Tensor
 _NUMBER = r"(0|[1-9][0-9]{0,3})"
 """Pattern of a block's number: no leading zeros and at most four digits, which bounds the work for a hostile file."""
 Tensors = Dict[str, Tensor]
+IMAGE_TOWERS = ("params/img/", "img/")
+"""Prefixes of the image tower of a model of images and text (LiT). Its head, if there is one, is a projection to
+`out_dim` numbers: big_vision/models/proj/image_text/two_towers.py and vit_jax/models_lit.py."""
 Theirs = Union[str, Tuple[str, str, str]]
 
 
@@ -233,7 +236,7 @@ GOOGLE = Naming(
         (r"/MlpBlock_0/", "/MlpBlock_3/"),
         (r"/LayerNorm_1/", "/LayerNorm_2/"),
     ),
-    prefixes=("opt/target/", "params/img/", "params/"),
+    prefixes=("opt/target/", *IMAGE_TOWERS, "params/"),
     flax=True,
     resize="google",
     gelu="tanh",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +24,10 @@ MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
 """Prefix of the name of a run's checkpoint."""
 _MAX_CONFIG = 16 << 20
+ONE_CLASS, SEVERAL_CLASSES, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = (ONE_CLASS, SEVERAL_CLASSES, REGRESSION)
+"""Meanings of a model's outputs, by transformers' names: each image has one class (softmax), any number of classes (a
+sigmoid of each output), or values."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Preprocessing:
     eval_resize: Optional[int] = None
     """Short side in pixels before the centre crop; the image size when None."""
     interpolation: str = "bilinear"
+    eval_crop: str = "center"
+    """`center`, or `squash`: both sides are resized to `eval_resize`, whatever the image's aspect ratio."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class ModelDescription:
     classes: Tuple[str, ...]
     trained: Optional[Trained] = None
     """None for weights that were converted."""
+    problem_type: str = ONE_CLASS
+    """One of PROBLEM_TYPES."""
 
     @classmethod
     def of_run(
@@ -67,7 +74,7 @@ class ModelDescription:
     ) -> ModelDescription:
         """Describes the model that a run trains."""
         data = config.data
-        pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation)
+        pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
         return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256))
 
 
@@ -96,6 +103,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
         "id2label": {str(label): name for label, name in enumerate(description.classes)},
         "num_train": 0 if trained is None else trained.num_train,
         "labels_sha256": None if trained is None else trained.labels_sha256,
+        "problem_type": description.problem_type,
         "config": _sections(description) if trained is None else trained.config.model_dump(mode="json"),
     }
     (folder / CONFIG).write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -109,6 +117,7 @@ def _sections(description: ModelDescription) -> Dict[str, Any]:
         "std": list(pixels.std),
         "eval_resize": pixels.eval_resize,
         "interpolation": pixels.interpolation,
+        "eval_crop": pixels.eval_crop,
     }
     return {"model": description.model.model_dump(mode="json"), "data": data}
 
@@ -175,14 +184,28 @@ def load_description(checkpoint: Path) -> ModelDescription:
         names, config, num_train = values["id2label"], values["config"], int(values["num_train"])
         classes = tuple(names[str(label)] for label in range(len(names)))
         if num_train == 0:
-            return _converted(config, classes)
+            return _converted(config, classes, values.get("problem_type", ONE_CLASS))
         return ModelDescription.of_run(parse_config(config), classes, num_train, values.get("labels_sha256"))
-    except (KeyError, TypeError, ConfigError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{checkpoint / CONFIG} is damaged: {error}") from None
 
 
-def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescription:
+def _converted(config: Dict[str, Any], classes: Tuple[str, ...], problem_type: str) -> ModelDescription:
     data = config["data"]
     mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
-    pixels = Preprocessing(mean, std, data["eval_resize"], data["interpolation"])  # type: ignore[arg-type]
-    return ModelDescription(ModelConfig.model_validate(config["model"]), pixels, classes)
+    pixels = Preprocessing(
+        mean,  # type: ignore[arg-type]
+        std,  # type: ignore[arg-type]
+        data["eval_resize"],
+        data["interpolation"],
+        data.get("eval_crop", "center"),
+    )
+    model = ModelConfig.model_validate(config["model"])
+    return ModelDescription(model, pixels, classes, problem_type=known_problem_type(problem_type))
+
+
+def known_problem_type(name: Any) -> str:
+    """Returns the name of a kind of outputs. Raises ValueError if it is not one of PROBLEM_TYPES."""
+    if name not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type {name} is not one of {', '.join(PROBLEM_TYPES)}")
+    return str(name)

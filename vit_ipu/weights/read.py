@@ -8,13 +8,14 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
+from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
-from vit_ipu.weights.choose import weight_file
+from vit_ipu.weights.choose import INDEX_SUFFIXES, weight_file
 from vit_ipu.weights.completeness import require_whole, with_zero_biases
-from vit_ipu.weights.fetch import locate
+from vit_ipu.weights.fetch import locate, split_part
 from vit_ipu.weights.layouts import flax_heads
 from vit_ipu.weights.metadata import WeightsMetadata, metadata_of, read_metadata
-from vit_ipu.weights.namings import NAMINGS, TIMM
+from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM
 from vit_ipu.weights.native import MODEL, ModelDescription, find_checkpoint, is_native, load_description, load_tensors
 from vit_ipu.weights.position_embeddings import with_class_position
 from vit_ipu.weights.tensor_files import read_tensors
@@ -55,25 +56,33 @@ def read_weights(
 ) -> Weights:
     """Reads a run, a checkpoint, a file, a folder, `hf-hub:owner/name` or an https address.
 
-    `sha256` is the expected hash of the file; `trust_pickle` lets a torch with known holes read a pickle. Raises
-    CheckpointError, in one line, if the checkpoint is missing, damaged, in an unknown format or not a plain ViT.
+    `#KEY` after a file chooses one of several state dicts in it, such as `teacher`. `sha256` is the expected hash of
+    the file; `trust_pickle` lets a torch with known holes read a pickle. Raises CheckpointError, in one line, if the
+    checkpoint is missing, damaged, in an unknown format or not a plain ViT.
     """
-    located = locate(source, sha256=sha256, notify=notify)
+    location, part = split_part(source)
+    located = locate(location, sha256=sha256, notify=notify)
     path = located.path
     if path.is_dir() and is_native(path):
+        if part is not None:
+            raise CheckpointError(f"{source}: a checkpoint of this program has no parts: leave out #{part}")
         checkpoint = find_checkpoint(path)
         description = load_description(checkpoint)
         return Weights(
             source, checkpoint, "native", load_tensors(checkpoint / MODEL), metadata_of(description), description
         )
     file = weight_file(path) if path.is_dir() else path
-    stored = read_tensors(file, trust_pickle=trust_pickle or located.verified)
+    is_pinned = located.verified and not file.name.endswith(INDEX_SUFFIXES)  # an index is not its shards
+    stored = read_tensors(file, trust_pickle=trust_pickle or is_pinned, part=part)
     naming = recognise(stored.tensors, source)
     tensors = with_zero_biases(to_ours(stored.tensors, naming, source))
     if "pos_embed" in tensors:
         tensors["pos_embed"] = with_class_position(tensors["pos_embed"], source)
     require_whole(tensors, naming, source)
     metadata = read_metadata(file, naming, stored.metadata)
+    if naming.flax and any(key.startswith(IMAGE_TOWERS) for key in stored.tensors) and "head.weight" in tensors:
+        metadata = replace(metadata, embedding=len(tensors["head.weight"]))
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     if naming.flax:
         metadata = replace(metadata, num_heads=flax_heads(stored.tensors, source))
     return Weights(source, file, naming.name, tensors, metadata)

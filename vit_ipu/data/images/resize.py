@@ -92,3 +92,11 @@ def center_box(size: Size, short_side: int, crop_side: int) -> Box:
         for start, side, among in zip(offset, size, whole)
     )
     return left, top, right, bottom
+
+
+def squashed_box(size: Size, side: int, crop_side: int) -> Box:
+    """Returns the box that becomes the center crop (crop_side, crop_side) when both sides become `side`."""
+    starts = center_offset((side, side), crop_side)
+    left, top = (start * length / side for start, length in zip(starts, size))
+    right, bottom = ((start + crop_side) * length / side for start, length in zip(starts, size))
+    return left, top, right, bottom

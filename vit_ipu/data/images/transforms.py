@@ -15,6 +15,7 @@ import numpy as np
 from vit_ipu.config import DataConfig
 from vit_ipu.data.images.augment import Augment
 from vit_ipu.data.images.decode import Picture
+from vit_ipu.data.images.resize import squashed_box
 
 
 class TrainTransform:
@@ -40,14 +41,17 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """A resize of the short side, then a center crop."""
+    """A resize of the short side, or of both sides to the same length, then a center crop."""
 
     def __init__(self, config: DataConfig, image_size: int) -> None:
         self._config, self._size = config, image_size
 
     def __call__(self, picture: Picture, out: Optional[np.ndarray] = None) -> np.ndarray:
-        short_side = self._config.eval_resize or self._size
-        return to_pixels(picture.middle(short_side, self._size, self._config.interpolation), out)
+        side, interpolation = self._config.eval_resize or self._size, self._config.interpolation
+        if self._config.eval_crop == "squash":
+            box = squashed_box(picture.size, side, self._size)
+            return to_pixels(picture.crop(box, self._size, interpolation), out)
+        return to_pixels(picture.middle(side, self._size, interpolation), out)
 
 
 def normalize_on_host(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
