@@ -242,13 +242,16 @@ def test_a_square_resize_is_kept_by_the_formats_that_can_state_it(tmp_path):
     folder, notes = huggingface_folder(tmp_path), []
     convert(str(folder), tmp_path / "n", "native", notify=quiet)
     convert(str(tmp_path / "n"), tmp_path / "h", "huggingface", notify=quiet)
-    for source in ("n", "h"):
+    convert(str(tmp_path / "n"), tmp_path / "t", "timm", notify=quiet)
+    for source in ("n", "h", "t"):
         pixels = describe(read_weights(str(tmp_path / source))).preprocessing
         assert (pixels.eval_crop, pixels.eval_resize) == ("squash", 32)
     convert(str(tmp_path / "n"), tmp_path / "m.pth", "mmpretrain", notify=notes.append)
     assert (
         notes[-1] == "note: mmpretrain does not state that images are resized to a square (squash) rather than cropped"
     )
+    convert(str(tmp_path / "n"), tmp_path / "t.pth", "timm", notify=notes.append)
+    assert notes[-1].startswith("note: timm does not state that images are resized to a square")
     rewrite(tmp_path / "n" / "config.json", config=old_config(tmp_path / "n" / "config.json"))
     assert describe(read_weights(str(tmp_path / "n"))).preprocessing.eval_crop == "center"  # written before the setting
 

@@ -75,7 +75,7 @@ def convert(
     export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
     notes = unsupported_settings(export.model, to, as_file=as_file)
-    for note in notes + unsupported_description(export.description, to):
+    for note in notes + unsupported_description(export.description, to, as_file=as_file):
         notify(f"note: {note}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,12 +108,13 @@ def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[
     return notes
 
 
-def unsupported_description(description: ModelDescription, to: str) -> List[str]:
+def unsupported_description(description: ModelDescription, to: str, *, as_file: bool) -> List[str]:
     """Returns notes on the meaning of outputs and on the resize of images, if the format cannot store them."""
     notes = []
     if description.problem_type != ONE_CLASS and to not in ("native", "huggingface", "onnx"):
         notes.append(f"{to} does not state that the model was trained for {description.problem_type}")
-    if description.preprocessing.eval_crop == "squash" and to not in ("native", "huggingface", "timm", "onnx"):
+    states_resize = to in ("native", "huggingface", "onnx") or (to == "timm" and not as_file)
+    if description.preprocessing.eval_crop == "squash" and not states_resize:
         notes.append(f"{to} does not state that images are resized to a square (squash) rather than cropped")
     return notes
 

@@ -183,6 +183,8 @@ def _from_timm(metadata: WeightsMetadata, config: Dict[str, Any], path: Path) ->
         found["interpolation"] = pixels["interpolation"]
     if "crop_pct" in pixels and "input_size" in pixels:
         found["eval_resize"] = math.floor(pixels["input_size"][-1] / pixels["crop_pct"])
+    if pixels.get("crop_mode") == "squash":  # timm.data.transforms_factory: both sides, then the centre
+        found["eval_crop"] = "squash"
     names = config.get("label_names") or pixels.get("label_names")
     return replace(metadata, classes=_names(names), **found)
 
