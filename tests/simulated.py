@@ -29,8 +29,10 @@ class TwoStages(nn.Module):
         return out, poptorch.identity_loss(hard, reduction="mean")
 
 
-def options(D=1, G=4, R=1, mode=None, **_):
+def options(D=1, G=4, R=1, mode=None, *, sharded=False, **_):
     made = poptorch.Options().deviceIterations(D).replicationFactor(R).randomSeed(0)
+    if sharded:
+        made.setExecutionStrategy(poptorch.ShardedExecution())
     made.Training.gradientAccumulation(G)
     if mode is not None:
         made.outputMode(*mode) if isinstance(mode, tuple) else made.outputMode(mode)

@@ -27,7 +27,7 @@ MODES = [
 @pytest.mark.parametrize(("mode", "out_shape", "loss_shape"), MODES)
 def test_output_modes_have_poptorchs_shapes(mode, out_shape, loss_shape):
     """Shapes for D=2, G=4, R=2 and an output of (1, 3) per micro-batch, as seen on PopTorch's own front end."""
-    model = poptorch.trainingModel(TwoStages(), options(2, 4, 2, mode))
+    model = poptorch.trainingModel(TwoStages(), options(2, 4, 2, mode, sharded=isinstance(mode, tuple)))
     out, loss = model(*data(16))
     assert list(out.shape) == out_shape
     assert list(loss.shape) == loss_shape
@@ -44,7 +44,7 @@ def test_outputs_are_in_the_order_of_the_inputs():
     def outputs(mode):
         wrapped = copy.deepcopy(model)
         still = poptorch.optim.SGD(wrapped.parameters(), lr=0.0)
-        executor = poptorch.trainingModel(wrapped, options(2, 4, 2, mode), still)
+        executor = poptorch.trainingModel(wrapped, options(2, 4, 2, mode, sharded=True), still)
         out, loss = executor(x, labels)
         return out.reshape(-1, 2, 2, 3), loss.reshape(-1, 2)
 
@@ -156,11 +156,91 @@ def test_the_device_has_its_own_random_state_that_can_be_restored():
     first = executor(ones)
     assert torch.equal(torch.get_rng_state(), host)
     state = executor.rng_state
-    assert state[0] == 7
     second = executor(ones)
     executor.rng_state = state
     assert torch.equal(executor(ones), second)
     assert not torch.equal(first, second)
+
+
+class Drops(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, training=True)
+
+
+def test_the_seed_advances_with_every_micro_batch_and_is_restored():
+    """The lower 32 bits count the replicas of each micro-batch, the upper 32 the micro-batches (getrandomseedx.cpp)."""
+    executor = poptorch.inferenceModel(
+        Drops(), poptorch.Options().randomSeed(7).deviceIterations(3).replicationFactor(2)
+    )
+    ones = torch.ones(6, 50)
+    executor.compile(ones)
+    states = [executor.rng_state]
+    outputs = []
+    for _ in range(2):
+        outputs.append(executor(ones))
+        states.append(executor.rng_state)
+    assert [state[0] for state in states] == [7, 7 + 6 + (3 << 32), 7 + 12 + (6 << 32)]
+    assert states[0][1:] != states[1][1:] != states[2][1:]
+    executor.rng_state = states[1]
+    assert torch.equal(executor(ones), outputs[1])
+    assert executor.rng_state == states[2]
+    executor.rng_state = [7]
+    assert torch.equal(executor(ones), outputs[0])
+
+
+def test_the_lower_half_of_the_seed_does_not_carry_into_the_upper_half():
+    executor = poptorch.inferenceModel(Drops(), poptorch.Options().randomSeed(2**32 - 1))
+    executor(torch.ones(2))
+    assert executor.rng_state[0] == 1 << 32
+
+
+def test_the_seed_of_a_model_without_random_numbers_stays():
+    executor = poptorch.inferenceModel(nn.Identity(), poptorch.Options().randomSeed(7))
+    executor(torch.ones(2))
+    assert executor.rng_state[0] == 7
+
+
+class WithConstants(nn.Module):
+    """Returns outputs that depend on inputs, weights or random numbers, and outputs that depend on none of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("number", torch.tensor([3, 4]))
+
+    def forward(self, x):
+        filled = torch.zeros(1, 2)
+        filled += x
+        table = torch.arange(3) * 2
+        return {
+            "batched": [x, self.weight, torch.rand(2), filled],
+            "constant": [torch.ones(2, 2), torch.tensor(5.0) + 1, table.sum(), self.number],
+        }
+
+
+@pytest.mark.parametrize("mode", [poptorch.OutputMode.All, poptorch.OutputMode.Final, poptorch.OutputMode.Sum])
+def test_constant_outputs_are_not_batched(mode):
+    """The host knows them when it compiles (Compiler.cpp:1310-1319), so that they have no micro-batches."""
+    opts = poptorch.Options().deviceIterations(3).replicationFactor(2).outputMode(mode)
+    executor = poptorch.inferenceModel(WithConstants(), opts)
+    out = executor(torch.ones(6, 2))
+    rows = 6 if mode == poptorch.OutputMode.All else 2
+    assert [tuple(tensor.shape) for tensor in out["batched"]] == [(rows, 2), (2 * rows,), (2 * rows,), (rows, 2)]
+    ones, six, total, number = out["constant"]
+    assert torch.equal(ones, torch.ones(2, 2))
+    assert (six.item(), six.dim()) == (6.0, 0)
+    assert (total.item(), total.dtype) == (6, torch.int32)
+    assert number.tolist() == [3, 4]
+    assert len(executor.getPerfCounters()["output"]) == 4
+
+
+def test_the_outputs_of_a_branch_are_batched():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return poptorch.cond(x.sum() > 1, lambda t: t * 2, [x], lambda: torch.zeros(1), [])[0]
+
+    executor = poptorch.inferenceModel(Branch(), poptorch.Options().deviceIterations(2))
+    assert executor(torch.tensor([1.0, 3.0])).tolist() == [0.0, 6.0]
 
 
 def test_half_precision_models_train_and_keep_their_types():

@@ -13,6 +13,7 @@ from torch import nn
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import machine
+from vit_ipu.simulator import popart_enums as popart
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
@@ -333,3 +334,72 @@ def test_a_stage_must_be_on_one_ipu():
         poptorch.inferenceModel(Tied(0, 1), poptorch.Options().deviceIterations(2).setExecutionStrategy(stages))(
             torch.ones(2, 6)
         )
+
+
+# ---------------------------------------------------------------------- output periods and clipping
+
+EVERY_N = poptorch.OutputMode.EveryN
+
+
+def of_anchor(opts, period):
+    opts.anchorTensor("gradient", "Gradient___first.weight", EVERY_N, period)
+    return opts
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            lambda: options(D=2, mode=(EVERY_N, 4), sharded=True),
+            r"Return period must be <= to the number of batches per step \(4 for the outputs, deviceIterations is 2\)",
+        ),
+        (
+            lambda: options(D=4, mode=(EVERY_N, 3), sharded=True),
+            r"Return period must be a factor of the number of batches per step \(3 for the outputs, deviceIterations "
+            r"is 4\)",
+        ),
+        (
+            lambda: of_anchor(options(D=1, sharded=True), 2),
+            r"Return period must be <= .* \(2 for anchor gradient, deviceIterations is 1\)",
+        ),
+        (
+            lambda: options(D=2, mode=(EVERY_N, 2)),
+            r"EVERYN is not valid for pipelined models; use another OutputMode \(2 for the outputs,",
+        ),
+        (lambda: of_anchor(options(D=2), 2), r"EVERYN is not valid for pipelined models.*anchor gradient"),
+    ],
+    ids=["too long", "does not divide", "anchor", "pipeline", "anchor in a pipeline"],
+)
+def test_output_periods_that_popart_refuses(opts, message):
+    """popart dataflow.cpp:218-231, popx/irlowering.cpp:3185-3189; the periods all divide the micro-batches."""
+    made = opts()
+    with pytest.raises(poptorch.Error, match=message):
+        poptorch.trainingModel(TwoStages(), made).compile(*data(12 * int(made.device_iterations)))
+
+
+def test_a_model_on_one_ipu_may_return_every_nth_output():
+    executor = poptorch.inferenceModel(nn.Identity(), poptorch.Options().deviceIterations(4).outputMode(EVERY_N, 2))
+    assert executor(torch.arange(4.0)).tolist() == [1.0, 3.0]
+
+
+def clipped(schedule, *, max_grad_norm=1.0, sharded=False):
+    opts = options(sharded=sharded)
+    if schedule is not None:
+        opts._Popart.set("accumulateOuterFragmentSettings.schedule", int(schedule))
+    model = TwoStages()
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1, max_grad_norm=max_grad_norm)
+    poptorch.trainingModel(model, opts, optimizer).compile(*data(8))
+
+
+SCHEDULE = popart.AccumulateOuterFragmentSchedule
+
+
+def test_clipping_in_a_pipeline_needs_another_schedule_than_serial():
+    """popart transforms/clipweightgradientsbynorm.cpp:485-496."""
+    message = r"Incompatible accumulateOuterFragmentSchedule used with gradient clipping.*max_grad_norm is 1.0"
+    with pytest.raises(poptorch.Error, match=message):
+        clipped(SCHEDULE.Serial)
+    clipped(SCHEDULE.Serial, max_grad_norm=float("inf"))
+    clipped(SCHEDULE.Serial, sharded=True)
+    clipped(SCHEDULE.Scheduler)
+    clipped(None)

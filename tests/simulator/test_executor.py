@@ -322,6 +322,70 @@ def test_anchors_of_a_weight_that_replicas_hold_parts_of():
     assert executor.getAnchoredTensor("Step___weight").tolist() == [1.0] * 4
 
 
+def group_weight(executor, kind, size):
+    executor.weight.replicaGrouping(kind, size, poptorch.VariableRetrievalMode.OnePerGroup)
+
+
+GROUPS = {
+    "no grouping": (poptorch.CommGroupType.NoGrouping, 0, [4]),
+    "consecutive": (poptorch.CommGroupType.Consecutive, 2, [2]),
+    "orthogonal": (poptorch.CommGroupType.Orthogonal, 2, [2]),
+    "one group": (poptorch.CommGroupType.All, 0, []),
+}
+
+
+@pytest.mark.parametrize(("kind", "size", "shape"), list(GROUPS.values()), ids=list(GROUPS))
+def test_the_step_of_a_grouped_parameter_counts_for_each_group(kind, size, shape):
+    """popart patterns/optimizerdecompose.cpp:44-75 adds the number of groups to the shape if it is more than 1."""
+    count = shape[0] if shape else 1
+    model = Grouped(torch.ones(count, 3, 3))
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+    executor = poptorch.trainingModel(model, options(G=1, R=4), optimizer)
+    group_weight(executor, kind, size)
+    for step in (1, 2):
+        executor(torch.ones(4, 3))
+        state = optimizer.state_dict()["ipu_state"]
+        assert list(state["Step___weight"].shape) == shape
+        assert state["Step___weight"].flatten().tolist() == [step] * count
+        assert state["Accl1___weight"].shape == (count, 3, 3)
+
+
+def test_each_group_has_its_own_trust_ratio():
+    """LAMB on two groups of one replica each equals LAMB on two models."""
+    weights = torch.stack([torch.eye(3), 5 * torch.eye(3)])
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    trained = []
+    for weight, inputs in [(weights, x), (weights[:1], x[:1]), (weights[1:], x[1:])]:
+        model = Grouped(weight.clone())
+        opts = options(G=1, R=len(weight))
+        opts.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Sum)
+        optimizer = poptorch.optim.LAMB(model.parameters(), lr=0.1)
+        executor = poptorch.trainingModel(model, opts, optimizer)
+        group_weight(executor, poptorch.CommGroupType.NoGrouping, 0)
+        executor(inputs)
+        executor.copyWeightsToHost()
+        trained.append(model.weight.detach().clone())
+    torch.testing.assert_close(trained[0], torch.cat(trained[1:]))
+
+
+def test_the_executable_and_its_inputs_have_poptorchs_private_names():
+    """graphcore/examples and optimum-graphcore read these names (python/_poplar_executor.py:203-210, 971-1008)."""
+    model = Scale()
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=0.1)
+    executor = poptorch.trainingModel(model, options(G=2), optimizer)
+    assert executor._executable is None
+    assert executor._executable_inputs is None
+    assert executor._optimizer is optimizer
+    x = torch.ones(2, 2)
+    executor.compile(x)
+    assert executor._executable
+    assert executor._executable_inputs.args == [x]
+    assert executor._executable_inputs.kwargs == {}
+    executor.destroy()
+    assert executor._executable is None
+    assert poptorch.inferenceModel(Scale().eval())._optimizer is None
+
+
 class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()

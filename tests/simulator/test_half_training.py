@@ -131,6 +131,46 @@ def test_moments_have_the_formats_of_the_options():
     assert state["Accl2___weight"].dtype == torch.float16
 
 
+class Dot(nn.Module):
+    """A model whose loss is the sum of weight x input: the gradient of the weight is the input."""
+
+    def __init__(self, weight) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return poptorch.identity_loss((self.weight * x).sum(), reduction="none")
+
+
+def adamw_in_float16(weight, gradient, decay, eps, second_type):
+    """Returns the weights after AdamW's first update, op by op as in popx/op/adamupdaterx.cpp."""
+    first, second = 0.1 * gradient.float(), (0.001 * gradient.float() ** 2).to(second_type)
+    correction = torch.tensor(1 - 0.999, dtype=second_type)
+    root = (second / correction).float().sqrt().to(second_type)  # torch 2.0.1 lacks the root of float16
+    root = root + torch.tensor(eps, dtype=second_type)
+    step = (first / 0.1).to(second_type) / root
+    step = step.half() + weight * torch.tensor(decay).half()
+    return (weight.float() - 0.1 * step.float()).half()
+
+
+@pytest.mark.parametrize("second_type", [torch.float32, torch.float16])
+@pytest.mark.parametrize("is_variable", [True, False], ids=["variable", "constant"])
+def test_adamw_adds_the_decayed_weight_in_float16(is_variable, second_type):
+    weight, gradient = half(4000, scale=4.0), half(4000, seed=1)
+    gradient = torch.where(gradient.abs() < 0.5, torch.ones_like(gradient), gradient)
+    model = Dot(weight.clone())
+    decay, eps = (0.3, 1e-3) if is_variable else (0.0, 1e-3)
+    arguments = {"weight_decay": decay} if is_variable else {}
+    optimizer = poptorch.optim.AdamW(
+        model.parameters(), lr=0.1, eps=eps, second_order_momentum_accum_type=second_type, **arguments
+    )
+    decay = optimizer.param_groups[0]["weight_decay"]
+    with poptorch.numerics("ipu"):
+        poptorch.trainingModel(model, poptorch.Options(), optimizer)(gradient)
+    expected = adamw_in_float16(weight, gradient, decay, eps, second_type)
+    assert torch.equal(model.weight.detach(), expected)
+
+
 def test_training_with_stochastic_rounding_is_reproducible_and_resumes():
     def run(calls, resume=None):
         torch.manual_seed(0)

@@ -46,7 +46,7 @@ def test_an_anchored_gradient_holds_the_gradient_of_each_micro_batch():
     ids=["same as the outputs", "All", "EveryN", "Final", "Sum"],
 )
 def test_anchors_have_output_modes_of_their_own(mode, rows):
-    opts = options(G=4, R=2)
+    opts = options(D=2, G=2, R=2, sharded=True)
     modes = mode if isinstance(mode, tuple) else (mode,)
     opts.anchorTensor("gradient", "Gradient___first.weight", *modes)
     assert trained(opts).getAnchoredTensor("gradient").shape == (5 * rows, 6)
@@ -99,7 +99,7 @@ def _inference():
     ids=["All", "EveryN", "Final", "Sum"],
 )
 def test_counters_have_an_entry_for_every_transfer(mode, left):
-    executor = trained(options(D=2, G=4, R=2, mode=mode), batch=data(16))
+    executor = trained(options(D=2, G=4, R=2, mode=mode, sharded=isinstance(mode, tuple)), batch=data(16))
     counters = executor.getPerfCounters()
     assert [len(entries) for entries in counters["input"]] == [16, 16]
     assert [len(entries) for entries in counters["output_complete"]] == [left, left]
@@ -171,8 +171,3 @@ def test_a_named_buffer_that_does_not_exist_is_refused():
     executor = poptorch.inferenceModel(torch.nn.Linear(2, 2), poptorch.Options().updatableNamedBuffers(["mean"]))
     with pytest.raises(poptorch.Error, match="updatableNamedBuffers names mean, but the model has no such buffer"):
         executor(torch.ones(1, 2))
-
-
-def test_a_return_period_must_divide_the_micro_batches():
-    with pytest.raises(poptorch.Error, match="return period 3 does not divide the 4 micro-batches"):
-        trained(options(D=1, G=4, R=1, mode=(poptorch.OutputMode.EveryN, 3)), batch=data(8))

@@ -155,6 +155,7 @@ def test_the_rest_of_popart_is_not_simulated():
         popart.Builder  # noqa: B018
     with pytest.raises(AttributeError, match="module 'popart' has no attribute '_nonsense'"):
         popart._nonsense  # noqa: B018
+    assert not hasattr(popart, "Builder")
     assert popart.versionString() == popart.__version__ == "3.4.0+simulated"
 
 
@@ -163,6 +164,18 @@ def test_the_rest_of_horovod_is_not_simulated():
         horovod_torch.DistributedOptimizer  # noqa: B018
     with pytest.raises(AttributeError, match="module 'horovod.torch' has no attribute '_nonsense'"):
         horovod_torch._nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("module", [popart, popdist, popdist_poptorch, horovod_torch, poptorch])
+def test_a_program_may_ask_a_stand_in_for_features_that_it_lacks(module):
+    assert not hasattr(module, "NoSuchFeature")
+    assert getattr(module, "NoSuchFeature", None) is None
+
+
+def test_an_import_of_a_feature_that_a_stand_in_lacks_fails_as_an_import():
+    poptorch.install()
+    with pytest.raises(ImportError, match="DistributedOptimizer"):
+        exec("from horovod.torch import DistributedOptimizer")
 
 
 def test_install_makes_the_stand_ins_importable():

@@ -33,5 +33,19 @@ def cpp_error(message: str) -> Error:
     return error(message, "poptorch_cpp_error")
 
 
+class NotSimulated(NotImplementedError, AttributeError):
+    """A name of a module that the simulator stands in for and that is not simulated.
+
+    As an AttributeError, it makes `hasattr` false, so that programs that look for a feature continue without it.
+    """
+
+
+def not_simulated(module: str, name: str) -> AttributeError:
+    """Returns the error for a name that a stand-in lacks; a private name, which Python may look up, is just absent."""
+    if name.startswith("_"):
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return NotSimulated(f"{module}.{name} is not simulated")
+
+
 class ConfigFileError(Exception):
     """A line of an options file that cannot be read."""

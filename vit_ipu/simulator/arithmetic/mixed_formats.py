@@ -1,4 +1,4 @@
-"""Casts of weights to the format of the activations, float16 or float32, if the two formats differ.
+"""Casts of weights to the format of the activations if the two formats differ.
 
 PopTorch casts in linear layers, convolutions and normalisations (popart_canonicalization, castWeightAndBias).
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_FORMATS = (torch.float16, torch.float32)
+_FORMATS = (torch.float16, torch.float32, torch.float64)
 _POSITIONS: Dict[Callable[..., Any], Tuple[int, int]] = {
     F.linear: (1, 2),
     F.layer_norm: (2, 3),

@@ -32,6 +32,7 @@ from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.printing import module_repr
 from vit_ipu.simulator.tracing.arguments import ArgumentParser, Arguments
 from vit_ipu.simulator.tracing.compile_checks import (
+    check_clipping,
     check_named_buffers,
     clone_for_executor,
     first_micro_batch,
@@ -59,6 +60,7 @@ class PoplarExecutor:
         self._parse = ArgumentParser(model)
         self._options = clone_for_executor(options, training)
         self._program: Optional[Program] = None
+        self._executable_inputs: Optional[Arguments] = None
         self._num_ipus = 0
         self._has_run = False
         self._seconds_to_compile = 0.0
@@ -67,7 +69,7 @@ class PoplarExecutor:
         self._host_weights_are_old = False
         self._host_weights_version = 0
         self._seen_weights_version: Optional[int] = 0
-        self._optimizer = OptimizerSync(self) if training else None
+        self._optimizer_sync = OptimizerSync(self) if training else None
         if training:
             self.setOptimizer(optimizer or torch.optim.SGD(self._user_model.parameters(), lr=0.01))
             wrap(self._user_model, self)
@@ -84,6 +86,16 @@ class PoplarExecutor:
     def options(self) -> Options:
         """The frozen options."""
         return self._options
+
+    @property
+    def _executable(self) -> Optional[Program]:
+        """PopTorch's private name for the executable, None if there is none; programs test whether there is one."""
+        return self._program
+
+    @property
+    def _optimizer(self) -> Optional[torch.optim.Optimizer]:
+        """PopTorch's private name for the user's optimizer."""
+        return None if self._optimizer_sync is None else self._optimizer_sync.optimizer
 
     def __getattr__(self, attr: str) -> Any:
         if attr.startswith("__") or "_user_model" not in self.__dict__:
@@ -114,17 +126,17 @@ class PoplarExecutor:
             self._compile(arguments)
         if not self.isAttachedToDevice():
             self.attachToDevice()
-        if self._optimizer is None:
+        if self._optimizer_sync is None:
             self._follow_training_model()
         program = self._compiled()
         program.compiled_for.check_same(arguments)
-        if self._optimizer is not None:
-            self._optimizer.write_state()
+        if self._optimizer_sync is not None:
+            self._optimizer_sync.write_state()
         outputs = program.run(arguments)
         self._has_run = True
-        if self._optimizer is not None:
+        if self._optimizer_sync is not None:
             self._host_weights_are_old = True
-            self._optimizer.on_step()
+            self._optimizer_sync.on_step()
         for tensor in flatten(outputs):
             tensor.backward = _no_backward  # type: ignore[method-assign]
         return outputs
@@ -136,6 +148,7 @@ class PoplarExecutor:
         enough IPUs for both, the executor keeps the old executable.
         """
         start = time.perf_counter()
+        self._executable_inputs = arguments
         first = first_micro_batch(arguments, self._options)
         replicas = int(self._options.replication_factor)
         weights = of_one_replica(Weights.of(self._model), self._groupings, replicas)
@@ -144,6 +157,8 @@ class PoplarExecutor:
             trace = trace_model(self._model, weights, first, manager, self._training)
         check_named_buffers(self._options, weights.buffers)
         num_ipus = ipus_to_reserve(trace, self._options)
+        if self._optimizer_sync is not None and self._optimizer_sync.attributes is not None:
+            check_clipping(trace, self._options, self._optimizer_sync.attributes.max_grad_norm)
         program = self._new_program(arguments, trace)
         seconds = time.perf_counter() - start
         is_online = self._options.connection_type != ConnectionType.Never
@@ -158,9 +173,9 @@ class PoplarExecutor:
 
     def _new_program(self, arguments: Arguments, trace: Trace) -> Program:
         optimizer = None
-        if self._optimizer is not None:
-            assert self._optimizer.attributes is not None
-            optimizer = self._optimizer.attributes, self._optimizer.names_of_groups(self._model)
+        if self._optimizer_sync is not None:
+            assert self._optimizer_sync.attributes is not None
+            optimizer = self._optimizer_sync.attributes, self._optimizer_sync.names_of_groups(self._model)
         device = self._machine.device
         return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
 
@@ -185,9 +200,9 @@ class PoplarExecutor:
         """Frees the IPUs and the executable, and unwraps the model."""
         if self._program is None:
             return
-        if self._optimizer is not None:
+        if self._optimizer_sync is not None:
             self.copyWeightsToHostIfNeeded()
-            self._optimizer.read_state()
+            self._optimizer_sync.read_state()
         self._machine.detach(self._program)
         self._program, self._has_run = None, False
         if self._training:
@@ -207,8 +222,8 @@ class PoplarExecutor:
             executable.rng_state = self.rng_state
         if export_model:
             executable.training, executable.model = self._training, self.model
-            if self._optimizer is not None:
-                executable.optimizer = self._optimizer.optimizer
+            if self._optimizer_sync is not None:
+                executable.optimizer = self._optimizer_sync.optimizer
                 executable.optimizer_state = executable.optimizer.state_dict()
         executable.write(destination(filename))
 
@@ -249,10 +264,10 @@ class PoplarExecutor:
     def _on_attach(self, program: Program) -> None:
         """Copies weights, optimizer state and random state to newly reserved IPUs."""
         self.copyWeightsToDevice()
-        if self._optimizer is not None:
-            self._optimizer.on_attach()
+        if self._optimizer_sync is not None:
+            self._optimizer_sync.on_attach()
         if self._pending_rng_state is not None:
-            program.rng_state = _state_of(self._pending_rng_state)
+            program.rng_state = self._pending_rng_state
             self._pending_rng_state = None
 
     def detachFromDevice(self) -> None:
@@ -260,9 +275,9 @@ class PoplarExecutor:
         program = self._compiled()
         if not self.isAttachedToDevice():
             raise error("Device is not attached")
-        if self._optimizer is not None:
+        if self._optimizer_sync is not None:
             self.copyWeightsToHostIfNeeded()
-            self._optimizer.read_state()
+            self._optimizer_sync.read_state()
         self._machine.detach(program)
 
     # ------------------------------------------------------------------------------------- weights
@@ -285,8 +300,8 @@ class PoplarExecutor:
         """Copies the weights of the user's model to the IPUs."""
         program = self._compiled()
         self._host_weights_are_old = False
-        if self._optimizer is not None:
-            self._optimizer.read_state()
+        if self._optimizer_sync is not None:
+            self._optimizer_sync.read_state()
         program.write_weights()
 
     def copyNamedBuffersToDevice(self) -> None:
@@ -296,8 +311,8 @@ class PoplarExecutor:
         if names is None:
             raise error("No named buffers marked as updatable via updatableNamedBuffers option")
         self._host_weights_are_old = False
-        if self._optimizer is not None:
-            self._optimizer.read_state()
+        if self._optimizer_sync is not None:
+            self._optimizer_sync.read_state()
         program.write_weights(only=names)
 
     def load_state_dict(self, state_dict: Dict[str, Tensor], strict: bool = True) -> Any:
@@ -320,10 +335,10 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Passes the optimizer's attributes, such as a new learning rate, to the IPUs."""
-        assert self._optimizer is not None, "Optimizer should be None for inference"
-        self._optimizer.set(optimizer, self._options, self._program)
+        assert self._optimizer_sync is not None, "Optimizer should be None for inference"
+        self._optimizer_sync.set(optimizer, self._options, self._program)
         if self.isAttachedToDevice():
-            self._optimizer.write_state()
+            self._optimizer_sync.write_state()
 
     # -------------------------------------------------------------------------------- measures
 
@@ -381,16 +396,13 @@ class PoplarExecutor:
     def rng_state(self) -> List[int]:
         """The seed and the state of the device's random generator."""
         program = self._compiled()
-        if self._pending_rng_state is not None:
-            return self._pending_rng_state
-        seed = self._options.random_seed if self._options.exists("random_seed") else 0
-        return [int(seed)] + program.rng_state.tolist()
+        return program.rng_state if self._pending_rng_state is None else self._pending_rng_state
 
     @rng_state.setter
     def rng_state(self, state: List[int]) -> None:
         program = self._compiled()
         if self.isAttachedToDevice():
-            program.rng_state = _state_of(state)
+            program.rng_state = state
         else:
             self._pending_rng_state = state.copy()
 
@@ -401,7 +413,3 @@ def _no_backward(*args: Any, **kwargs: Any) -> None:
         "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
         "should use a trainingModel instead."
     )
-
-
-def _state_of(state: List[int]) -> Tensor:
-    return torch.tensor(state[1:], dtype=torch.uint8)

@@ -11,17 +11,17 @@ IPU's numerics, all these tensors are float16 (arithmetic/half_mode.py).
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vit_ipu.simulator import context, instances
 from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic, undispatched
 from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
 from vit_ipu.simulator.arithmetic.mode import chosen
+from vit_ipu.simulator.arithmetic.replaced_formats import ReplacedFormats
 from vit_ipu.simulator.cost.counters import Call
 from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.enums import OutputMode
@@ -43,6 +43,7 @@ from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.updates.updater import Updater
 from vit_ipu.simulator.weights import Weights, in_modes, swapped_weights
 
+_32_BITS = 2**32 - 1
 _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
 
 
@@ -52,6 +53,24 @@ class _Training(NamedTuple):
     loss: LossId
     gradients: Gradients
     updater: Updater
+
+
+class _Output(NamedTuple):
+    """An output of the model: its dtype on the host, and whether it is a constant, which the host returns as it is."""
+
+    dtype: torch.dtype
+    is_constant: bool
+
+    @classmethod
+    def of(cls, traced: Tensor, trace: Trace) -> _Output:
+        """Describes a traced output (_poplar_executor.py:865-874, popart_compiler Compiler.cpp:1310-1319)."""
+        dtype = in_32_bits(traced.dtype) if traced.is_meta else traced.dtype
+        return cls(dtype, trace.graph.is_constant(traced))
+
+    def returned(self, values: Sequence[Tensor], replicas: int, mode: OutputMode, period: int) -> Tensor:
+        """Returns what the host gets of the micro-batches' values."""
+        value = values[0] if self.is_constant else joined(values, replicas, mode, period)
+        return value.to("cpu", self.dtype)
 
 
 class Program:
@@ -72,6 +91,7 @@ class Program:
         self.compiled_for = compiled_for
         numerics = chosen()
         self._half = HalfArithmetic.of(options, numerics, device) if numerics.is_ipu else None
+        self._replaced_formats = _replaced_formats(is_exact=self._half is None, keeps_float64=trace.keeps_float64)
         # Calls of model.train() or model.eval() after compilation have no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
         self._iterations = int(options.device_iterations)
@@ -85,8 +105,9 @@ class Program:
         self._training = self._new_training(*optimizer) if optimizer is not None else None
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
         self._anchors = Anchors(options.anchored_tensors, self._by_replica, state)
-        self._output_dtypes = [tensor.dtype for tensor in flatten(trace.outputs)]
-        self._random_state = _seeded(options.random_seed if options.exists("random_seed") else None, device)
+        self._outputs = [_Output.of(tensor, trace) for tensor in flatten(trace.outputs)]
+        seed = int(options.random_seed) if options.exists("random_seed") else None
+        self._seed, self._random_state = seed or 0, _seeded(seed, device)
 
     def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> _Training:
         loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
@@ -99,7 +120,7 @@ class Program:
         return _Training(
             loss,
             Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale),
-            Updater(attributes, weights, names, reduction, rounding, loss_scale),
+            Updater(attributes, weights, names, reduction, rounding, loss_scale, self._by_replica.groups),
         )
 
     @property
@@ -136,21 +157,38 @@ class Program:
         options, inputs = self._options, len(self.compiled_for.tensors())
         period, mode = int(options.output_return_period), OutputMode(options.output_mode)
         rounds = self.rounds if self._synthetic_data == _OFF else 0
-        return Call(rounds, self._replicas, inputs, len(self._output_dtypes), mode, period)
+        outputs = sum(not output.is_constant for output in self._outputs)
+        return Call(rounds, self._replicas, inputs, outputs, mode, period)
 
     @property
-    def rng_state(self) -> Tensor:
-        """The random state, followed by the state of stochastic rounding if rounding is stochastic."""
-        if self._half is None or not self._half.rounding.is_stochastic:
-            return self._random_state
-        return torch.cat([self._random_state, self._half.rounding.state])
+    def rng_state(self) -> List[int]:
+        """The seed, the random state, and the state of stochastic rounding if rounding is stochastic."""
+        states = [self._random_state]
+        if self._half is not None and self._half.rounding.is_stochastic:
+            states.append(self._half.rounding.state)
+        return [self._seed, *torch.cat(states).tolist()]
 
     @rng_state.setter
-    def rng_state(self, state: Tensor) -> None:
+    def rng_state(self, state: Sequence[int]) -> None:
+        """Sets the seed and the states; a seed alone starts the sequence of that seed."""
+        self._seed = int(state[0])
         own = len(self._random_state)
-        self._random_state = state[:own].clone()
-        if self._half is not None and len(state) > own:
-            self._half.rounding.state = state[own:]
+        states = torch.tensor(state[1:], dtype=torch.uint8)
+        self._random_state = states[:own].clone() if len(states) else _seeded(self._seed, self._device)
+        if self._half is not None and len(states) > own:
+            self._half.rounding.state = states[own:]
+
+    def _advance_seed(self) -> None:
+        """Changes the seed as the micro-batches of a call do in PopART, if the model draws random numbers.
+
+        Each micro-batch adds the number of replicas to the lower 32 bits, and 1 to the upper 32 bits
+        (popx/op/getrandomseedx.cpp:21-39).
+        """
+        if not self._trace.graph.is_random:
+            return
+        replicas = self._replicas * int(self._options.Distributed.numProcesses)
+        low, high = self._seed + self.rounds * replicas, (self._seed >> 32) + self.rounds
+        self._seed = (low & _32_BITS) | (high & _32_BITS) << 32
 
     # ------------------------------------------------------------------------------------ weights
 
@@ -182,7 +220,7 @@ class Program:
 
     def run(self, arguments: Arguments) -> Any:
         """Runs one call; returns the outputs in the model's structure, or None if the model returns nothing."""
-        tensors = [self._to_device(self._synthetic(tensor)) for tensor in arguments.tensors()]
+        tensors = [self._input_on_device(tensor) for tensor in arguments.tensors()]
         collected: List[List[Tensor]] = []
         self._anchors.start_call()
         with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
@@ -195,10 +233,10 @@ class Program:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
         self._anchors.end_call()
+        self._advance_seed()
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
-        outputs = [joined(values, self._replicas, mode, period) for values in zip(*collected)]
-        dtypes = [in_32_bits(dtype) for dtype in self._output_dtypes]  # _poplar_executor.py:865-874
-        return rebuild(self._trace.outputs, [out.to("cpu", dtype) for out, dtype in zip(outputs, dtypes)])
+        outputs = zip(self._outputs, zip(*collected))
+        return rebuild(self._trace.outputs, [out.returned(of, self._replicas, mode, period) for out, of in outputs])
 
     def _synthetic(self, tensor: Tensor) -> Tensor:
         """Returns the input, or its replacement with Options.enableSyntheticData.
@@ -277,13 +315,16 @@ class Program:
     # ----------------------------------------------------------------------------------- precision
 
     def _to_device(self, tensor: Tensor, *, copy: bool = False) -> Tensor:
-        narrow = torch.float16 if self._half is None else torch.float64
-        dtype = torch.float32 if tensor.dtype == narrow else tensor.dtype
-        return tensor.detach().to(self._device, dtype, copy=copy)
+        return tensor.detach().to(self._device, self._replaced_formats.get(tensor.dtype, tensor.dtype), copy=copy)
+
+    def _input_on_device(self, tensor: Tensor) -> Tensor:
+        """Returns an input on the device; 64-bit integers lose the bits that an IPU lacks."""
+        tensor = self._synthetic(tensor)
+        return self._to_device(tensor.int().long() if tensor.dtype == torch.int64 else tensor)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Makes new tensors on the device and, with exact numerics, in float32 if the model asks for float16."""
+        """Makes new tensors on the device, in the device's formats."""
         with ExitStack() as stack:
             stack.enter_context(context.unvalidated_distributions())
             if not self._trace.is_training and updates_statistics(self._modes):
@@ -292,10 +333,15 @@ class Program:
                 stack.enter_context(self._device)
             if self._half is not None:
                 stack.enter_context(self._half)
+            if self._half is not None or self._trace.keeps_float64:
                 stack.enter_context(MixedFormats())
-            elif self._trace.uses_half:
-                stack.enter_context(_FloatForHalf())
+            if self._replaces_formats_of_calls():
+                stack.enter_context(ReplacedFormats(self._replaced_formats))
             yield
+
+    def _replaces_formats_of_calls(self) -> bool:
+        """Tells whether the model asks torch for a format that it does not get; if not, its calls need no mode."""
+        return self._trace.asks_for_float64 or (self._half is None and self._trace.uses_half)
 
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
@@ -309,17 +355,10 @@ class Program:
             _set_rng_state(host, self._device)
 
 
-class _FloatForHalf(TorchFunctionMode):
-    """Replaces float16 with float32 in calls of torch functions."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
-    ) -> Any:
-        if func is Tensor.half:
-            func = Tensor.float
-        args = tuple(torch.float32 if arg is torch.float16 else arg for arg in args)
-        kwargs = {key: torch.float32 if value is torch.float16 else value for key, value in (kwargs or {}).items()}
-        return func(*args, **kwargs)
+def _replaced_formats(*, is_exact: bool, keeps_float64: bool) -> Dict[torch.dtype, torch.dtype]:
+    """Returns the formats that tensors on the device do not have, with the formats that they have instead."""
+    replaced = {torch.float16} if is_exact else set()
+    return dict.fromkeys(replaced if keeps_float64 else replaced | {torch.float64}, torch.float32)
 
 
 def _rng_state(device: torch.device) -> Tensor:

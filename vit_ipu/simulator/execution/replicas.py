@@ -96,6 +96,11 @@ class Replicas:
         """Tells whether two replicas see different tensors."""
         return bool(self._groupings) or len(self._buffers) > 1
 
+    @property
+    def groups(self) -> Dict[str, int]:
+        """The number of groups of each grouped parameter."""
+        return {name: by.count(self.count) for name, by in self._groupings.items()}
+
     def weights_of(self, replica: int) -> Weights:
         """Returns the parameters and buffers of one replica."""
         parameters = dict(self._weights.parameters)

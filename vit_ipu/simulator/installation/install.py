@@ -15,10 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, List, Optional
 
+import torch
+
 from vit_ipu.simulator import logs, machine
 from vit_ipu.simulator.arithmetic.mode import numerics as set_numerics
 from vit_ipu.simulator.face import is_simulated, register_installer
 from vit_ipu.simulator.installation.torch_compat import restore_removed
+from vit_ipu.simulator.ops import torch_ops
 
 SHIMS = Path(__file__).parent / "child_path"
 """A folder with modules `poptorch`, `popart` and `popdist` that install the simulator when they are imported."""
@@ -72,6 +75,7 @@ def install(
     if present is None:
         logs.start()
         _add_modules(_NAMES)
+        setattr(torch.ops, "poptorch", torch_ops.namespace())  # noqa: B010 (not in torch's type stubs)
     if "popart" not in sys.modules and "popdist" not in sys.modules:
         _add_modules(_STANDINS)
     if _is_missing("horovod"):

@@ -69,6 +69,8 @@ def _traced_loop(body: Callable[..., Any], inputs: List[Tensor]) -> List[Tensor]
                 f"poptorch.for_loop: output {index} of the body is {output.dtype} of shape {list(output.shape)}, but "
                 f"its input is {dtype} of shape {list(shape)}"
             )
+    if context.current.trace is not None:
+        context.current.trace.note_computed(outputs)
     return outputs
 
 
@@ -97,6 +99,7 @@ def cond(
     if context.current.trace.is_training:
         raise cpp_error("poptorch.cond() is only supported in inference.")
     _check_branches(outputs, other_outputs)
+    context.current.trace.note_computed(other_outputs)
     return other_outputs
 
 

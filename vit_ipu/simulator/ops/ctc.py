@@ -63,8 +63,8 @@ def ctc_beam_search_decoder(
         if not 0 <= blank < classes:
             raise cpp_error(f"blank ({blank}) must be one of the {classes} classes")
     score = probs.new_full((batch, top_paths), math.inf)
-    length = torch.zeros(batch, top_paths, dtype=torch.int32)
-    labels = torch.full((batch, top_paths, time), blank, dtype=torch.int32)
+    length = probs.new_zeros((batch, top_paths), dtype=torch.int32)
+    labels = probs.new_full((batch, top_paths, time), blank, dtype=torch.int32)
     if context.current.trace is None:
         paths = _best_paths(probs, lengths, blank, beam_width, top_paths)
         for sample, path, (sequence, log_probability) in paths:

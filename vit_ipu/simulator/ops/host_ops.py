@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from vit_ipu.simulator import context
 from vit_ipu.simulator.nested import as_list
 
+_ON_IPU = {torch.float64: torch.float32}
+"""The formats of results, such as NumPy's, that an IPU lacks."""
+
 Attributes = Dict[str, Union[float, int, str, List[Any], Tuple[Any, ...]]]
 
 
@@ -56,7 +59,7 @@ class CPU:
             device = inputs[0].device if inputs else torch.device("meta" if is_traced else "cpu")
             copies = [torch.zeros(t.shape, dtype=t.dtype) if is_traced else t.detach().cpu().clone() for t in inputs]
             result = self._layer_to_call(*copies)
-            moved = [tensor.to(device) for tensor in as_list(result)]
+            moved = [tensor.to(device, _ON_IPU.get(tensor.dtype)) for tensor in as_list(result)]
         return moved if isinstance(result, (list, tuple)) else moved[0]
 
 

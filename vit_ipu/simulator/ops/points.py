@@ -37,7 +37,7 @@ def fps(src: Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = Fa
     _check_points(src, ptr, ratio)
     counts = [math.ceil((end - begin) * ratio) for begin, end in zip(ptr, ptr[1:])]
     if context.current.trace is not None:
-        return torch.empty(sum(counts), dtype=torch.int32)
+        return src.new_empty(sum(counts), dtype=torch.int32)
     taken: List[Tensor] = []
     for begin, end, count in zip(ptr, ptr[1:], counts):
         # PopTorch draws the first point from all points but the last.

@@ -8,20 +8,14 @@ import torch
 from torch import Tensor
 
 from vit_ipu.simulator.enums import OutputMode
-from vit_ipu.simulator.errors import cpp_error
 
 
 def returned_rounds(rounds: int, mode: OutputMode, period: int) -> Sequence[int]:
-    """Returns the indices of a replica's micro-batches whose values the host gets; for a sum, the last index.
-
-    Raises Error if the period of EveryN does not divide the number of micro-batches.
-    """
+    """Returns the indices of a replica's micro-batches whose values the host gets; for a sum, the last index."""
     if mode == OutputMode.All:
         period = 1
     elif mode != OutputMode.EveryN:
         period = max(rounds, 1)
-    if rounds % period:
-        raise cpp_error(f"The output return period {period} does not divide the {rounds} micro-batches")
     return range(period - 1, rounds, period)
 
 

@@ -80,6 +80,7 @@ def ipus_to_reserve(trace: Trace, options: Options) -> int:
     if is_pipelined(options):
         _check_stages(trace, options)
     pipelined = has_pipeline(trace, options)
+    _check_return_periods(options, pipelined=pipelined)
     if pipelined:
         _check_placement(trace)
     if not pipelined and options._Popart.options.get("autoRecomputation") == int(popart.RecomputationType.Pipeline):
@@ -90,6 +91,22 @@ def ipus_to_reserve(trace: Trace, options: Options) -> int:
         _check_ipu_model(options)
         return 0
     return num_ipus
+
+
+def check_clipping(trace: Trace, options: Options, max_grad_norm: float) -> None:
+    """Raises Error if gradients are clipped in a pipeline whose accumulated gradients are handled serially.
+
+    The check is PopART's (popart/willow transforms/clipweightgradientsbynorm.cpp:485-496).
+    """
+    schedule = options._Popart.options.get("accumulateOuterFragmentSettings.schedule")
+    is_serial = schedule == int(popart.AccumulateOuterFragmentSchedule.Serial)
+    if is_serial and max_grad_norm != float("inf") and has_pipeline(trace, options):
+        raise error(
+            "Incompatible accumulateOuterFragmentSchedule used with gradient clipping, "
+            "SessionOptions::accumulateOuterFragmentSettings.schedule can not be set to "
+            f"AccumulateOuterFragmentSchedule::Serial (max_grad_norm is {max_grad_norm})",
+            "popart_exception",
+        )
 
 
 def check_named_buffers(options: Options, buffers: Iterable[str]) -> None:
@@ -128,6 +145,28 @@ def is_pipelined(options: Options) -> bool:
 def has_pipeline(trace: Trace, options: Options) -> bool:
     """Tells whether the model runs as a pipeline, which needs operations on several IPUs (Compiler.cpp:569-572)."""
     return is_pipelined(options) and len(trace.ipus) > 1
+
+
+def _check_return_periods(options: Options, *, pipelined: bool) -> None:
+    """Raises Error for OutputMode.EveryN in a pipeline, or with a period that does not divide the device iterations.
+
+    The checks are PopART's (popart/willow dataflow.cpp:218-231, popx/irlowering.cpp:3185-3189).
+    """
+    used = {"the outputs": (options.output_mode, options.output_return_period)}
+    used.update({f"anchor {name}": (anchor[2], anchor[3]) for name, anchor in options.anchored_tensors.items()})
+    iterations = options.device_iterations
+    for name, (mode, period) in used.items():
+        if mode != OutputMode.EveryN:
+            continue
+        problem = ""
+        if period > iterations:
+            problem = "Return period must be <= to the number of batches per step"
+        elif iterations % period:
+            problem = "Return period must be a factor of the number of batches per step"
+        elif pipelined:
+            problem = "AnchorReturnType::EVERYN is not valid for pipelined models; use another OutputMode"
+        if problem:
+            raise error(f"{problem} ({period} for {name}, deviceIterations is {iterations})", "popart_exception")
 
 
 def _check_stages(trace: Trace, options: Options) -> None:

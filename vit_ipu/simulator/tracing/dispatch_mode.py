@@ -105,6 +105,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _record(self, func: Any, args: Tuple[Any, ...], read: List[Tensor], result: Any, made: List[Tensor]) -> None:
         graph, name = self._graph, func._schema.name
         inputs = [graph.add(tensor, Kind.ACTIVATION) for tensor in read]  # an unknown tensor comes from a CPU op
+        graph.is_random |= _is_random(func)
         constant = all(value.kind == Kind.CONSTANT for value in inputs) and not _is_random(func)
         outputs = [graph.add(tensor, Kind.CONSTANT if constant else Kind.ACTIVATION) for tensor in made]
         if constant:

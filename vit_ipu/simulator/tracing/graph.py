@@ -72,6 +72,8 @@ class Graph:
     checkpoints: Set[Tuple[int, int]] = field(default_factory=set)  # (stage, value)
     outputs: Set[int] = field(default_factory=set)
     num_segments: int = 1
+    is_random: bool = False
+    """Whether an operation draws random numbers."""
     _numbers: Dict[int, int] = field(default_factory=dict)
     _storages: List[Any] = field(default_factory=list)  # kept alive, so that no new storage gets an old address
 
@@ -91,6 +93,17 @@ class Graph:
         """Returns the value of a tensor, or None if the tensor has not been added."""
         number = self._numbers.get(tensor.untyped_storage()._cdata)
         return None if number is None else self.values[number]
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Tells whether the host knows a tensor's values when it compiles."""
+        value = self.find(tensor) if tensor.is_meta else None
+        return not tensor.is_meta or (value is not None and value.kind == Kind.CONSTANT)
+
+    def note_computed(self, tensor: Tensor) -> None:
+        """Records that the IPU computes a tensor, also if the tensor looks constant."""
+        value = self.find(tensor)
+        if value is not None and value.kind == Kind.CONSTANT:
+            value.kind = Kind.ACTIVATION
 
     def save(self, tensor: Tensor, stage: int) -> None:
         """Records that autograd keeps `tensor`."""

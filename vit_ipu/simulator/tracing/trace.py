@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from vit_ipu.simulator import context
 from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
+from vit_ipu.simulator.arithmetic.mode import chosen
+from vit_ipu.simulator.arithmetic.replaced_formats import ReplacedFormats
+from vit_ipu.simulator.dtypes import are_float64
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten
@@ -48,6 +51,9 @@ LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
 }
 
 
+_MAKE_CONSTANTS = (torch.tensor, torch.as_tensor)
+
+
 class LossId(NamedTuple):
     """Identifies a loss of a forward pass: the `number`-th loss of a torch function, or of identity_loss."""
 
@@ -76,6 +82,10 @@ class Trace:
         self.stage_ipus = [0]
         """The IPU of each forward stage: consecutive blocks on an IPU form one stage (CompilerImpl.cpp:478-495)."""
         self.uses_half = False
+        self.keeps_float64 = False
+        """Whether the model computes in float64, rather than in float32 as on an IPU."""
+        self.asks_for_float64 = False
+        """Whether the forward makes float64 tensors, which are float32 on an IPU."""
         self.names_devices = False
         """Whether the forward must run in `DeviceNames`."""
         self.autograd_functions: Set[Any] = set()
@@ -104,6 +114,11 @@ class Trace:
         self.parameters = set(weights.parameters)
         _add_arguments(self.graph, weights, inputs)
 
+    def meta_like(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor on "meta" in the shape and the format that `tensor` has on an IPU."""
+        dtype = torch.float32 if tensor.dtype == torch.float64 and not self.keeps_float64 else tensor.dtype
+        return torch.empty_like(tensor, dtype=dtype, device="meta", requires_grad=False)
+
     def begin_block(self, stage: int, ipu: int) -> None:
         if ipu != self.stage_ipus[-1]:
             self.stage_ipus.append(ipu)
@@ -123,6 +138,11 @@ class Trace:
     def checkpoint(self, tensors: Sequence[Tensor]) -> None:
         """Records a call of recomputationCheckpoint."""
         self.graph.checkpoint(tensors, len(self.stage_ipus) - 1)
+
+    def note_computed(self, tensors: Sequence[Tensor]) -> None:
+        """Records that the IPU computes these tensors, also if they look constant, as a branch's outputs may."""
+        for tensor in tensors:
+            self.graph.note_computed(tensor)
 
     def operation(self, function: Callable[..., Any], arguments: Any, result: Any) -> None:
         """Records that a function of torch has returned.
@@ -196,8 +216,9 @@ def trace_model(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # inference tensors do not count changes
         stack.enter_context(torch.set_grad_enabled(is_training))
-        meta = weights.map(_meta_like)
-        inputs = arguments.with_tensors([_meta_like(tensor) for tensor in arguments.tensors()])
+        trace.keeps_float64 = keeps_float64(weights)
+        meta = weights.map(trace.meta_like)
+        inputs = arguments.with_tensors([trace.meta_like(tensor) for tensor in arguments.tensors()])
         trace.begin(meta, inputs)
         stack.enter_context(swapped_weights(model, meta))
         stack.enter_context(_session_of(trace, manager))
@@ -224,6 +245,7 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
     """Runs `model` under all modes and hooks that record what the model does."""
     recording_mode = RecordingMode(trace.graph, trace.place)
     names, comparisons = DeviceNames(torch.device("meta")), Comparisons()
+    formats = ReplacedFormats({} if trace.keeps_float64 else {torch.float64: torch.float32})
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         stack.enter_context(context.unvalidated_distributions())
@@ -232,7 +254,8 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
         stack.enter_context(_Functions(trace, recording_mode, weights))
         stack.enter_context(MixedFormats())
         stack.enter_context(comparisons)
-        stack.enter_context(names)  # the last, because the other modes look at the real devices
+        stack.enter_context(names)  # nearly the last, because the other modes look at the real devices
+        stack.enter_context(formats)
         stack.enter_context(without_checkpoints(trace.note_checkpoint))
         if trace.is_training:
             stack.enter_context(forward_gradients(trace.note_function))
@@ -240,10 +263,16 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
     recording_mode.raise_if_unsupported()
     trace.graph.note_outputs(flatten(trace.outputs))
     trace.names_devices, trace.comparisons = names.used, comparisons.answers
+    trace.asks_for_float64 = formats.used
 
 
-def _meta_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta", requires_grad=False)
+def keeps_float64(weights: Weights) -> bool:
+    """Tells whether a model of these weights computes in float64.
+
+    PopTorch makes float64 float32 (Utils.cpp:141-151). With exact numerics, a model whose parameters are all float64 is
+    an exception, by which training can be compared with training on the host to more digits than float32 has.
+    """
+    return not chosen().is_ipu and are_float64(weights.parameters.values())
 
 
 def _check_inputs(arguments: Arguments) -> None:
@@ -313,6 +342,8 @@ class _Functions(TorchFunctionMode):
         with named_refusal(func):
             result = stand_in_for(func, (args, kwargs))(*args, **kwargs)
         self._recording_mode.function = ""
+        if func in _MAKE_CONSTANTS and result.is_meta:  # torch makes these without an operation
+            self._trace.graph.add(result, Kind.CONSTANT)
         if flatten(result):
             self._trace.overlaps.use((args, kwargs))
             self._trace.operation(func, (args, kwargs), result)

@@ -26,6 +26,8 @@ class Variable(NamedTuple):
     state: Dict[str, Tensor]
     attributes: Attributes
     rounding: Optional[Rounding]
+    groups: int = 1
+    """The number of groups of replicas that the weight's first dimension counts, if there are several."""
 
     def new(self, dtype: torch.dtype, value: float = 0.0) -> Tensor:
         """Returns state in the weight's shape: in `dtype` if float16 is stored, else in the weight's format."""
@@ -45,6 +47,20 @@ class Variable(NamedTuple):
     def as_if_in(self, dtype: torch.dtype, values: Tensor) -> Tensor:
         """Returns the values, rounded as if they were stored in `dtype`."""
         return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
+
+    def number_in(self, dtype: torch.dtype, value: float) -> float:
+        """Returns the number as an expression in `dtype` uses it: rounded to the nearest float16 in float16.
+
+        Constants have the format of the tensor that they meet (poplibs lib/popops/ElementWiseInternal.cpp:93-171).
+        """
+        is_half = dtype == torch.float16 and self.rounding is not None
+        return float(torch.tensor(value, dtype=torch.float16)) if is_half else value
+
+    def norm(self, tensor: Tensor) -> Tensor:
+        """Returns the norm of a tensor in the weight's shape, or the norm of each group's part."""
+        if self.groups == 1:
+            return tensor.norm()
+        return tensor.flatten(1).norm(dim=1).reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 class _SGD:
@@ -144,7 +160,7 @@ class _AdamW:
         first, second = variable.attributes.moment_types
         state = {"Accl1___": variable.new(first), "Accl2___": variable.new(second)}
         if cls.corrects_bias:
-            state["Step___"] = torch.zeros(())
+            state["Step___"] = torch.zeros([variable.groups] if variable.groups > 1 else [])
         return state
 
     @classmethod
@@ -170,15 +186,23 @@ class _AdamW:
         second = variable.change(
             state["Accl2___"], lambda v: v.mul_(beta2).addcmul_(for_second, for_second, value=1 - beta2)
         )
-        steps = float(state["Step___"].add_(1)) if cls.corrects_bias else float("inf")
-        root = (second / (1 - beta2**steps)).sqrt_().add_(scalars["adamEps"])
-        step = (first / (1 - beta1**steps)).div_(variable.as_if_in(second_type, root))
+        steps = float(state["Step___"].add_(1).max()) if cls.corrects_bias else float("inf")
+        first = variable.as_if_in(first_type, first / variable.number_in(first_type, 1 - beta1**steps))
+        second = variable.as_if_in(second_type, second / variable.number_in(second_type, 1 - beta2**steps))
+        root = variable.as_if_in(second_type, second.sqrt_()).add_(variable.number_in(second_type, scalars["adamEps"]))
+        step = variable.as_if_in(second_type, first).div(variable.as_if_in(second_type, root))
         step = variable.as_if_in(second_type, step)
-        decay = scalars["weightDecay"] if cls.decays else 0.0
-        if not decay and "weightDecay" not in variable.scalars.variable:
+        decay = scalars["weightDecay"]
+        if not cls.decays or not (decay or "weightDecay" in variable.scalars.variable):
             return variable.as_if_in(first_type, step)
-        step.add_(widened(variable.weight), alpha=decay)
-        return variable.as_if_in(variable.weight.dtype if cls.decays else first_type, step)
+        return cls._decayed(variable, step, decay)
+
+    @staticmethod
+    def _decayed(variable: Variable, step: Tensor, decay: float) -> Tensor:
+        """Returns the step plus the decayed weight; both terms and their sum have the weight's format."""
+        dtype = variable.weight.dtype
+        of_weight = variable.as_if_in(dtype, widened(variable.weight) * variable.number_in(dtype, decay))
+        return variable.as_if_in(dtype, variable.as_if_in(dtype, step).add_(of_weight))
 
 
 class _Adam(_AdamW):
@@ -193,7 +217,7 @@ class _LAMB(_AdamW):
     @classmethod
     def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
         step, limit = super()._step(variable, gradient), variable.scalars.values["maxWeightNorm"]
-        weight_norm, step_norm = widened(variable.weight).norm(), step.norm()
+        weight_norm, step_norm = variable.norm(widened(variable.weight)), variable.norm(step)
         defined = (weight_norm > 0) & (step_norm > 0) & (limit != 0)
         return step.mul_(torch.where(defined, weight_norm.clamp(max=limit) / step_norm, torch.ones_like(step_norm)))
 

@@ -11,7 +11,7 @@ A float16 tensor is widened to float32 for each formula and rounded once at the 
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +35,12 @@ class Updater:
         reduction: Reduction,
         rounding: Optional[Rounding] = None,
         automatic_loss_scale: Optional[AutomaticLossScale] = None,
+        replica_groups: Optional[Mapping[str, int]] = None,
     ) -> None:
-        """Creates the state. `names`: each group's parameter names; without `rounding`, all is computed exactly."""
+        """Creates the state. `names`: each group's parameter names; without `rounding`, all is computed exactly.
+
+        `replica_groups`: the numbers of groups of replicas whose values the grouped parameters hold.
+        """
         self._attributes, self._names, self._reduction = attributes, names, reduction
         self.automatic_loss_scale = automatic_loss_scale
         self._rule = RULES[attributes.kind]
@@ -46,7 +50,8 @@ class Updater:
         self._variables: Dict[str, Variable] = {}
         for group_names in names:
             for name in group_names:
-                variable = Variable(weights[name], scalars[name], {}, attributes, rounding)
+                groups = (replica_groups or {}).get(name, 1)
+                variable = Variable(weights[name], scalars[name], {}, attributes, rounding, groups)
                 variable.state.update(self._rule.new_state(variable))
                 self._variables[name] = variable
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from vit_ipu.simulator import instances
+from vit_ipu.simulator.errors import not_simulated
 from vit_ipu.simulator.installation.standins import popdist
 
 __simulated__ = True
@@ -117,6 +118,4 @@ def shutdown() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module 'horovod.torch' has no attribute {name!r}")
-    raise NotImplementedError(f"horovod.torch.{name} is not simulated")
+    raise not_simulated("horovod.torch", name)

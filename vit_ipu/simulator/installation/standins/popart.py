@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_ipu.simulator.errors import not_simulated
 from vit_ipu.simulator.popart_enums import (
     AccumulateOuterFragmentSchedule,
     AnchorReturnTypeId,
@@ -79,6 +80,4 @@ def versionString() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module 'popart' has no attribute {name!r}")
-    raise NotImplementedError(f"popart.{name} is not simulated")
+    raise not_simulated("popart", name)
