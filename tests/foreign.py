@@ -16,7 +16,7 @@ from vit_ipu.weights.describe import model_config
 from vit_ipu.weights.read import read_weights
 
 SIZES = [("tiny", 16), ("small", 16), ("base", 16), ("base", 32), ("large", 16)]
-_SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def randomise(model: nn.Module, std: float = 0.02) -> nn.Module:
@@ -56,7 +56,7 @@ def huggingface_model(size, patch, pixels, folder: Path, load=None, classes=("a"
         from transformers import AutoModelForImageClassification
 
         return logits_of(AutoModelForImageClassification.from_pretrained(str(load)).eval()), load
-    width, depth, heads = _SHAPES[size]
+    width, depth, heads = SHAPES[size]
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=depth,
@@ -81,7 +81,7 @@ def torchvision_model(size, patch, pixels, folder: Path, load=None):
     from torchvision.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    width, depth, heads = _SHAPES[size]
+    width, depth, heads = SHAPES[size]
     model = VisionTransformer(pixels, patch, depth, heads, width, 4 * width, num_classes=5).eval()
     if load is not None:
         model.load_state_dict(torch.load(str(load), weights_only=True))
@@ -91,10 +91,10 @@ def torchvision_model(size, patch, pixels, folder: Path, load=None):
     return model, folder / "torchvision.safetensors"
 
 
-def native_model(source: str) -> ViT:
-    """Returns our ViT with the weights of a file or folder."""
+def native_model(source: str, num_heads=None) -> ViT:
+    """Returns our ViT with the weights of a file or folder; `num_heads` is stated for files that do not state it."""
     weights = read_weights(source, trust_pickle=True)
-    model = ViT(model_config(weights)).eval()
+    model = ViT(model_config(weights, num_heads=num_heads)).eval()
     model.load_state_dict(weights.tensors)
     return model
 

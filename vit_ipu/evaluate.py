@@ -19,7 +19,7 @@ from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.text import Notify
-from vit_ipu.weights.describe import require_classifier
+from vit_ipu.weights.describe import assumptions_of_config, require_classifier, with_heads
 from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
 from vit_ipu.weights.metadata import WeightsMetadata
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
@@ -56,16 +56,18 @@ def evaluate(
     checkpoint: str,
     *,
     trust_pickle: bool = False,
+    num_heads: Optional[int] = None,
     cache: Optional[ListingCache] = None,
     notify: Notify = lambda text: None,
 ) -> CheckpointEvaluation:
     """Evaluates a run, a checkpoint or weights in any known naming on the held-out images, each exactly once.
 
-    `notify` receives a note on each setting that differs from the training of the weights. Raises UserError if the
+    `num_heads` are the weights' attention heads, if they do not state them. `notify` receives a note on the settings
+    that the weights do not state, and on each setting that differs from their training. Raises UserError if the
     weights belong to another model or to other classes.
     """
     require_runnable_on(config, device, training=False)
-    weights = read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify)
+    weights = with_heads(read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify), num_heads)
     source = open_source(config.data, config.model, "eval", cache=cache)
     for note in compare_with_training(weights, config, source.classes):
         notify(f"note: {note}")
@@ -82,7 +84,7 @@ def evaluation_loader(source: Source, config: Config, backend: Backend) -> Evalu
 
 
 def compare_with_training(weights: Weights, config: Config, classes: Sequence[str]) -> List[str]:
-    """Returns notes on settings that differ from those that the weights were trained with.
+    """Returns notes on settings that the weights do not state, and on those that differ from the weights' training.
 
     Raises UserError if the weights belong to another model, or to other classes than the images.
     """
@@ -92,10 +94,11 @@ def compare_with_training(weights: Weights, config: Config, classes: Sequence[st
             f"{weights.source} was trained for {weights.metadata.problem_type}, for which top-1 and top-5 make no "
             "sense: evaluate it with the program that trained it"
         )
+    notes = assumptions_of_config(weights, config.model, config.data)
     if weights.description is not None:
-        return differences_from(weights.description, config, classes)
+        return notes + differences_from(weights.description, config, classes)
     require_heads(weights, config)
-    return differing_settings(weights, config) + _differing_crop(weights.metadata, config)
+    return notes + differing_settings(weights, config) + _differing_crop(weights.metadata, config)
 
 
 def _differing_crop(stated: WeightsMetadata, config: Config) -> List[str]:
@@ -114,7 +117,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
     Raises UserError if the checkpoint belongs to another model, or to other classes than the images.
     """
     model, data, pixels = config.model, config.data, trained.preprocessing
-    if model.num_heads != trained.model.num_heads:
+    if model.num_heads != trained.model.num_heads and "num_heads" not in trained.assumed:
         raise UserError(
             f"the checkpoint was trained with model.num_heads {trained.model.num_heads}, but the config has "
             f"{model.num_heads}: use the config that the checkpoint was trained with"
@@ -136,8 +139,9 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
         ("data.interpolation", data.interpolation, pixels.interpolation),
         ("data.eval_crop", data.eval_crop, pixels.eval_crop),
     )
+    known, guessed = "the checkpoint was trained with", "its conversion assumed"
     return [
-        f"{key} is {now}, but the checkpoint was trained with {before}"
+        f"{key} is {now}, but {guessed if key.partition('.')[2] in trained.assumed else known} {before}"
         for key, now, before in compared
         if now != before
     ]

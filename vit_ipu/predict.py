@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Device
-from vit_ipu.config import Config
+from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.images.transforms import EvalTransform
 from vit_ipu.data.loading.loader import stack_images
 from vit_ipu.errors import CheckpointError, ConfigError, RunFailed, UserError
-from vit_ipu.weights.describe import describe
+from vit_ipu.text import Notify
+from vit_ipu.weights.describe import assumptions, describe, with_heads
 from vit_ipu.weights.fit import load_weights
 from vit_ipu.weights.native import REGRESSION, SEVERAL_CLASSES, ModelDescription
 from vit_ipu.weights.read import read_weights
@@ -42,17 +43,23 @@ def predict(
     *,
     top: int = 5,
     trust_pickle: bool = False,
+    num_heads: Optional[int] = None,
     on_error: Optional[Callable[[str, UserError], None]] = None,
+    notify: Notify = lambda text: None,
 ) -> List[Prediction]:
     """Classifies image files of any size by a checkpoint of this program or of another one.
 
     An image that cannot be read has no prediction: `on_error` receives its path and the UserError. Without `on_error`
-    the UserError is raised. On IPUs GELU is computed in its tanh form, also for a model that was trained with erf GELU.
+    the UserError is raised. `num_heads` are the attention heads of weights that do not state them; `notify` receives a
+    note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that was
+    trained with erf GELU, which is noted.
     """
-    weights = read_weights(checkpoint, trust_pickle=trust_pickle)
+    weights = with_heads(read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify), num_heads)
     description = describe(weights)
     to_probabilities = _activation(description, checkpoint)
     config = _for_device(inference_config(description, weights.path), device, len(images))
+    for note in assumptions(checkpoint, description) + _changes_for(device, description.model, config.model):
+        notify(f"note: {note}")
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
     pixels = {}
@@ -138,3 +145,11 @@ def short_calls(config: Config, num_images: int) -> Config:
         return config
     iterations = config.run.evaluation_device_iterations or stages
     return config.model_copy(update={"run": config.run.model_copy(update={"evaluation_device_iterations": iterations})})
+
+
+def _changes_for(device: Device, before: ModelConfig, now: ModelConfig) -> List[str]:
+    """Returns a note on each setting of the model that the device cannot compute as it was trained."""
+    compared = (("gelu", before.gelu, now.gelu), ("layer_norm_eps", before.layer_norm_eps, now.layer_norm_eps))
+    return [
+        f"{key} is {new} on {device}, but the model was trained with {old}" for key, old, new in compared if old != new
+    ]

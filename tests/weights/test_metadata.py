@@ -99,14 +99,15 @@ TIMM_FOLDERS = [
 @pytest.mark.parametrize(("config", "message"), TIMM_FOLDERS)
 def test_unsupported_settings_of_a_timm_folder_are_refused(tmp_path, config, message):
     save_file(tiny_state(), str(tmp_path / "model.safetensors"))
-    (tmp_path / "config.json").write_text(json.dumps(dict({"architecture": "vit"}, **config)))
+    (tmp_path / "config.json").write_text(json.dumps(dict({"architecture": "vit_tiny_patch16_224"}, **config)))
     with pytest.raises(CheckpointError, match=message):
         read_weights(str(tmp_path))
 
 
 def test_heads_and_activation_are_read_from_a_timm_folder(tmp_path):
     save_file(tiny_state(), str(tmp_path / "model.safetensors"))
-    stated = {"architecture": "vit", "model_args": {"num_heads": 4, "act_layer": "gelu_tanh"}, "label_names": "abcde"}
+    arguments = {"embed_dim": 32, "depth": 4, "patch_size": 7, "num_heads": 4, "act_layer": "gelu_tanh"}
+    stated = {"architecture": "vit_tiny_patch16_224", "model_args": arguments, "label_names": "abcde"}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     weights = read_weights(str(tmp_path))
     assert (model_config(weights).num_heads, weights.metadata.gelu, weights.metadata.classes) == (4, "tanh", ())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from foreign import (
+    SHAPES,
     SIZES,
     assert_same_logits,
     google_arrays,
@@ -48,7 +49,7 @@ def quiet(text):
 @pytest.mark.parametrize(("size", "patch", "pixels"), SMALL)
 def test_random_models_of_other_libraries_give_the_same_logits_here(tmp_path, library, size, patch, pixels):
     theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
-    assert_same_logits(theirs, native_model(str(source)), pixels)
+    assert_same_logits(theirs, native_model(str(source), SHAPES[size][2]), pixels)
 
 
 @pytest.mark.parametrize("library", MAKERS)
@@ -56,9 +57,10 @@ def test_random_models_of_other_libraries_give_the_same_logits_here(tmp_path, li
 def test_our_models_give_the_same_logits_in_other_libraries(tmp_path, library, size, patch, pixels):
     _, source = timm_model(size, patch, pixels, tmp_path)
     target = tmp_path / ("out" if library == "huggingface" else "out.pth")
-    convert(str(source), target, library, notify=quiet)
+    heads = SHAPES[size][2]
+    convert(str(source), target, library, num_heads=heads, notify=quiet)
     theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
-    assert_same_logits(theirs, native_model(str(source)), pixels, compare_epsilon=library == "huggingface")
+    assert_same_logits(theirs, native_model(str(source), heads), pixels, compare_epsilon=library == "huggingface")
 
 
 @pytest.mark.slow
@@ -66,11 +68,11 @@ def test_our_models_give_the_same_logits_in_other_libraries(tmp_path, library, s
 @pytest.mark.parametrize(("size", "patch", "pixels"), LARGE)
 def test_large_models_give_the_same_logits_both_ways(tmp_path, library, size, patch, pixels):
     theirs, source = MAKERS[library](size, patch, pixels, tmp_path)
-    ours = native_model(str(source))
+    ours = native_model(str(source), SHAPES[size][2])
     assert_same_logits(theirs, ours, pixels, bound=2e-6 if (size, patch) == ("base", 16) else 1e-5)
     del theirs
     target = tmp_path / ("out" if library == "huggingface" else "out.pth")
-    convert(str(source), target, library, notify=quiet)
+    convert(str(source), target, library, num_heads=SHAPES[size][2], notify=quiet)
     theirs, _ = MAKERS[library](size, patch, pixels, tmp_path, load=target)
     assert_same_logits(theirs, ours, pixels)
 
@@ -398,9 +400,8 @@ def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, 
 def test_an_unknown_number_of_heads_must_be_given(tmp_path):
     save_file(timm_state(), str(tmp_path / "w.safetensors"))
     weights = read_weights(str(tmp_path / "w.safetensors"))
-    with pytest.raises(
-        CheckpointError, match="heads is not known for width 32: give it with vit-ipu convert --num-heads"
-    ):
+    message = "heads is not known for width 32, depth 4, MLP width 128 and patch size 7, .*: state it with --num-heads$"
+    with pytest.raises(CheckpointError, match=message):
         model_config(weights)
     with pytest.raises(CheckpointError, match="width 32 is not a multiple of num_heads 3"):
         model_config(weights, num_heads=3)

@@ -74,15 +74,14 @@ def optimizer_of(model):
 
 
 def timm_checkpoint(folder, **arguments):
-    """Writes model_best.pth.tar by timm's own CheckpointSaver; returns timm's model."""
+    """Writes model_best.pth.tar of a model of two blocks by timm's own CheckpointSaver; returns timm's model."""
     torch.manual_seed(0)
-    name = arguments.get("model", "vit_tiny_patch16_224")
+    model_kwargs = dict({"depth": 2, "img_size": 32}, **arguments.pop("model_kwargs", {}))
+    arguments = dict({"model": "vit_tiny_patch16_224", "model_kwargs": model_kwargs}, **arguments)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, depth=2)
     optimizer = optimizer_of(model)
     randomise(model)
-    args = argparse.Namespace(
-        **dict({"model": name, "lr": 1e-3, "data_dir": pathlib.Path("/d"), "gp": None}, **arguments)
-    )
+    args = argparse.Namespace(**dict({"lr": 1e-3, "data_dir": pathlib.Path("/d"), "gp": None}, **arguments))
     saver = CheckpointSaver(model, optimizer, args=args, checkpoint_dir=str(folder), recovery_dir=str(folder))
     saver.save_checkpoint(3, metric=np.float64(71.5))
     return model.eval()
@@ -94,7 +93,14 @@ def test_timms_best_model_is_read_as_timm_computes_it(tmp_path):
     assert_same_logits(model, native_model(path), 32)
     metadata = read_weights(path).metadata
     assert (metadata.mean, metadata.std, metadata.eval_resize) == ((0.4,) * 3, (0.2,) * 3, 40)
-    assert metadata.stated
+    assert (metadata.eval_crop, metadata.assumed) == ("center", ("interpolation",))
+
+
+def test_the_square_resize_of_timms_training_is_followed(tmp_path):
+    timm_checkpoint(tmp_path, crop_mode="squash", interpolation="bicubic", crop_pct=1.0, img_size=32)
+    metadata = read_weights(str(tmp_path / "model_best.pth.tar")).metadata
+    assert (metadata.eval_crop, metadata.eval_resize, metadata.interpolation) == ("squash", 32, "bicubic")
+    assert metadata.assumed == ("mean", "std")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,10 @@ def test_timms_best_model_is_read_as_timm_computes_it(tmp_path):
         ({"model_kwargs": {"global_pool": "avg"}}, "its global_pool is avg"),
         ({"model_kwargs": {"act_layer": "relu"}}, "its act_layer relu is not one of gelu"),
         ({"model_kwargs": {"norm_layer": "rmsnorm"}}, "its norm_layer rmsnorm is not known"),
+        ({"model_kwargs": {"qk_norm": True}}, "its qk_norm True is not known: only plain ViTs are read"),
+        ({"model_kwargs": {"depth": 3}}, "it describes a model of depth 3, but the tensors have 2"),
+        ({"model": "hf-hub:timm/vit_tiny_patch16_rope_224.x"}, "its architecture vit_tiny_patch16_rope_224 is not one"),
+        ({"crop_mode": "border"}, "its crop_mode border is not known: only center is, .* and squash"),
     ],
 )
 def test_arguments_of_timms_training_that_change_the_model_are_followed(tmp_path, arguments, message):
@@ -113,7 +123,8 @@ def test_arguments_of_timms_training_that_change_the_model_are_followed(tmp_path
 
 
 def test_heads_and_activation_are_those_of_timms_training(tmp_path):
-    timm_checkpoint(tmp_path, model="hf-hub:timm/vit_tiny.x", model_kwargs={"num_heads": 6, "act_layer": "gelu_tanh"})
+    model, kwargs = "hf-hub:timm/vit_tiny_patch16_224.x", {"num_heads": 6, "act_layer": "gelu_tanh"}
+    timm_checkpoint(tmp_path, model=model, model_kwargs=kwargs)
     metadata = read_weights(str(tmp_path / "model_best.pth.tar")).metadata
     assert (metadata.num_heads, metadata.gelu) == (6, "tanh")
 

@@ -67,6 +67,7 @@ TrustPickle = Annotated[
     bool,
     typer.Option("--trust-pickle", help="Read .pth and .bin files even with a torch that has known security holes."),
 ]
+NumHeads = Annotated[Optional[int], typer.Option(min=1, help="Attention heads, if the checkpoint does not state them.")]
 Rescan = Annotated[bool, typer.Option("--rescan", help="Ignore the cached listing (pack: repack everything).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -169,6 +170,7 @@ def evaluate(
     device: DeviceName = "auto",
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
+    num_heads: NumHeads = None,
     rescan: Rescan = False,
     as_json: Json = False,
 ) -> None:
@@ -179,7 +181,8 @@ def evaluate(
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, training=False)
     cache = ListingCache(rescan=rescan, notify=console.print)
-    found = run(loaded, resolved, checkpoint, trust_pickle=trust_pickle, cache=cache, notify=console.print)
+    options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
+    found = run(loaded, resolved, checkpoint, notify=console.print, **options)
     print_evaluation(console, found, resolved, as_json=as_json)
 
 
@@ -191,6 +194,7 @@ def predict(
     images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
     device: DeviceName = "auto",
     trust_pickle: TrustPickle = False,
+    num_heads: NumHeads = None,
     as_json: Json = False,
 ) -> Optional[int]:
     """Print the five most probable classes of each image. The exit code is 2 if an image cannot be read."""
@@ -203,7 +207,9 @@ def predict(
         unreadable[path] = error_line(error)
         print_error(unreadable[path])
 
-    found = run(checkpoint, images, resolve_device(device), trust_pickle=trust_pickle, on_error=leave_out)
+    options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": leave_out}
+    notify = make_console(as_json).print
+    found = run(checkpoint, images, resolve_device(device), notify=notify, **options)
     print_predictions(found, unreadable, as_json=as_json)
     return 2 if unreadable else None
 
@@ -281,9 +287,7 @@ def convert(
     sha256: Annotated[
         Optional[str], typer.Option(help="SHA-256 of the file that SOURCE names; needed for https.")
     ] = None,
-    num_heads: Annotated[
-        Optional[int], typer.Option(min=1, help="Attention heads, if the checkpoint does not state them.")
-    ] = None,
+    num_heads: NumHeads = None,
     features: Annotated[
         bool, typer.Option("--features", help="Leave out the head and the representation layer, for fine-tuning.")
     ] = False,

@@ -181,7 +181,8 @@ def print_conversion(console: "Console", weights: "Weights", target: Path, to: s
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
         values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
-        print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes))
+        assumed = list(weights.metadata.assumed)
+        print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes, assumed=assumed))
     else:
         console.print(
             f"{weights.source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) "

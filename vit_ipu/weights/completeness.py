@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Dict, Tuple
 
 from torch import Tensor
@@ -43,6 +45,32 @@ def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> No
             raise CheckpointError(
                 f"{source}: {_their_name(name, naming)} has shape {tuple(tensors[name].shape)} where the other tensors "
                 f"ask for {shape}"
+            )
+
+
+def measured_shape(tensors: Dict[str, Tensor]) -> Dict[str, int]:
+    """Returns what the tensors of a complete ViT show: width, depth, MLP width, patch and image size, classes."""
+    patch = tensors["patch_embed.proj.weight"].shape[-1]
+    return {
+        "width": tensors["cls_token"].shape[-1],
+        "depth": sum(name.endswith(".norm1.weight") for name in tensors),
+        "mlp_width": len(tensors["blocks.0.mlp.fc1.bias"]),
+        "patch_size": patch,
+        "image_size": math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch,
+        "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
+    }
+
+
+def require_stated_shape(tensors: Dict[str, Tensor], stated: Dict[str, int], path: Path) -> None:
+    """Raises CheckpointError if the shape that the file at `path` states is not that of the tensors.
+
+    Weights without a head may belong to a model that has one.
+    """
+    for name, found in measured_shape(tensors).items():
+        if stated.get(name, found) != found and (name, found) != ("num_classes", 0):
+            raise CheckpointError(
+                f"{path}: it describes a model of {name} {stated[name]}, but the tensors have {found}: correct the "
+                "file, or fetch the one that belongs to these weights"
             )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from pydantic import ValidationError
 
-from vit_ipu.config import ModelConfig
+from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.errors import CheckpointError
+from vit_ipu.variants import VARIANTS
+from vit_ipu.weights.completeness import measured_shape
 from vit_ipu.weights.native import ModelDescription, Preprocessing
 from vit_ipu.weights.read import Weights
+from vit_ipu.weights.timm_models import PLAIN_VITS
 
 
 def without_head(weights: Weights) -> Weights:
@@ -20,50 +22,70 @@ def without_head(weights: Weights) -> Weights:
     return replace(weights, tensors=kept)
 
 
+def with_heads(weights: Weights, num_heads: Optional[int]) -> Weights:
+    """Returns the weights with the number of attention heads that the user states; None states nothing.
+
+    Raises CheckpointError if the checkpoint states another number.
+    """
+    if num_heads is None:
+        return weights
+    metadata, description = weights.metadata, weights.description
+    if metadata.states("num_heads") and metadata.num_heads != num_heads:
+        raise CheckpointError(f"{weights.source} has {metadata.num_heads} attention heads, not {num_heads}")
+    metadata = metadata.knowing(num_heads=num_heads)
+    if description is not None:
+        model = _checked_model(dict(description.model.model_dump(), num_heads=num_heads), weights.source)
+        description = replace(description, model=model, assumed=metadata.assumed)
+    return replace(weights, metadata=metadata, description=description)
+
+
 def model_config(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelConfig:
     """Returns the config of the model that the weights belong to, with one class if the weights lack a head.
 
     Raises CheckpointError if the number of attention heads is not known, or a head is needed but missing.
     """
-    stated = weights.metadata.num_heads
-    if num_heads is not None and stated is not None and num_heads != stated:
-        raise CheckpointError(f"{weights.source} has {stated} attention heads, not {num_heads}")
+    weights = with_heads(weights, num_heads)
     if weights.description is not None:
         return weights.description.model
-    tensors = weights.tensors
-    width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
-    mlp = len(tensors["blocks.0.mlp.fc1.bias"])
-    heads = num_heads or stated or _usual_heads(width, weights.source)
+    tensors, shape = weights.tensors, measured_shape(weights.tensors)
+    width, mlp = shape["width"], shape["mlp_width"]
     values: Dict[str, Any] = {
         "width": width,
-        "depth": sum(name.endswith(".norm1.weight") for name in tensors),
-        "num_heads": heads,
-        "patch_size": patch,
+        "depth": shape["depth"],
+        "num_heads": weights.metadata.num_heads or _usual_heads(shape, weights.source),
+        "patch_size": shape["patch_size"],
         "mlp_ratio": mlp / width if int(width * (mlp / width)) == mlp else (mlp + 0.5) / width,
-        "image_size": math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch,
-        "num_classes": max(weights.num_classes, 1),
+        "image_size": shape["image_size"],
+        "num_classes": max(shape["num_classes"], 1),
         "representation_size": len(tensors["pre_logits.fc.bias"]) if "pre_logits.fc.bias" in tensors else None,
         "gelu": weights.metadata.gelu,
         "layer_norm_eps": weights.metadata.layer_norm_eps,
     }
     if not headless:
         require_classifier(weights)
+    return _checked_model(values, weights.source)
+
+
+def _checked_model(values: Dict[str, Any], source: str) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].replace("Value error, ", "")
-        raise CheckpointError(f"{weights.source}: {reason}") from None
+        raise CheckpointError(f"{source}: {reason}") from None
 
 
 def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: bool = False) -> ModelDescription:
     """Returns the description in a checkpoint of this program, or one that is derived from foreign weights."""
-    model, metadata = model_config(weights, num_heads=num_heads, headless=headless), weights.metadata
+    weights = with_heads(weights, num_heads)
+    model, metadata = model_config(weights, headless=headless), weights.metadata
     if weights.description is not None:
         return weights.description
     pixels = Preprocessing(
         metadata.mean, metadata.std, metadata.eval_resize, metadata.interpolation, metadata.eval_crop
     )
-    return ModelDescription(model, pixels, class_names(weights), problem_type=metadata.problem_type)
+    return ModelDescription(
+        model, pixels, class_names(weights), problem_type=metadata.problem_type, assumed=metadata.assumed
+    )
 
 
 def require_classifier(weights: Weights) -> None:
@@ -91,14 +113,74 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
     return tuple(f"class {label}" for label in range(weights.num_classes))
 
 
-_USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Attention heads by width, of the published variants from Ti to G."""
+# ------------------------------------------------------------------------------- what had to be assumed
 
 
-def _usual_heads(width: int, source: str) -> int:
-    if width not in _USUAL_HEADS:
-        raise CheckpointError(
-            f"{source}: the number of attention heads is not known for width {width}: give it with vit-ipu convert "
-            "--num-heads"
-        )
-    return _USUAL_HEADS[width]
+def assumptions(source: str, description: ModelDescription) -> List[str]:
+    """Returns the note on the settings that had to be assumed, with their values; no note if all are stated."""
+    values = _assumed_values(description.assumed, description.model, description.preprocessing)
+    remedy = "; --num-heads states the heads" if "num_heads" in description.assumed else ""
+    return [f"assumed for {source}: {values}{remedy}"] if values else []
+
+
+def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig) -> List[str]:
+    """Returns the note on the settings that the weights do not state, and that are therefore the config's."""
+    pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
+    values = _assumed_values(weights.metadata.assumed, model, pixels)
+    return [f"assumed for {weights.source}, as in the config: {values}"] if values else []
+
+
+def _assumed_values(assumed: Tuple[str, ...], model: ModelConfig, pixels: Preprocessing) -> str:
+    is_square = pixels.eval_crop == "squash"
+    texts = {
+        "num_heads": f"{model.num_heads} attention heads",
+        "gelu": f"{model.gelu} GELU",
+        "layer_norm_eps": f"layer norm epsilon {model.layer_norm_eps:g}",
+        "pooling": "a head on the class token",
+        "mean": f"pixel mean {_numbers(pixels.mean)}",
+        "std": f"pixel deviation {_numbers(pixels.std)}",
+        "eval_crop": "a squash into a square" if is_square else "a centre crop",
+        "eval_resize": f"a resize of {'both sides' if is_square else 'the short side'} to "
+        f"{pixels.eval_resize or model.image_size}",
+        "interpolation": f"{pixels.interpolation} resizing",
+    }
+    return ", ".join(texts[name] for name in assumed)
+
+
+def _numbers(values: Tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+_OTHERS = {(384, 12, 1536, 16): 12}
+"""Attention heads of published ViTs that the tables lack, by width, depth, MLP width and patch: MoCo v3's ViT-S/16."""
+
+
+def _usual_heads(shape: Dict[str, int], source: str) -> int:
+    """Returns the attention heads that all published ViTs of this shape have.
+
+    Raises CheckpointError if there is no such ViT, or if such ViTs have different numbers of heads.
+    """
+    found = published_heads(shape)
+    if len(found) == 1:
+        return found[0]
+    numbers = " or ".join(map(str, found))
+    which = f"of which published ViTs have {numbers}" if found else "which is not that of a published ViT"
+    raise CheckpointError(
+        f"{source}: the number of attention heads is not known for width {shape['width']}, depth {shape['depth']}, "
+        f"MLP width {shape['mlp_width']} and patch size {shape['patch_size']}, {which}: state it with --num-heads"
+    )
+
+
+def published_heads(shape: Dict[str, int]) -> Tuple[int, ...]:
+    """Returns the numbers of attention heads that published ViTs of this shape have, each once.
+
+    `shape` is that of `measured_shape`. The ViTs are the variants, without the one for tests, timm's, and MoCo v3's.
+    """
+    known = [
+        ((v["width"], v["depth"], 4 * v["width"], v["patch_size"]), v["num_heads"])
+        for name, v in VARIANTS.items()
+        if name != "vit_test"
+    ]
+    known += [((m.width, m.depth, int(m.width * m.mlp_ratio), m.patch_size), m.num_heads) for m in PLAIN_VITS.values()]
+    wanted = (shape["width"], shape["depth"], shape["mlp_width"], shape["patch_size"])
+    return tuple(sorted({heads for other, heads in [*known, *_OTHERS.items()] if other == wanted}))

@@ -16,9 +16,11 @@ from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
 from vit_ipu.files import written_whole
 from vit_ipu.text import Notify
 from vit_ipu.variants import VARIANTS
-from vit_ipu.weights.describe import describe, without_head
+from vit_ipu.weights.completeness import measured_shape
+from vit_ipu.weights.describe import assumptions, describe, published_heads, with_heads, without_head
+from vit_ipu.weights.folder_configs import HIDDEN_ACT
 from vit_ipu.weights.image_processors import RESAMPLE
-from vit_ipu.weights.metadata import HIDDEN_ACT, file_metadata
+from vit_ipu.weights.metadata import file_metadata
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription, save_tensors, write_description
 from vit_ipu.weights.read import Weights, read_weights
@@ -36,6 +38,7 @@ _FILE_SUFFIXES = {
     "native": (),
 }
 _FOLDERS = ("native", "timm", "huggingface")
+_PICKLES = (".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,23 @@ def convert(
 ) -> Weights:
     """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns the weights read.
 
-    `features` leaves out the head and the representation layer: weights to start from. An existing target is not
-    overwritten. Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that
-    the format cannot store.
+    `num_heads` are the attention heads of weights that do not state them. `notify` receives a note on settings that
+    had to be assumed, which are marked so in the target, and on settings that the format cannot store. `features`
+    leaves out the head and the representation layer: weights to start from. An existing target is not overwritten.
+    Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that the format cannot
+    store.
     """
     _check_target(target, to, features)
     weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify)
+    weights = with_heads(weights, num_heads)
     if features:
         weights = without_head(weights)
-    export = Export(weights.tensors, describe(weights, num_heads=num_heads, headless=features))
+    export = Export(weights.tensors, describe(weights, headless=features))
+    _check_assumptions_can_be_marked(export, to, source)
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
-    notes = unsupported_settings(export.model, to, as_file=as_file)
-    for note in notes + unsupported_description(export.description, to, as_file=as_file):
+    notes = assumptions(source, export.description) + unsupported_settings(export.model, to, as_file=as_file)
+    notes += _unstated_heads(export, to, target) + unsupported_description(export.description, to, as_file=as_file)
+    for note in notes:
         notify(f"note: {note}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +125,25 @@ def unsupported_description(description: ModelDescription, to: str, *, as_file: 
     if description.preprocessing.eval_crop == "squash" and not states_resize:
         notes.append(f"{to} does not state that images are resized to a square (squash) rather than cropped")
     return notes
+
+
+def _check_assumptions_can_be_marked(export: Export, to: str, source: str) -> None:
+    """Raises CheckpointError if the target would state assumed heads as a fact: in the shapes of google's kernels."""
+    if to == "google" and "num_heads" in export.description.assumed:
+        raise CheckpointError(
+            f"{source} does not state its number of attention heads, and the kernels of a google file would state the "
+            f"usual number, {export.model.num_heads}, as a fact: give --num-heads"
+        )
+
+
+def _unstated_heads(export: Export, to: str, target: Path) -> List[str]:
+    """Returns a note if the target cannot state the heads and its readers would assume another number of them."""
+    heads = export.model.num_heads
+    if to not in ("timm", "torchvision", "graphcore") or target.suffix not in _PICKLES:
+        return []
+    if published_heads(measured_shape(export.tensors)) == (heads,):
+        return []
+    return [f"{target.name} cannot state the number of attention heads, {heads}: read it with --num-heads {heads}"]
 
 
 def _check_target(target: Path, to: str, features: bool) -> None:
@@ -186,7 +213,7 @@ def _write_mmpretrain(export: Export, path: Path) -> None:
     classes = list(export.description.classes)
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # keys of mmclassification 0.x, and of mmpretrain
     state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
-    torch.save(dict(state, **file_metadata(export.model, export.description.problem_type)), str(path))
+    torch.save(dict(state, **file_metadata(export.description)), str(path))
 
 
 def _write_google(export: Export, path: Path) -> None:
@@ -212,6 +239,7 @@ def _write_onnx(export: Export, path: Path) -> None:
         "image_size": str(export.model.image_size),
         "eval_crop": data.eval_crop,
         "problem_type": export.description.problem_type,
+        "assumed": json.dumps(list(export.description.assumed)),
     }
     write_onnx(path, export.model, export.tensors, metadata=metadata)
 
@@ -234,10 +262,10 @@ def _named(export: Export, to: str) -> Dict[str, Tensor]:
 
 def _save(export: Export, to: str, path: Path) -> None:
     tensors = _named(export, to)
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if path.suffix in _PICKLES:
         torch.save(tensors, str(path))
     else:
-        save_tensors(tensors, path, file_metadata(export.model, export.description.problem_type))
+        save_tensors(tensors, path, file_metadata(export.description))
 
 
 def _write_json(path: Path, values: Dict[str, Any]) -> None:
@@ -330,6 +358,6 @@ def timm_name(model: ModelConfig) -> str:
         if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
             return f"{variant}_224"
     raise CheckpointError(
-        f"timm has no model of width {model.width}, depth {model.depth} and patch size {model.patch_size}: write a "
-        "file, such as model.safetensors"
+        f"timm has no model of width {model.width}, depth {model.depth} and patch size {model.patch_size} with "
+        f"{model.num_heads} attention heads: write a file, such as model.safetensors"
     )

@@ -11,6 +11,7 @@ from vit_ipu.backends.contract import Backend
 from vit_ipu.config import Config
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
+from vit_ipu.weights.describe import assumptions_of_config
 from vit_ipu.weights.native import ONE_CLASS
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 from vit_ipu.weights.read import Weights, read_weights
@@ -32,7 +33,7 @@ def load_init(
         weights = read_weights(source, sha256=config.model.init_sha256, trust_pickle=trust_pickle, notify=notify)
         require_heads(weights, config)
         notify(f"starting from {source}, {weights.origin} naming")
-        for note in differing_settings(weights, config):
+        for note in assumptions_of_config(weights, config.model, config.data) + differing_settings(weights, config):
             notify(f"note: {note}")
         return adapt_to_model(weights, own, notify=notify)
     except CheckpointError as error:
@@ -73,8 +74,12 @@ def differing_settings(weights: Weights, config: Config) -> List[str]:
             f"the weights were trained for {metadata.problem_type}, but this program trains with softmax and "
             "cross-entropy"
         )
-    theirs = "the weights were trained with" if metadata.stated else "weights of their naming usually have"
-    return notes + [f"{key} is {now}, but {theirs} {before}" for key, now, before in compared if now != before]
+    known, usual = "the weights were trained with", "weights of their naming usually have"
+    return notes + [
+        f"{key} is {now}, but {known if metadata.states(key.partition('.')[2]) else usual} {before}"
+        for key, now, before in compared
+        if now != before
+    ]
 
 
 def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
@@ -96,7 +101,7 @@ def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, n
 
 def require_heads(weights: Weights, config: Config) -> None:
     """Raises CheckpointError if the weights are known to have another number of attention heads than the config."""
-    if weights.metadata.num_heads not in (None, config.model.num_heads):
+    if weights.metadata.states("num_heads") and weights.metadata.num_heads != config.model.num_heads:
         raise CheckpointError(
             f"{weights.source} has {weights.metadata.num_heads} attention heads but model.num_heads is "
             f"{config.model.num_heads}: are the weights of another variant?"

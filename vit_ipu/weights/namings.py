@@ -48,6 +48,8 @@ class Naming:
     gelu: str = "erf"
     mean: Tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: Tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fixes: Tuple[str, ...] = ()
+    """Settings, of native.ASSUMABLE, that the library's code fixes for every model: the naming states them."""
     has_pre_logits: bool = True
     """Whether the library's classifier can have the representation layer."""
     pooler_apart: bool = False
@@ -155,6 +157,7 @@ HUGGINGFACE = Naming(
     ignored=r"^vit\.embeddings\.mask_token$",
     resize="huggingface",
     layer_norm_eps=1e-12,
+    fixes=("pooling",),
     has_pre_logits=False,
     pooler_apart=True,  # the pooler belongs to ViTModel; ViTForImageClassification does not use it
 )
@@ -177,6 +180,7 @@ TORCHVISION = Naming(
     },
     aliases=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),  # spellings of the published files
     resize="torchvision",
+    fixes=("gelu", "pooling"),
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
@@ -240,6 +244,7 @@ GOOGLE = Naming(
     flax=True,
     resize="google",
     gelu="tanh",
+    fixes=("gelu", "layer_norm_eps", "pooling"),
 )
 
 GRAPHCORE = Naming(
@@ -264,6 +269,7 @@ GRAPHCORE = Naming(
     },
     aliases=((r"^(embeddings|encoder|representation|head)\.", r"model.\1."),),
     gelu="tanh",  # as computed on the IPU
+    fixes=("gelu", "layer_norm_eps", "pooling"),
 )
 
 NAMINGS: Dict[str, Naming] = {

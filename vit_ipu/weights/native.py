@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
-from vit_ipu.errors import CheckpointError, ConfigError, RunFailed
+from vit_ipu.errors import CheckpointError, RunFailed
 
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
@@ -28,6 +28,22 @@ ONE_CLASS, SEVERAL_CLASSES, REGRESSION = "single_label_classification", "multi_l
 PROBLEM_TYPES = (ONE_CLASS, SEVERAL_CLASSES, REGRESSION)
 """Meanings of a model's outputs, by transformers' names: each image has one class (softmax), any number of classes (a
 sigmoid of each output), or values."""
+
+ASSUMABLE = (
+    "num_heads",
+    "gelu",
+    "layer_norm_eps",
+    "pooling",
+    "mean",
+    "std",
+    "eval_crop",
+    "eval_resize",
+    "interpolation",
+)
+"""Settings that tensors do not show, which had to be assumed if no file and no user stated them.
+
+`pooling`: the class token is classified.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,8 @@ class ModelDescription:
     """None for weights that were converted."""
     problem_type: str = ONE_CLASS
     """One of PROBLEM_TYPES."""
+    assumed: Tuple[str, ...] = ()
+    """Settings, of ASSUMABLE, that were assumed when the weights were converted."""
 
     @classmethod
     def of_run(
@@ -106,6 +124,8 @@ def write_description(folder: Path, description: ModelDescription) -> None:
         "problem_type": description.problem_type,
         "config": _sections(description) if trained is None else trained.config.model_dump(mode="json"),
     }
+    if description.assumed:
+        values["assumed"] = list(description.assumed)
     (folder / CONFIG).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
@@ -184,13 +204,15 @@ def load_description(checkpoint: Path) -> ModelDescription:
         names, config, num_train = values["id2label"], values["config"], int(values["num_train"])
         classes = tuple(names[str(label)] for label in range(len(names)))
         if num_train == 0:
-            return _converted(config, classes, values.get("problem_type", ONE_CLASS))
+            problem_type = known_problem_type(values.get("problem_type", ONE_CLASS))
+            assumed = assumed_names(values.get("assumed", []))
+            return replace(_converted(config, classes), problem_type=problem_type, assumed=assumed)
         return ModelDescription.of_run(parse_config(config), classes, num_train, values.get("labels_sha256"))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint / CONFIG} is damaged: {error}") from None
 
 
-def _converted(config: Dict[str, Any], classes: Tuple[str, ...], problem_type: str) -> ModelDescription:
+def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescription:
     data = config["data"]
     mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
     pixels = Preprocessing(
@@ -200,8 +222,7 @@ def _converted(config: Dict[str, Any], classes: Tuple[str, ...], problem_type: s
         data["interpolation"],
         data.get("eval_crop", "center"),
     )
-    model = ModelConfig.model_validate(config["model"])
-    return ModelDescription(model, pixels, classes, problem_type=known_problem_type(problem_type))
+    return ModelDescription(ModelConfig.model_validate(config["model"]), pixels, classes)
 
 
 def known_problem_type(name: Any) -> str:
@@ -209,3 +230,11 @@ def known_problem_type(name: Any) -> str:
     if name not in PROBLEM_TYPES:
         raise ValueError(f"problem_type {name} is not one of {', '.join(PROBLEM_TYPES)}")
     return str(name)
+
+
+def assumed_names(values: Any) -> Tuple[str, ...]:
+    """Returns the names of settings that a file marks as assumed. Raises ValueError if one of them is not known."""
+    for name in values:
+        if name not in ASSUMABLE:
+            raise ValueError(f"{name!r} is marked as assumed, but is not one of {', '.join(ASSUMABLE)}")
+    return tuple(values)

@@ -11,8 +11,9 @@ from torch import Tensor
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
 from vit_ipu.weights.choose import INDEX_SUFFIXES, weight_file
-from vit_ipu.weights.completeness import require_whole, with_zero_biases
+from vit_ipu.weights.completeness import require_stated_shape, require_whole, with_zero_biases
 from vit_ipu.weights.fetch import locate, split_part
+from vit_ipu.weights.folder_configs import read_folder_config, read_training_arguments
 from vit_ipu.weights.layouts import flax_heads
 from vit_ipu.weights.metadata import WeightsMetadata, metadata_of, read_metadata
 from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM
@@ -72,17 +73,21 @@ def read_weights(
             source, checkpoint, "native", load_tensors(checkpoint / MODEL), metadata_of(description), description
         )
     file = weight_file(path) if path.is_dir() else path
+    config = read_folder_config(file)
     is_pinned = located.verified and not file.name.endswith(INDEX_SUFFIXES)  # an index is not its shards
     stored = read_tensors(file, trust_pickle=trust_pickle or is_pinned, part=part)
+    config = config or read_training_arguments(file, stored.metadata)
     naming = recognise(stored.tensors, source)
     tensors = with_zero_biases(to_ours(stored.tensors, naming, source))
     if "pos_embed" in tensors:
         tensors["pos_embed"] = with_class_position(tensors["pos_embed"], source)
     require_whole(tensors, naming, source)
-    metadata = read_metadata(file, naming, stored.metadata)
+    if config is not None:
+        require_stated_shape(tensors, config.shape, config.path)
+    metadata = read_metadata(file, naming, stored.metadata, config)
     if naming.flax and any(key.startswith(IMAGE_TOWERS) for key in stored.tensors) and "head.weight" in tensors:
         metadata = replace(metadata, embedding=len(tensors["head.weight"]))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     if naming.flax:
-        metadata = replace(metadata, num_heads=flax_heads(stored.tensors, source))
+        metadata = metadata.knowing(num_heads=flax_heads(stored.tensors, source))
     return Weights(source, file, naming.name, tensors, metadata)
