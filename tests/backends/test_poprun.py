@@ -11,7 +11,7 @@ from helpers import write_config
 
 # Trains in every instance. The last argument names what happens in the second instance alone.
 PROGRAM = """
-import os, signal, sys
+import json, os, signal, sys
 import popdist, torch
 from pathlib import Path
 from vit_ipu import train
@@ -42,8 +42,8 @@ with train.open_run_folder(Path("run" + os.environ["POPDIST_REPLICA_INDEX_OFFSET
         summary = train.train(config, device, folder)
         outcome = "interrupted" if summary.interrupted else "ended"
     except RunFailed as error:
-        outcome = "failed: " + str(error)[:16]
-sys.stdout.write(repr([outcome, [step.loss for step in steps]]) + "\\n")
+        outcome = "failed: " + str(error)[:15]
+sys.stdout.write(json.dumps([outcome, [step.loss for step in steps]]) + "\\n")
 sys.stdout.flush()
 """
 
@@ -59,7 +59,7 @@ def run_two_instances(folder, event):
     command += ["--ipus-per-replica", "4", "program.py", str(config), event]
     done = subprocess.run(command, cwd=str(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line.replace("'", '"').replace("nan", "NaN")) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
