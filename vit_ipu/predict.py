@@ -16,6 +16,7 @@ from vit_ipu.config_file import parse_config
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.images.transforms import EvalTransform
 from vit_ipu.data.loading.loader import stack_images
+from vit_ipu.data.sources.dark_images import dark_image_note
 from vit_ipu.errors import CheckpointError, ConfigError, RunFailed, UserError
 from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions, describe, with_heads
@@ -62,14 +63,18 @@ def predict(
         notify(f"note: {note}")
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     transform = EvalTransform(config.data, config.model.image_size)
-    pixels = {}
+    pixels, dark = {}, None
     for number, path in enumerate(images):
         try:
-            pixels[number] = transform(open_picture(path))
+            picture = open_picture(path)
+            pixels[number] = transform(picture)
+            dark = dark or dark_image_note(picture)
         except UserError as error:
             if on_error is None:
                 raise
             on_error(path, error)
+    if dark is not None:
+        notify(dark)
     if not pixels:
         return []
     with open_backend(config, device) as backend:

@@ -6,9 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import backend_for, vit_ipu, write_config
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vit_ipu.backends.build import resolve_device
@@ -95,6 +97,16 @@ def test_predict_names_classes(run, trained, empty_folder):
         assert len(probabilities) == 5
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) <= 1 + 1e-6
+
+
+def test_predict_notes_a_nearly_black_image_of_sixteen_bits(trained, empty_folder, monkeypatch, capsys):
+    for name, highest in (("bright.png", 65535), ("dark.png", 4095), ("dark2.png", 10)):
+        Image.fromarray(np.linspace(0, highest, 784).reshape(28, 28).astype(np.uint16)).save(name)
+    code, out, _ = vit_ipu(monkeypatch, capsys, "predict", "run", "bright.png", "dark.png", "dark2.png")
+    assert code == 0
+    notes = " ".join(out.split())
+    assert notes.count("nearly black") == 1
+    assert "note: dark.png is nearly black: it has 16 bits a value but none above 4,095" in notes
 
 
 def test_predict_names_the_images_that_it_cannot_read(run, trained, empty_folder, monkeypatch, capsys):

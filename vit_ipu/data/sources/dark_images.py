@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Optional
 
 import numpy as np
 
+from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.sources.base import EncodedSource
 from vit_ipu.errors import DataError
 from vit_ipu.text import Notify, escaped
@@ -16,18 +18,23 @@ _NUM_PROBED = 8
 def note_dark_images(source: EncodedSource, notify: Notify) -> None:
     """Reads a few images, spread over the source, and notifies of the first that is nearly black in 16 bits."""
     indices = np.unique(np.linspace(0, len(source) - 1, _NUM_PROBED).astype(np.int64)).tolist()
-    name = next(filter(None, (_name_if_dark(source, index) for index in indices)), None)
+    note = next(filter(None, (_note_at(source, index) for index in indices)), None)
     source.close_files()  # so that worker processes do not inherit open files
-    if name is not None:
-        notify(
-            f"note: {escaped(name)} is nearly black: it has 16 bits a value but none above 4,095, and 65,535 is white; "
-            "if the values of such images have 12 bits or fewer, multiply them so that they fill the 16 bits"
-        )
+    if note is not None:
+        notify(note)
 
 
-def _name_if_dark(source: EncodedSource, index: int) -> str:
-    """Returns the image's name if the image is nearly black in 16 bits, or else nothing."""
+def dark_image_note(picture: EncodedImage) -> Optional[str]:
+    """Returns a note about an image that is nearly black in 16 bits, and None about another image."""
+    if not picture.is_nearly_black_in_sixteen_bits():
+        return None
+    return (
+        f"note: {escaped(picture.name)} is nearly black: it has 16 bits a value but none above 4,095, and 65,535 is "
+        "white; if the values of such images have 12 bits or fewer, multiply them so that they fill the 16 bits"
+    )
+
+
+def _note_at(source: EncodedSource, index: int) -> Optional[str]:
     with contextlib.suppress(DataError):  # an image that cannot be read is reported when it is loaded
-        picture = source.picture(index)
-        return picture.name if picture.is_nearly_black_in_sixteen_bits() else ""
-    return ""
+        return dark_image_note(source.picture(index))
+    return None
