@@ -3,11 +3,14 @@
 PopART's names: "Gradient___w" is the gradient of a micro-batch, multiplied by the loss scale; "UpdatedVar___w" is the
 weight after an update; the optimizer's state has the names of its state dict, and a weight or buffer has its own name;
 "finalLossScale" is the loss scale of an update, with automatic scaling included.
+
+An anchor has the output mode of the model, whatever mode `anchorTensor` was given: PopTorch 3.4 logs the anchor's own
+mode and then adds the output without it (poptorch/source/LowerToPopart.cpp:526-537).
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Dict, List, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch import Tensor
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.execution.replicas import Replicas
+from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.output_modes import joined
 
 GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
@@ -23,16 +27,13 @@ GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 class Anchors:
     """The values of the anchored tensors during and after a call."""
 
-    def __init__(self, anchored: Mapping[str, List[Any]], replicas: Replicas, state: Mapping[str, Tensor]) -> None:
-        """`anchored`: (long name, unused, output mode, return period) by short name, as options keep them."""
+    def __init__(self, options: Options, replicas: Replicas, state: Mapping[str, Tensor]) -> None:
         self._replicas = replicas
-        self._modes: Dict[str, Tuple[str, OutputMode, int]] = {
-            short: (long, OutputMode(mode), int(period)) for short, (long, _, mode, period) in anchored.items()
-        }
+        self._long_names = {short: str(anchor[0]) for short, anchor in options.anchored_tensors.items()}
+        self._mode, self._period = OutputMode(options.output_mode), int(options.output_return_period)
         self._values: Dict[str, List[Tensor]] = {}
         self.results: Dict[str, Tensor] = {}
-        names = dict.fromkeys(long for long, _, _ in self._modes.values())
-        self._sources = {long: self._source(long, state) for long in names}
+        self._sources = {long: self._source(long, state) for long in dict.fromkeys(self._long_names.values())}
 
     def _source(self, long: str, state: Mapping[str, Tensor]) -> List[Tensor]:
         """Returns each replica's tensor to read after an update; none for a value recorded before the update."""
@@ -68,6 +69,6 @@ class Anchors:
             self._values[long] += [tensor.detach().clone() for tensor in tensors]
 
     def end_call(self) -> None:
-        """Selects the values by each anchor's output mode."""
-        for short, (long, mode, period) in self._modes.items():
-            self.results[short] = joined(self._values[long], self._replicas.count, mode, period).cpu()
+        """Selects the values by the output mode."""
+        for short, long in self._long_names.items():
+            self.results[short] = joined(self._values[long], self._replicas.count, self._mode, self._period).cpu()

@@ -104,7 +104,7 @@ class Program:
         self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
         self._training = self._new_training(*optimizer) if optimizer is not None else None
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
-        self._anchors = Anchors(options.anchored_tensors, self._by_replica, state)
+        self._anchors = Anchors(options, self._by_replica, state)
         self._outputs = [_Output.of(tensor, trace) for tensor in flatten(trace.outputs)]
         seed = int(options.random_seed) if options.exists("random_seed") else None
         self._seed, self._random_state = seed or 0, _seeded(seed, device)

@@ -152,21 +152,18 @@ def _check_return_periods(options: Options, *, pipelined: bool) -> None:
 
     The checks are PopART's (popart/willow dataflow.cpp:218-231, popx/irlowering.cpp:3185-3189).
     """
-    used = {"the outputs": (options.output_mode, options.output_return_period)}
-    used.update({f"anchor {name}": (anchor[2], anchor[3]) for name, anchor in options.anchored_tensors.items()})
-    iterations = options.device_iterations
-    for name, (mode, period) in used.items():
-        if mode != OutputMode.EveryN:
-            continue
-        problem = ""
-        if period > iterations:
-            problem = "Return period must be <= to the number of batches per step"
-        elif iterations % period:
-            problem = "Return period must be a factor of the number of batches per step"
-        elif pipelined:
-            problem = "AnchorReturnType::EVERYN is not valid for pipelined models; use another OutputMode"
-        if problem:
-            raise error(f"{problem} ({period} for {name}, deviceIterations is {iterations})", "popart_exception")
+    if options.output_mode != OutputMode.EveryN:
+        return
+    period, iterations = options.output_return_period, options.device_iterations
+    problem = ""
+    if period > iterations:
+        problem = "Return period must be <= to the number of batches per step"
+    elif iterations % period:
+        problem = "Return period must be a factor of the number of batches per step"
+    elif pipelined:
+        problem = "AnchorReturnType::EVERYN is not valid for pipelined models; use another OutputMode"
+    if problem:
+        raise error(f"{problem} (the period is {period}, deviceIterations is {iterations})", "popart_exception")
 
 
 def _check_stages(trace: Trace, options: Options) -> None:
