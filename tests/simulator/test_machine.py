@@ -177,6 +177,8 @@ def test_functions_of_poptorchs_native_module():
     assert seen == [(True, True), (False, True), (False, False)]
     assert [core.ipuHardwareVersion(count) for count in (1, 16, 17)] == [2, 2, 0]
     assert str(poptorch.createPoptorchError("broken")) == "'poptorch_py_error': broken"
+    with pytest.raises(NotImplementedError, match="_debugGetPopartIR is not simulated: the simulator compiles no PopA"):
+        poptorch.inferenceModel(Model())._debugGetPopartIR()
     with pytest.raises(NotImplementedError, match="poptorch.importPoptorchMetadataFromFile is not simulated"):
         poptorch.importPoptorchMetadataFromFile("model.poptorch")
 
@@ -201,3 +203,18 @@ def test_a_profiling_channel_does_not_change_the_model():
     assert channel.instrument(model, "forward") is model
     with channel.tracepoint("load"):
         assert model.training
+
+
+def test_errors_of_each_kind_can_be_thrown():
+    """To test how a program handles them, with PopTorch's attributes (Compiler.cpp:1793, ExceptionHandling.cpp)."""
+    core = poptorch.poptorch_core
+    with pytest.raises(poptorch.RecoverableError) as raised:
+        core._throwTestError(core.TestErrorType.PoplarRecoverableFullReset)
+    error = raised.value
+    assert (error.type, error.recovery_action) == ("poplar_recoverable_runtime_error", "FULL_RESET")
+    assert (error.message, error.location.count("throwTestError::")) == ("Reboot needed", 2)
+    with pytest.raises(poptorch.UnrecoverableError, match="'poplar_unrecoverable_runtime_error': This is not recover"):
+        core._throwTestError(core.TestErrorType.PoplarUnrecoverable)
+    for kind in set(core.TestErrorType):
+        with pytest.raises(poptorch.Error, match="Error raised in:\n.*throwTestError::bottomLevel"):
+            core._throwTestError(kind)

@@ -8,12 +8,16 @@ from vit_ipu.simulator import context, machine
 from vit_ipu.simulator.errors import Error, RecoverableError, UnrecoverableError, error
 from vit_ipu.simulator.execution.wrapped_model import restored as _restoreWrapperIfNecessary
 from vit_ipu.simulator.options.session_options import validate
+from vit_ipu.simulator.thrown_errors import TestErrorType
+from vit_ipu.simulator.thrown_errors import throw_test_error as _throwTestError
 
 __all__ = [
     "Error",
     "RecoverableError",
+    "TestErrorType",
     "UnrecoverableError",
     "_restoreWrapperIfNecessary",
+    "_throwTestError",
     "createPoptorchError",
     "importPoptorchMetadataFromFile",
     "ipuHardwareVersion",

@@ -103,6 +103,9 @@ class PoplarExecutor:
         value = getattr(self._user_model, attr)
         return GroupableParameter(self._groupings, attr, value) if isinstance(value, nn.Parameter) else value
 
+    def _debugGetPopartIR(self) -> str:
+        raise NotImplementedError("_debugGetPopartIR is not simulated: the simulator compiles no PopART graph")
+
     def __repr__(self) -> str:
         return module_repr(self._user_model)
 
