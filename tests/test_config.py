@@ -175,6 +175,12 @@ def test_unused_options_are_reported():
         "data.crop_scale has no effect with crop center",
     ]
     assert unused_options(tiny_config()) == []
+    for pipeline in ({"layers_per_ipu": [4]}, {"execution": "sharded"}):
+        config = tiny_config(pipeline={"recompute_mid_layers": [1], **pipeline})
+        assert unused_options(config) == [
+            "pipeline.recompute_mid_layers has no effect with recompute auto, except in a pipeline of IPUs"
+        ]
+    assert unused_options(tiny_config(pipeline={"recompute_mid_layers": [1]})) == []
 
 
 @pytest.mark.parametrize(

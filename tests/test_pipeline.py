@@ -178,8 +178,24 @@ RULES = [
             "pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True},
             "optim": {"optimizer": "adamw"},
         },
-        ["io_tiles 32 hold 20.4 MB", "shard", "use 636 tiles", "null"],
+        ["io_tiles 32 hold 20.4 MB", "shard", "(1 replicas in a process): set io_tiles: null"],
     ),
+    (
+        {
+            "model": {"width": 512, "num_heads": 8},
+            "pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True},
+            "optim": {"optimizer": "adamw"},
+        },
+        ["io_tiles 32 hold 20.4 MB", "takes 25.2 MB", "use 40 tiles, or io_tiles: null"],
+    ),
+    (
+        {
+            "pipeline": {"available_memory_proportion": [0.1, 0.2, 0.3, 0.4]},
+            "run": {"evaluation_layers_per_ipu": [2, 2]},
+        },
+        ["has 4 numbers for 2 IPUs of evaluation", "set run.evaluation_available_memory_proportion"],
+    ),
+    ({"run": {"evaluation_replication_factor": 32}}, ["128 IPUs", "lower run.evaluation_replication_factor"]),
     ({"pipeline": {"io_tiles": 33}}, ["io_tiles 33", "even", "32 to 192"]),
     ({"pipeline": {"io_tiles": 200}}, ["io_tiles 200", "192"]),
     ({"pipeline": {"available_memory_proportion": [0.1, 0.2]}}, ["2 numbers", "4 IPUs"]),
@@ -259,6 +275,10 @@ def test_the_simulator_computes_in_float64_but_hardware_does_not():
         {"precision": {"compute": "float16", "accumulation": "float16", "automatic_loss_scale": True}},
         {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "adamw", "eps": 6e-8}},
         {"precision": {"second_moment": "float16"}, "optim": {"optimizer": "sgd"}},
+        {
+            "precision": {"compute": "float16", "automatic_loss_scale": True},
+            "optim": {"use_combined_accum": True},
+        },
         {"pipeline": {"io_tiles": 32, "optimizer_state": "off_chip"}},
         {"pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True}},
         {"pipeline": {"io_tiles": 32, "execution": "sharded", "overlap_io": "accumulation_loop"}},
@@ -269,13 +289,40 @@ def test_options_that_ipus_and_the_simulator_have_are_accepted(section):
     assert require_runnable(tiny_config(**section), "ipu") == []
 
 
-def test_replicas_of_evaluation_are_those_of_training_under_poprun():
-    config = tiny_config(
-        run={"evaluation_replication_factor": 4}, pipeline={"replication_factor": 2, "global_batch_size": 56}
-    )
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"evaluation_replication_factor": 4}, "evaluation_replication_factor makes 4 replicas, .* the 2 replicas of"),
+        ({"evaluation_layers_per_ipu": [2, 2]}, "evaluation_layers_per_ipu makes 2 IPUs a replica, .* the 4 IPUs a re"),
+    ],
+)
+def test_evaluation_has_the_layout_of_training_under_poprun(run, message):
+    config = tiny_config(run=run, pipeline={"replication_factor": 2, "global_batch_size": 56})
     assert require_runnable(config, "ipu") == []
-    with pytest.raises(ConfigError, match="run.evaluation_replication_factor is 4, but under poprun .* 2 replicas"):
+    with pytest.raises(ConfigError, match=message):
         require_runnable(config, "ipu", num_instances=2)
+
+
+@pytest.mark.parametrize("pipeline", [{"layers_per_ipu": [1, 1, 2]}, {"replication_factor": 32}])
+def test_evaluation_alone_does_not_need_a_possible_placement_of_training(pipeline):
+    replicas = pipeline.get("replication_factor", 1)
+    config = tiny_config(
+        pipeline={"global_batch_size": 28 * replicas, **pipeline},
+        run={"evaluation_layers_per_ipu": [4], "evaluation_replication_factor": 1},
+    )
+    assert ipu_violations(config, training=False) == []
+    assert len(ipu_violations(config)) == 1
+
+
+def test_replicas_of_one_process_share_the_optimizer_state_on_io_tiles():
+    config = tiny_config(
+        model={"width": 512, "num_heads": 8},
+        pipeline={"io_tiles": 32, "replicated_tensor_sharding": True, "replication_factor": 2, "global_batch_size": 56},
+        optim={"optimizer": "adamw"},
+    )
+    assert ipu_violations(config) == []
+    (violation,) = ipu_violations(config, num_instances=2)
+    assert "takes 25.2 MB on one IPU (1 replicas in a process)" in violation
 
 
 def test_float16_is_refused_on_a_cpu():

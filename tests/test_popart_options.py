@@ -51,12 +51,25 @@ def test_an_option_with_a_key_of_its_own_names_the_key(name, key):
         ({"kahnTieBreaker": 3}, "kahnTieBreaker must be a text, but it is 3"),
         ({"customCodelets": "a.cpp"}, "customCodelets must be a list of texts, but it is 'a.cpp'"),
         ({"matmulOptions": {"x": 1}}, "matmulOptions must be a mapping of texts to texts"),
+        ({"subgraphCopyingStrategy": 2}, "subgraphCopyingStrategy must be 0 to 1, but it is 2"),
+        (
+            {"accumulateOuterFragmentSettings.excludedVirtualGraphs": ["a"]},
+            "accumulateOuterFragmentSettings.excludedVirtualGraphs must be a list of whole numbers as texts",
+        ),
+        ({"patterns": {"TidGather": True}}, "patterns: TidGather cannot be switched; did you mean 'TiedGather'"),
         ({"patterns": ["TiedGather"]}, "patterns must map names of patterns to true or false"),
     ],
 )
 def test_a_wrong_name_or_value_is_refused(options, message):
     with pytest.raises(ConfigError, match="pipeline: popart_options: " + message):
         tiny_config(pipeline={"popart_options": options})
+
+
+def test_an_engine_option_of_a_wrong_type_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"pipeline: engine_options: a must be a text, a number, true or"
+    ):
+        tiny_config(pipeline={"engine_options": {"a": [1]}})
 
 
 def test_values_of_every_type_are_accepted():

@@ -53,9 +53,10 @@ def benchmark(
     """
     require_runnable_on(config, device, allow_synthetic=True)
     with open_backend(config, device) as backend:
-        batches = (
-            _real_batches(config, backend, cache) if real_data else cycle([random_batch(config, backend.instances)])
-        )
+        if real_data:
+            batches = _real_batches(config, backend, cache)
+        else:
+            batches = cycle([random_batch(config, backend.instances, backend.float_format)])
         times = _step_times(backend, batches, 1 + burn_in + steps, learning_rate(0, 1, config.optim))
     timed = times[1 + burn_in :]
     samples = BatchPlan.of(config).samples_per_step
@@ -64,14 +65,14 @@ def benchmark(
     return Throughput(samples / median, (samples / fast, samples / slow), tuple(timed), samples, times[0] - median)
 
 
-def random_batch(config: Config, instances: Instances) -> HostBatch:
+def random_batch(config: Config, instances: Instances, float_format: torch.dtype = torch.float32) -> HostBatch:
     """Returns the samples of a host step that this process feeds, as random pixels and labels."""
     positions = BatchPlan.of(config).share(instances.index, instances.count)
     count, side = len(positions), config.model.image_size
     generator = torch.Generator().manual_seed(config.run.seed)
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     if config.data.transfer == "float32":
-        images = images.float() / 127.5 - 1
+        images = (images.float() / 127.5 - 1).to(float_format)
     labels = torch.randint(config.model.num_classes, (count,), generator=generator)
     return HostBatch(images, labels, mixing_of_step(config, 0, positions))
 

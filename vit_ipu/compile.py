@@ -11,9 +11,9 @@ from vit_ipu.errors import UserError
 
 
 def compile_program(config: Config, device: Device, *, offline: bool = False) -> float:
-    """Compiles the training program of a config for IPUs and returns the seconds that compilation took.
+    """Compiles the programs of training and evaluation for IPUs and returns the seconds that compilation took.
 
-    With `offline` no IPU is needed: the program is kept for later use. Over the simulator nothing is compiled, but
+    With `offline` no IPU is needed: the programs are kept for later use. Over the simulator nothing is compiled, but
     PopTorch's rules are checked. Raises UserError if the device is neither an IPU nor the simulator, or if a program
     for IPUs has no executable cache to be kept in.
     """
@@ -21,7 +21,7 @@ def compile_program(config: Config, device: Device, *, offline: bool = False) ->
         raise UserError(f"compile is for IPUs, but --device is {device}: use ipu or ipu-sim")
     if device.kind == "ipu" and config.pipeline.executable_cache is None:
         raise UserError(
-            "pipeline.executable_cache is null, so the compiled program would be lost: give --set "
+            "pipeline.executable_cache is null, so the compiled programs would be lost: give --set "
             "pipeline.executable_cache=FOLDER"
         )
     require_runnable_on(config, device, allow_synthetic=True)

@@ -7,17 +7,15 @@ the settings that only IPUs refuse. Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    StrictBool,
     StrictFloat,
     StrictInt,
-    StrictStr,
     model_validator,
 )
 from typing_extensions import Annotated, Literal
@@ -289,7 +287,7 @@ class PipelineConfig(Section):
     popart_options: Dict[str, Any] = {}
     """Further options of popart::SessionOptions by name, such as `outlineThreshold: 10.0`, and `patterns`: names of
     PopART's patterns with true or false. Enums are numbers. They replace what this program sets itself."""
-    engine_options: Dict[str, Union[StrictStr, StrictBool, StrictInt, StrictFloat]] = {}
+    engine_options: Dict[str, Any] = {}
     """Further options of Poplar's engine by name, such as `opt.internalExchangeOptimisationTarget: memory`."""
     ipu_version: Literal[2, 21] = 2
     """Kind of IPU that `vit-ipu compile --offline` compiles for: Mk2 (2) or Bow (21)."""
@@ -305,6 +303,9 @@ class PipelineConfig(Section):
         problem = popart_options_problem(self.popart_options)
         if problem is not None:
             raise ValueError(f"popart_options: {problem}")
+        for name, value in self.engine_options.items():
+            if not isinstance(value, (str, bool, int, float)):
+                raise ValueError(f"engine_options: {name} must be a text, a number, true or false, but it is {value!r}")
         if self.recompute_mid_layers and self.recompute == "none":
             raise ValueError(
                 f"recompute_mid_layers {list(self.recompute_mid_layers)} has no effect with recompute: none: use "
@@ -504,7 +505,10 @@ class Config(Section):
                 raise ValueError(
                     f"{key} {list(layers)} sums to {sum(layers)} but model.depth is {self.model.depth}: make them equal"
                 )
-        for layer in self.pipeline.recompute_mid_layers:
+        layers = self.pipeline.recompute_mid_layers
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"pipeline.recompute_mid_layers {list(layers)} names a block twice: name each block once")
+        for layer in layers:
             if not 0 <= layer < self.model.depth:
                 raise ValueError(
                     f"pipeline.recompute_mid_layers: there is no block {layer}: the blocks are 0 to "

@@ -16,6 +16,7 @@ from vit_ipu.pipeline import num_ipus, num_stages
 MAX_IPUS_PER_PROCESS = 64
 TILE_BYTES = 624 * 1024
 """Memory of a tile of Mk2 and Bow IPUs."""
+MOST_IO_TILES = 192
 SMALLEST_FLOAT16 = 2.0**-24
 """Smallest float16 above 0."""
 
@@ -44,16 +45,14 @@ def ipu_violations(
     config: Config, device_kind: str = "ipu", num_instances: int = 1, *, training: bool = True
 ) -> List[str]:
     """Returns what PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
-    found = [
-        _io_tiles(config),
-        *_placement(config, num_instances, _TRAINING_KEYS),
-        *_placement(config.for_evaluation(), num_instances, _evaluation_keys(config)),
-        _evaluation_device_iterations(config),
-        _evaluation_replicas(config, num_instances),
-    ]
+    found = [_io_tiles(config)]
+    if training:
+        found += _placement(config, num_instances, _TRAINING_KEYS)
+    found += _placement(config.for_evaluation(), num_instances, _evaluation_keys(config))
+    found += [_evaluation_device_iterations(config), *_evaluation_under_poprun(config, num_instances)]
     if training:
         found += [_too_few_micro_batches(config), _loss_scale(config), _clipping(config), _second_moment(config)]
-        found.append(_shards_on_io_tiles(config))
+        found.append(_shards_on_io_tiles(config, num_instances))
     found.append(_number_format(config, device_kind))
     found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model)]
     return list(dict.fromkeys(text for text in found if text))
@@ -81,7 +80,7 @@ def _evaluation_keys(config: Config) -> _Keys:
 def _placement(config: Config, num_instances: int, keys: _Keys) -> List[Optional[str]]:
     return [
         _not_a_power_of_two(config, keys),
-        _too_many_ipus(config, num_instances),
+        _too_many_ipus(config, num_instances, keys),
         _memory_proportions(config, keys),
     ]
 
@@ -114,16 +113,15 @@ def _not_a_power_of_two(config: Config, keys: _Keys) -> Optional[str]:
     )
 
 
-def _too_many_ipus(config: Config, num_instances: int) -> Optional[str]:
+def _too_many_ipus(config: Config, num_instances: int, keys: _Keys) -> Optional[str]:
     # CompilerImpl.cpp:234-239
     per_process = num_ipus(config) // num_instances
     if per_process <= MAX_IPUS_PER_PROCESS:
         return None
-    fewest_instances = -(-num_ipus(config) // MAX_IPUS_PER_PROCESS)
-    return (
-        f"{per_process} IPUs in one process, but PopTorch takes at most {MAX_IPUS_PER_PROCESS}: start "
-        f"{fewest_instances} instances with poprun"
-    )
+    remedy = f"start {-(-num_ipus(config) // MAX_IPUS_PER_PROCESS)} instances with poprun"
+    if keys.replication_factor != _TRAINING_KEYS.replication_factor:
+        remedy = f"lower {keys.replication_factor}"
+    return f"{per_process} IPUs in one process, but PopTorch takes at most {MAX_IPUS_PER_PROCESS}: {remedy}"
 
 
 def _io_tiles(config: Config) -> Optional[str]:
@@ -136,8 +134,8 @@ def _io_tiles(config: Config) -> Optional[str]:
         if pipeline.overlap_io == "none":
             return None
         return f"pipeline.overlap_io {pipeline.overlap_io} needs tiles: set pipeline.io_tiles, to 32 or more"
-    if not (32 <= tiles <= 192 and tiles % 2 == 0):
-        return f"pipeline.io_tiles {tiles} must be an even number from 32 to 192"
+    if not (32 <= tiles <= MOST_IO_TILES and tiles % 2 == 0):
+        return f"pipeline.io_tiles {tiles} must be an even number from 32 to {MOST_IO_TILES}"
     uses_them = (
         pipeline.overlap_io != "none" or pipeline.replicated_tensor_sharding or pipeline.optimizer_state == "off_chip"
     )
@@ -149,19 +147,23 @@ def _io_tiles(config: Config) -> Optional[str]:
     )
 
 
-def _shards_on_io_tiles(config: Config) -> Optional[str]:
-    # TensorLocation of the optimizer state: with useIOTilesToLoad, shards that stay on the chip lie on the IO tiles
+def _shards_on_io_tiles(config: Config, num_instances: int) -> Optional[str]:
+    # TensorLocation of the optimizer state: with useIOTilesToLoad, shards that stay on the chip lie on the IO tiles.
+    # Under poprun the replicas of one process share the state (Compiler.cpp:742-760, shardingDomain).
     pipeline = config.pipeline
     tiles = pipeline.io_tiles
     if tiles is None or not pipeline.replicated_tensor_sharding or pipeline.optimizer_state == "off_chip":
         return None
     largest = max(parameters_per_ipu(config.model, config.layers_per_ipu))
-    shard = largest * _state_bytes(config) // pipeline.replication_factor
+    replicas = max(pipeline.replication_factor // num_instances, 1)
+    shard = largest * _state_bytes(config) // replicas
     if shard <= tiles * TILE_BYTES:
         return None
+    needed = _even(-(-shard // TILE_BYTES))
+    instead = f"use {needed} tiles, or io_tiles: null" if needed <= MOST_IO_TILES else "set io_tiles: null"
     return (
         f"pipeline.io_tiles {tiles} hold {tiles * TILE_BYTES / 1e6:.1f} MB but a replica's shard of the optimizer "
-        f"state takes {shard / 1e6:.1f} MB on one IPU: use {_even(-(-shard // TILE_BYTES))} tiles, or io_tiles: null"
+        f"state takes {shard / 1e6:.1f} MB on one IPU ({replicas} replicas in a process): {instead}"
     )
 
 
@@ -180,11 +182,12 @@ def _memory_proportions(config: Config, keys: _Keys) -> Optional[str]:
     proportions = config.pipeline.available_memory_proportion
     if proportions is None:
         return None
-    if len(proportions) not in (1, len(config.layers_per_ipu)):
-        return (
-            f"{keys.available_memory_proportion} has {len(proportions)} numbers for {len(config.layers_per_ipu)} "
-            "IPUs: give one number, or one for each IPU"
-        )
+    ipus = len(config.layers_per_ipu)
+    if len(proportions) not in (1, ipus):
+        where, remedy = "", "give one number, or one for each IPU"
+        if keys.layers_per_ipu != _TRAINING_KEYS.layers_per_ipu and keys.available_memory_proportion.startswith("pipe"):
+            where, remedy = " of evaluation", "set run.evaluation_available_memory_proportion"
+        return f"{keys.available_memory_proportion} has {len(proportions)} numbers for {ipus} IPUs{where}: {remedy}"
     for proportion in proportions:
         if not 0 < proportion <= 1:
             return f"{keys.available_memory_proportion} {proportion} is not in (0, 1]: give a share of the memory"
@@ -203,15 +206,24 @@ def _evaluation_device_iterations(config: Config) -> Optional[str]:
     )
 
 
-def _evaluation_replicas(config: Config, num_instances: int) -> Optional[str]:
-    # popdist.poptorch.Options sets the number of replicas: Options.replicationFactor is refused
-    replicas, in_training = config.run.evaluation_replication_factor, config.pipeline.replication_factor
-    if num_instances == 1 or replicas in (None, in_training):
-        return None
-    return (
-        f"run.evaluation_replication_factor is {replicas}, but under poprun evaluation has the {in_training} replicas "
-        "of training: set it to null"
-    )
+def _evaluation_under_poprun(config: Config, num_instances: int) -> List[Optional[str]]:
+    # popdist.poptorch.Options has the number of replicas, and of IPUs in each, from poprun's command line
+    if num_instances == 1:
+        return []
+    evaluation = config.for_evaluation()
+    return [
+        f"run.{key} makes {there} {what}, but under poprun evaluation has the {here} {what} of training: set it to null"
+        for key, what, there, here in (
+            (
+                "evaluation_replication_factor",
+                "replicas",
+                evaluation.pipeline.replication_factor,
+                config.pipeline.replication_factor,
+            ),
+            ("evaluation_layers_per_ipu", "IPUs a replica", len(evaluation.layers_per_ipu), len(config.layers_per_ipu)),
+        )
+        if there != here
+    ]
 
 
 def _number_format(config: Config, device_kind: str) -> Optional[str]:
@@ -234,7 +246,8 @@ def _loss_scale(config: Config) -> Optional[str]:
         ("optim.gradient_reduction", config.optim.gradient_reduction, ("mean",)),
     )
     for key, value, accepted in needed:
-        if value not in accepted:
+        combined = key == "precision.accumulation" and config.optim.use_combined_accum  # has the gradients' type
+        if value not in accepted and not combined:
             return (
                 f"precision.automatic_loss_scale needs {key} {' or '.join(accepted)}, but it is {value}: change it, or "
                 "set automatic_loss_scale: false"

@@ -12,7 +12,7 @@ from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_
 def describe_plan(config: Config) -> Dict[str, Any]:
     """Returns the plan of a config as values for JSON."""
     training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
-    ipus = len(config.layers_per_ipu)
+    ipus, in_evaluation = len(config.layers_per_ipu), config.for_evaluation()
     return {
         "placement": [list(units) for units in place_units(config.layers_per_ipu)],
         "ipus_per_replica": ipus,
@@ -26,6 +26,9 @@ def describe_plan(config: Config) -> Dict[str, Any]:
         "samples_per_step": training.samples_per_step,
         "cycles_per_update": num_cycles(ipus, training.gradient_accumulation),
         "utilisation_bound": utilisation(ipus, training.gradient_accumulation),
+        "evaluation_placement": [list(units) for units in place_units(in_evaluation.layers_per_ipu)],
+        "evaluation_replication_factor": in_evaluation.pipeline.replication_factor,
+        "evaluation_num_ipus": num_ipus(in_evaluation),
         "evaluation_samples_per_step": evaluation.samples_per_step,
         "violations": ipu_violations(config),
     }

@@ -66,6 +66,30 @@ OWN_KEYS = {
 }
 """Options that have a key of the config."""
 
+_NUM_CHOICES = {
+    "accumulateOuterFragmentSettings.schedule": 4,
+    "autodiffSettings.stitchStrategy": 4,
+    "automaticLossScalingSettings.gradientTensorTrackingMethod": 3,
+    "batchSerializationSettings.batchSchedule": 4,
+    "batchSerializationSettings.method": 3,
+    "batchSerializationSettings.transformContext": 2,
+    "mergeVarUpdate": 4,
+    "subgraphCopyingStrategy": 2,
+}
+"""Options that choose by number, with the number of choices (popart sessionoptions.hpp)."""
+
+_LISTS_OF_NUMBERS = ("accumulateOuterFragmentSettings.excludedVirtualGraphs", "hardwareInstrumentations")
+"""Lists whose texts PopTorch reads as numbers (SessionOptions.cpp)."""
+
+_PATTERNS = """
+    ConvFlipWeightsDoubleFlip DecomposeBinaryConstScalar ExpandCast InPlace InitAccumulate LSTMOp LambSerialisedWeight
+    NegativeOneScale NlllWithSoftmaxGradDirect OpToIdentity PackedDataBlock PadSum PostNRepl PreUniRepl
+    RemoveUnnecessaryLossGradCast Slice2SliceSubsample SoftmaxGradDirect SplitGather SplitGradOpToConcat SplitOp
+    SumToAdd TiedGather TiedGatherAccumulate TransposeToIdentityOrReshapePattern UpdateInplacePrioritiesForIpu
+    UpsampleToResize
+"""
+"""PopART's patterns that can be switched (graphcore/popart, willow/src/patterns); it always needs the others."""
+
 SET_BY_POPTORCH = """
     accumulationAndReplicationReductionType accumulationFactor auto_round_num_ipus broadcast_buffers
     compilationProgressTotal connection_type distributed_process_id enableGradientAccumulation enablePipelining
@@ -89,15 +113,33 @@ _IN_YAML = {
 def popart_options_problem(options: Mapping[str, Any]) -> Optional[str]:
     """Returns what is wrong with the names or values of `options`, with the remedy, or None."""
     for name, value in options.items():
-        if name == PATTERNS:
-            if not (isinstance(value, dict) and all(isinstance(is_on, bool) for is_on in value.values())):
-                return f"{PATTERNS} must map names of patterns to true or false, but it is {value!r}"
-            continue
         kind = _kind_of(name)
-        if kind is None:
-            return f"{name} cannot be set here{_instead(name)}"
-        if not _fits(value, kind):
-            return f"{name} must be {_IN_YAML[kind]}, but it is {value!r}"
+        if name == PATTERNS:
+            problem = _patterns_problem(value)
+        elif kind is None:
+            problem = f"{name} cannot be set here{_instead(name)}"
+        else:
+            problem = _value_problem(name, value, kind)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _patterns_problem(patterns: Any) -> Optional[str]:
+    if not (isinstance(patterns, dict) and all(isinstance(is_on, bool) for is_on in patterns.values())):
+        return f"{PATTERNS} must map names of patterns to true or false, but it is {patterns!r}"
+    known = _PATTERNS.split()
+    unknown = next((str(name) for name in patterns if name not in known), None)
+    return None if unknown is None else f"{PATTERNS}: {unknown} cannot be switched{suggest(unknown, known)}"
+
+
+def _value_problem(name: str, value: Any, kind: type) -> Optional[str]:
+    if not _fits(value, kind):
+        return f"{name} must be {_IN_YAML[kind]}, but it is {value!r}"
+    if name in _NUM_CHOICES and value >= _NUM_CHOICES[name]:
+        return f"{name} must be 0 to {_NUM_CHOICES[name] - 1}, but it is {value}"
+    if name in _LISTS_OF_NUMBERS and not all(item.isdigit() for item in value):
+        return f"{name} must be a list of whole numbers as texts, such as ['0'], but it is {value!r}"
     return None
 
 

@@ -101,6 +101,28 @@ def test_a_pipeline_length_other_than_popruns_is_refused(poprun):
         build_backend(replicated(), resolve_device("ipu-sim"))
 
 
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"evaluation_layers_per_ipu": [2, 2]}, "--ipus-per-replica is 4 but run.evaluation_layers_per_ipu makes 2"),
+        ({"evaluation_replication_factor": 1}, "--num-replicas is 2 but run.evaluation_replication_factor makes 1"),
+    ],
+)
+def test_a_layout_of_evaluation_other_than_popruns_is_refused(poprun, run, message):
+    poprun(0, 1, 2)
+    config = tiny_config(pipeline={"global_batch_size": 64, "replication_factor": 2}, run=run)
+    with pytest.raises(ConfigError, match=message):
+        build_backend(config, resolve_device("ipu-sim"))
+
+
+def test_the_simulated_machine_has_the_ipus_that_evaluation_needs():
+    config = tiny_config(pipeline={"layers_per_ipu": [2, 2]}, run={"evaluation_replication_factor": 2})
+    backend = build_backend(config, resolve_device("ipu-sim"))
+    backend.compile()
+    assert backend.predict(random_images(3)).shape == (3, 10)
+    backend.close()
+
+
 def test_popdist_is_initialised_once_in_a_process(poprun):
     module = poprun(0, 2, 2)  # its init() asserts that it was not called before
     instances = [build_backend(replicated(), resolve_device("ipu-sim")).instances for _ in range(2)]

@@ -138,14 +138,14 @@ OPTIONS = [
         {**ENGINE_OPTIONS, "opt.useAutoloader": "false", "opt.maxCopyMergeSize": "8388608", "a.b": "c"},
     ),
     (
-        {"pipeline": {"profile": "report", "engine_options": {"profiler.format": "v3"}}},
+        {"pipeline": {"profile": "report", "engine_options": {"profiler.format": "v3", "autoReport.all": False}}},
         lambda o: popart(o, "engineOptions"),
         {
             **ENGINE_OPTIONS,
             "profiler.format": "v3",
             "debug.allowOutOfMemory": "true",
             "autoReport.directory": "report",
-            "autoReport.all": "true",
+            "autoReport.all": "false",
         },
     ),
     ({}, lambda o: popart(o, "autoRecomputation"), None),
@@ -361,6 +361,7 @@ def test_the_backend_keeps_the_middles_of_the_config(monkeypatch):
     assert len(kept) % calls_per_forward == 0
     for change, message in (
         ({"recompute_mid_layers": [4]}, "recompute_mid_layers: there is no block 4: the blocks are 0 to 3"),
+        ({"recompute_mid_layers": [1, 1]}, r"recompute_mid_layers \[1, 1\] names a block twice: name each block once"),
         ({"recompute_mid_layers": [1], "recompute": "none"}, "has no effect with recompute: none: use every_block"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -9,6 +9,8 @@ import sys
 import pytest
 from helpers import write_config
 
+from vit_ipu.runs.metrics import read_metrics
+
 # Trains in every instance. The last argument names what happens in the second instance alone.
 PROGRAM = """
 import json, os, signal, sys
@@ -55,11 +57,16 @@ def run_two_instances(folder, event):
         run={"updates": 4, "evaluate_every": 4},
     )
     (folder / "program.py").write_text(PROGRAM)
+    done = launch(folder, "program.py", str(config), event)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def launch(folder, *program):
     command = [sys.executable, "-m", "vit_ipu.simulator", "--num-instances", "2", "--num-replicas", "2"]
-    command += ["--ipus-per-replica", "4", "program.py", str(config), event]
+    command += ["--ipus-per-replica", "4", *program]
     done = subprocess.run(command, cwd=str(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,16 @@ def test_instances_end_together_with_the_same_losses(empty_folder, event, outcom
     assert first[0] == second[0] == outcome
     assert len(first[1]) == len(second[1]) == num_steps
     assert first[1][0] == second[1][0]  # the mean over all samples, not over the instance's own
+
+
+def test_the_command_trains_in_both_instances_and_the_first_writes(empty_folder):
+    config = write_config(
+        empty_folder,
+        pipeline={"global_batch_size": 64, "replication_factor": 2},
+        run={"updates": 2, "evaluate_every": 2},
+    )
+    command = ["-m", "vit_ipu", "train", str(config), "--device", "ipu-sim", "--output", "run"]
+    done = launch(empty_folder, *command)
+    assert done.stdout.count("update 2: top-1") == 1
+    assert [line["update"] for line in read_metrics(empty_folder / "run" / "metrics.jsonl")] == [1, 2, 2]
+    assert (empty_folder / "run" / "report.html").is_file()

@@ -190,6 +190,17 @@ def test_plan_shows_placement_and_arithmetic(run):
     assert "16 IPUs = 4 a replica x 4 replicas" in text
     assert "global batch 2,176 = micro-batch 17 x accumulation 32 x replicas 4" in text
     assert "7 stages in training, 38 cycles an update" in text
+    assert "evaluation IPU" not in text
+    text = run(
+        "plan",
+        "quickstart",
+        "--set",
+        "run.evaluation_layers_per_ipu=[2,2]",
+        "--set",
+        "run.evaluation_replication_factor=4",
+    )
+    assert "evaluation IPU 1: blocks.2, blocks.3, head" in text
+    assert "evaluation 8 IPUs = 2 a replica x 4 replicas" in text
     plan = json.loads(run("plan", "quickstart", "--json"))
     assert (plan["num_ipus"], plan["gradient_accumulation"], plan["violations"]) == (4, 8, [])
     assert "PopTorch would refuse: model.gelu erf" in run("plan", "quickstart", "--set", "model.gelu=erf")

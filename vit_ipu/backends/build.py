@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager, suppress
 from typing import Iterator, List
 
@@ -45,7 +46,9 @@ def find_instances(config: Config, device: Device) -> Instances:
 
     Raises ConfigError if poprun's replicas are not the config's.
     """
-    if device.kind != "ipu":
+    # of the simulator's launcher, which has installed the simulator; a real PopTorch must not be imported before it
+    launched = device.simulated and getattr(sys.modules.get("poptorch"), "__simulated__", False)
+    if device.kind != "ipu" and not launched:
         return Instances()
     from vit_ipu.backends.ipu.distributed import instances
 
@@ -91,7 +94,8 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
         from vit_ipu import simulator
 
         try:
-            simulator.install(num_ipus(config), device=device.tensors)
+            most = max(num_ipus(config), num_ipus(config.for_evaluation()))
+            simulator.install(most, device=device.tensors)
         except ImportError as error:
             raise DeviceError(f"--device {device}: {error}") from None
     from vit_ipu.backends.ipu.executor import IpuBackend

@@ -237,7 +237,7 @@ def compile(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Compile the training program into the executable cache."""
+    """Compile the programs of training and evaluation into the executable cache."""
     from vit_ipu.compile import compile_program
 
     console = make_console(as_json)

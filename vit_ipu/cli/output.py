@@ -142,6 +142,14 @@ def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
         f"ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
     )
     print(f"evaluation {plan['evaluation_samples_per_step']:,} images per inference call")
+    layout = [plan["placement"], plan["replication_factor"]]
+    if layout != [plan["evaluation_placement"], plan["evaluation_replication_factor"]]:
+        for ipu, units in enumerate(plan["evaluation_placement"]):
+            print(f"evaluation IPU {ipu}: {', '.join(units)}")
+        print(
+            f"evaluation {plan['evaluation_num_ipus']} IPUs = {len(plan['evaluation_placement'])} a replica x "
+            f"{plan['evaluation_replication_factor']} replicas"
+        )
     for violation in plan["violations"]:
         print(f"PopTorch would refuse: {violation}")
 

@@ -29,12 +29,16 @@ def instances(config: Config) -> Instances:
     import popdist
 
     horovod = _joined_instances(popdist)
+    replicas, ipus = popdist.getNumTotalReplicas(), popdist.getNumIpusPerReplica()
+    evaluation = config.for_evaluation()
     for flag, given, key, wanted in (
-        ("num-replicas", popdist.getNumTotalReplicas(), "replication_factor", config.pipeline.replication_factor),
-        ("ipus-per-replica", popdist.getNumIpusPerReplica(), "layers_per_ipu", len(config.layers_per_ipu)),
+        ("num-replicas", replicas, "pipeline.replication_factor", config.pipeline.replication_factor),
+        ("ipus-per-replica", ipus, "pipeline.layers_per_ipu", len(config.layers_per_ipu)),
+        ("num-replicas", replicas, "run.evaluation_replication_factor", evaluation.pipeline.replication_factor),
+        ("ipus-per-replica", ipus, "run.evaluation_layers_per_ipu", len(evaluation.layers_per_ipu)),
     ):
         if given != wanted:
-            raise ConfigError(f"poprun --{flag} is {given} but pipeline.{key} makes {wanted}: make them equal")
+            raise ConfigError(f"poprun --{flag} is {given} but {key} makes {wanted}: make them equal")
 
     def mean(tensor: Tensor) -> Tensor:
         reduced: Tensor = horovod.allreduce(tensor.to(torch.float32), average=True)

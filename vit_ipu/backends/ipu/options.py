@@ -82,7 +82,7 @@ def _common_options(config: Config, *, offline: bool) -> poptorch.Options:
 
 
 def _set_popart_options(options: poptorch.Options, config: Config) -> None:
-    """Sets what Graphcore's programs set, then the options of the config, then those of profiling."""
+    """Sets what Graphcore's programs set, then what profiling sets, then the options of the config."""
     pipeline = config.pipeline
     popart = {**POPART_OPTIONS, "defaultPrefetchBufferingDepth": pipeline.prefetch_depth, **pipeline.popart_options}
     patterns = {**POPART_PATTERNS, **popart.pop(PATTERNS, {})}
@@ -90,9 +90,10 @@ def _set_popart_options(options: poptorch.Options, config: Config) -> None:
         options._Popart.set(name, value)
     options._Popart.setPatterns(patterns, PATTERNS_LEVEL)
     given = {name: _engine_value(value) for name, value in pipeline.engine_options.items()}
-    options._Popart.setEngineOptions({**ENGINE_OPTIONS, **given})
+    options._Popart.setEngineOptions(dict(ENGINE_OPTIONS))
     if pipeline.profile is not None:
         options.enableProfiling(pipeline.profile)  # adds to the engine options
+    options._Popart.setEngineOptions({**options._Popart.options["engineOptions"], **given})
 
 
 def _engine_value(value: Any) -> str:
