@@ -66,9 +66,7 @@ def test_a_wrong_name_or_value_is_refused(options, message):
 
 
 def test_an_engine_option_of_a_wrong_type_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"pipeline: engine_options: a must be a text, a number, true or"
-    ):
+    with pytest.raises(ConfigError, match=r"pipeline: engine_options: a must be a text, a number, true or"):
         tiny_config(pipeline={"engine_options": {"a": [1]}})
 
 

@@ -32,9 +32,7 @@ def unused_options(config: Config) -> List[str]:
         ]
     pipelined = config.pipeline.execution == "pipelined" and len(config.layers_per_ipu) > 1
     if config.pipeline.recompute_mid_layers and config.pipeline.recompute == "auto" and not pipelined:
-        notes.append(
-            "pipeline.recompute_mid_layers has no effect with recompute auto outside a pipeline of several IPUs"
-        )
+        notes.append("pipeline.recompute_mid_layers has no effect with recompute auto, except in a pipeline of IPUs")
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
     if config.data.path is not None and config.data.source in ("sample", "generated"):

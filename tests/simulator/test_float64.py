@@ -135,3 +135,18 @@ def test_a_float64_model_computes_in_float64_with_exact_numerics_only(dtype):
     assert poptorch.inferenceModel(Model())(x).item() == pytest.approx(expected, abs=1e-3)
     with poptorch.numerics("ipu"):
         assert poptorch.inferenceModel(Model())(x).item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
+def test_a_change_of_an_input_in_place_reaches_the_caller_in_every_format(dtype):
+    """PoplarExecutable.cpp:160-168 copies the output to the input, converted."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            x.add_(1)
+            return x * 2
+
+    x = torch.zeros(2, dtype=dtype)
+    x += 3  # the tensor has changed before
+    assert poptorch.inferenceModel(Model())(x).tolist() == [8, 8]
+    assert (x.dtype, x.tolist()) == (dtype, [4, 4])

@@ -221,6 +221,7 @@ class Program:
     def run(self, arguments: Arguments) -> Any:
         """Runs one call; returns the outputs in the model's structure, or None if the model returns nothing."""
         tensors = [self._input_on_device(tensor) for tensor in arguments.tensors()]
+        versions = [tensor._version for tensor in tensors]
         collected: List[List[Tensor]] = []
         self._anchors.start_call()
         with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
@@ -233,6 +234,8 @@ class Program:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
         self._anchors.end_call()
+        changed = [tensor._version > version for tensor, version in zip(tensors, versions)]
+        _return_changes(arguments.tensors(), tensors, changed)
         self._advance_seed()
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
         outputs = zip(self._outputs, zip(*collected))
@@ -353,6 +356,14 @@ class Program:
         finally:
             self._random_state = _rng_state(self._device)
             _set_rng_state(host, self._device)
+
+
+@torch.no_grad()
+def _return_changes(host: Sequence[Tensor], device: Sequence[Tensor], changed: Sequence[bool]) -> None:
+    """Copies inputs that the model has changed in place to the caller's tensors (PoplarExecutable.cpp:160-168)."""
+    for given, on_device, is_changed in zip(host, device, changed):
+        if is_changed and on_device.data_ptr() != given.data_ptr():
+            given.copy_(on_device)
 
 
 def _replaced_formats(*, is_exact: bool, keeps_float64: bool) -> Dict[torch.dtype, torch.dtype]:
