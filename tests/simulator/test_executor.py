@@ -384,6 +384,16 @@ def test_the_executable_and_its_inputs_have_poptorchs_private_names():
     assert poptorch.inferenceModel(Scale().eval())._optimizer is None
 
 
+def test_the_inputs_of_a_compilation_that_fails_are_kept():
+    """PopTorch keeps them before it traces the model (python/_poplar_executor.py:963, 1007-1008)."""
+    executor = poptorch.inferenceModel(Scale().eval())
+    x = torch.ones(2, 2, dtype=torch.bfloat16)
+    with pytest.raises(poptorch.Error, match="BFloat16"):
+        executor.compile(x)
+    assert executor._executable is None
+    assert executor._executable_inputs.args == [x]
+
+
 class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -172,10 +172,21 @@ def test_a_program_may_ask_a_stand_in_for_features_that_it_lacks(module):
     assert getattr(module, "NoSuchFeature", None) is None
 
 
-def test_an_import_of_a_feature_that_a_stand_in_lacks_fails_as_an_import():
+@pytest.mark.parametrize("name", ["popart", "popdist", "popdist.poptorch", "horovod", "horovod.torch"])
+def test_an_import_of_a_feature_that_a_stand_in_lacks_names_the_simulator(name):
     poptorch.install()
-    with pytest.raises(ImportError, match="DistributedOptimizer"):
-        exec("from horovod.torch import DistributedOptimizer")
+    message = f"{name}.Feature is not simulated: vit_ipu.simulator stands in for {name} and lacks Feature"
+    with pytest.raises(ImportError, match=message) as caught:
+        exec(f"import os\nfrom {name} import Feature")
+    assert caught.value.name == name
+    with pytest.raises(ImportError, match=message):
+        exec(f"def later():\n    from {name} import Feature as feature\nlater()")
+
+
+def test_an_import_of_a_name_that_poptorch_lacks_names_the_file():
+    poptorch.install()
+    with pytest.raises(ImportError, match=r"cannot import name 'Feature' from 'poptorch' \(.*simulator.__init__.py\)"):
+        exec("from poptorch import Feature")
 
 
 def test_install_makes_the_stand_ins_importable():

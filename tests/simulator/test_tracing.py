@@ -44,6 +44,20 @@ NOT_STATIC = {
         "Type inference failed for aten::masked_select because .* Meta backend",
     ),
     "kthvalue": (lambda m, x: x.kthvalue(1).values, "Type inference failed for aten::kthvalue"),
+    "repeat_interleave": (
+        lambda m, x: x.repeat_interleave(2, 1),
+        "inference failed for aten::repeat_interleave.Tensor",
+    ),
+    "repeat_interleave of tensors": (
+        lambda m, x: torch.repeat_interleave(x, torch.ones(2, dtype=torch.long), 0),
+        "Type inference failed for aten::repeat_interleave.Tensor",
+    ),
+    "logcumsumexp": (lambda m, x: torch.logcumsumexp(x, 1), "Type inference failed for aten::logcumsumexp because"),
+    "logcumsumexp out": (lambda m, x: torch.logcumsumexp(x, 1, out=x * 1), "inference failed for aten::logcumsumexp"),
+    "cummax": (lambda m, x: x.cummax(1).values, "Type inference failed for aten::cummax because"),
+    "cummin": (lambda m, x: torch.cummin(x, 1).values, "Type inference failed for aten::cummin because"),
+    "frexp": (lambda m, x: torch.frexp(x).mantissa, "Type inference failed for aten::frexp.Tensor because"),
+    "combinations": (lambda m, x: torch.combinations(x[0, 0, 0]), "Type inference failed for aten::masked_select"),
     "allclose": (lambda m, x: x * torch.allclose(x, x), "aten::item is only supported in eager mode"),
     "one_hot": (lambda m, x: F.one_hot(x.long()), "OneHot num classes must be specified and must be constant."),
     "max_pool3d": (
@@ -58,6 +72,17 @@ NOT_STATIC = {
 def test_operations_that_need_values_while_compiling_are_refused(function, message):
     with pytest.raises(poptorch.Error, match=message):
         infer(function)
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.fill(x, 3.0), lambda x: torch.vander(x)], ids=["fill", "vander"])
+def test_functions_that_torch_2_0_takes_for_constructors_keep_their_arguments(function):
+    x = torch.arange(3.0)
+    assert torch.equal(infer(lambda m, x: function(x), x), function(x))
+
+
+def test_repeat_interleave_works_on_the_host():
+    repeated = infer(lambda m, x: x + len(m.row.repeat_interleave(2)), torch.zeros(2), row=torch.ones(2))
+    assert repeated.tolist() == [4, 4]
 
 
 def test_a_boolean_mask_raises_the_error_of_torchs_shape_inference():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import Protocol
 
 from vit_ipu.simulator.dtypes import in_32_bits
+
+Body = Callable[[], ContextManager[None]]
+"""Makes a context manager for each run of a body of a loop or of a condition."""
 
 
 class StageManager(Protocol):
@@ -59,6 +62,12 @@ class Session:
     """Receives the blocks of a traced model as they begin."""
     on_loss: Optional[Callable[[Tensor], None]] = None
     """Receives each loss that the model marks."""
+    on_body: Optional[Callable[[], Body]] = None
+    """Receives each body of a loop or of a condition, in the order of the bodies in the model."""
+
+    def next_body(self) -> Body:
+        """Returns the context of the runs of the next body of a loop or of a condition."""
+        return nullcontext if self.on_body is None else self.on_body()
 
     def mark_loss(self, loss: Tensor) -> None:
         """Passes a loss of the model that is being traced or run to `on_loss`."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import sys
+from types import FrameType
+
 
 class Error(Exception):
     """An error of PopTorch's back end; `type`, `message` and `location` describe the error and its place."""
@@ -40,11 +44,23 @@ class NotSimulated(NotImplementedError, AttributeError):
     """
 
 
-def not_simulated(module: str, name: str) -> AttributeError:
-    """Returns the error for a name that a stand-in lacks; a private name, which Python may look up, is just absent."""
+def not_simulated(module: str, name: str) -> Exception:
+    """Returns the error for a name that a stand-in's `__getattr__` lacks.
+
+    A private name, which Python may look up, is just absent. `from module import name` gets an ImportError, because
+    Python would replace an AttributeError by a text that tells of an incomplete installation.
+    """
     if name.startswith("_"):
         return AttributeError(f"module {module!r} has no attribute {name!r}")
-    return NotSimulated(f"{module}.{name} is not simulated")
+    message = f"{module}.{name} is not simulated"
+    if _is_importing(sys._getframe(2)):
+        return ImportError(f"{message}: vit_ipu.simulator stands in for {module} and lacks {name}", name=module)
+    return NotSimulated(message)
+
+
+def _is_importing(frame: FrameType) -> bool:
+    """Tells whether the frame is executing `from module import name`."""
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
 
 
 class ConfigFileError(Exception):

@@ -193,3 +193,46 @@ def test_cond_takes_its_inputs_as_lists_only(then_inputs, else_inputs):
 def test_cond_is_for_inference_only():
     with pytest.raises(poptorch.Error, match=r"poptorch.cond\(\) is only supported in inference"):
         train(lambda c, x: poptorch.cond(c, unchanged, [x], unchanged, [x]), torch.tensor([True]), X)
+
+
+# ------------------------------------------------------------------------------------- torch.equal
+
+
+def one_if_equal(a, b):
+    return 1 if torch.equal(a, b) else -1
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_equal_in_a_loop_has_the_answer_of_the_traced_body_in_each_round(count):
+    assert infer(lambda x: poptorch.for_loop(count, lambda a: a + one_if_equal(a, a), [x])[0], X * 0)[0] == -count
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_equal_in_a_branch_that_is_not_taken_leaves_later_answers_in_place(condition):
+    host = torch.ones(2)
+
+    def forward(c, x):
+        y = poptorch.cond(c, lambda a: a + one_if_equal(a, a), [x], lambda a: a + 7, [x])[0]
+        return y + (100 if torch.equal(host, host) else 200)
+
+    assert infer(forward, torch.tensor([condition]), X * 0)[0] == (99 if condition else 107)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_equal_in_loops_in_branches_in_loops(condition):
+    host = torch.ones(2)
+
+    def branch(step):
+        return lambda a: poptorch.for_loop(2, lambda b: b + step * one_if_equal(host, host), [a])[0]
+
+    def body(c, a):
+        a = poptorch.cond(c, branch(1), [a], branch(10), [a])[0]
+        return c, a + 100 * one_if_equal(host, host) + 1000 * one_if_equal(a, a)
+
+    def forward(c, x):
+        return poptorch.for_loop(3, body, [c, x])[1] + 0.5 * one_if_equal(host, host)
+
+    expected = 3 * (2 * (1 if condition else 10) + 100 - 1000) + 0.5
+    executor = poptorch.inferenceModel(Calls(forward))
+    for _ in range(2):
+        assert executor(torch.tensor([condition]), X * 0)[0] == expected

@@ -143,8 +143,44 @@ PAIRS = {
 @pytest.mark.parametrize(("name", "instead"), list(PAIRS.items()))
 def test_operations_in_pairs_are_refused_on_the_ipu_and_do_nothing_on_the_host(ops, name, instead):
     x = torch.ones(1)
+    operation = getattr(ops, name)
+    more = [None] * (len(operation._schema.arguments) - 1)
+    given = [x, *more] if operation._schema.arguments else []
     returns_first = (name.startswith("end_") and name != "end_multi_conv") or name == "set_matmul_serialization"
-    assert getattr(ops, name)(x) is (x if returns_first else None)
+    assert operation(*given) is (x if returns_first else None)
     message = re.escape(f"torch.ops.poptorch.{name} is not simulated on the IPU: use {instead}")
     with pytest.raises(NotImplementedError, match=message):
-        on_ipu(lambda t: getattr(ops, name)(t) or t, x)
+        on_ipu(lambda t: operation(*given) or t, x)
+
+
+def test_operations_take_their_arguments_by_the_names_of_poptorchs_schemas(ops):
+    x, start = torch.arange(6.0).reshape(2, 3), torch.tensor([1])
+    assert torch.equal(on_ipu(lambda t: ops.set_available_memory(mem=0.5, t=ops.nop(self=t)), x), x)
+    assert torch.equal(on_ipu(lambda t, s: ops.dynamic_slice(t, dim=1, start=s, size=1, step=1), x, start), x[:, 1:2])
+    updated = on_ipu(lambda t, s: ops.dynamic_update(self=t, src=t[:, :1], dim=1, start=s, size=1), x, start)
+    assert updated.tolist() == [[0, 0, 2], [3, 3, 5]]
+    assert ops.end_for_loop([x], inputs=[x], trip_count=2) == [x]
+    assert torch.equal(ops.nop.default(x), x)
+    assert str(ops.set_overlap_for_input.default._schema) == (
+        "poptorch::set_overlap_for_input(Tensor t, str mode) -> Tensor"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ops: ops.nop(), "poptorch::nop() is missing value for argument 'self'. Declaration: poptorch::nop("),
+        (lambda ops: ops.nop(input=1), "poptorch::nop() is missing value for argument 'self'. Declaration:"),
+        (lambda ops: ops.nop(1, 2), "poptorch::nop() expected at most 1 argument(s) but received 2 argument(s)."),
+        (lambda ops: ops.nop(1, self=2), "poptorch::nop() expected at most 1 argument(s) but received 2 argument(s)."),
+        (lambda ops: ops.nop(self=1, out=2), "poptorch::nop() expected at most 1 argument(s) but received 2"),
+    ],
+)
+def test_arguments_that_the_schema_lacks_are_refused(ops, call, message):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        call(ops)
+
+
+def test_an_unknown_operation_is_named(ops):
+    with pytest.raises(AttributeError, match="torch.ops.poptorch has no operation 'no_such_operation'"):
+        ops.no_such_operation  # noqa: B018

@@ -53,12 +53,18 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounding, self.partials = rounding, partials
 
     @classmethod
-    def of(cls, options: Options, numerics: Numerics, device: torch.device) -> HalfArithmetic:
-        """Builds the mode from the options' partials types, stochastic rounding and random seed."""
+    def of(cls, options: Options, numerics: Numerics, device: torch.device, *, checked: bool = False) -> HalfArithmetic:
+        """Builds the mode from the options' partials types, stochastic rounding and random seed.
+
+        With `checked`, overflow raises Error.
+        """
         popart = options._Popart.options
         seed = int(options.random_seed) if options.exists("random_seed") else None
         rounding = Rounding(
-            stochastic=bool(popart.get("enableStochasticRounding", False)), seed=seed, device=str(device)
+            stochastic=bool(popart.get("enableStochasticRounding", False)),
+            seed=seed,
+            device=str(device),
+            checked=checked,
         )
         partials = Partials(
             half_products=popart.get("partialsTypeMatMuls") == "half",

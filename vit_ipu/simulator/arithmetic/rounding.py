@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_ipu.simulator.arithmetic.floating_point_checks import floating_point_exception
+
 MAX = 65504.0
 _LARGEST_THAT_ROUNDS_DOWN = 65519.996  # below half way from MAX to the next step of float16
 _SMALLEST_NORMAL = 2.0**-14
@@ -22,10 +24,15 @@ _SCRAMBLE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 
 
 class Rounding:
-    """Rounds float32 to float16; stochastic rounding draws from its own generator."""
+    """Rounds float32 to float16; stochastic rounding draws from its own generator.
 
-    def __init__(self, *, stochastic: bool = False, seed: Optional[int] = None, device: str = "cpu") -> None:
-        self.is_stochastic = stochastic
+    With `checked`, a finite value that is too large raises Error, as with floating-point exceptions on an IPU.
+    """
+
+    def __init__(
+        self, *, stochastic: bool = False, seed: Optional[int] = None, device: str = "cpu", checked: bool = False
+    ) -> None:
+        self.is_stochastic, self._is_checked = stochastic, checked
         # torch's generator may have the same seed: rounding must not correlate with data or dropout drawn from it
         scrambled = None if seed is None else (seed * _SCRAMBLE + 1) % 2**63
         self._bits: RandomBits = (_HostBits if device == "cpu" else _DeviceBits)(scrambled, device)
@@ -34,16 +41,25 @@ class Rounding:
         """Returns the nearest float16, ties to even; or one of the two neighbours, at random so as to keep the mean."""
         if values.dtype == torch.float16:
             return values
-        values = values.float()
+        values = self._within_range(values.float())
         if not (self.is_stochastic and values.numel()):
             return to_nearest(values)
         return self._to_a_neighbour(values.contiguous()).to(torch.float16)
 
     def in_float32(self, values: Tensor) -> Tensor:
         """Rounds contiguous float32 values to float16 values, returned as float32."""
+        values = self._within_range(values)
         if self.is_stochastic and values.numel():
             return self._to_a_neighbour(values)
         return to_nearest(values).float()
+
+    def _within_range(self, values: Tensor) -> Tensor:
+        """Returns the values. Raises Error if overflow is checked and a finite value rounds beyond float16's range."""
+        if self._is_checked:
+            too_large = values[values.isfinite() & (values.abs() > _LARGEST_THAT_ROUNDS_DOWN)]
+            if too_large.numel():
+                raise floating_point_exception(f"{too_large[0].item():g} does not fit in float16 (at most {MAX:g})")
+        return values
 
     @property
     def state(self) -> Tensor:

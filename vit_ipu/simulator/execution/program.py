@@ -11,6 +11,7 @@ IPU's numerics, all these tensors are float16 (arithmetic/half_mode.py).
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from vit_ipu.simulator import context, instances
 from vit_ipu.simulator import popart_enums as popart
+from vit_ipu.simulator.arithmetic.floating_point_checks import FloatingPointChecks
 from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic, undispatched
 from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
 from vit_ipu.simulator.arithmetic.mode import chosen
@@ -32,9 +34,10 @@ from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.output_modes import joined
 from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
-from vit_ipu.simulator.tracing.autograd_functions import forward_gradients, without_checkpoints
+from vit_ipu.simulator.tracing.autograd_functions import forward_gradients, without_checkpoints, without_hooks
 from vit_ipu.simulator.tracing.comparisons import Comparisons
-from vit_ipu.simulator.tracing.device_names import DeviceNames
+from vit_ipu.simulator.tracing.compile_checks import checks_floating_point
+from vit_ipu.simulator.tracing.device_names import DeviceNames, NewTensors
 from vit_ipu.simulator.tracing.host_state import as_before
 from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
 from vit_ipu.simulator.updates.attributes import Attributes
@@ -90,7 +93,9 @@ class Program:
         self._model, self._options, self._trace, self._device = model, options, trace, device
         self.compiled_for = compiled_for
         numerics = chosen()
-        self._half = HalfArithmetic.of(options, numerics, device) if numerics.is_ipu else None
+        checked = checks_floating_point(options)
+        self._checks = FloatingPointChecks() if checked else None
+        self._half = HalfArithmetic.of(options, numerics, device, checked=checked) if numerics.is_ipu else None
         self._replaced_formats = _replaced_formats(is_exact=self._half is None, keeps_float64=trace.keeps_float64)
         # Calls of model.train() or model.eval() after compilation have no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
@@ -284,13 +289,15 @@ class Program:
         with ExitStack() as stack:
             if self._by_replica.differ:
                 stack.enter_context(swapped_weights(self._model, self._by_replica.weights_of(replica)))
-            stack.enter_context(context.during(context.Session(on_ipu=True, on_loss=losses.append)))
+            session = context.Session(on_ipu=True, on_loss=losses.append)
+            if self._trace.comparisons is not None:
+                comparisons = stack.enter_context(Comparisons(self._trace.comparisons))
+                session = replace(session, on_body=comparisons.next_body)
+            stack.enter_context(context.during(session))
             if self._trace.host_changes:
                 stack.enter_context(as_before(self._trace.host_changes))
             if self._trace.names_devices:
                 stack.enter_context(DeviceNames(self._device))
-            if self._trace.comparisons:
-                stack.enter_context(Comparisons(self._trace.comparisons))
             if self._trace.has_checkpoints:
                 stack.enter_context(without_checkpoints())
             if self._trace.autograd_functions:
@@ -330,12 +337,16 @@ class Program:
         """Makes new tensors on the device, in the device's formats."""
         with ExitStack() as stack:
             stack.enter_context(context.unvalidated_distributions())
+            if self._trace.is_training or self._trace.hooks:  # a program may add hooks after compilation
+                stack.enter_context(without_hooks())
             if not self._trace.is_training and updates_statistics(self._modes):
                 stack.enter_context(FixedStatistics())
             if self._device.type != "cpu":
-                stack.enter_context(self._device)
+                stack.enter_context(NewTensors(self._device))
             if self._half is not None:
                 stack.enter_context(self._half)
+            if self._checks is not None:
+                stack.enter_context(self._checks)
             if self._half is not None or self._trace.keeps_float64:
                 stack.enter_context(MixedFormats())
             if self._replaces_formats_of_calls():

@@ -75,7 +75,7 @@ def install(
     if present is None:
         logs.start()
         _add_modules(_NAMES)
-        setattr(torch.ops, "poptorch", torch_ops.namespace())  # noqa: B010 (not in torch's type stubs)
+        setattr(torch.ops, "poptorch", torch_ops.Namespace())  # noqa: B010 (not in torch's type stubs)
     if "popart" not in sys.modules and "popdist" not in sys.modules:
         _add_modules(_STANDINS)
     if _is_missing("horovod"):
@@ -153,6 +153,7 @@ def _module(name: str, sources: List[ModuleType], *, is_package: bool) -> Module
     own = ["__name__", "__spec__", "__loader__", "__package__", "__path__", "__file__", "__builtins__", "__cached__"]
     for source in reversed(sources):
         module.__dict__.update({key: value for key, value in source.__dict__.items() if key not in own})
+    module.__file__ = sources[0].__file__
     loader: Any = _Loader()
     module.__spec__ = ModuleSpec(name, loader, is_package=is_package)
     module.__loader__ = loader

@@ -36,10 +36,13 @@ def for_loop(count: int, body: Callable[..., Any], inputs: List[Tensor]) -> List
     carried = [tensor.clone() for tensor in inputs]  # the body may change its inputs in place
     if not context.current.on_ipu:
         return as_list(body(*carried))
+    run = context.current.next_body()
     if context.current.trace is not None:
-        return _traced_loop(body, carried)
+        with run():
+            return _traced_loop(body, carried)
     for _ in range(count):
-        carried = [tensor.clone() for tensor in as_list(body(*carried))]
+        with run():
+            carried = [tensor.clone() for tensor in as_list(body(*carried))]
     return carried
 
 
@@ -92,10 +95,14 @@ def cond(
         )
     if not context.current.on_ipu:
         return as_list(then_body(*then_inps) if condition else else_body(*else_inps))
+    then_run, else_run = context.current.next_body(), context.current.next_body()
     if context.current.trace is None:
-        return as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
-    outputs = as_list(then_body(*_clones(then_inps)))
-    other_outputs = as_list(else_body(*_clones(else_inps)))
+        with then_run() if condition else else_run():
+            return as_list(then_body(*_clones(then_inps)) if condition else else_body(*_clones(else_inps)))
+    with then_run():
+        outputs = as_list(then_body(*_clones(then_inps)))
+    with else_run():
+        other_outputs = as_list(else_body(*_clones(else_inps)))
     if context.current.trace.is_training:
         raise cpp_error("poptorch.cond() is only supported in inference.")
     _check_branches(outputs, other_outputs)

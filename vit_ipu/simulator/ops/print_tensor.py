@@ -30,6 +30,9 @@ class PrintFormat(NamedTuple):
     close_bracket: str = ")"
 
 
+_register_hook: Callable[..., Any] = Tensor.register_hook
+"""torch's own method, also where a program's hooks have no effect (tracing/autograd_functions.py)."""
+
 _FLOAT_FORMATS = {"auto", "fixed", "scientific", "none"}
 
 
@@ -70,7 +73,7 @@ def ipu_print_tensor(
         _print(title or "PrintTensor", tensor, style)
         if print_gradient and passed.requires_grad:
             name = (title or "PrintTensor") + "_gradient"
-            passed.register_hook(lambda gradient: _print(name, gradient, style))  # type: ignore[no-untyped-call]
+            _register_hook(passed, lambda gradient: _print(name, gradient, style))
     return passed
 
 

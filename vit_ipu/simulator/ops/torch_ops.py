@@ -1,13 +1,13 @@
-"""The operations `torch.ops.poptorch.*` (dispatch_tracer/RegisterAtenOverloads.cpp:886-1000), as plain functions.
+"""The operations `torch.ops.poptorch.*` (dispatch_tracer/RegisterAtenOverloads.cpp:886-1000).
 
-Programs call some of these operations directly, such as `push_name_scope` in a forward hook. Operations that only make
-sense in pairs, around code that PopTorch captures, raise NotImplementedError on the IPU and name the public function.
+Arguments are those of PopTorch's schemas. Programs call some of these operations directly, such as `push_name_scope` in
+a forward hook. Operations that only make sense in pairs, around code that PopTorch captures, raise NotImplementedError
+on the IPU and name the public function.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -127,30 +127,69 @@ def ctc_beam_search_decoder(
 
 
 def _in_pairs(name: str, instead: str, *, returns_first: bool) -> Callable[..., Any]:
-    """Returns an operation that has no effect on the host, where it returns its first argument or nothing."""
+    """Returns a function that has no effect on the host, where it returns its first argument or nothing."""
 
-    def operation(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         if context.current.on_ipu:
             raise NotImplementedError(f"torch.ops.poptorch.{name} is not simulated on the IPU: use {instead}")
         return args[0] if returns_first else None
 
-    operation.__name__ = name
-    return operation
+    return run
 
 
-_PAIRS: Sequence[Tuple[str, str, bool]] = (
-    ("start_for_loop", "poptorch.for_loop", False),
-    ("end_for_loop", "poptorch.for_loop", True),
-    ("start_if_block", "poptorch.cond", False),
-    ("start_else_block", "poptorch.cond", False),
-    ("end_if_block", "poptorch.cond", True),
-    ("begin_multi_conv", "poptorch.MultiConv", False),
-    ("end_multi_conv", "poptorch.MultiConv", False),
-    ("call_cpu_op", "poptorch.CPU", False),
-    ("end_cpu_op", "poptorch.CPU", True),
-    ("set_matmul_serialization", "poptorch.serializedMatMul", True),
-    ("optimizer_group", "the optimizer given to poptorch.trainingModel", False),
-)
+_SCHEMAS = """
+    begin_ipu_block(int stage_id, int phase_id, int ipu_id) -> ();
+    begin_multi_conv() -> ();
+    call_cpu_op(Tensor[] inputs, str name) -> ();
+    clear_attribute(str attribute, str key) -> ();
+    ctc_beam_search_decoder(Tensor probs, Tensor lengths, int blank, int beam_width, int top_paths) -> (Tensor,
+        Tensor, Tensor);
+    custom_operation(Tensor[] inputs, str name, str domain, int domain_version, int num_outputs, Tensor[] outputs,
+        str attributes) -> Tensor[];
+    dynamic_slice(Tensor self, int dim, Tensor start, int size, int step) -> Tensor;
+    dynamic_update(Tensor self, Tensor src, int dim, Tensor start, int size) -> Tensor;
+    end_cpu_op(Tensor[] output) -> Tensor[];
+    end_for_loop(Tensor[] outputs, Tensor[] inputs, int trip_count) -> Tensor[];
+    end_if_block(Tensor[] outputs, Tensor condition) -> Tensor[];
+    end_ipu_block() -> ();
+    end_multi_conv(float[]? available_memory_proportions, int[]? partials_types, int? plan_type, int?
+        per_conv_reserved_tiles, float? cycle_back_off, int[]? enableConvDithering) -> ();
+    fps(Tensor src, int[] ptr, float ratio, bool random_start) -> Tensor;
+    identity_loss(Tensor x, int reduction) -> Tensor;
+    internal_cast(Tensor self, str dtype) -> Tensor;
+    ipu_print_tensor(Tensor self, str title, int print_gradient, int summarize_threshold, int edge_items, int
+        max_line_width, int digits, int float_format, str separator, str open_bracket, str close_bracket) -> Tensor;
+    nearest(Tensor x, Tensor y, Tensor batch_x, Tensor batch_y) -> Tensor;
+    nearest_batch_list(Tensor x, Tensor y, int[] batch_x, int[] batch_y) -> Tensor;
+    nop(Tensor self) -> Tensor;
+    optimizer_group(int group, Tensor[] inputs) -> ();
+    pop_name_scope() -> ();
+    push_name_scope(str name) -> ();
+    recomputation_checkpoint(Tensor self) -> Tensor;
+    set_attribute(str attribute, str key, str value) -> ();
+    set_available_memory(Tensor t, float mem) -> Tensor;
+    set_matmul_serialization(Tensor matmul, str mode, int factor, bool keep_precision) -> Tensor;
+    set_overlap_for_input(Tensor t, str mode) -> Tensor;
+    set_overlap_for_output(Tensor t, str mode) -> Tensor;
+    start_else_block(Tensor[] outputs_true) -> ();
+    start_for_loop(Tensor[] inputs) -> ();
+    start_if_block(Tensor condition) -> ()
+"""
+
+_PAIRS: Dict[str, str] = {
+    "start_for_loop": "poptorch.for_loop",
+    "end_for_loop": "poptorch.for_loop",
+    "start_if_block": "poptorch.cond",
+    "start_else_block": "poptorch.cond",
+    "end_if_block": "poptorch.cond",
+    "begin_multi_conv": "poptorch.MultiConv",
+    "end_multi_conv": "poptorch.MultiConv",
+    "call_cpu_op": "poptorch.CPU",
+    "end_cpu_op": "poptorch.CPU",
+    "set_matmul_serialization": "poptorch.serializedMatMul",
+    "optimizer_group": "the optimizer given to poptorch.trainingModel",
+}
+"""Operations that only work in pairs, or for a complete model, with the public function to use instead."""
 
 _SINGLE: Sequence[Callable[..., Any]] = (
     begin_ipu_block,
@@ -174,10 +213,46 @@ _SINGLE: Sequence[Callable[..., Any]] = (
     points.fps,
     points.nearest,
 )
+_FUNCTIONS: Dict[str, Callable[..., Any]] = {function.__name__: function for function in _SINGLE}
+_FUNCTIONS["nearest_batch_list"] = points.nearest
 
 
-def namespace() -> SimpleNamespace:
-    """Returns the operations as attributes."""
-    operations = {operation.__name__: operation for operation in _SINGLE}
-    operations.update((name, _in_pairs(name, use, returns_first=first)) for name, use, first in _PAIRS)
-    return SimpleNamespace(**operations, nearest_batch_list=points.nearest)
+class Operation:
+    """An operation, which takes the arguments of its schema by position or by name; `default` is its only overload."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self.__name__ = schema.name.partition("::")[2]
+        self._names = [argument.name for argument in schema.arguments]
+        instead = _PAIRS.get(self.__name__)
+        if instead is None:
+            self._run = _FUNCTIONS[self.__name__]
+        else:
+            self._run = _in_pairs(self.__name__, instead, returns_first=bool(schema.returns))
+        self.default = self
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs the operation. Raises RuntimeError, as torch does, if the arguments are not those of the schema."""
+        given = {**dict(zip(self._names, args)), **kwargs}
+        missing = [name for name in self._names if name not in given]
+        count = len(args) + len(kwargs)
+        if missing:
+            raise self._refusal(f"is missing value for argument {missing[0]!r}")
+        if count > len(self._names):
+            raise self._refusal(f"expected at most {len(self._names)} argument(s) but received {count} argument(s)")
+        return self._run(*(given[name] for name in self._names))
+
+    def _refusal(self, problem: str) -> Exception:
+        return RuntimeError(f"{self._schema.name}() {problem}. Declaration: {self._schema}")
+
+
+class Namespace:
+    """The operations as attributes, as `torch.ops.poptorch` has them."""
+
+    def __init__(self) -> None:
+        for schema in " ".join(_SCHEMAS.split()).split("; "):
+            operation = Operation(torch._C.parse_schema(f"poptorch::{schema}"))
+            setattr(self, operation.__name__, operation)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"torch.ops.poptorch has no operation {name!r}")

@@ -1,19 +1,21 @@
-"""torch.autograd.Function and gradient checkpointing as PopTorch records them: by their forward pass alone.
+"""What a program adds to torch's autograd, as PopTorch records it: by the forward pass alone.
 
-PopTorch records the operations of a forward pass, and PopART differentiates these operations, those of a Function too
-(poptorch/source/RequiresGrad.cpp). So `backward` of a Function never runs on an IPU, and torch.utils.checkpoint has no
-effect there: PopART decides what it computes again.
+PopTorch records the operations of a forward pass, and PopART differentiates these operations, those of a
+torch.autograd.Function too (poptorch/source/RequiresGrad.cpp). So `backward` of a Function and hooks on gradients never
+run on an IPU, and torch.utils.checkpoint has no effect there: PopART decides what it computes again.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx, FunctionMeta, _SingleLevelFunction
 from torch.utils import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from vit_ipu.simulator.logs import logger
 
@@ -84,6 +86,54 @@ def forward_gradients(on_use: Optional[Callable[[Any], None]] = None) -> Iterato
 
 
 @contextmanager
+def without_hooks(on_use: Optional[Callable[[str], None]] = None) -> Iterator[None]:
+    """Keeps hooks on gradients from running inside the `with` block, and those added there from running later.
+
+    These are the hooks of tensors and the backward hooks of modules. `on_use` is told the kind of each hook.
+    """
+
+    def note(kind: str) -> None:
+        if on_use is not None:
+            on_use(kind)
+
+    def never(add: Callable[..., RemovableHandle]) -> Callable[..., RemovableHandle]:
+        def add_and_remove(tensor: Tensor, hook: Callable[..., Any]) -> RemovableHandle:
+            note(f"Tensor.{add.__name__}")
+            if not torch.is_grad_enabled():  # in inference, where torch refuses hooks, and PopTorch does not
+                return RemovableHandle(OrderedDict())
+            with torch._C.DisableTorchFunction():
+                handle = add(tensor, hook)
+            handle.remove()
+            return handle
+
+        return add_and_remove
+
+    def no_hooks(module: nn.Module) -> Tuple[List[Any], List[Any]]:
+        note(f"backward hooks of {type(module).__module__}.{type(module).__qualname__}")
+        return [], []
+
+    def no_pre_hooks(module: nn.Module) -> List[Any]:
+        return no_hooks(module)[0]
+
+    with ExitStack() as stack:
+        for name in _TENSOR_HOOKS:
+            stack.enter_context(_replaced(Tensor, name, never(getattr(Tensor, name))))
+        stack.enter_context(_replaced(nn.Module, "_get_backward_hooks", no_hooks))
+        stack.enter_context(_replaced(nn.Module, "_get_backward_pre_hooks", no_pre_hooks))
+        yield
+
+
+def hooked_parameters(model: nn.Module) -> List[str]:
+    """Returns the names of the parameters whose gradients have hooks."""
+    attributes = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if any(getattr(parameter, attribute, None) for attribute in attributes)
+    ]
+
+
+@contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute inside the `with` block, and removes it afterwards if `owner` had only inherited it."""
     before = vars(owner).get(name)
@@ -95,6 +145,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
+
+
+_TENSOR_HOOKS = [
+    name for name in ("register_hook", "register_post_accumulate_grad_hook") if hasattr(Tensor, name)
+]  # the second is in torch 2.1 and later
 
 
 def _is_of_torch(cls: Any) -> bool:
@@ -169,4 +224,13 @@ def warn_of_ignored_backward(cls: Any) -> None:
         "in x + (hard(x) - x).detach() for a straight-through estimator",
         cls.__module__,
         cls.__qualname__,
+    )
+
+
+def warn_of_ignored_hook(kind: str) -> None:
+    """Warns that an IPU trains without the hooks that a program has put on gradients."""
+    logger.warning(
+        "%s: PopTorch never runs autograd's backward, so hooks on gradients do not run on an IPU and gradients stay as "
+        "they are; change a gradient in forward, as in factor * x + (x - factor * x).detach()",
+        kind,
     )

@@ -8,6 +8,7 @@ from typing import Iterable, Optional
 from vit_ipu.simulator import popart_enums as popart
 from vit_ipu.simulator.enums import ConnectionType, OutputMode
 from vit_ipu.simulator.errors import cpp_error, error
+from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.machine import round_up_num_ipus
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.session_options import validate
@@ -127,6 +128,16 @@ def _check_ipu_model(options: Options) -> None:
         raise cpp_error("ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model")
     if options.replication_factor > 1:
         raise cpp_error("Replicated top level graphs are not supported on the IPU model")
+
+
+def checks_floating_point(options: Options) -> bool:
+    """Tells whether floating-point exceptions are on; the IPU Model has none (popart popx/irlowering.cpp:2614-2628)."""
+    if not options._Popart.options.get("enableFloatingPointChecks", False):
+        return False
+    if uses_ipu_model(options):
+        logger.warning("Floating point checks cannot be enabled for non IPU devices")
+        return False
+    return True
 
 
 def uses_ipu_model(options: Options) -> bool:

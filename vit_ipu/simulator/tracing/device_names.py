@@ -11,8 +11,12 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 IPU = torch.device("ipu", 0)
+
+# Functions that torch 2.0.1 takes for constructors with an argument `device`.
+_WITHOUT_DEVICE = (torch.fill, torch.vander)
 
 # The properties by which a tensor on an IPU states its device.
 _PROPERTIES: Dict[Any, Any] = {
@@ -25,6 +29,17 @@ _PROPERTIES: Dict[Any, Any] = {
 
 
 _TO_IPU = getattr(Tensor, "ipu")  # noqa: B009 (torch's own type stubs lack it)
+
+
+class NewTensors(DeviceContext):  # type: ignore[no-untyped-call]
+    """A mode in which new tensors are on a device: torch's own mode, which fails for two functions in torch 2.0.1."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        if func in _WITHOUT_DEVICE:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 class DeviceNames(TorchFunctionMode):

@@ -39,6 +39,16 @@ def _check_allclose(input: Tensor, *args: Any, **kwargs: Any) -> None:
         raise cpp_error(ITEM)
 
 
+def _refused_part(name: str) -> Callable[..., None]:
+    """Returns a check that raises Error on the IPU for a function that newer torch versions run without its part."""
+
+    def check(input: Tensor, *args: Any, **kwargs: Any) -> None:
+        if input.is_meta:
+            raise_not_inferred(name)
+
+    return check
+
+
 def _check_matrix_norm(A: Tensor, ord: Any = "fro", *args: Any, **kwargs: Any) -> None:
     """Raises Error for the nuclear norm and the 2-norm (RegisterAtenOverloads.cpp, linalgMatrixNorm)."""
     if ord == "nuc":
@@ -79,11 +89,13 @@ def _check_numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
 _plain_rnn = _recurrent_check("RNN", "RNN without biases is not supported", "Bidirectional RNN is not supported")
 _CHECKS: Dict[str, Callable[..., None]] = {
     "allclose": _check_allclose,
+    "combinations": _refused_part("aten::masked_select"),
     "cross_entropy": _check_cross_entropy,
     "gru": _recurrent_check("GRU", None, "bidirectional GRU not supported"),
     "linalg_matrix_norm": _check_matrix_norm,
     "lstm": _recurrent_check("LSTM", "LSTM without biases not supported", "bidirectional LSTM not supported"),
     "numpy": _check_numpy,
+    "repeat_interleave": _refused_part("aten::repeat_interleave.Tensor"),
     "rnn_relu": _plain_rnn,
     "rnn_tanh": _plain_rnn,
 }

@@ -68,7 +68,8 @@ _HIDDEN_PARTS = {
 # Operations without a Meta kernel in torch 2.0.1: shape inference fails before PopTorch looks for a handler.
 _WITHOUT_META = frozenset(
     "aten::kthvalue aten::masked_select aten::_unique aten::_unique2 aten::unique_dim aten::unique_consecutive "
-    "aten::unique_dim_consecutive aten::repeat_interleave.Tensor".split()
+    "aten::unique_dim_consecutive aten::repeat_interleave.Tensor aten::frexp.Tensor aten::logcumsumexp "
+    "aten::logcumsumexp.out aten::cummax aten::cummax.out aten::cummin aten::cummin.out".split()
 )
 
 

@@ -27,11 +27,14 @@ from vit_ipu.simulator.options.strategies import StageManager
 from vit_ipu.simulator.tracing.arguments import Arguments
 from vit_ipu.simulator.tracing.autograd_functions import (
     forward_gradients,
+    hooked_parameters,
     warn_of_ignored_backward,
+    warn_of_ignored_hook,
     without_checkpoints,
+    without_hooks,
 )
-from vit_ipu.simulator.tracing.comparisons import Comparisons
-from vit_ipu.simulator.tracing.device_names import DeviceNames
+from vit_ipu.simulator.tracing.comparisons import Answers, Comparisons
+from vit_ipu.simulator.tracing.device_names import DeviceNames, NewTensors
 from vit_ipu.simulator.tracing.dispatch_mode import RecordingMode, check_type
 from vit_ipu.simulator.tracing.functions import check_function, stand_in_for
 from vit_ipu.simulator.tracing.graph import Graph, Kind
@@ -90,10 +93,12 @@ class Trace:
         """Whether the forward must run in `DeviceNames`."""
         self.autograd_functions: Set[Any] = set()
         """The torch.autograd.Functions that a training model applies."""
+        self.hooks: Set[str] = set()
+        """The kinds of hooks on gradients that the forward adds or meets."""
         self.has_checkpoints = False
         """Whether the forward uses torch.utils.checkpoint."""
-        self.comparisons: Sequence[bool] = ()
-        """The answers of torch.equal, in order."""
+        self.comparisons: Optional[Answers] = None
+        """The answers of torch.equal, if the forward calls it."""
         self.mutates_buffers = False
         self.host_changes: List[Change] = []
         """The plain attributes of modules that the forward changes."""
@@ -162,6 +167,12 @@ class Trace:
             warn_of_ignored_backward(cls)
         self.autograd_functions.add(cls)
 
+    def note_hook(self, kind: str) -> None:
+        """Records a hook on gradients, and in training warns about each kind the first time."""
+        if self.is_training and kind not in self.hooks:
+            warn_of_ignored_hook(kind)
+        self.hooks.add(kind)
+
     def note_checkpoint(self) -> None:
         """Records a call of torch.utils.checkpoint."""
         self.has_checkpoints = True
@@ -213,6 +224,8 @@ def trace_model(
     """
     trace = Trace(is_training)
     _check_inputs(arguments)
+    for name in hooked_parameters(model) if is_training else ():
+        warn_of_ignored_hook(f"hooks of {name}")
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # inference tensors do not count changes
         stack.enter_context(torch.set_grad_enabled(is_training))
@@ -221,19 +234,26 @@ def trace_model(
         inputs = arguments.with_tensors([trace.meta_like(tensor) for tensor in arguments.tensors()])
         trace.begin(meta, inputs)
         stack.enter_context(swapped_weights(model, meta))
-        stack.enter_context(_session_of(trace, manager))
+        comparisons = Comparisons()
+        stack.enter_context(_session_of(trace, manager, comparisons))
         state = HostState(model)
-        _run_model(model, inputs, trace, meta)
+        _run_model(model, inputs, trace, meta, comparisons)
         trace.host_changes = state.changes()
     trace.mutates_buffers = any(t._version for t in meta.tensors() if t.is_floating_point())
     return trace
 
 
 @contextmanager
-def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
+def _session_of(trace: Trace, manager: StageManager, comparisons: Comparisons) -> Iterator[None]:
     """Reports to `trace` the blocks, losses and tensors that the model marks."""
     manager.on_begin = trace.begin_block
-    session = context.Session(on_ipu=True, trace=trace, stage_manager=manager, on_loss=trace.mark_loss)
+    session = context.Session(
+        on_ipu=True,
+        trace=trace,
+        stage_manager=manager,
+        on_loss=trace.mark_loss,
+        on_body=comparisons.next_body,
+    )
     try:
         with context.during(session):
             yield
@@ -241,13 +261,13 @@ def _session_of(trace: Trace, manager: StageManager) -> Iterator[None]:
         manager.on_begin = None
 
 
-def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights) -> None:
+def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights, comparisons: Comparisons) -> None:
     """Runs `model` under all modes and hooks that record what the model does."""
     recording_mode = RecordingMode(trace.graph, trace.place)
-    names, comparisons = DeviceNames(torch.device("meta")), Comparisons()
+    names = DeviceNames(torch.device("meta"))
     formats = ReplacedFormats({} if trace.keeps_float64 else {torch.float64: torch.float32})
     with ExitStack() as stack:
-        stack.enter_context(torch.device("meta"))
+        stack.enter_context(NewTensors(torch.device("meta")))
         stack.enter_context(context.unvalidated_distributions())
         stack.enter_context(saved_tensors_hooks(_saver(trace), lambda tensor: tensor))
         stack.enter_context(recording_mode)
@@ -257,12 +277,14 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
         stack.enter_context(names)  # nearly the last, because the other modes look at the real devices
         stack.enter_context(formats)
         stack.enter_context(without_checkpoints(trace.note_checkpoint))
+        stack.enter_context(without_hooks(trace.note_hook))
         if trace.is_training:
             stack.enter_context(forward_gradients(trace.note_function))
         trace.outputs = model(*inputs.args, **inputs.kwargs)
     recording_mode.raise_if_unsupported()
     trace.graph.note_outputs(flatten(trace.outputs))
-    trace.names_devices, trace.comparisons = names.used, comparisons.answers
+    trace.names_devices = names.used
+    trace.comparisons = comparisons.answers if comparisons.used else None
     trace.asks_for_float64 = formats.used
 
 

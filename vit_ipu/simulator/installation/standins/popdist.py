@@ -12,6 +12,7 @@ from typing import Any, Callable, Set
 import torch.distributed as dist
 
 from vit_ipu.simulator import instances as _instances
+from vit_ipu.simulator.errors import not_simulated
 
 __simulated__ = True
 
@@ -96,3 +97,7 @@ def execute_on_instances(instances: Set[int], func: Callable[..., Any], *args: A
         return func(*args, **kwargs) if 0 in instances else None
     with _instances.among(instances) as is_member:
         return func(*args, **kwargs) if is_member else None
+
+
+def __getattr__(name: str) -> Any:
+    raise not_simulated("popdist", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional
 
+from vit_ipu.simulator.errors import not_simulated
 from vit_ipu.simulator.installation.standins import popdist
 from vit_ipu.simulator.options.groups import _DistributedOptions
 from vit_ipu.simulator.options.options import Options as _Options
@@ -64,3 +65,7 @@ class Options(_Options):
 
 def _blocked(name: str) -> RuntimeError:
     return RuntimeError(f"Cannot call `{name}` with popdist.poptorch.Options")
+
+
+def __getattr__(name: str) -> Any:
+    raise not_simulated("popdist.poptorch", name)
