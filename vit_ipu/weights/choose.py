@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List
 
 from vit_ipu.errors import CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
-"""Suffixes of a file that lists the shards of weights in several files."""
+"""Suffixes of a file that lists the shards of weights in several files; a variant is named before the last dot."""
+_INDEX = re.compile(r".+\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -19,6 +21,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_VARIANTS = (
+    re.compile(r"model\.[\w-]+\.safetensors|model\.safetensors\.index\.[\w-]+\.json"),
+    re.compile(r"pytorch_model\.[\w-]+\.bin|pytorch_model\.bin\.index\.[\w-]+\.json"),
+)
+"""Names of WEIGHT_FILES with a variant, such as model.fp16.safetensors (transformers, `modeling_utils._add_variant`)."""
 _MAX_INDEX = 64 << 20
 
 
@@ -26,7 +33,7 @@ def weight_file(folder: Path) -> Path:
     """Returns the file with the weights in a foreign folder, safetensors before pickles. Raises CheckpointError."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
-        found = sorted(path for path in folder.glob("*") if path.name.endswith(WEIGHT_SUFFIXES) and path.is_file())
+        found = _other_files(folder)
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise CheckpointError(f"{folder} holds several files of weights ({names}): name one of them")
@@ -38,6 +45,27 @@ def weight_file(folder: Path) -> Path:
     if leads_out(found[0]):
         raise CheckpointError(f"{found[0]} leads out of the folder: name the file that it links to")
     return found[0]
+
+
+def _other_files(folder: Path) -> List[Path]:
+    """Lists the files of a variant, safetensors before pickles; without one, all files of weights. Shards do not count
+    beside an index."""
+    files = [path for path in folder.glob("*") if is_index(path) or path.name.endswith(WEIGHT_SUFFIXES)]
+    files = sorted(path for path in files if path.is_file())
+    if any(map(is_index, files)):
+        files = [path for path in files if not _SHARD.fullmatch(path.name)]
+    variants = ([path for path in files if pattern.fullmatch(path.name)] for pattern in _VARIANTS)
+    return next(filter(None, variants), files)
+
+
+def is_index(path: Path) -> bool:
+    """Tells whether a file, by its name, lists the shards of weights in several files."""
+    return _INDEX.fullmatch(path.name) is not None
+
+
+def has_usual_name(path: Path) -> bool:
+    """Tells whether a file has a name that libraries give to the weights which the config.json beside it describes."""
+    return path.name in WEIGHT_FILES or any(pattern.fullmatch(path.name) for pattern in _VARIANTS)
 
 
 def leads_out(path: Path) -> bool:
@@ -54,7 +82,8 @@ def leads_out(path: Path) -> bool:
 
 def weight_map(index: Path) -> Dict[str, str]:
     """Returns the shard of each tensor in an index of shards: a file beside the index. Raises CheckpointError."""
-    kind = index.name[: -len(".index.json")].rpartition(".")[2]  # safetensors or bin
+    named = _INDEX.fullmatch(index.name)
+    kind = named.group(1) if named else "safetensors"
     try:
         if index.stat().st_size > _MAX_INDEX:
             raise ValueError

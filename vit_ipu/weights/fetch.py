@@ -18,7 +18,7 @@ from vit_ipu import __version__
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
 from vit_ipu.text import reason_of
-from vit_ipu.weights.choose import INDEX_SUFFIXES, WEIGHT_FILES, WEIGHT_SUFFIXES, weight_map
+from vit_ipu.weights.choose import WEIGHT_FILES, WEIGHT_SUFFIXES, is_index, weight_map
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 _MAX_DOWNLOAD = 32 << 30
@@ -183,7 +183,7 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
     if weights is None:
         raise repository.lacks(f"weights: {', '.join(WEIGHT_FILES[:-1])} or {WEIGHT_FILES[-1]}")
-    if weights.name.endswith(INDEX_SUFFIXES):
+    if is_index(weights):
         if pinned is not None:
             raise CheckpointError(f"{source} has its weights in several files, and a sha256 pins one")
         for name in sorted(set(weight_map(weights).values())):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from vit_ipu.errors import CheckpointError
-from vit_ipu.weights.choose import leads_out
+from vit_ipu.weights.choose import has_usual_name, leads_out
 from vit_ipu.weights.image_processors import RESAMPLE, preprocessing, triple
 from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, known_problem_type
 from vit_ipu.weights.timm_models import GELU, LAYER_NORM_EPS, TimmShape, plain_vit
@@ -31,7 +31,9 @@ class FolderConfig:
     """What the files beside the weights say about a model."""
 
     path: Path
-    """The config.json."""
+    """The config.json, or the checkpoint with timm's arguments."""
+    naming: str
+    """Name of the library's naming of tensors: namings.py."""
     implied: Dict[str, Any] = field(default_factory=dict)
     """Settings that the library fixes where the files do not state others, by the names of WeightsMetadata."""
     stated: Dict[str, Any] = field(default_factory=dict)
@@ -45,8 +47,13 @@ def read_folder_config(file: Path) -> Optional[FolderConfig]:
 
     Raises CheckpointError if a file cannot be read, or describes a model that this program cannot compute.
     """
-    path, processor = file.parent / "config.json", file.parent / "preprocessor_config.json"
-    config = _read_json(path) if file.name.startswith(("model.safetensors", "pytorch_model.bin")) else {}
+    with with_remedy(file, file.parent / "config.json"):
+        return _read_folder_config(file.parent)
+
+
+def _read_folder_config(folder: Path) -> Optional[FolderConfig]:
+    path, processor = folder / "config.json", folder / "preprocessor_config.json"
+    config = _read_json(path)
     if "pretrained_cfg" in config or "architecture" in config:
         with damage_is_in(path):
             return _from_timm(config, path)
@@ -56,7 +63,7 @@ def read_folder_config(file: Path) -> Optional[FolderConfig]:
         found = _from_huggingface(config, path)
     with damage_is_in(processor):
         pixels = preprocessing(_read_json(processor), found.shape.get("image_size"))
-    return FolderConfig(path, found.implied, dict(found.stated, **pixels), found.shape)
+    return replace(found, stated=dict(found.stated, **pixels))
 
 
 def read_training_arguments(file: Path, stored: Dict[str, Any]) -> Optional[FolderConfig]:
@@ -69,6 +76,18 @@ def read_training_arguments(file: Path, stored: Dict[str, Any]) -> Optional[Fold
         return None
     with damage_is_in(file):
         return _from_timm(_timm_config(architecture, arguments), file)
+
+
+@contextmanager
+def with_remedy(file: Path, config: Path) -> Iterator[None]:
+    """Adds to a refusal of the body what to do if `config`, a file beside `file`, describes other weights."""
+    try:
+        yield
+    except CheckpointError as error:
+        if has_usual_name(file) or config == file:
+            raise
+        remedy = f"if it does not describe {file.name}, move {file.name} to a folder of its own"
+        raise CheckpointError(f"{error}; {remedy}") from None
 
 
 @contextmanager
@@ -155,7 +174,7 @@ def _from_timm(config: Dict[str, Any], path: Path) -> FolderConfig:
     num_classes = next((h["num_classes"] for h in (arguments, config, pixels) if "num_classes" in h), None)
     if num_classes is not None:
         shape["num_classes"] = int(num_classes)
-    return FolderConfig(path, implied, stated, shape)
+    return FolderConfig(path, "timm", implied, stated, shape)
 
 
 def _timm_config(architecture: str, arguments: Dict[str, Any]) -> Dict[str, Any]:
@@ -275,7 +294,8 @@ def _from_huggingface(config: Dict[str, Any], path: Path) -> FolderConfig:
     stated["problem_type"] = _problem_type(config, len(names))
     if names:
         shape["num_classes"] = len(names)
-    return FolderConfig(path, dict(_HUGGINGFACE_DEFAULTS), stated, {name: int(side) for name, side in shape.items()})
+    sizes = {name: int(size) for name, size in shape.items()}
+    return FolderConfig(path, "huggingface", dict(_HUGGINGFACE_DEFAULTS), stated, sizes)
 
 
 def _problem_type(config: Dict[str, Any], num_classes: int) -> str:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
-from vit_ipu.weights.choose import INDEX_SUFFIXES, weight_file
+from vit_ipu.weights.choose import has_usual_name, is_index, weight_file
 from vit_ipu.weights.completeness import require_stated_shape, require_whole, with_zero_biases
 from vit_ipu.weights.fetch import locate, split_part
-from vit_ipu.weights.folder_configs import read_folder_config, read_training_arguments
+from vit_ipu.weights.folder_configs import FolderConfig, read_folder_config, read_training_arguments, with_remedy
 from vit_ipu.weights.layouts import flax_heads
 from vit_ipu.weights.metadata import WeightsMetadata, metadata_of, read_metadata
-from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM
+from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM, Naming
 from vit_ipu.weights.native import MODEL, ModelDescription, find_checkpoint, is_native, load_description, load_tensors
 from vit_ipu.weights.position_embeddings import with_class_position
 from vit_ipu.weights.tensor_files import read_tensors
@@ -74,16 +74,17 @@ def read_weights(
         )
     file = weight_file(path) if path.is_dir() else path
     config = read_folder_config(file)
-    is_pinned = located.verified and not file.name.endswith(INDEX_SUFFIXES)  # an index is not its shards
+    is_pinned = located.verified and not is_index(file)  # an index is not its shards
     stored = read_tensors(file, trust_pickle=trust_pickle or is_pinned, part=part)
-    config = config or read_training_arguments(file, stored.metadata)
     naming = recognise(stored.tensors, source)
+    config = read_training_arguments(file, stored.metadata) or _describing(file, config, naming, notify)
     tensors = with_zero_biases(to_ours(stored.tensors, naming, source))
     if "pos_embed" in tensors:
         tensors["pos_embed"] = with_class_position(tensors["pos_embed"], source)
     require_whole(tensors, naming, source)
     if config is not None:
-        require_stated_shape(tensors, config.shape, config.path)
+        with with_remedy(file, config.path):
+            require_stated_shape(tensors, config.shape, config.path)
     metadata = read_metadata(file, naming, stored.metadata, config)
     if naming.flax and any(key.startswith(IMAGE_TOWERS) for key in stored.tensors) and "head.weight" in tensors:
         metadata = replace(metadata, embedding=len(tensors["head.weight"]))
@@ -91,3 +92,16 @@ def read_weights(
     if naming.flax:
         metadata = metadata.knowing(num_heads=flax_heads(stored.tensors, source))
     return Weights(source, file, naming.name, tensors, metadata)
+
+
+def _describing(
+    file: Path, config: Optional[FolderConfig], naming: Naming, notify: Notify
+) -> Optional[FolderConfig]:
+    """Returns what the config.json beside a file states, unless it describes the weights of another library."""
+    if config is None or has_usual_name(file) or config.naming == naming.name:
+        return config
+    notify(
+        f"note: {config.path} is left out: it describes weights in {config.naming}'s naming, but those of {file.name} "
+        f"are in {naming.name}'s"
+    )
+    return None

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vit_ipu.errors import CheckpointError
-from vit_ipu.weights.choose import INDEX_SUFFIXES, WEIGHT_SUFFIXES, leads_out, weight_map
+from vit_ipu.weights.choose import INDEX_SUFFIXES, WEIGHT_SUFFIXES, is_index, leads_out, weight_map
 from vit_ipu.weights.pickles import read_pickle
 from vit_ipu.weights.untrusted import (
     FLOATS,
@@ -75,7 +75,7 @@ def _check_is_weights(path: Path) -> None:
         raise refusal(path, "it is a folder: name a file")
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
-    if not path.name.endswith((*WEIGHT_SUFFIXES, *INDEX_SUFFIXES)):
+    if not path.name.endswith(WEIGHT_SUFFIXES) and not is_index(path):
         raise refusal(path, f"expected a file that ends in {', '.join((*WEIGHT_SUFFIXES, *INDEX_SUFFIXES))}")
     if not path.is_file():
         raise refusal(path, "it is not a regular file")
