@@ -125,6 +125,47 @@ def test_the_crop_of_timm_is_followed(tmp_path, crop_mode):
     assert (metadata.eval_crop, metadata.eval_resize, metadata.assumed) == (crop_mode or "center", 40, ())
 
 
+# ------------------------------------------------------------------------ transformers' TimmWrapper
+
+
+def wrapper_folder(folder, **settings):
+    """Writes the folder of a random TimmWrapperForImageClassification; returns the model."""
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    torch.manual_seed(0)
+    pixels = {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 1.0}
+    model_args = {"img_size": 32, "depth": 1, "num_heads": 6}
+    stated = {"architecture": "vit_tiny_patch16_224", "model_args": model_args, "pretrained_cfg": pixels}
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(**stated, **settings))
+    randomise(model.eval()).save_pretrained(str(folder))
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["timm_model.", ""])
+@pytest.mark.parametrize(
+    ("settings", "problem_type"),
+    [
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "multi_label_classification"),
+        ({"num_labels": 1}, "multi_label_classification"),  # a sigmoid, by transformers' pipeline
+        ({"num_labels": 3}, "single_label_classification"),
+    ],
+)
+def test_a_folder_of_transformers_timm_wrapper_is_read(tmp_path, prefix, settings, problem_type):
+    """Covers transformers 5, and transformers 4, which wrote timm's own keys without timm_model."""
+    model = wrapper_folder(tmp_path, **settings)
+    state = {prefix + name: tensor for name, tensor in model.timm_model.state_dict().items()}
+    save_file(state, str(tmp_path / "model.safetensors"))
+    metadata = read_weights(str(tmp_path)).metadata
+    assert (metadata.problem_type, metadata.num_heads, metadata.mean) == (problem_type, 6, (0.4,) * 3)
+    assert_same(model.timm_model, tmp_path, 32)
+
+
+def test_a_problem_type_of_a_timm_wrapper_that_is_not_known_is_refused(tmp_path):
+    _, folder = small_folder(tmp_path, {"model_type": "timm_wrapper", "problem_type": "ranking"})
+    with pytest.raises(CheckpointError, match="config.json: (damaged: )?problem_type ranking is not one of"):
+        read_weights(str(folder))
+
+
 # ------------------------------------------------------------------------------- what is refused
 
 REFUSED = [

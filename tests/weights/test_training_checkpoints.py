@@ -24,7 +24,9 @@ from vit_ipu.files import sha256_of
 from vit_ipu.model import ViT
 from vit_ipu.weights.choose import weight_file
 from vit_ipu.weights.export import convert
+from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
+from vit_ipu.weights.translate import from_ours
 
 TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
 
@@ -163,7 +165,10 @@ def test_an_epoch_of_mmengine_is_read(tmp_path, monkeypatch):
     assert "mmengine" not in sys.modules
 
 
-@pytest.mark.parametrize("prefix", ["model.", "net.", "model._orig_mod.", "net.model."])
+PREFIXES = ["model.", "net.", "vit.", "backbone.", "model.vit.", "module.model.encoder.", "timm_model."]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "model._orig_mod.", "net.model."])
 def test_a_checkpoint_of_lightning_is_read(tmp_path, monkeypatch, prefix):
     class AttributeDict(dict):
         pass
@@ -197,6 +202,37 @@ def test_a_hugging_face_model_in_a_lightning_module_is_read(tmp_path):
     _, folder = huggingface_model("tiny", 16, 32, tmp_path)
     saved(tmp_path / "x.ckpt", {"state_dict": prefixed("model.", torch_state(folder))})
     assert equal_states(read_weights(str(tmp_path / "x.ckpt")).tensors, read_weights(str(folder)).tensors)
+
+
+@pytest.mark.parametrize("naming", ["huggingface", "torchvision", "mmpretrain", "graphcore"])
+@pytest.mark.parametrize("prefix", ["model.", "vit.", "my.backbone."])
+def test_the_attribute_that_holds_any_librarys_model_is_stripped(tmp_path, naming, prefix):
+    theirs = from_ours(tiny_state(), NAMINGS[naming], num_heads=2)
+    weights = read_weights(str(saved(tmp_path / "x.ckpt", {"state_dict": prefixed(prefix, theirs)})))
+    assert weights.origin == naming
+    assert equal_states(weights.tensors, tiny_state())
+
+
+@pytest.mark.parametrize(
+    ("others", "shown"),
+    [
+        ({"criterion.weight": torch.ones(4)}, "1 other key of unknown use: criterion.weight"),
+        ({"classifier.weight": torch.ones(5, 32), "classifier.bias": torch.ones(5)}, "2 other keys of .*classifier.bias"),
+        (prefixed("teacher.", tiny_state()), "56 other keys of unknown use: teacher.cls_token, .*, \\.\\.\\."),
+    ],
+)
+def test_keys_beside_a_lightning_modules_vit_are_named(tmp_path, others, shown):
+    """Refuses rather than drops them: one could be the head, or averaged weights."""
+    path = saved(tmp_path / "x.ckpt", {"state_dict": dict(prefixed("model.vit.", tiny_state()), **others)})
+    message = f"x.ckpt: beside a ViT in timm's naming under model.vit it holds {shown}: save the state dict of the ViT"
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(path))
+
+
+def test_keys_of_another_model_are_named_in_full(tmp_path):
+    path = saved(tmp_path / "x.ckpt", {"state_dict": prefixed("model.", {**tiny_state(), "rope.freqs": torch.ones(3)})})
+    with pytest.raises(CheckpointError, match="not a plain ViT: 1 of its keys are unknown .* timm: rope.freqs"):
+        read_weights(str(path))
 
 
 def torch_state(folder):
@@ -275,6 +311,21 @@ def test_a_network_of_dino_is_chosen_by_its_key(tmp_path, monkeypatch, capsys):
     command = ["convert", f"{path}#teacher", str(tmp_path / "f.safetensors"), "--to", "timm", "--features"]
     assert vit_ipu(monkeypatch, capsys, *command, "--num-heads", "2")[0] == 0
     assert equal_states(read_weights(str(tmp_path / "f.safetensors")).tensors, teacher)
+
+
+def test_networks_of_ibot_are_read(tmp_path):
+    """Covers bytedance/ibot's main_ibot.py with separate heads: models/head.py, models/vision_transformer.py."""
+    state = {name: tensor for name, tensor in tiny_state().items() if not name.startswith("head.")}
+    names = ["mlp.0.weight", "last_norm.weight", "mlp2.weight", "last_norm2.weight"]
+    names += [f"{layer}.weight_{part}" for layer in ("last_layer", "last_layer2") for part in "gv"]
+    head = {f"head.{name}": torch.ones(3) for name in names}
+    teacher = dict(prefixed("backbone.", state), **head)
+    student = prefixed("module.", dict(teacher, **{"backbone.masked_embed": torch.zeros(1, 32)}))
+    path = saved(tmp_path / "checkpoint.pth", {"student": student, "teacher": teacher, "epoch": 3})
+    for part in ("student", "teacher"):
+        assert equal_states(read_weights(f"{path}#{part}").tensors, state)
+    published = saved(tmp_path / "checkpoint_teacher.pth", {"state_dict": dict(state, masked_embed=torch.zeros(1, 32))})
+    assert equal_states(read_weights(str(published)).tensors, state)
 
 
 def test_a_key_that_is_not_there_is_refused(tmp_path):

@@ -124,6 +124,8 @@ _WITHOUT_EFFECT = {
     *("dynamic_img_size", "dynamic_img_pad", "strict_img_size"),  # for images of another size than the model's
 }
 """Arguments of timm's VisionTransformer that change nothing at inference, or nothing that the tensors do not show."""
+_WRAPPER = "timm_wrapper"
+"""model_type of a folder in timm's format that transformers' TimmWrapperForImageClassification wrote."""
 _SHAPES = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes"}
 _PLAIN: Dict[str, Tuple[Any, ...]] = {
     "in_chans": (3,),
@@ -174,6 +176,8 @@ def _from_timm(config: Dict[str, Any], path: Path) -> FolderConfig:
     num_classes = next((h["num_classes"] for h in (arguments, config, pixels) if "num_classes" in h), None)
     if num_classes is not None:
         shape["num_classes"] = int(num_classes)
+    if config.get("model_type") == _WRAPPER:
+        stated["problem_type"] = _problem_type(config, shape.get("num_classes", 0))
     return FolderConfig(path, "timm", implied, stated, shape)
 
 

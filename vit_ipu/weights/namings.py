@@ -120,7 +120,7 @@ TIMM = Naming(
         (r"^model\.", ""),  # the prefix of a LightningModule
         (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
     ),
-    ignored=r"mask_token$",
+    ignored=r"(mask_token|masked_embed)$",  # of DINOv2, and of iBOT
     has_pre_logits=False,  # since timm 0.6
 )
 

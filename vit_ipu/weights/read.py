@@ -20,7 +20,7 @@ from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM, Naming
 from vit_ipu.weights.native import MODEL, ModelDescription, find_checkpoint, is_native, load_description, load_tensors
 from vit_ipu.weights.position_embeddings import with_class_position
 from vit_ipu.weights.tensor_files import read_tensors
-from vit_ipu.weights.translate import recognise, to_ours
+from vit_ipu.weights.translate import recognise, to_ours, without_prefix
 
 
 def _nothing(text: str) -> None:
@@ -76,9 +76,10 @@ def read_weights(
     config = read_folder_config(file)
     is_pinned = located.verified and not is_index(file)  # an index is not its shards
     stored = read_tensors(file, trust_pickle=trust_pickle or is_pinned, part=part)
-    naming = recognise(stored.tensors, source)
+    named = without_prefix(stored.tensors, source)
+    naming = recognise(named, source)
     config = read_training_arguments(file, stored.metadata) or _describing(file, config, naming, notify)
-    tensors = with_zero_biases(to_ours(stored.tensors, naming, source))
+    tensors = with_zero_biases(to_ours(named, naming, source))
     if "pos_embed" in tensors:
         tensors["pos_embed"] = with_class_position(tensors["pos_embed"], source)
     require_whole(tensors, naming, source)

@@ -34,7 +34,7 @@ from vit_ipu.weights.untrusted import (
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """Prefixes that DistributedDataParallel, torch.compile and the usual attributes of a LightningModule put before every
 name."""
-_PROJECTION_HEADS = r"(dino_|ibot_)?head\.(mlp|last_layer)\."
+_PROJECTION_HEADS = r"(dino_|ibot_)?head\.(mlp2?|last_layer2?|last_norm2?)\."
 """Pattern of the names of DINO's and iBOT's projection heads, beside a ViT by the name `backbone`."""
 _FINITE_CHUNK = 1 << 22
 

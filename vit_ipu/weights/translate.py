@@ -6,16 +6,57 @@ D width, H heads, P patch side, K classes.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from vit_ipu.errors import CheckpointError
+from vit_ipu.text import counted
 from vit_ipu.weights.layouts import fold_layer_scale, from_flax, split_stacked_blocks, to_flax
 from vit_ipu.weights.namings import NAMINGS, Naming, Tensors
 
+_MAX_PREFIXES = 4
+"""Limit of the modules around a ViT whose names are stripped, such as model.vit."""
+_CLASS_TOKENS = ("cls_token", "class_token", "cls")
+
 # ------------------------------------------------------------------------------------- recognition
+
+
+def without_prefix(tensors: Tensors, source: str) -> Tensors:
+    """Returns the tensors without the names of enclosing modules, such as a LightningModule's attribute.
+
+    The tensors are returned as they are if no naming fits them with any prefix. Raises CheckpointError, with the other
+    keys, if only some of the keys are those of a ViT with a prefix.
+    """
+    prefix, inner = "", tensors
+    for _ in range(_MAX_PREFIXES + 1):
+        naming = next((naming for naming in NAMINGS.values() if _fits(naming, inner)), None)
+        if naming is not None:
+            _refuse_others([name for name in tensors if not name.startswith(prefix)], prefix, naming, source)
+            return inner
+        firsts = Counter(name.partition(".")[0] for name in inner if "." in name)
+        if not firsts:
+            break
+        first = firsts.most_common(1)[0][0] + "."
+        prefix, inner = prefix + first, {n[len(first) :]: part for n, part in inner.items() if n.startswith(first)}
+    return tensors
+
+
+def _fits(naming: Naming, tensors: Tensors) -> bool:
+    """Tells whether all keys belong to the naming, and one of them is a class token."""
+    if not any(name.endswith(_CLASS_TOKENS) for name in tensors):
+        return False
+    return all(naming.ours(key) is not None for key in _weights_of(naming, tensors).values())
+
+
+def _refuse_others(others: List[str], prefix: str, naming: Naming, source: str) -> None:
+    if others:
+        raise CheckpointError(
+            f"{source}: beside a ViT in {naming.name}'s naming under {prefix[:-1]} it holds "
+            f"{counted(len(others), 'other key')} of unknown use: {_first(others)}: save the state dict of the ViT alone"
+        )
 
 
 def recognise(tensors: Tensors, source: str) -> Naming:
