@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import tarfile
 
 import pytest
@@ -13,6 +15,7 @@ from vit_ipu.data.packing.jobs import PackOptions
 from vit_ipu.data.packing.pack import pack
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shards import open_shards
+from vit_ipu.data.sources.tar_headers import scan_shard
 from vit_ipu.errors import DataError
 
 
@@ -77,6 +80,8 @@ def test_compressed_shards_beside_others_are_left_out_with_a_note(tmp_path):
         ("a.cls", b" 1 ", 1),
         ("a.cls", b"1\r\n", 1),
         ("a.cls", b"0001", 1),
+        ("a.cls", b"\xef\xbb\xbf1\r\n", 1),  # the mark of Windows' editors
+        ("a.json", b'\xef\xbb\xbf{"label": 1}', 1),
         ("a.cls", b"0", 0),
         ("a.json", b'{"label": 1}', 1),
         ("a.json", b'{"label": 1.0}', 1),  # JSON has one kind of number; pandas writes whole numbers so
@@ -121,6 +126,75 @@ def test_other_texts_are_not_labels_and_are_shown(tmp_path, name, text, found):
     with pytest.raises(DataError, match=expected) as raised:
         open_split(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+METADATA, LABELLED = b'{"width": 9}', b'{"label": 2}'
+
+
+def scan(tmp_path, members):
+    """Returns the labels in the order of the images' shades, the number of invalid samples, and the first's message."""
+    path = tmp_path / "x.tar"
+    write_tar(path, members)
+    content, found = path.read_bytes(), scan_shard(str(path))
+    labels = {content[offset : offset + size]: label for offset, size, label in found.rows.tolist()}
+    assert len(labels) == len(found.rows)
+    return [labels[png(shade)] for shade in range(10) if png(shade) in labels], found.num_invalid, found.example
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["png", "json", "cls"])))
+def test_metadata_without_a_label_does_not_end_a_sample(tmp_path, order):
+    """Covers `tar` of KEY.png, KEY.json and KEY.cls in the order of a file system: by suffix, by key, and shuffled."""
+    content = {"png": png, "json": lambda key: METADATA, "cls": lambda key: str(key % 3).encode()}
+    by_suffix = [(f"{key}.{suffix}", content[suffix](key)) for suffix in order for key in range(10)]
+    shuffled = random.Random(str(order)).sample(by_suffix, len(by_suffix))
+    for members in (by_suffix, sorted(by_suffix, key=lambda member: member[0][0]), shuffled):
+        assert scan(tmp_path, members) == ([0, 1, 2, 0, 1, 2, 0, 1, 2, 0], 0, "")
+
+
+@pytest.mark.parametrize(
+    ("members", "labels"),
+    [
+        (["0.json", "1.png", "1.cls", "0.png", "0.cls"], [1, 1]),  # the label in KEY.cls is the one that counts
+        (["0.png", "1.json", "0.json", "1.png"], [2, 2]),
+        (["0.png", "0.json", "1.png", "1.json"], [2, 2]),
+    ],
+)
+def test_a_label_in_json_may_be_apart_from_its_image(tmp_path, members, labels):
+    content = {"cls": b"1", "json": LABELLED}
+    files = [(name, content.get(name[2:]) or png(int(name[0]))) for name in members]
+    assert scan(tmp_path, files) == (labels, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("0.png", png(0)), ("0.json", METADATA)], "sample 0 has no label: 0.json is not a JSON object with a `label`"),
+        ([("0.png", png(0)), ("0.json", b"{")], "sample 0 has no label: 0.json is not a JSON object with a `label`"),
+        (
+            [("0.png", png(0)), ("0.json", LABELLED), ("1.png", png(1)), ("1.cls", b"1"), ("0.cls", b"1")],
+            "sample 0 has the members 0.cls: expected one image",
+        ),
+        (
+            [("0.png", png(0)), ("0.json", LABELLED), ("1.png", png(1)), ("1.cls", b"1"), ("0.json", LABELLED)],
+            "sample 0 has the members 0.json: expected one image",
+        ),
+    ],
+)
+def test_a_missing_label_and_a_second_one_are_named(tmp_path, members, message):
+    _, num_invalid, example = scan(tmp_path, members)
+    assert (num_invalid, message in example) == (1, True)
+
+
+@pytest.mark.parametrize("rest", [b"\n", b"\r\n", b"\0\n", bytes(1 << 20) + b"\n"])
+def test_a_line_end_after_a_tar_is_not_a_cut_off_tar(tmp_path, rest):
+    write_shards(tmp_path)
+    path = tmp_path / "train" / "x-01.tar"
+    content = path.read_bytes()
+    path.write_bytes(content + rest)
+    assert open_split(tmp_path).labels.tolist() == LABELS
+    path.write_bytes(content + rest + content[:100])
+    with pytest.raises(DataError, match="x-01.tar is cut off or damaged at byte"):
+        open_split(tmp_path)
 
 
 def test_a_label_file_that_is_large_is_not_read(tmp_path):

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import tarfile
-from typing import BinaryIO, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import BinaryIO, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def scan_shard(shard: str) -> Scan:
     try:
         with open(shard, "rb") as file:
             _refuse_compressed(file, shard)
-            for key, members in _samples(_members(file, shard)):
+            for key, members in _samples(file, _members(file, shard)):
                 try:
                     rows.append(_sample(file, shard, key, members))
                 except _InvalidSample as error:
@@ -155,13 +155,22 @@ def _is_of_system(name: str) -> bool:
 
 
 def _next_start(file: BinaryIO, end: int) -> Optional[int]:
-    """Returns the position of the first block after an end marker that is not only zeros, or None without one."""
+    """Returns the position of the first block after an end marker that is not only zeros, or None without one.
+
+    A last line end, which is shorter than a block, is what an editor or a shell's echo adds.
+    """
     file.seek(end)
     while True:
         chunk = file.read(_CHUNK)
         rest = chunk.lstrip(b"\0")
-        if rest or not chunk:
-            return (end + len(chunk) - len(rest)) // _BLOCK * _BLOCK if rest else None
+        if rest:
+            start = end + len(chunk) - len(rest)
+            file.seek(start)
+            tail = file.read(_BLOCK)
+            is_line_end = len(tail) < _BLOCK and not tail.strip(b"\0\r\n")
+            return None if is_line_end else start // _BLOCK * _BLOCK
+        if not chunk:
+            return None
         end += len(chunk)
 
 
@@ -172,20 +181,37 @@ def _key(name: str) -> Tuple[str, str]:
     return (folder + "/" + stem if folder else stem), (dot + suffix).lower()
 
 
-def _samples(members: Iterable[_Member]) -> Iterator[Tuple[str, List[_Member]]]:
-    """Yields each key with its members: first keys whose neighbours have an image and a label, then the other keys."""
-    whole: Set[str] = set()
+def _samples(file: BinaryIO, members: Iterable[_Member]) -> Iterator[Tuple[str, List[_Member]]]:
+    """Yields each key with its members: first keys whose neighbours have an image and a label, then the other keys.
+
+    KEY.json with other metadata than a label is not a label, so that KEY.cls may follow anywhere.
+    """
+    whole: Dict[str, bool] = {}  # whether the label is in KEY.cls
     apart: Dict[str, List[_Member]] = {}
     for key, neighbours in itertools.groupby(members, key=lambda member: _key(member.name)[0]):
         group = list(neighbours)
-        if _has(group, IMAGE_SUFFIXES) and _has(group, _LABEL_SUFFIXES):
-            whole.add(key)
+        if _has(group, IMAGE_SUFFIXES) and _has_label(file, group):
+            whole[key] = _has(group, (".cls",))
             yield key, group
         else:
             apart.setdefault(key, []).extend(group)
     for key, group in apart.items():
-        if key not in whole or _has(group, IMAGE_SUFFIXES) or _has(group, _LABEL_SUFFIXES):
+        if key not in whole or _has(group, (*IMAGE_SUFFIXES, ".cls")) or (not whole[key] and _has_label(file, group)):
             yield key, group
+
+
+def _has_label(file: BinaryIO, members: Iterable[_Member]) -> bool:
+    """Tells whether there is a KEY.cls, or a KEY.json with a `label`."""
+    for member in members:
+        suffix = _key(member.name)[1]
+        if suffix == ".cls" or (suffix == ".json" and member.size <= _MAX_LABEL_BYTES):
+            if suffix == ".cls" or _label_in_json(_text(file, member), member.name)[0] is not None:
+                return True
+    return False
+
+
+def _text(file: BinaryIO, member: _Member) -> str:
+    return os.pread(file.fileno(), member.size, member.offset).decode("utf-8-sig", "replace")
 
 
 def _has(members: Iterable[_Member], suffixes: Sequence[str]) -> bool:
@@ -218,7 +244,7 @@ def _label(file: BinaryIO, key: str, by_suffix: Dict[str, _Member]) -> int:
     member = by_suffix[suffix]
     if member.size > _MAX_LABEL_BYTES:
         raise ValueError(f"{member.name} has {member.size:,} bytes; expected a number")
-    text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace")
+    text = _text(file, member)
     if suffix == ".cls":
         label, found = parse_label(text), f"{member.name} holds {_shown(text)}"
     else:
