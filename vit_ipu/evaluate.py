@@ -98,17 +98,22 @@ def compare_with_training(weights: Weights, config: Config, classes: Sequence[st
     if weights.description is not None:
         return notes + differences_from(weights.description, config, classes)
     require_heads(weights, config)
-    return notes + differing_settings(weights, config) + _differing_crop(weights.metadata, config)
+    return notes + differing_settings(weights, config) + _differing_pixels(weights.metadata, config)
 
 
-def _differing_crop(stated: WeightsMetadata, config: Config) -> List[str]:
-    """Returns notes on the resize of images before the centre crop, as far as files beside the weights state it."""
-    side, notes = config.data.eval_resize or config.model.image_size, []
-    if stated.eval_resize not in (None, side):
-        notes.append(f"data.eval_resize is {side}, but the weights were evaluated with {stated.eval_resize}")
-    if stated.eval_crop == "squash" and config.data.eval_crop != "squash":
-        notes.append(f"data.eval_crop is {config.data.eval_crop}, but the weights were evaluated with squash")
-    return notes
+def _differing_pixels(stated: WeightsMetadata, config: Config) -> List[str]:
+    """Returns notes on how images are resized and cropped, as far as the weights or files beside them state it."""
+    data, side = config.data, config.model.image_size
+    compared = (
+        ("eval_resize", data.eval_resize or side, stated.eval_resize or side),
+        ("interpolation", data.interpolation, stated.interpolation),
+        ("eval_crop", data.eval_crop, stated.eval_crop),
+    )
+    return [
+        f"data.{name} is {now}, but the weights were evaluated with {before}"
+        for name, now, before in compared
+        if stated.states(name) and now != before
+    ]
 
 
 def differences_from(trained: ModelDescription, config: Config, classes: Sequence[str]) -> List[str]:

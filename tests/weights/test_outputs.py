@@ -272,10 +272,28 @@ def test_an_evaluation_that_crops_otherwise_is_noted(tmp_path):
         "data.eval_resize is 40, but the weights were evaluated with 32",
         "data.eval_crop is center, but the weights were evaluated with squash",
     ]
+    data = config.data.model_copy(update={"interpolation": "bicubic", "eval_resize": None})
+    notes = compare_with_training(weights, config.model_copy(update={"data": data}), "abcde")
+    assert notes == ["data.interpolation is bicubic, but the weights were evaluated with bilinear"]
     convert(weights.source, tmp_path / "n", "native", notify=quiet)
     changed = config.model_copy(update={"data": config.data.model_copy(update={"eval_crop": "center"})})
     notes = compare_with_training(read_weights(str(tmp_path / "n")), changed, "abcde")
     assert notes == ["data.eval_crop is center, but the checkpoint was trained with squash"]
+
+
+def test_an_evaluation_that_squashes_what_was_cropped_is_noted(tmp_path):
+    folder = huggingface_folder(tmp_path)
+    values = {"do_center_crop": True, "crop_size": 32, "size": {"shortest_edge": 36}}
+    rewrite(folder / "preprocessor_config.json", **values)
+    weights = read_weights(str(folder))
+    config = inference_config(describe(weights), weights.path)
+    assert compare_with_training(weights, config, "abcde") == []
+    data = config.data.model_copy(update={"eval_crop": "squash", "eval_resize": None})
+    notes = compare_with_training(weights, config.model_copy(update={"data": data}), "abcde")
+    assert notes == [
+        "data.eval_resize is 32, but the weights were evaluated with 36",
+        "data.eval_crop is squash, but the weights were evaluated with center",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -19,7 +19,7 @@ from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.export import convert
 from vit_ipu.weights.native import load_description
 from vit_ipu.weights.read import read_weights
-from vit_ipu.weights.timm_models import PLAIN_VITS, plain_vit
+from vit_ipu.weights.timm_models import PLAIN_VITS, default_pixels, plain_vit
 
 MODULES = ("vision_transformer", "deit")
 
@@ -77,6 +77,14 @@ def test_the_table_of_plain_vits_is_timms(name):
     values = torch.linspace(-3, 3, 7)
     assert torch.equal(block.mlp.act(values), torch.nn.functional.gelu(values))
     assert (model.global_pool, model.num_prefix_tokens) == ("token", 1)
+
+
+@pytest.mark.parametrize("name", PLAIN_VITS)
+def test_the_default_pixels_of_plain_vits_are_timms(name):
+    theirs, ours = timm.get_pretrained_cfg(name), default_pixels(name)
+    assert ours == (theirs.mean, theirs.std, theirs.crop_pct, theirs.interpolation, theirs.input_size[1])
+    assert (theirs.crop_mode, theirs.input_size[2]) == ("center", ours.side)
+    assert default_pixels(f"{name}.{theirs.tag}") is None
 
 
 def test_old_names_of_plain_vits_are_known():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import os
 import pathlib
 import sys
@@ -16,6 +17,7 @@ import timm
 import torch
 from foreign import assert_same_logits, huggingface_model, mmpretrain_state, native_model, randomise
 from helpers import equal_states, vit_ipu
+from timm.data import resolve_data_config
 from timm.utils import CheckpointSaver
 
 from vit_ipu.config import ModelConfig
@@ -24,8 +26,10 @@ from vit_ipu.files import sha256_of
 from vit_ipu.model import ViT
 from vit_ipu.weights.choose import weight_file
 from vit_ipu.weights.export import convert
+from vit_ipu.weights.folder_configs import read_training_arguments
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
+from vit_ipu.weights.tensor_files import read_tensors
 from vit_ipu.weights.translate import from_ours
 
 TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
@@ -95,14 +99,47 @@ def test_timms_best_model_is_read_as_timm_computes_it(tmp_path):
     assert_same_logits(model, native_model(path), 32)
     metadata = read_weights(path).metadata
     assert (metadata.mean, metadata.std, metadata.eval_resize) == ((0.4,) * 3, (0.2,) * 3, 40)
-    assert (metadata.eval_crop, metadata.assumed) == ("center", ("interpolation",))
+    assert (metadata.eval_crop, metadata.interpolation, metadata.assumed) == ("center", "bicubic", ())
 
 
 def test_the_square_resize_of_timms_training_is_followed(tmp_path):
     timm_checkpoint(tmp_path, crop_mode="squash", interpolation="bicubic", crop_pct=1.0, img_size=32)
     metadata = read_weights(str(tmp_path / "model_best.pth.tar")).metadata
     assert (metadata.eval_crop, metadata.eval_resize, metadata.interpolation) == ("squash", 32, "bicubic")
-    assert metadata.assumed == ("mean", "std")
+    assert (metadata.mean, metadata.std, metadata.assumed) == ((0.5,) * 3, (0.5,) * 3, ())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"img_size": None},
+        {"crop_pct": 0.8, "interpolation": "bilinear"},
+        {"mean": [0.1]},  # --mean 0.1
+        {"std": [0.1, 0.2, 0.3], "crop_mode": "squash"},
+        {"img_size": None, "input_size": [3, 32, 32]},
+    ],
+)
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "vit_tiny_patch16_384"])
+def test_pixels_that_arguments_leave_open_are_those_of_timms_model(tmp_path, name, arguments):
+    """Compares with `resolve_data_config`, which timm's train.py and validate.py call."""
+    arguments = {"img_size": 32, "mean": None, "std": None, "interpolation": "", "crop_pct": None, **arguments}
+    model_kwargs = {} if arguments["img_size"] or "input_size" in arguments else {"img_size": None}
+    timm_checkpoint(tmp_path, model=name, model_kwargs=model_kwargs, **arguments)
+    theirs = resolve_data_config(arguments, model=timm.create_model(name, depth=1))
+    path = tmp_path / "model_best.pth.tar"
+    metadata = read_training_arguments(path, read_tensors(path).metadata)
+    settings = {**metadata.implied, **metadata.stated}
+    side, expected = theirs["input_size"][1], [theirs[key] for key in ("mean", "std", "interpolation", "crop_mode")]
+    assert [settings[key] for key in ("mean", "std", "interpolation", "eval_crop")] == [*map(tuple, expected[:2]), *expected[2:]]
+    assert settings["eval_resize"] == math.floor(side / theirs["crop_pct"])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "hf-hub:timm/vit_tiny_patch16_224.x"])
+def test_pixels_of_a_tag_are_assumed(tmp_path, name):
+    timm_checkpoint(tmp_path, model=name, img_size=32)
+    assumed = read_weights(str(tmp_path / "model_best.pth.tar")).metadata.assumed
+    assert assumed == ("mean", "std", "eval_crop", "eval_resize", "interpolation")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.choose import has_usual_name, leads_out
 from vit_ipu.weights.image_processors import RESAMPLE, preprocessing, triple
 from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, known_problem_type
-from vit_ipu.weights.timm_models import GELU, LAYER_NORM_EPS, TimmShape, plain_vit
+from vit_ipu.weights.timm_models import GELU, LAYER_NORM_EPS, TimmShape, default_pixels, plain_vit
 
 HIDDEN_ACT = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """transformers' names of activations, and this program's."""
@@ -75,7 +75,13 @@ def read_training_arguments(file: Path, stored: Dict[str, Any]) -> Optional[Fold
     if not isinstance(architecture, str) or not isinstance(arguments, dict) or "version" not in stored:
         return None
     with damage_is_in(file):
-        return _from_timm(_timm_config(architecture, arguments), file)
+        config = _timm_config(architecture, arguments)
+        found, default = _from_timm(config, file), default_pixels(architecture)
+        if default is None:
+            return found
+        pixels = dict(default._asdict(), **config["pretrained_cfg"])
+        implied = _timm_pixels(pixels, found.shape.get("image_size", default.side), file)
+        return replace(found, implied=dict(found.implied, **implied))
 
 
 @contextmanager
@@ -182,11 +188,19 @@ def _from_timm(config: Dict[str, Any], path: Path) -> FolderConfig:
 
 
 def _timm_config(architecture: str, arguments: Dict[str, Any]) -> Dict[str, Any]:
-    """Returns the config.json of the model that timm's train.py was called for, with what its arguments state."""
+    """Returns the config.json of the model that timm's train.py was called for, with what its arguments state.
+
+    A single number of a mean or deviation is of all channels: timm.data.config, `resolve_data_config`.
+    """
     model = {"global_pool": arguments.get("gp"), "img_size": arguments.get("img_size")}
     pixels = {name: arguments.get(name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    for name in ("mean", "std"):
+        if isinstance(pixels[name], (list, tuple)) and len(pixels[name]) == 1:
+            pixels[name] = [*pixels[name]] * 3
     if arguments.get("img_size"):
         pixels["input_size"] = [3, arguments["img_size"], arguments["img_size"]]
+    if arguments.get("input_size"):
+        pixels["input_size"] = arguments["input_size"]
     return {
         "architecture": architecture.rpartition("/")[2].partition(".")[0],
         "model_args": dict(_given(model), **(arguments.get("model_kwargs") or {})),

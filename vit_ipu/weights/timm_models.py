@@ -7,7 +7,7 @@ norms of epsilon 1e-6 and erf GELU. Every other name of timm's is of another arc
 from __future__ import annotations
 
 import re
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 
 class TimmShape(NamedTuple):
@@ -18,6 +18,17 @@ class TimmShape(NamedTuple):
     num_heads: int
     mlp_ratio: float
     patch_size: int
+
+
+class TimmPixels(NamedTuple):
+    """Preprocessing that timm's train.py and validate.py use if their arguments do not state another one."""
+
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+    crop_pct: float
+    interpolation: str
+    side: int
+    """Side of the model's images in pixels."""
 
 
 LAYER_NORM_EPS, GELU = 1e-6, "erf"
@@ -59,3 +70,24 @@ def plain_vit(architecture: str) -> Optional[TimmShape]:
     """Returns the shape of one of timm's plain ViTs, also by a name with a tag; None for another architecture."""
     name = architecture.partition(".")[0]
     return PLAIN_VITS.get(name) or PLAIN_VITS.get(re.sub(_OLD_SUFFIXES, "", name))
+
+
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CROPS = {224: 0.9, 384: 1.0, 518: 1.0}
+"""timm's crop_pct by the side of the images; 0.95 for other sides."""
+
+
+def default_pixels(architecture: str) -> Optional[TimmPixels]:
+    """Returns the preprocessing that timm fixes for one of its plain ViTs; None for a name with a tag, which may have
+    another one, or for another architecture. Source: `default_cfgs` in the modules above."""
+    if architecture not in PLAIN_VITS:
+        return None
+    if architecture == "vit_base_patch16_224_miil":
+        return TimmPixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.875, "bilinear", 224)
+    number = re.search(r"_(\d+)$", architecture)
+    others = {"flexivit": 240, "test": 160}
+    side = int(number.group(1)) if number else others.get(architecture.partition("_")[0], 518)  # 518: dinov2
+    is_facebooks = architecture.startswith("deit") or architecture.endswith("_dinov2")
+    mean, std = _IMAGENET if is_facebooks or architecture == "vit_small_patch8_224" else _HALF  # the latter is DINO's
+    return TimmPixels(mean, std, _CROPS.get(side, 0.95), "bicubic", side)
