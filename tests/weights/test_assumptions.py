@@ -305,7 +305,7 @@ REFUSED = [
     (
         None,
         {"resample": 1},
-        r"preprocessor_config.json: damaged: its resample 1 is not 2 \(bilinear\) or 3 \(bicubic\)",
+        r"preprocessor_config.json: its resample 1 is not 2 \(bilinear\) or 3 \(bicubic\)",
     ),
 ]
 

@@ -144,7 +144,7 @@ def test_unsupported_settings_of_a_hugging_face_folder_are_refused(tmp_path, con
 
 
 DAMAGED_FILES = [
-    ("preprocessor_config.json", {"image_mean": [0.5], "image_std": [0.5]}, "not enough values to unpack"),
+    ("preprocessor_config.json", {"rescale_factor": 0}, "float division by zero"),
     ("preprocessor_config.json", {"rescale_factor": "1/255"}, "could not convert string to float"),
     ("config.json", {"model_type": "vit", "id2label": 3}, "object of type 'int' has no len"),
 ]

@@ -147,7 +147,7 @@ def test_training_on_is_noted_to_be_of_one_class(tmp_path):
 
 def test_a_problem_type_that_is_not_known_is_refused(tmp_path):
     folder = huggingface_folder(tmp_path, "ranking")
-    with pytest.raises(CheckpointError, match="config.json: damaged: problem_type ranking is not one of single_label"):
+    with pytest.raises(CheckpointError, match="config.json: problem_type ranking is not one of single_label"):
         read_weights(str(folder))
     convert(str(huggingface_folder(tmp_path)), tmp_path / "native", "native", notify=quiet)
     rewrite(tmp_path / "native" / "config.json", problem_type="ranking")
@@ -217,6 +217,14 @@ REFUSED_PROCESSORS = [
         {"image_processor_type": "ConvNextImageProcessor"},
         "its image processor ConvNextImageProcessor is not one of ViT",
     ),
+    ({"image_mean": 0.5}, r"its image_mean is 0.5: expected three numbers, one for each channel, as \[0.5, 0.5, 0.5\]"),
+    ({"image_std": [0.5]}, r"its image_std is \[0.5\]: expected three numbers"),
+    ({"image_std": ["a", 1, 1]}, r"its image_std is \['a', 1, 1\]: expected three numbers"),
+    ({"image_mean": {"r": 0.5}}, "its image_mean is {'r': 0.5}: expected three numbers"),
+    (
+        {"auto_map": {"AutoImageProcessor": "mine.ViTImageProcessor"}},
+        "its auto_map names code of its own, so its steps are not known: remove auto_map if they are those of ViTImage",
+    ),
     ({"resample": 1}, r"its resample 1 is not 2 \(bilinear\) or 3 \(bicubic\)"),
     ({"size": {"height": 32, "width": 64}}, "its size 32 x 64 is not square"),
     ({"size": {"shortest_edge": 32}}, "its size is of the short side, and it does not crop"),
@@ -234,7 +242,7 @@ REFUSED_PROCESSORS = [
 def test_a_processor_that_cannot_be_followed_is_refused(tmp_path, values, message):
     folder = huggingface_folder(tmp_path)
     rewrite(folder / "preprocessor_config.json", **values)
-    with pytest.raises(CheckpointError, match=f"preprocessor_config.json: damaged: {message}"):
+    with pytest.raises(CheckpointError, match=f"preprocessor_config.json: {message}"):
         read_weights(str(folder))
 
 

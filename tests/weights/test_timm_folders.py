@@ -170,7 +170,7 @@ def test_a_folder_of_transformers_timm_wrapper_is_read(tmp_path, prefix, setting
 
 def test_a_problem_type_of_a_timm_wrapper_that_is_not_known_is_refused(tmp_path):
     _, folder = small_folder(tmp_path, {"model_type": "timm_wrapper", "problem_type": "ranking"})
-    with pytest.raises(CheckpointError, match="config.json: (damaged: )?problem_type ranking is not one of"):
+    with pytest.raises(CheckpointError, match="config.json: problem_type ranking is not one of"):
         read_weights(str(folder))
 
 
@@ -204,7 +204,7 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
 def test_what_is_not_a_plain_vit_is_refused_by_name(tmp_path, changes, message):
     _, folder = small_folder(tmp_path, changes)
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}/config.json: (damaged: )?{message}"):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(folder))}/config.json: {message}"):
         convert(str(folder), tmp_path / "native", "native", notify=quiet)
     assert not (tmp_path / "native").exists()
 

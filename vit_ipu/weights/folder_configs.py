@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
-from vit_ipu.errors import CheckpointError
+from vit_ipu.errors import CheckpointError, NotSupported
 from vit_ipu.weights.choose import has_usual_name, leads_out
 from vit_ipu.weights.image_processors import RESAMPLE, preprocessing, triple
 from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, known_problem_type
@@ -98,11 +98,16 @@ def with_remedy(file: Path, config: Path) -> Iterator[None]:
 
 @contextmanager
 def damage_is_in(path: Path) -> Iterator[None]:
-    """Raises CheckpointError, which names the file at `path`, if the body fails at a value of that file."""
+    """Raises CheckpointError, which names the file at `path`, if the body fails at a value of that file.
+
+    The file is called damaged unless its value is only not supported.
+    """
     try:
         yield
     except CheckpointError:
         raise
+    except NotSupported as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
 
@@ -264,7 +269,7 @@ def _timm_pixels(pixels: Dict[str, Any], side: Optional[int], path: Path) -> Dic
     if crop is not None or "crop_pct" in pixels:
         stated["eval_crop"] = crop or "center"  # timm's default; timm.data.transforms_factory
     if pixels.get("mean") and pixels.get("std"):
-        stated.update(mean=triple(pixels["mean"]), std=triple(pixels["std"]))
+        stated.update(mean=triple(pixels["mean"], "mean"), std=triple(pixels["std"], "std"))
     if pixels.get("interpolation"):
         stated["interpolation"] = one_of(pixels["interpolation"], tuple(RESAMPLE.values()), "interpolation")
     if "crop_pct" in pixels and side is not None:
@@ -343,9 +348,9 @@ def names_in(values: Any) -> Tuple[str, ...]:
 
 
 def one_of(value: Any, known: Sequence[str], what: str) -> str:
-    """Returns the value. Raises ValueError if it is not one of the known ones."""
+    """Returns the value. Raises NotSupported if it is not one of the known ones."""
     if value not in known:
-        raise ValueError(f"its {what} {value} is not one of {', '.join(known)}")
+        raise NotSupported(f"its {what} {value} is not one of {', '.join(known)}")
     return str(value)
 
 

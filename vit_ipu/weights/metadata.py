@@ -110,7 +110,7 @@ def _own_settings(values: Dict[str, Any]) -> Dict[str, Any]:
     if "pooling" in values:
         size = values["eval_resize"]
         found["pooling"] = one_of(values["pooling"], ("token",), "pooling")
-        found.update(mean=triple(values["mean"]), std=triple(values["std"]))
+        found.update(mean=triple(values["mean"], "mean"), std=triple(values["std"], "std"))
         found["eval_crop"] = one_of(values["eval_crop"], ("center", "squash"), "eval_crop")
         found["eval_resize"] = None if size is None else int(size)
         found["interpolation"] = one_of(values["interpolation"], tuple(RESAMPLE.values()), "interpolation")

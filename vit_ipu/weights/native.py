@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
-from vit_ipu.errors import CheckpointError, RunFailed
+from vit_ipu.errors import CheckpointError, NotSupported, RunFailed
 
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
@@ -226,9 +226,9 @@ def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescrip
 
 
 def known_problem_type(name: Any) -> str:
-    """Returns the name of a kind of outputs. Raises ValueError if it is not one of PROBLEM_TYPES."""
+    """Returns the name of a kind of outputs. Raises NotSupported if it is not one of PROBLEM_TYPES."""
     if name not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type {name} is not one of {', '.join(PROBLEM_TYPES)}")
+        raise NotSupported(f"problem_type {name} is not one of {', '.join(PROBLEM_TYPES)}")
     return str(name)
 
 
