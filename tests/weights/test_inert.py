@@ -108,6 +108,59 @@ def test_what_cannot_be_inert_is_refused(content):
     assert dict(vars(Named)) == before
 
 
+def doubled(levels):
+    """Returns the operations that make a tuple which holds one tuple twice, and so on, with memo entries 0 to levels.
+
+    The hash of the value takes 2 ** levels steps: with 60 levels, centuries.
+    """
+    return b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
+
+
+def nested(levels):
+    """Returns the operations that make a tuple in a tuple in a tuple, whose hash would overflow the stack of C."""
+    return b")" + b"\x85" * levels
+
+
+BIG = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x01" * (1 << 20) + b"q\x00"
+COSTLY = {
+    "a key": b"\x80\x02" + doubled(60) + b"}h\x3cK\x01s.",
+    "keys": b"\x80\x02" + doubled(60) + b"}(h\x3cK\x01K\x02K\x03u.",
+    "a key of DICT": b"\x80\x02" + doubled(60) + b"(h\x3cK\x01d.",
+    "a key of protocol 0": b"\x80\x02" + doubled(60) + b"p61\n}g61\nK\x01s.",
+    "a key of an OrderedDict": b"\x80\x02" + doubled(60) + b"ccollections\nOrderedDict\n)Rh\x3cK\x01s.",
+    "a key by DUP": b"\x80\x02" + b")" + b"2\x86" * 60 + b"q\x00}h\x00K\x01s.",
+    "a set": b"\x80\x04" + doubled(60) + b"\x8f(h\x3c\x90.",
+    "a frozenset": b"\x80\x04" + doubled(60) + b"(h\x3c\x91.",
+    "frozensets": b"\x80\x04)q\x00" + b"(h\x00\x91h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.",
+    "numbered by MEMOIZE": b"\x80\x04)\x94"
+    + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(60))
+    + b"}h\x3cK\x01s.",
+    "wide tuples": b"\x80\x02)q\x00" + (b"(" + b"h\x00" * 100 + b"tq\x00") * 10 + b"}h\x00K\x01s.",
+    "one key many times": b"\x80\x02" + doubled(12) + b"}" + b"h\x0cK\x01s" * 1000 + b".",
+    "a large number many times": b"\x80\x02" + BIG + b"}" + b"h\x00K\x01s" * 10_000 + b".",
+    "a deep key": b"\x80\x02}" + nested(1_000_000) + b"K\x01s.",
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_keys_whose_hash_takes_any_time_are_refused(name):
+    with pytest.raises(pickle.UnpicklingError, match="its keys hold [0-9]+ values after|a key is nested [0-9]+ deep"):
+        read(COSTLY[name])
+
+
+def test_keys_of_usual_size_are_read():
+    value = {(a, (b, "x", (a, b))): {frozenset({a, b})} for a in range(50) for b in range(50)}
+    long = {tuple(range(5000)): 1, 1 << 70: {(1 << 200, 2)}}
+    shared = (1, 2, 3)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for each in (value, long, {"a": [(shared, shared)] * 1000, shared: (shared,) * 1000}):
+            found = read(pickle.dumps(each, protocol))
+            assert found == each or protocol < 4  # in older protocols sets are calls
+    levels = ((((),),),)
+    assert read(pickle.dumps([levels, {levels: 1}], 4)) == [levels, {levels: 1}]
+    assert read(b"\x80\x02" + doubled(60) + b"0K\x01.") == 1  # made, but never hashed
+
+
 def test_values_of_pythons_own_types_come_back_as_they_were():
     value = {"a": [1, 2.5, None, True, "text", (1, (2,))], 3: -(1 << 70), (1, 2): {}}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):

@@ -510,6 +510,77 @@ def test_a_class_in_a_pickle_is_named(tmp_path, safe_torch):
     refused(saved(tmp_path / "a.pth", {"model": dict(WEIGHTS, x=argparse.Namespace())}), "asks for argparse.Namespace")
 
 
+DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60))
+"""Operations that make, as memo entry 60, a tuple of 2 ** 60 values: each of 60 tuples holds the one before twice."""
+TUPLE, ONE, ZERO = b"h\x3c", b"K\x01\x85", b"X\x01\x00\x00\x000"
+
+
+def tensor_pickle(size=ONE, stride=ONE, offset=b"K\x00", key=ZERO, count=b"K\x04", what=b"X\x07\x00\x00\x00storage"):
+    """Returns the pickle of {"w": a tensor}, of which one part can be a value of any size."""
+    storage = b"(" + what + b"ctorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpu" + count + b"tQ"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + size + stride + b"\x89}tR"
+    return b"\x80\x02" + DOUBLED + b"}X\x01\x00\x00\x00w" + call + b"s."
+
+
+HUGE = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x01" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"size": TUPLE},
+        {"size": TUPLE + b"\x85"},
+        {"stride": TUPLE},
+        {"size": b"(" + b"K\x01" * 65 + b"t", "stride": b"(" + b"K\x01" * 65 + b"t"},
+        {"size": b"(" + HUGE * 2 + b"t", "stride": b"(" + HUGE * 2 + b"t"},
+        {"size": b"K\x01"},
+        {"offset": TUPLE},
+        {"count": TUPLE},
+        {"key": TUPLE},
+        {"what": TUPLE},
+    ],
+)
+def test_a_claim_of_any_size_is_refused_and_not_printed(tmp_path, safe_torch, claims):
+    """Covers tuples that would take centuries to hash or to print, and numbers that would take long to multiply."""
+    path = zipped(tmp_path / "a.pth", {"a/data.pkl": tensor_pickle(**claims), "a/data/0": b"\0" * 16})
+    refused(
+        path, "is not a tuple of at most 64 numbers: fetch it again|is damaged: fetch it again|asks for torch.Float"
+    )
+
+
+def test_a_claim_of_usual_size_is_read(tmp_path, safe_torch):
+    path = zipped(tmp_path / "a.pth", {"a/data.pkl": tensor_pickle(count=b"K\x04"), "a/data/0": b"\0" * 16})
+    assert equal_states(read_tensors(path).tensors, {"w": torch.zeros(1)})
+
+
+def test_values_of_any_size_in_the_format_of_torch_before_1_6_are_refused(tmp_path, safe_torch):
+    content = legacy(tmp_path / "old.pth", {"w": torch.ones(4)}).read_bytes()
+    version = content.replace(b"M\xe9\x03.", DOUBLED + TUPLE + b".", 1)
+    refused(written(tmp_path / "a.pth", version), "its version is not 1001: save it again")
+    keys = re.sub(rb"\]q.X.{4}\d+q.a\.", lambda match: DOUBLED + b"]" + TUPLE + b"a.", content, flags=re.DOTALL)
+    assert keys != content
+    refused(written(tmp_path / "a.pth", keys), "its table of storages is damaged: fetch it again")
+
+
+DEEPER = [
+    (lambda state: {"model": {"state_dict": state}}, r"\['model'\]\['state_dict'\]"),
+    (lambda state: [state], r"\[0\]"),
+    (lambda state: (3, {"a": state}), r"\[1\]\['a'\]"),
+    (lambda state: {"checkpoint": {"epoch": 3, "net": OrderedDict(state)}}, r"\['checkpoint'\]\['net'\]"),
+]
+
+
+@pytest.mark.parametrize(("nest", "place"), DEEPER)
+def test_the_place_of_tensors_that_are_deeper_is_named(tmp_path, safe_torch, nest, place):
+    message = f"its tensors are deeper, in {place}: save that state dict alone with torch.save"
+    refused(saved(tmp_path / "a.pth", nest(WEIGHTS)), message)
+
+
+@pytest.mark.parametrize("value", [{}, [], 3, {"a": [{"b": [{"c": 1}]}]}, [[]] * 20_000])
+def test_a_pickle_without_tensors_is_refused(tmp_path, safe_torch, value):
+    refused(saved(tmp_path / "a.pth", value), "it holds no tensors")
+
+
 @pytest.mark.parametrize(
     ("version", "holes"),
     [

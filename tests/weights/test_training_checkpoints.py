@@ -131,7 +131,10 @@ def test_pixels_that_arguments_leave_open_are_those_of_timms_model(tmp_path, nam
     metadata = read_training_arguments(path, read_tensors(path).metadata)
     settings = {**metadata.implied, **metadata.stated}
     side, expected = theirs["input_size"][1], [theirs[key] for key in ("mean", "std", "interpolation", "crop_mode")]
-    assert [settings[key] for key in ("mean", "std", "interpolation", "eval_crop")] == [*map(tuple, expected[:2]), *expected[2:]]
+    assert [settings[key] for key in ("mean", "std", "interpolation", "eval_crop")] == [
+        *map(tuple, expected[:2]),
+        *expected[2:],
+    ]
     assert settings["eval_resize"] == math.floor(side / theirs["crop_pct"])
 
 
@@ -256,7 +259,10 @@ def test_the_attribute_that_holds_any_librarys_model_is_stripped(tmp_path, namin
     ("others", "shown"),
     [
         ({"criterion.weight": torch.ones(4)}, "1 other key of unknown use: criterion.weight"),
-        ({"classifier.weight": torch.ones(5, 32), "classifier.bias": torch.ones(5)}, "2 other keys of .*classifier.bias"),
+        (
+            {"classifier.weight": torch.ones(5, 32), "classifier.bias": torch.ones(5)},
+            "2 other keys of .*classifier.bias",
+        ),
         (prefixed("teacher.", tiny_state()), "56 other keys of unknown use: teacher.cls_token, .*, \\.\\.\\."),
     ],
 )

@@ -25,7 +25,7 @@ _VARIANTS = (
     re.compile(r"model\.[\w-]+\.safetensors|model\.safetensors\.index\.[\w-]+\.json"),
     re.compile(r"pytorch_model\.[\w-]+\.bin|pytorch_model\.bin\.index\.[\w-]+\.json"),
 )
-"""Names of WEIGHT_FILES with a variant, such as model.fp16.safetensors (transformers, `modeling_utils._add_variant`)."""
+"""Names of WEIGHT_FILES with a variant, such as model.fp16.safetensors: transformers.modeling_utils, `_add_variant`."""
 _MAX_INDEX = 64 << 20
 
 

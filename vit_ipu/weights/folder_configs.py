@@ -200,8 +200,9 @@ def _timm_config(architecture: str, arguments: Dict[str, Any]) -> Dict[str, Any]
     model = {"global_pool": arguments.get("gp"), "img_size": arguments.get("img_size")}
     pixels = {name: arguments.get(name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     for name in ("mean", "std"):
-        if isinstance(pixels[name], (list, tuple)) and len(pixels[name]) == 1:
-            pixels[name] = [*pixels[name]] * 3
+        values = arguments.get(name)
+        if isinstance(values, (list, tuple)) and len(values) == 1:
+            pixels[name] = [*values] * 3
     if arguments.get("img_size"):
         pixels["input_size"] = [3, arguments["img_size"], arguments["img_size"]]
     if arguments.get("input_size"):

@@ -53,7 +53,8 @@ def preprocessing(pixels: Dict[str, Any], image_size: Any) -> Dict[str, Any]:
         raise NotSupported(f"its image processor {name} is not one of {', '.join(_PROCESSORS)}")
     if "auto_map" in pixels:
         raise NotSupported(
-            f"its auto_map names code of its own, so its steps are not known: remove auto_map if they are those of {name}"
+            "its auto_map names code of its own, so its steps are not known: remove auto_map if they are those of "
+            f"{name}"
         )
     mean = triple(pixels.get("image_mean") or processor.mean, "image_mean")
     std = triple(pixels.get("image_std") or processor.std, "image_std")
@@ -79,7 +80,9 @@ def _resize(pixels: Dict[str, Any], processor: _Processor, image_size: Any) -> T
     _, cropped = _side(pixels.get("crop_size"), is_square=True) if crops else (True, side)
     if not pixels.get("do_resize", True):
         if crops:
-            raise NotSupported("its do_resize is false, but its do_center_crop is true: a crop needs a resize before it")
+            raise NotSupported(
+                "its do_resize is false, but its do_center_crop is true: a crop needs a resize before it"
+            )
         return "center", None  # the images are of the model's size already
     if not is_square and not crops:
         raise NotSupported("its size is of the short side, and it does not crop: images would not be square")

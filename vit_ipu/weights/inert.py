@@ -12,10 +12,13 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from typing import IO, Any, Dict, Iterable, List, Tuple, Type
+from typing import IO, Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple, Type
 
 _MAX_NAMES = 10_000
 """Limit of different names in a pickle, each of which costs a class."""
+_MAX_DEPTH, _MAX_WORK, _ALLOWED_WORK = 100, 10, 10_000
+"""Limits of the keys of dicts and members of sets: the depth of tuples in tuples, and the values to hash for each
+operation of the pickle, beyond a number that is always allowed."""
 
 
 class Named:
@@ -100,10 +103,99 @@ def unpickle(file: IO[bytes]) -> Tuple[Any, List[Any]]:
 
 
 def _check_claims(file: IO[bytes]) -> None:
-    """Raises an Exception if a pickle claims more bytes than follow, or would have a table larger than itself.
+    """Raises an Exception if a pickle claims more bytes than follow, or more memory or time than fits its size.
 
-    The table is of values that are used several times: the unpickler allocates it up to the highest number in use.
+    The table of values that are used several times is allocated up to the highest number in use. Tuples that hold one
+    tuple twice double what is hashed with each level, so that a few bytes take any time.
     """
+    hashed = _Hashed()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # stops after the pickle
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+        if opcode.name in _PUTS and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"it numbers a value {argument} after {count} operations")
+        hashed.apply(opcode, argument)
+        if hashed.work > _MAX_WORK * count + _ALLOWED_WORK:
+            raise pickle.UnpicklingError(f"its keys hold {hashed.work} values after {count} operations")
+
+
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+_FOLLOWED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+"""Operations that make a value whose hash is computed from the values in it, each time again."""
+
+
+class _Size(NamedTuple):
+    """What the hash of a value takes."""
+
+    work: int
+    """Number of values that are hashed."""
+    depth: int
+
+
+_MARK = _Size(0, 0)
+"""The value on the stack that the operation MARK puts there; compared by identity."""
+_ONE, _MOST = _Size(1, 1), 1 << 62
+
+
+class _Hashed:
+    """Follows the stack of the unpickler, and adds up what the hashes of all keys take."""
+
+    def __init__(self) -> None:
+        self.work = 0
+        self._stack: List[_Size] = []
+        self._memo: Dict[int, _Size] = {}
+
+    def apply(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Applies an operation. Raises an Exception if the stack lacks its operands, or a key is nested too deep."""
+        name, stack = opcode.name, self._stack
+        if name in _PUTS or name == "MEMOIZE":
+            self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
+        elif name in _GETS:
+            stack.append(self._memo[int(argument)])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            stack.append(_MARK)
+        else:
+            taken = self._taken(opcode)
+            self._add(_keys(name, taken))
+            stack.extend([_made(name, taken, argument)] * len(opcode.stack_after))
+
+    def _taken(self, opcode: pickletools.OpcodeInfo) -> Sequence[_Size]:
+        """Removes the operands from the stack; returns those above the mark, or all of an operation without one."""
+        stack, before = self._stack, opcode.stack_before
+        if opcode.name == "POP" and stack and stack[-1] is _MARK:
+            del stack[-1]
+            return ()
+        number, above = len(before), None
+        if pickletools.markobject in before:
+            number = before.index(pickletools.markobject)
+            start = next(place for place in reversed(range(len(stack))) if stack[place] is _MARK)
+            above = stack[start + 1 :]
+            del stack[start:]
+        if number > len(stack):
+            raise pickle.UnpicklingError(f"{opcode.name} lacks operands")
+        below = stack[len(stack) - number :]
+        del stack[len(stack) - number :]
+        return below if above is None else above
+
+    def _add(self, keys: Sequence[_Size]) -> None:
+        for key in keys:
+            if key.depth > _MAX_DEPTH:
+                raise pickle.UnpicklingError(f"a key is nested {key.depth} deep")
+            self.work += key.work
+
+
+def _keys(name: str, operands: Sequence[_Size]) -> Sequence[_Size]:
+    """Returns those of the operands that an operation hashes."""
+    if name == "SETITEM":
+        return operands[1:2]
+    if name in ("SETITEMS", "DICT"):
+        return operands[::2]
+    return operands if name in ("ADDITEMS", "FROZENSET") else ()
+
+
+def _made(name: str, operands: Sequence[_Size], argument: Any) -> _Size:
+    """Returns the size of the value that an operation makes; integers of many digits are hashed each time, too."""
+    if name in _FOLLOWED:
+        work = 1 + sum(operand.work for operand in operands)
+        return _Size(min(work, _MOST), 1 + max((operand.depth for operand in operands), default=0))
+    return _Size(1 + argument.bit_length() // 1024, 1) if isinstance(argument, int) else _ONE

@@ -6,6 +6,7 @@ and nothing is executed. Tensors are made by this module, and only those of the 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ _HOLES = (("CVE-2025-32434", (2, 6)), ("CVE-2026-24747", (2, 10)))
 """CVEs that allow code execution in spite of weights_only, each with the first torch that fixes it."""
 _MAX_VALUES, _MAX_DEPTH = 1_000_000, 32
 """Limits of what a pickle holds beside tensors: references to references turn few bytes into any number of values."""
+_MAX_DIMENSIONS = 64
+"""Limit of torch for the dimensions of a tensor."""
+_MAX_ARGUMENTS = 8
+"""More than the functions that rebuild a plain tensor have."""
+_MAX_SEARCHED, _MAX_SEARCH_DEPTH = 10_000, 4
+"""Limits of the search for tensors at unusual places."""
 _DTYPES = {str(dtype)[len("torch.") :]: dtype for dtype in FLOATS.values()}
 
 
@@ -65,7 +72,10 @@ def _chosen(path: Path, value: Any, part: Optional[str]) -> Tuple[Dict[Any, Any]
     saved = _mapping(value)
     if saved is None:
         is_other = isinstance(value, Named) and not _is_tensor(value)
-        raise _asks_for(path, value.name) if is_other else refusal(path, "it holds no tensors")
+        if is_other:
+            raise _asks_for(path, value.name)
+        _refuse_deeper_tensors(path, value)
+        raise refusal(path, "it holds no tensors")
     parts = {key: _mapping(inner) for key, inner in saved.items() if _has_tensors(_mapping(inner))}
     named = [key for key in parts if isinstance(key, str)]
     if part is not None and part not in named:
@@ -77,6 +87,7 @@ def _chosen(path: Path, value: Any, part: Optional[str]) -> Tuple[Dict[Any, Any]
     state = {name: inner for name, inner in saved.items() if _is_tensor(inner)}
     if not state:
         _refuse_other_parts(path, saved, named)
+        _refuse_deeper_tensors(path, saved)
     return state, {name: inner for name, inner in saved.items() if name not in state}
 
 
@@ -90,6 +101,21 @@ def _refuse_other_parts(path: Path, saved: Dict[Any, Any], named: List[str]) -> 
     for key in _WRAPPERS:
         if isinstance(saved.get(key), Named) and _mapping(saved[key]) is None:
             raise _asks_for(path, saved[key].name)
+
+
+def _refuse_deeper_tensors(path: Path, value: Any) -> None:
+    """Raises CheckpointError if a state dict is deeper in the file than those that are looked for."""
+    places, num_searched = [("", value, 0)], 0
+    while places and num_searched < _MAX_SEARCHED:
+        place, inner, depth = places.pop(0)
+        num_searched += 1
+        pairs = _mapping(inner)
+        if depth and _has_tensors(pairs):
+            raise refusal(path, f"its tensors are deeper, in {place}: save that state dict alone with torch.save")
+        if depth < _MAX_SEARCH_DEPTH:
+            items = enumerate(inner) if isinstance(inner, (list, tuple)) else (pairs or {}).items()
+            named = ((key, part) for key, part in items if isinstance(key, (str, int)))
+            places += [(f"{place}[{key!r}]", part, depth + 1) for key, part in itertools.islice(named, _MAX_SEARCHED)]
 
 
 def _asks_for(path: Path, name: str) -> CheckpointError:
@@ -168,7 +194,7 @@ def _claim(path: Path, value: Named) -> _Claim:
         value.name == _WITH_TYPE
     ):  # a class of tensors with attributes: the function that rebuilds the tensor comes first
         function, _, inner = arguments[:3]
-        return _claim(path, function(*inner))
+        return _claim(path, function(*inner[:_MAX_ARGUMENTS]))
     if value.name == "torch._utils._rebuild_sparse_tensor":
         return _Claim(None, _claim(path, arguments[1][1]).dtype, kind="sparse")
     if value.name == "torch._utils._rebuild_meta_tensor_no_storage":
@@ -176,19 +202,26 @@ def _claim(path: Path, value: Named) -> _Claim:
     if value.name not in (*_REBUILT, "torch._utils._rebuild_qtensor"):
         raise _asks_for(path, value.name)
     storage, offset, size, stride = arguments[:4]
+    if not (_is_shape(size) and _is_shape(stride)):
+        raise refusal(path, "a tensor's size or stride is not a tuple of at most 64 numbers: fetch it again")
     what, storage_class, key, _, count = storage.to[:5]
     dtype = STORAGES.get(_short(storage_class), "")
     if value.name.endswith("_v3"):  # with a storage of bytes
         dtype = _short(arguments[6])
-    if what != "storage" or not dtype:
+    if what != "storage" or not dtype or not isinstance(key, str):
         raise _asks_for(path, storage_class.name)
     if value.name.endswith("_qtensor"):
         return _Claim(key, dtype, kind="quantized")
-    numbers = (count, offset, *size, *stride)
-    if any(not isinstance(number, int) or number < 0 for number in numbers) or len(size) != len(stride):
+    if not _is_shape((count, offset)) or min(count, offset, *size, *stride) < 0 or len(size) != len(stride):
         raise refusal(path, f"a tensor of size {size} and stride {stride} is damaged: fetch it again")
     num_bytes = count if value.name.endswith("_v3") else count * element_size(dtype)
     return _Claim(key, dtype, "", num_bytes, offset, tuple(size), tuple(stride))
+
+
+def _is_shape(numbers: Any) -> bool:
+    """Tells whether a value is a short tuple of numbers: another one could take any time to print or to compare."""
+    is_short = isinstance(numbers, (tuple, list)) and len(numbers) <= _MAX_DIMENSIONS
+    return is_short and all(isinstance(number, int) and abs(number) < 1 << 63 for number in numbers)
 
 
 def _short(value: Any) -> str:

@@ -95,9 +95,7 @@ def read_weights(
     return Weights(source, file, naming.name, tensors, metadata)
 
 
-def _describing(
-    file: Path, config: Optional[FolderConfig], naming: Naming, notify: Notify
-) -> Optional[FolderConfig]:
+def _describing(file: Path, config: Optional[FolderConfig], naming: Naming, notify: Notify) -> Optional[FolderConfig]:
     """Returns what the config.json beside a file states, unless it describes the weights of another library."""
     if config is None or has_usual_name(file) or config.naming == naming.name:
         return config

@@ -129,7 +129,8 @@ def _sequence(path: Path, file: IO[bytes]) -> Saved:
     version, _ = _unpickled(path, file)
     system, _ = _unpickled(path, file)
     if version != _VERSION or not isinstance(system, dict):
-        raise refusal(path, f"its version {version} is not {_VERSION}: save it again with a newer torch")
+        found = f"version {version}" if isinstance(version, int) else "version"
+        raise refusal(path, f"its {found} is not {_VERSION}: save it again with a newer torch")
     _check_order(path, "little" if system.get("little_endian", True) else "big")
     value, references = _unpickled(path, file)
     keys, _ = _unpickled(path, file)
@@ -146,12 +147,13 @@ def _sequence(path: Path, file: IO[bytes]) -> Saved:
 def _element_sizes(path: Path, references: List[Any]) -> Dict[str, int]:
     """Returns the bytes of an element of each storage, by its key. Raises an Exception if a reference is damaged."""
     sizes: Dict[str, int] = {}
-    for what, *reference in references:
+    for what, *reference in (tuple(reference[:7]) for reference in references):
         if what == "module":
             raise refusal(path, "it is a complete module: save its state_dict() with torch.save instead")
         storage_class, key, _, _, view = reference
-        if what != "storage" or view is not None:
-            raise refusal(path, f"its reference to {what} {key} is not to a complete storage: save it again with torch")
+        if what != "storage" or view is not None or not isinstance(key, str):
+            named = f"storage {key}" if what == "storage" and isinstance(key, str) else "data beside its pickle"
+            raise refusal(path, f"its reference to {named} is not to a complete storage: save it again with torch")
         sizes[key] = element_size(STORAGES[storage_class.name.rpartition(".")[2]])
     return sizes
 
@@ -161,6 +163,8 @@ def _places(path: Path, file: IO[bytes], keys: List[str], element_sizes: Dict[st
     start, end = file.tell(), path.stat().st_size
     places: Dict[str, Tuple[int, int]] = {}
     for key in keys:
+        if not isinstance(key, str):
+            raise refusal(path, "its table of storages is damaged: fetch it again")
         file.seek(start)
         size = int.from_bytes(file.read(8), sys.byteorder) * element_sizes[key]
         if start + 8 + size > end:

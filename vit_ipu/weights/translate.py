@@ -55,7 +55,8 @@ def _refuse_others(others: List[str], prefix: str, naming: Naming, source: str) 
     if others:
         raise CheckpointError(
             f"{source}: beside a ViT in {naming.name}'s naming under {prefix[:-1]} it holds "
-            f"{counted(len(others), 'other key')} of unknown use: {_first(others)}: save the state dict of the ViT alone"
+            f"{counted(len(others), 'other key')} of unknown use: {_first(others)}: save the state dict of the ViT "
+            "alone"
         )
 
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import data_config
+from PIL import Image
 from shard_files import write_tar
 
 from vit_ipu.config import ModelConfig
@@ -45,6 +46,18 @@ def notes_of(source, path, **data):
 def test_images_of_twelve_bits_in_sixteen_are_noted(tmp_path, suffix, channels):
     write_folder(tmp_path, 4095, suffix=suffix, channels=channels)
     assert notes_of("imagefolder", tmp_path) == [NOTE.format(f"{tmp_path}/train/ant/0.{suffix}")]
+
+
+@pytest.mark.parametrize("highest", [255, 4095])
+def test_the_note_on_integers_of_32_bits_says_so(tmp_path, highest):
+    """Covers what Pillow writes for an array of int32: values of 8 bits, of which 65,535 would be white."""
+    write_folder(tmp_path, 255)
+    ramp = np.linspace(0, highest, 64).reshape(8, 8).astype(np.int32)
+    for name in ("ant", "bee"):
+        (tmp_path / "train" / name / "0.png").unlink()
+        Image.fromarray(ramp).save(str(tmp_path / "train" / name / "0.tiff"))
+    expected = NOTE.format(f"{tmp_path}/train/ant/0.tiff").replace("has 16 bits", "has 32 bits")
+    assert notes_of("imagefolder", tmp_path) == [expected]
 
 
 @pytest.mark.parametrize(

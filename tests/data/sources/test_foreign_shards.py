@@ -168,7 +168,10 @@ def test_a_label_in_json_may_be_apart_from_its_image(tmp_path, members, labels):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("0.png", png(0)), ("0.json", METADATA)], "sample 0 has no label: 0.json is not a JSON object with a `label`"),
+        (
+            [("0.png", png(0)), ("0.json", METADATA)],
+            "sample 0 has no label: 0.json is not a JSON object with a `label`",
+        ),
         ([("0.png", png(0)), ("0.json", b"{")], "sample 0 has no label: 0.json is not a JSON object with a `label`"),
         (
             [("0.png", png(0)), ("0.json", LABELLED), ("1.png", png(1)), ("1.cls", b"1"), ("0.cls", b"1")],

@@ -162,6 +162,24 @@ def test_paths_and_white_space_in_mmpretrains_list(tmp_path):
     check(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["val.txt", "train.txt", "LOC_val_solution.csv", "truth", "map_clsloc.txt"])
+def test_the_mark_that_windows_editors_put_before_a_list_is_not_text(tmp_path, name):
+    write_flat(tmp_path)
+    paths = {}
+    if name.startswith("LOC"):
+        write_solution(tmp_path)
+    elif name in ("truth", "map_clsloc.txt"):
+        write_mapping(write_truth(tmp_path))
+        devkit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+        paths = {name: devkit / name, "truth": devkit / "ILSVRC2012_validation_ground_truth.txt"}
+    else:
+        write_annotations(tmp_path, VAL, [0, 1, 2])
+        paths = {name: tmp_path / "meta" / name}
+    path = paths.get(name, tmp_path / name)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    check(tmp_path)
+
+
 def test_the_thousand_classes_have_torchvisions_names(tmp_path, monkeypatch):
     """Checks that timm's list of classes has the checksum that this program compares."""
     from timm import data as timm_data

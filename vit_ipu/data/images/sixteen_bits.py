@@ -43,8 +43,19 @@ def _tag(image: Image.Image, tag: int) -> Any:
     return getattr(image, "tag_v2", {}).get(tag)
 
 
+def stated_bits(data: bytes) -> int:
+    """Returns the bits a value of an image file with more than 8: the 32 of a TIFF of integers, or else 16."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            return 32 if _tag(image, _BITS_PER_SAMPLE) == (32,) else 16
+
+
 def has_sixteen_bits(data: bytes) -> bool:
-    """Tells whether the header of an image file states 16 bits a value. A file that cannot be opened has none."""
+    """Tells whether the header of an image file states 16 bits a value, or 32, which are read as if they were 16.
+
+    A file that cannot be opened has none.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

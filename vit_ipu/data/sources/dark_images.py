@@ -8,6 +8,7 @@ from typing import Optional
 import numpy as np
 
 from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.sixteen_bits import stated_bits
 from vit_ipu.data.sources.base import EncodedSource
 from vit_ipu.errors import DataError
 from vit_ipu.text import Notify, escaped
@@ -28,8 +29,9 @@ def dark_image_note(picture: EncodedImage) -> Optional[str]:
     """Returns a note about an image that is nearly black in 16 bits, and None about another image."""
     if not picture.is_nearly_black_in_sixteen_bits():
         return None
+    bits = stated_bits(picture.data)
     return (
-        f"note: {escaped(picture.name)} is nearly black: it has 16 bits a value but none above 4,095, and 65,535 is "
+        f"note: {escaped(picture.name)} is nearly black: it has {bits} bits a value but none above 4,095, and 65,535 is "
         "white; if the values of such images have 12 bits or fewer, multiply them so that they fill the 16 bits"
     )
 

@@ -235,6 +235,6 @@ def _read_meta(path: Path) -> List[_Synset]:
 
 def _read_lines(path: Path) -> List[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None

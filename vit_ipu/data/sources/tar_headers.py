@@ -204,9 +204,11 @@ def _has_label(file: BinaryIO, members: Iterable[_Member]) -> bool:
     """Tells whether there is a KEY.cls, or a KEY.json with a `label`."""
     for member in members:
         suffix = _key(member.name)[1]
-        if suffix == ".cls" or (suffix == ".json" and member.size <= _MAX_LABEL_BYTES):
-            if suffix == ".cls" or _label_in_json(_text(file, member), member.name)[0] is not None:
-                return True
+        if suffix == ".cls":
+            return True
+        is_read = suffix == ".json" and member.size <= _MAX_LABEL_BYTES
+        if is_read and _label_in_json(_text(file, member), member.name)[0] is not None:
+            return True
     return False
 
 
