@@ -576,6 +576,15 @@ def test_the_place_of_tensors_that_are_deeper_is_named(tmp_path, safe_torch, nes
     refused(saved(tmp_path / "a.pth", nest(WEIGHTS)), message)
 
 
+def test_many_references_to_large_values_are_searched_once(tmp_path, safe_torch):
+    """Covers pickles of a megabyte in which a search of every reference would look at 10 ** 10 values."""
+    large = {number: number for number in range(100_000)}
+    saved(tmp_path / "a.pth", dict.fromkeys(range(100_000), large))
+    refused(tmp_path / "a.pth", "it holds no tensors")
+    saved(tmp_path / "b.pth", [[large] * 10_000] * 10_000 + [{"x" * 100_000: large}] * 10_000)
+    refused(tmp_path / "b.pth", "it holds no tensors")
+
+
 @pytest.mark.parametrize("value", [{}, [], 3, {"a": [{"b": [{"c": 1}]}]}, [[]] * 20_000])
 def test_a_pickle_without_tensors_is_refused(tmp_path, safe_torch, value):
     refused(saved(tmp_path / "a.pth", value), "it holds no tensors")

@@ -132,7 +132,7 @@ class _Size(NamedTuple):
 
 _MARK = _Size(0, 0)
 """The value on the stack that the operation MARK puts there; compared by identity."""
-_ONE, _MOST = _Size(1, 1), 1 << 62
+_ONE, _MOST, _LARGE_NUMBER = _Size(1, 1), 1 << 62, 1024
 
 
 class _Hashed:
@@ -150,14 +150,17 @@ class _Hashed:
             self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
         elif name in _GETS:
             stack.append(self._memo[int(argument)])
-        elif name == "DUP":
-            stack.append(stack[-1])
         elif name == "MARK":
             stack.append(_MARK)
+        elif not opcode.stack_before:
+            if opcode.stack_after:
+                stack.append(_constant(argument))
+        elif name == "DUP":
+            stack.append(stack[-1])
         else:
             taken = self._taken(opcode)
             self._add(_keys(name, taken))
-            stack.extend([_made(name, taken, argument)] * len(opcode.stack_after))
+            stack.extend([_tuple(taken) if name in _FOLLOWED else _ONE] * len(opcode.stack_after))
 
     def _taken(self, opcode: pickletools.OpcodeInfo) -> Sequence[_Size]:
         """Removes the operands from the stack; returns those above the mark, or all of an operation without one."""
@@ -193,9 +196,13 @@ def _keys(name: str, operands: Sequence[_Size]) -> Sequence[_Size]:
     return operands if name in ("ADDITEMS", "FROZENSET") else ()
 
 
-def _made(name: str, operands: Sequence[_Size], argument: Any) -> _Size:
-    """Returns the size of the value that an operation makes; integers of many digits are hashed each time, too."""
-    if name in _FOLLOWED:
-        work = 1 + sum(operand.work for operand in operands)
-        return _Size(min(work, _MOST), 1 + max((operand.depth for operand in operands), default=0))
-    return _Size(1 + argument.bit_length() // 1024, 1) if isinstance(argument, int) else _ONE
+def _constant(value: Any) -> _Size:
+    """Returns the size of a plain value; an integer of many digits is hashed each time, a string only once."""
+    if isinstance(value, int) and value.bit_length() > _LARGE_NUMBER:
+        return _Size(value.bit_length() // _LARGE_NUMBER, 1)
+    return _ONE
+
+
+def _tuple(parts: Sequence[_Size]) -> _Size:
+    work = 1 + sum([part.work for part in parts])
+    return _Size(min(work, _MOST), 1 + max([part.depth for part in parts], default=0))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vit_ipu.errors import CheckpointError
+from vit_ipu.text import shortened
 from vit_ipu.weights.inert import Named
 from vit_ipu.weights.torch_files import STORAGES, Saved, element_size, opened
 from vit_ipu.weights.untrusted import FLOATS, TensorFile, is_counter, refusal, unbacked, wrong_type
@@ -33,6 +34,8 @@ _MAX_ARGUMENTS = 8
 """More than the functions that rebuild a plain tensor have."""
 _MAX_SEARCHED, _MAX_SEARCH_DEPTH = 10_000, 4
 """Limits of the search for tensors at unusual places."""
+_MAX_SHOWN = 40
+"""Characters of a key that a message shows."""
 _DTYPES = {str(dtype)[len("torch.") :]: dtype for dtype in FLOATS.values()}
 
 
@@ -76,7 +79,7 @@ def _chosen(path: Path, value: Any, part: Optional[str]) -> Tuple[Dict[Any, Any]
             raise _asks_for(path, value.name)
         _refuse_deeper_tensors(path, value)
         raise refusal(path, "it holds no tensors")
-    parts = {key: _mapping(inner) for key, inner in saved.items() if _has_tensors(_mapping(inner))}
+    parts = _parts(saved)
     named = [key for key in parts if isinstance(key, str)]
     if part is not None and part not in named:
         known = f"it has {', '.join(sorted(named))}" if named else "it has no parts with weights"
@@ -89,6 +92,15 @@ def _chosen(path: Path, value: Any, part: Optional[str]) -> Tuple[Dict[Any, Any]
         _refuse_other_parts(path, saved, named)
         _refuse_deeper_tensors(path, saved)
     return state, {name: inner for name, inner in saved.items() if name not in state}
+
+
+def _parts(saved: Dict[Any, Any]) -> Dict[Any, Optional[Dict[Any, Any]]]:
+    """Returns the state dicts among some values; a dict that is there many times is looked through once."""
+    has_tensors: Dict[int, bool] = {}
+    for inner in saved.values():
+        if id(inner) not in has_tensors:
+            has_tensors[id(inner)] = _has_tensors(_mapping(inner))
+    return {key: _mapping(inner) for key, inner in saved.items() if has_tensors[id(inner)]}
 
 
 def _refuse_other_parts(path: Path, saved: Dict[Any, Any], named: List[str]) -> None:
@@ -105,17 +117,24 @@ def _refuse_other_parts(path: Path, saved: Dict[Any, Any], named: List[str]) -> 
 
 def _refuse_deeper_tensors(path: Path, value: Any) -> None:
     """Raises CheckpointError if a state dict is deeper in the file than those that are looked for."""
-    places, num_searched = [("", value, 0)], 0
-    while places and num_searched < _MAX_SEARCHED:
-        place, inner, depth = places.pop(0)
-        num_searched += 1
+    places, seen = [("", value, 0)], set()
+    for place, inner, depth in places:  # grows
         pairs = _mapping(inner)
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
         if depth and _has_tensors(pairs):
             raise refusal(path, f"its tensors are deeper, in {place}: save that state dict alone with torch.save")
         if depth < _MAX_SEARCH_DEPTH:
             items = enumerate(inner) if isinstance(inner, (list, tuple)) else (pairs or {}).items()
-            named = ((key, part) for key, part in items if isinstance(key, (str, int)))
-            places += [(f"{place}[{key!r}]", part, depth + 1) for key, part in itertools.islice(named, _MAX_SEARCHED)]
+            room = max(0, _MAX_SEARCHED - len(places))
+            places += [(f"{place}[{_shown(key)}]", part, depth + 1) for key, part in itertools.islice(items, room)]
+
+
+def _shown(key: Any) -> str:
+    if isinstance(key, str):
+        return repr(shortened(key, _MAX_SHOWN))
+    return str(key) if isinstance(key, int) and key.bit_length() < 64 else "..."
 
 
 def _asks_for(path: Path, name: str) -> CheckpointError:

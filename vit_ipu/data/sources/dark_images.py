@@ -31,8 +31,8 @@ def dark_image_note(picture: EncodedImage) -> Optional[str]:
         return None
     bits = stated_bits(picture.data)
     return (
-        f"note: {escaped(picture.name)} is nearly black: it has {bits} bits a value but none above 4,095, and 65,535 is "
-        "white; if the values of such images have 12 bits or fewer, multiply them so that they fill the 16 bits"
+        f"note: {escaped(picture.name)} is nearly black: it has {bits} bits a value but none above 4,095, and 65,535 "
+        "is white; if the values of such images have 12 bits or fewer, multiply them so that they fill the 16 bits"
     )
 
 
