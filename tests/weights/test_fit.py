@@ -118,7 +118,7 @@ def test_settings_that_differ_from_those_of_the_weights_are_noted(tmp_path):
 
 MISTAKES = [
     (
-        lambda state: {"what." + name: tensor for name, tensor in state.items()},
+        lambda state: {"what/" + name: tensor for name, tensor in state.items()},
         "model.init: .*not a ViT in any known naming",
     ),
     (lambda state: dict(state, extra=torch.zeros(1)), "not a plain ViT: .*extra"),
