@@ -137,8 +137,9 @@ def test_a_float64_model_computes_in_float64_with_exact_numerics_only(dtype):
         assert poptorch.inferenceModel(Model())(x).item() == 0.0
 
 
+@pytest.mark.parametrize("in_inference_mode", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
-def test_a_change_of_an_input_in_place_reaches_the_caller_in_every_format(dtype):
+def test_a_change_of_an_input_in_place_reaches_the_caller_in_every_format(dtype, in_inference_mode):
     """PoplarExecutable.cpp:160-168 copies the output to the input, converted."""
 
     class Model(nn.Module):
@@ -146,7 +147,8 @@ def test_a_change_of_an_input_in_place_reaches_the_caller_in_every_format(dtype)
             x.add_(1)
             return x * 2
 
-    x = torch.zeros(2, dtype=dtype)
-    x += 3  # the tensor has changed before
-    assert poptorch.inferenceModel(Model())(x).tolist() == [8, 8]
-    assert (x.dtype, x.tolist()) == (dtype, [4, 4])
+    with torch.inference_mode(in_inference_mode):
+        x = torch.zeros(2, dtype=dtype)
+        x += 3  # the tensor has changed before
+        assert poptorch.inferenceModel(Model())(x).tolist() == [8, 8]
+        assert (x.dtype, x.tolist()) == (dtype, [4, 4])

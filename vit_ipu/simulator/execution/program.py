@@ -225,8 +225,9 @@ class Program:
 
     def run(self, arguments: Arguments) -> Any:
         """Runs one call; returns the outputs in the model's structure, or None if the model returns nothing."""
-        tensors = [self._input_on_device(tensor) for tensor in arguments.tensors()]
-        versions = [tensor._version for tensor in tensors]
+        with torch.inference_mode(False):  # inference tensors do not count changes
+            tensors = [self._input_on_device(tensor) for tensor in arguments.tensors()]
+        versions = [_version(tensor) for tensor in tensors]
         collected: List[List[Tensor]] = []
         self._anchors.start_call()
         with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
@@ -239,7 +240,7 @@ class Program:
                     with torch.no_grad():
                         collected += [self._forward(arguments, tensors, index)[0] for index in indices]
         self._anchors.end_call()
-        changed = [tensor._version > version for tensor, version in zip(tensors, versions)]
+        changed = [_version(tensor) > version for tensor, version in zip(tensors, versions)]
         _return_changes(arguments.tensors(), tensors, changed)
         self._advance_seed()
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
@@ -367,6 +368,11 @@ class Program:
         finally:
             self._random_state = _rng_state(self._device)
             _set_rng_state(host, self._device)
+
+
+def _version(tensor: Tensor) -> int:
+    """Returns a number that grows with each change in place; 0 for an inference tensor, which is the caller's own."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()
