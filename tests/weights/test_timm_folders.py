@@ -138,13 +138,13 @@ def test_the_crop_of_timm_is_followed(tmp_path, crop_mode):
 
 def wrapper_folder(folder, **settings):
     """Writes the folder of a random TimmWrapperForImageClassification; returns the model."""
-    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-
+    transformers = pytest.importorskip("transformers", minversion="4.48", reason="TimmWrapper is new in 4.48")
     torch.manual_seed(0)
     pixels = {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 1.0}
     model_args = {"img_size": 32, "depth": 1, "num_heads": 6}
     stated = {"architecture": "vit_tiny_patch16_224", "model_args": model_args, "pretrained_cfg": pixels}
-    model = TimmWrapperForImageClassification(TimmWrapperConfig(**stated, **settings))
+    config = transformers.TimmWrapperConfig(**stated, **settings)
+    model = transformers.TimmWrapperForImageClassification(config)
     randomise(model.eval()).save_pretrained(str(folder))
     return model
 
