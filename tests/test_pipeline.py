@@ -178,7 +178,7 @@ RULES = [
             "pipeline": {"io_tiles": 32, "replicated_tensor_sharding": True},
             "optim": {"optimizer": "adamw"},
         },
-        ["io_tiles 32 hold 20.4 MB", "shard", "(1 replicas in a process): set io_tiles: null"],
+        ["io_tiles 32 hold 20.4 MB", "shard", "(1 replica in a process): set io_tiles: null"],
     ),
     (
         {
@@ -322,7 +322,7 @@ def test_replicas_of_one_process_share_the_optimizer_state_on_io_tiles():
     )
     assert ipu_violations(config) == []
     (violation,) = ipu_violations(config, num_instances=2)
-    assert "takes 25.9 MB on one IPU (1 replicas in a process)" in violation
+    assert "takes 25.9 MB on one IPU (1 replica in a process)" in violation
 
 
 def test_float16_is_refused_on_a_cpu():

@@ -71,16 +71,13 @@ def test_an_engine_option_of_a_wrong_type_is_refused():
 
 
 def test_values_of_every_type_are_accepted():
-    tiny_config(
-        pipeline={
-            "popart_options": {
-                "enableOutlining": False,
-                "mergeVarUpdate": 2,
-                "outlineThreshold": 10.0,
-                "kahnTieBreaker": "Fifo",
-                "customCodelets": ["a.cpp"],
-                "matmulOptions": {"use128BitConvUnitLoad": "true"},
-                "patterns": {"UpdateInplacePrioritiesForIpu": True},
-            }
-        }
-    )
+    options = {
+        "enableOutlining": False,
+        "mergeVarUpdate": 2,
+        "outlineThreshold": 10.0,
+        "kahnTieBreaker": "Fifo",
+        "customCodelets": ["a.cpp"],
+        "matmulOptions": {"use128BitConvUnitLoad": "true"},
+        "patterns": {"UpdateInplacePrioritiesForIpu": True},
+    }
+    assert tiny_config(pipeline={"popart_options": options}).pipeline.popart_options == options

@@ -12,6 +12,7 @@ from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.errors import ConfigError
 from vit_ipu.model_cost import parameters_per_ipu
 from vit_ipu.pipeline import num_ipus, num_stages
+from vit_ipu.text import counted
 
 MAX_IPUS_PER_PROCESS = 64
 TILE_BYTES = 624 * 1024
@@ -163,7 +164,7 @@ def _shards_on_io_tiles(config: Config, num_instances: int) -> Optional[str]:
     instead = f"use {needed} tiles, or io_tiles: null" if needed <= MOST_IO_TILES else "set io_tiles: null"
     return (
         f"pipeline.io_tiles {tiles} hold {tiles * TILE_BYTES / 1e6:.1f} MB but a replica's shard of the optimizer "
-        f"state takes {shard / 1e6:.1f} MB on one IPU ({replicas} replicas in a process): {instead}"
+        f"state takes {shard / 1e6:.1f} MB on one IPU ({counted(replicas, 'replica')} in a process): {instead}"
     )
 
 
@@ -240,14 +241,14 @@ def _loss_scale(config: Config) -> Optional[str]:
     precision = config.precision
     if not precision.automatic_loss_scale:
         return None
-    needed = (
+    needed = [
         ("precision.compute", precision.compute, ("float16", "auto")),
-        ("precision.accumulation", precision.accumulation, ("float16",)),
         ("optim.gradient_reduction", config.optim.gradient_reduction, ("mean",)),
-    )
+    ]
+    if not config.optim.use_combined_accum:  # which accumulates in the type of the gradients
+        needed.insert(1, ("precision.accumulation", precision.accumulation, ("float16",)))
     for key, value, accepted in needed:
-        combined = key == "precision.accumulation" and config.optim.use_combined_accum  # has the gradients' type
-        if value not in accepted and not combined:
+        if value not in accepted:
             return (
                 f"precision.automatic_loss_scale needs {key} {' or '.join(accepted)}, but it is {value}: change it, or "
                 "set automatic_loss_scale: false"
