@@ -468,6 +468,9 @@ class RunConfig(Section):
     """Number of updates between checkpoints; null: only at the end."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept."""
+    keep_best: Optional[Literal["top1", "top5", "loss"]] = None
+    """Measure by which the checkpoint of the best evaluation is kept too; each evaluation then comes with a checkpoint.
+    null: only the newest checkpoints are kept."""
     log_every: Positive = 1
     """Number of host steps between lines of metrics.jsonl."""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"

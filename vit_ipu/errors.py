@@ -29,6 +29,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another kind: the message has the path and the remedy."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint with a file that is missing or is not what was written: an older checkpoint may be whole."""
+
+
 class NotSupported(ValueError):
     """A value in a sound file that this program cannot follow: the message has the key and the value, not the path."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Iterator, MutableSet, Union
+from typing import IO, Any, Dict, Iterator, MutableSet, Optional, Sequence, Union
 
 import platformdirs
 
@@ -18,6 +21,11 @@ from vit_ipu.errors import UserError
 
 TEMPORARY = ".writing-"
 """Prefix of the name of an unfinished file or folder."""
+REMOVING = ".removing-"
+"""Prefix of the name of a folder that is being removed."""
+CHECKSUMS = "checksums.json"
+"""Name of the file with the size and the SHA-256 of each other file of its folder."""
+_MAX_CHECKSUMS = 1 << 20
 _CHUNK = 1 << 20
 
 # ------------------------------------------------------------------------- written whole or not at all
@@ -73,6 +81,66 @@ def remove(path: Path) -> None:
     else:
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def remove_whole(folder: Path) -> None:
+    """Removes a folder under a temporary name, so that a crash at any instant leaves no folder that is half removed."""
+    temporary = folder.with_name(f"{REMOVING}{folder.name}")
+    remove(temporary)
+    os.replace(str(folder), str(temporary))
+    sync_entry(folder.parent)
+    remove(temporary)
+
+
+def remove_leftovers(folder: Path, names: str = "*") -> None:
+    """Removes what interrupted writes and removals of files and folders of these names left in `folder`."""
+    for prefix in (TEMPORARY, REMOVING):
+        for path in folder.glob(f"{prefix}{names}"):
+            remove(path)
+
+
+# ------------------------------------------------------------------------------------------ checksums
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the size and the SHA-256 of each file of a folder to checksums.json, with a SHA-256 of this table."""
+    paths = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    table = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    (folder / CHECKSUMS).write_text(_text_of_checksums(table), encoding="utf-8")
+
+
+def find_damage(folder: Path, names: Sequence[str]) -> Optional[str]:
+    """Returns what is wrong with a file of a folder, by checksums.json; None if all `names` are as they were written.
+
+    The files are hashed at the same time. Raises FileNotFoundError if there is no checksums.json, and OSError if a
+    file cannot be read.
+    """
+    status = (folder / CHECKSUMS).stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_CHECKSUMS:
+        return f"{CHECKSUMS} is damaged: it is not a small file"
+    content = (folder / CHECKSUMS).read_bytes()
+    try:
+        table = json.loads(content.decode("utf-8"))["files"]
+        known = {name: (table[name]["size"], table[name]["sha256"]) for name in names}
+        if content != _text_of_checksums(table).encode("utf-8"):
+            raise ValueError
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return f"{CHECKSUMS} is damaged: it is not what was written"
+    for name, (size, _) in known.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} is damaged: it has {found:,} bytes, which is not its size when it was written"
+    with ThreadPoolExecutor(len(names)) as threads:
+        hashes = threads.map(lambda name: sha256_of(folder / name), known)
+        changed = [name for name, sha256 in zip(known, hashes) if sha256 != known[name][1]]
+    return f"{changed[0]} is damaged: its bytes are not those that were written" if changed else None
+
+
+def _text_of_checksums(table: Dict[str, Any]) -> str:
+    own = hashlib.sha256(json.dumps(table, sort_keys=True).encode("utf-8")).hexdigest()
+    return json.dumps({"files": table, "sha256": own}, indent=1)
 
 
 # ---------------------------------------------------------------------------------------------- locks

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Set
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, StepResult
@@ -17,18 +17,28 @@ from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
-from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed
+from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed, UserError
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
-from vit_ipu.runs.checkpoint import Progress, load_resumable, remove_old_checkpoints, save_checkpoint
+from vit_ipu.runs.background import BackgroundWriter
+from vit_ipu.runs.best import BestCheckpoint
+from vit_ipu.runs.checkpoint import (
+    Progress,
+    load_resumable,
+    remove_old_checkpoints,
+    require_finite,
+    save_checkpoint,
+    set_aside_later_checkpoints,
+)
 from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import Metrics, lines_until, require_tracking
 from vit_ipu.signals import StopSignal
+from vit_ipu.text import Notify, reason_of, shortened
 from vit_ipu.weights.fit import load_initial_weights
-from vit_ipu.weights.native import ModelDescription
+from vit_ipu.weights.native import ModelDescription, checkpoints_in, first_whole
 
 NUM_EXAMPLES = 10
 """Number of held-out images that a run folder keeps as files, to try predictions on."""
@@ -53,13 +63,27 @@ class Summary:
 
 
 @contextmanager
-def open_run_folder(path: Path, config: Config, *, resume: bool) -> Iterator[RunFolder]:
+def open_run_folder(
+    path: Path,
+    config: Config,
+    *,
+    resume: bool,
+    allowed_changes: Sequence[str] = (),
+    notify: Notify = lambda text: None,
+) -> Iterator[RunFolder]:
     """Makes the folder of a new run, or opens the folder of an interrupted run, and locks it while the body runs.
 
-    Raises UserError if the folder holds another run, or cannot be written, or if the tracker's package is missing.
+    `allowed_changes` are keys that may differ from the config of the interrupted run; `notify` receives a note on each
+    that does. Raises UserError if the folder holds another run, or cannot be written, or if the tracker's package is
+    missing.
     """
     require_tracking(config)
-    folder = (RunFolder.reopen if resume else RunFolder.create)(path, config)
+    if resume:
+        folder = RunFolder.reopen(path, config, allowed=allowed_changes, notify=notify)
+    elif allowed_changes:
+        raise UserError("--allow-config-change needs --resume: a new run takes any config")
+    else:
+        folder = RunFolder.create(path, config)
     try:
         yield folder
     except OSError as error:
@@ -92,9 +116,8 @@ def train(
     description = ModelDescription.of_run(config, eval_source.classes, len(train_source), labels_sha256)
     started = time.monotonic()
     with open_backend(config, device) as backend:
-        newest = folder.newest_checkpoint() if resume else None
-        if newest is not None:
-            progress = restore(backend, description, newest, device)
+        if resume and folder.newest_checkpoint() is not None:
+            progress = restore(backend, description, folder, device, display.notify)
         else:
             progress = start(backend, config, display, trust_pickle=trust_pickle)
         if progress.update < total_updates:
@@ -104,19 +127,22 @@ def train(
         logger = RunLogger(config, folder, backend, progress, total_updates, display)
         with logger, StopSignal(logger.notify) as stop:
             if resume:
-                logger.notify(f"resuming at update {progress.update:,}")
+                logger.resumed(progress)
+            if evaluates_at(progress.update, total_updates, config):  # a resumed run may have been stopped before it
+                logger.evaluate(progress, eval_source, stop)
             loader = training_loader(train_source, config, backend, progress, total_updates)
             for batch in stop.until_stopped(loader, agree=backend.instances.any):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
-                progress = advance(progress, config)
+                progress = Progress.at(progress.host_step + 1, config.pipeline)
                 logger.step(progress, result, rate)
-                if due(config.run.checkpoint_every, progress):
+                if saves_at(progress.update, total_updates, config):
                     logger.checkpoint(progress, description, device)
-                if due(config.run.evaluate_every, progress) and progress.update < total_updates:
+                if evaluates_at(progress.update, total_updates, config):
                     logger.evaluate(progress, eval_source, stop)
             logger.checkpoint(progress, description, device)  # before the evaluation, which may fail
+            logger.wait_for_checkpoint()
             if progress.update == total_updates:
                 logger.evaluate(progress, eval_source, stop)
         if logger.writes:
@@ -126,14 +152,26 @@ def train(
     return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint())
 
 
-def restore(backend: Backend, description: ModelDescription, newest: Path, device: Device) -> Progress:
-    """Loads the newest checkpoint of a resumed run into the backend and returns its progress."""
-    state, progress = load_resumable(newest, description, device_kind=device.kind)
-    try:
-        backend.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError):
-        raise CheckpointError(f"{newest} does not fit this run: remove it to resume from an earlier one") from None
-    return progress
+def restore(
+    backend: Backend, description: ModelDescription, folder: RunFolder, device: Device, notify: Notify
+) -> Progress:
+    """Loads the newest whole checkpoint of a resumed run into the backend and returns its progress.
+
+    `notify` receives a warning on newer checkpoints that are damaged. Raises CheckpointError if none is whole.
+    """
+
+    def load(checkpoint: Path) -> Progress:
+        state, progress = load_resumable(checkpoint, description, device_kind=device.kind, notify=notify)
+        try:
+            backend.load_state_dict(state)
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit this run: {shortened(reason_of(error), 200)}; remove it to resume from an "
+                "earlier one"
+            ) from None
+        return progress
+
+    return first_whole(checkpoints_in(folder.checkpoints), load, notify=notify)
 
 
 def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_pickle: bool) -> Progress:
@@ -157,19 +195,20 @@ def training_loader(
     )
 
 
-def advance(progress: Progress, config: Config) -> Progress:
-    """Returns the progress of the run after another host step."""
-    pipeline = config.pipeline
-    return Progress(
-        update=progress.update + pipeline.device_iterations,
-        host_step=progress.host_step + 1,
-        samples=progress.samples + pipeline.samples_per_step,
-    )
+def due(every: Optional[int], update: int) -> bool:
+    """Tells whether something that happens every `every` updates happens after this one."""
+    return every is not None and update % every == 0
 
 
-def due(every: Optional[int], progress: Progress) -> bool:
-    """Tells whether something that happens every `every` updates happens now."""
-    return every is not None and progress.update % every == 0
+def evaluates_at(update: int, total_updates: int, config: Config) -> bool:
+    """Tells whether a run evaluates after this update and then trains on."""
+    return 0 < update < total_updates and due(config.run.evaluate_every, update)
+
+
+def saves_at(update: int, total_updates: int, config: Config) -> bool:
+    """Tells whether a run saves a checkpoint after this update, before its end; the best evaluation needs one."""
+    keeps_best = config.run.keep_best is not None and evaluates_at(update, total_updates, config)
+    return keeps_best or due(config.run.checkpoint_every, update)
 
 
 def save_examples(source: Source, folder: Path) -> None:
@@ -199,6 +238,10 @@ class RunLogger:
         self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
         self._lines = self._metrics.lines if self._metrics is not None else lines_until(folder.metrics, progress.update)
+        if self.writes:
+            set_aside_later_checkpoints(folder.checkpoints, progress.update)
+        self._best = BestCheckpoint(folder, config.run.keep_best, self._lines) if self.writes else None
+        self._writer = BackgroundWriter()
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
@@ -210,15 +253,28 @@ class RunLogger:
 
     def __exit__(self, *exc: Any) -> None:
         self._display.stop()
-        if self._metrics is not None:
-            self._metrics.close()
+        try:
+            self._writer.wait()
+        except Exception:
+            if exc[0] is None:
+                raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
 
     def notify(self, text: str) -> None:
         self._display.notify(text)
 
+    def resumed(self, progress: Progress) -> None:
+        """Shows where a resumed run continues."""
+        none_yet = "" if progress.update else ": there is no checkpoint yet, so the run starts from the beginning"
+        self.notify(f"resuming at update {progress.update:,}{none_yet}")
+
     def step(self, progress: Progress, result: StepResult, rate: float) -> None:
-        """Logs a host step that has ended. Raises RunFailed if its loss is not finite."""
+        """Logs a host step that has ended. Raises RunFailed if its loss is not finite, or the error of a checkpoint."""
+        self._writer.raise_error()
         if not math.isfinite(result.loss):
+            self.wait_for_checkpoint()  # so that the message names the last one
             raise RunFailed(
                 f"the loss is {result.loss} at update {progress.update}: lower optim.learning_rate or "
                 f"precision.loss_scale; the last checkpoint is {self._folder.newest_checkpoint() or 'none'}"
@@ -237,13 +293,21 @@ class RunLogger:
                 self.notify(f"skipped image {len(self._skipped):,}: {image}")
 
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
-        """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded."""
-        if self.evaluation_at(progress.update, len(source)) is not None:
+        """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded.
+
+        All processes evaluate if one of them has not. No checkpoint is being written meanwhile, because the evaluation
+        may fail, and because its worker processes are forked.
+        """
+        is_known = self.evaluation_at(progress.update, len(source)) is not None
+        if not self._backend.instances.any(not is_known):
             return
+        self.wait_for_checkpoint()
         loader = evaluation_loader(source, self._config, self._backend)
         try:
             found = evaluate_batches(self._backend, stop.raise_if_stopped(loader))
         except Interrupted:
+            return
+        if is_known:
             return
         self.skipped(loader.skipped)
         fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
@@ -252,6 +316,9 @@ class RunLogger:
             f"update {progress.update}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} on "
             f"{found.num_images:,} held-out images"
         )
+        if self._best is not None:
+            self._best.find(self._lines)
+            self._remove_old_checkpoints()
         self._seconds_since_last()
 
     def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
@@ -263,15 +330,38 @@ class RunLogger:
         return None
 
     def checkpoint(self, progress: Progress, description: ModelDescription, device: Device) -> None:
-        """Writes a checkpoint if there were updates since the last one, and removes the oldest checkpoints."""
+        """Saves a checkpoint if there were updates since the last one; it is written while training continues.
+
+        Raises RunFailed if a weight is not finite, and the error of the checkpoint before if that could not be written.
+        """
         if progress.update in (0, self._saved_update):
             return
+        self.wait_for_checkpoint()  # before the state is copied: one copy at a time is in memory
         self._saved_update = progress.update
         state = self._backend.state_dict()
+        require_finite(state, progress)
         if self.writes:
-            save_checkpoint(self._folder.checkpoints, state, progress, description, device_kind=device.kind)
-            remove_old_checkpoints(self._folder.checkpoints, self._config.run.keep_checkpoints)
+            self._writer.start(lambda: self._save(state, progress, description, device))
         self._seconds_since_last()
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits until the last checkpoint is on the disk. Raises the error if it could not be written."""
+        self._writer.wait()
+
+    def _save(self, state: Dict[str, Any], progress: Progress, description: ModelDescription, device: Device) -> None:
+        """Writes a checkpoint and then removes old ones. Raises RunFailed if that is not possible."""
+        try:
+            save_checkpoint(self._folder.checkpoints, state, progress, description, device_kind=device.kind)
+            self._remove_old_checkpoints()
+        except (OSError, RunFailed) as error:
+            raise RunFailed(
+                f"cannot write the checkpoint of update {progress.update:,}: {reason_of(error)}; the last whole one is "
+                f"{self._folder.newest_checkpoint() or 'none'}: free some space, and continue with --resume"
+            ) from None
+
+    def _remove_old_checkpoints(self) -> None:
+        best = None if self._best is None else self._best.kept
+        remove_old_checkpoints(self._folder.checkpoints, self._config.run.keep_checkpoints, best=best)
 
     def _seconds_since_last(self) -> float:
         """Returns the seconds since the last host step, evaluation or checkpoint ended."""

@@ -35,6 +35,8 @@ def unused_options(config: Config) -> List[str]:
         notes.append("pipeline.recompute_mid_layers has no effect with recompute auto, except in a pipeline of IPUs")
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
+    if config.run.keep_best is not None and config.run.evaluate_every is None:
+        notes.append("run.keep_best has no effect without evaluate_every: the only evaluation is at the end")
     if config.data.path is not None and config.data.source in ("sample", "generated"):
         notes.append(f"data.path has no effect with source {config.data.source}")
     if config.data.eval_path is not None and config.data.source != "shards":

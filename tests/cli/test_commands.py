@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.errors import DataError
+from vit_ipu.files import write_checksums
 from vit_ipu.predict import predict
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
@@ -28,6 +29,7 @@ def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys
     weights = load_file(str(path))
     weights["norm.bias"][0] = float("nan")
     save_file(weights, str(path))
+    write_checksums(path.parent)
     image = str(next((empty_folder / "run" / "examples").glob("*.png")))
     for command in (["evaluate", config, "--checkpoint", "run"], ["predict", "run", image]):
         code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu", "--json")

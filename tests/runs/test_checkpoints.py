@@ -13,15 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from vit_ipu import files
 from vit_ipu.config import ModelConfig
-from vit_ipu.errors import CheckpointError, RunFailed
+from vit_ipu.errors import CheckpointError, DamagedCheckpoint, RunFailed
+from vit_ipu.files import write_checksums
 from vit_ipu.model import ViT
-from vit_ipu.runs.checkpoint import Progress, load_checkpoint, load_resumable, remove_old_checkpoints, save_checkpoint
+from vit_ipu.runs.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_resumable,
+    remove_old_checkpoints,
+    require_finite,
+    save_checkpoint,
+)
 from vit_ipu.weights import native
 from vit_ipu.weights.fit import require_same_model
-from vit_ipu.weights.native import ModelDescription, find_checkpoint, load_description, load_tensors, newest_checkpoint
+from vit_ipu.weights.native import ModelDescription, find_checkpoints, load_description, load_tensors, newest_checkpoint
 
 CLASSES = tuple(f"class {n}" for n in range(10))
-CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1})
+CONFIG = tiny_config(optim={"optimizer": "adamw"}, model={"dropout": 0.1}, run={"updates": 1000})
 
 
 def state_after(updates=1, device="cpu"):
@@ -52,6 +60,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, device):
 def test_a_checkpoint_is_safetensors_and_json_under_timms_names(tmp_path):
     path = save(tmp_path, 1)
     assert sorted(p.name for p in path.iterdir()) == [
+        "checksums.json",
         "config.json",
         "model.safetensors",
         "optimizer.safetensors",
@@ -107,13 +116,15 @@ def test_saving_an_update_again_keeps_what_is_there(tmp_path):
 
 def test_checkpoints_are_found_in_run_folders_and_by_their_own_path(tmp_path):
     path = save(tmp_path / "run" / "checkpoints", 3)
-    assert find_checkpoint(path) == path
-    assert find_checkpoint(tmp_path / "run") == path
-    assert find_checkpoint(tmp_path / "run" / "checkpoints") == path
+    assert find_checkpoints(path) == [path]
+    assert find_checkpoints(tmp_path / "run") == [path]
+    assert find_checkpoints(tmp_path / "run" / "checkpoints") == [path]
+    newer = save(tmp_path / "run" / "checkpoints", 4)
+    assert find_checkpoints(tmp_path / "run") == [path, newer]
     with pytest.raises(CheckpointError, match="there is no such file or folder"):
-        find_checkpoint(tmp_path / "nowhere")
+        find_checkpoints(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="expected a run folder or a checkpoint folder"):
-        find_checkpoint(tmp_path)
+        find_checkpoints(tmp_path)
 
 
 DAMAGES = [
@@ -144,8 +155,17 @@ def test_a_damaged_description_is_refused(tmp_path, text):
 def test_an_optimizers_file_of_another_model_is_refused(tmp_path):
     path = save(tmp_path, 1)
     save_file({"else": torch.zeros(1)}, str(path / "optimizer.safetensors"))
+    write_checksums(path)
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors is damaged: it lacks"):
         load_checkpoint(path, device_kind="cpu")
+
+
+def test_weights_are_finite_even_if_their_sum_is_not():
+    largest = torch.full((3,), torch.finfo(torch.float32).max)
+    require_finite({"model": {"x": largest, "y": largest.double() * 3, "z": torch.ones(70000).half()}}, Progress())
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(RunFailed, match="x is not finite"):
+            require_finite({"model": {"x": torch.cat([largest, torch.tensor([value])])}}, Progress())
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -153,14 +173,15 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     state = state_after()
     state["model"]["norm.weight"][3] = float("nan")
     with pytest.raises(RunFailed, match="norm.weight is not finite after update 2: lower optim.learning_rate"):
-        save(tmp_path, 2, state)
+        require_finite(state, Progress(2, 2, 64))
     assert list(tmp_path.iterdir()) == [first]
 
 
-def test_a_folder_without_a_state_is_not_a_checkpoint_and_is_replaced(tmp_path):
+def test_a_folder_without_a_state_is_a_damaged_checkpoint_and_is_replaced(tmp_path):
     path = save(tmp_path, 1)
     (path / "state.json").unlink()
-    assert newest_checkpoint(tmp_path) is None
+    with pytest.raises(DamagedCheckpoint, match="cannot read .*state.json: state.json is missing"):
+        load_checkpoint(path, device_kind="cpu")
     state = state_after(2)
     assert equal_states(load_checkpoint(save(tmp_path, 1, state), device_kind="cpu")[0], state)
 

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import equal_states, vit_ipu, write_config
 from PIL import Image
+from small_runs import metrics_without_times, small_config, train_in
 
+from vit_ipu.backends.contract import Instances
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.simulator import numerics
@@ -139,7 +142,7 @@ def test_a_resumed_run_says_at_which_update_it_continues(monkeypatch, capsys, em
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
     assert "resuming at update 3" in out
     for path in (empty_folder / "runs" / "tiny" / "checkpoints").iterdir():
-        (path / "state.json").unlink()
+        shutil.rmtree(str(path))
     _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")
     assert "resuming at update 0" in out
 
@@ -212,6 +215,56 @@ def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsy
     assert "top1" not in read_metrics(metrics)[-1]
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
     assert "top1" in read_metrics(metrics)[-1]
+
+
+STOPS = {"before": "step", "at its start": "evaluation_loader", "at its end": "evaluate_batches"}
+
+
+@pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("stop", list(STOPS))
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_evaluation_that_was_lost_is_made_up_before_training_continues(monkeypatch, empty_folder, stop, how, number):
+    """The first evaluation is due in the middle of the run, the second one at its end."""
+    from vit_ipu import train
+
+    config = small_config(updates=4, evaluate_every=2, checkpoint_every=2)
+    train_in(empty_folder / "whole", config)
+    place, calls = train.RunLogger if stop == "before" else train, []
+    original, at_call = getattr(place, STOPS[stop]), 2 * number if stop == "before" else number
+
+    def stopping(*args, **options):
+        result = original(*args, **options)
+        calls.append(1)
+        if len(calls) == at_call:
+            if how == "crash":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as context:
+        context.setattr(place, STOPS[stop], stopping)
+        with suppress(MemoryError):
+            train_in(empty_folder / "parts", config)
+    train_in(empty_folder / "parts", config, resume=True)
+    assert metrics_without_times(empty_folder / "parts") == metrics_without_times(empty_folder / "whole")
+    ends = [newest_checkpoint(empty_folder / name / "checkpoints") for name in ("whole", "parts")]
+    assert equal_states(*(load_checkpoint(end, device_kind="cpu") for end in ends))
+
+
+def test_all_processes_evaluate_if_one_of_them_has_not_and_nothing_is_recorded_twice(monkeypatch, empty_folder):
+    from vit_ipu import train
+    from vit_ipu.backends.native.backend import NativeBackend
+
+    config = small_config(updates=2)
+    train_in(empty_folder / "run", config)
+    before = metrics_without_times(empty_folder / "run")
+    another_lacks_it = Instances(mean=torch.ones_like)
+    monkeypatch.setattr(NativeBackend, "instances", another_lacks_it)
+    evaluated, original = [], train.evaluate_batches
+    monkeypatch.setattr(train, "evaluate_batches", lambda *args: evaluated.append(1) or original(*args))
+    train_in(empty_folder / "run", config, resume=True)
+    assert evaluated == [1]
+    assert metrics_without_times(empty_folder / "run") == before
 
 
 def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):

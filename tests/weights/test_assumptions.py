@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError
+from vit_ipu.files import write_checksums
 from vit_ipu.model import ViT
 from vit_ipu.weights.describe import describe, model_config, published_heads
 from vit_ipu.weights.export import convert
@@ -237,6 +238,9 @@ def test_unknown_marks_are_damage(tmp_path):
     convert(str(tmp_path / "w.safetensors"), tmp_path / "native", "native", notify=quiet)
     config = tmp_path / "native" / "config.json"
     config.write_text(json.dumps(dict(json.loads(config.read_text()), assumed=["colour"])))
+    with pytest.raises(CheckpointError, match="config.json is damaged: it has "):
+        read_weights(str(tmp_path / "native"))
+    write_checksums(tmp_path / "native")
     with pytest.raises(CheckpointError, match="config.json is damaged: 'colour' is marked as assumed, but is not one"):
         read_weights(str(tmp_path / "native"))
     stated = {"num_heads": 3, "layer_norm_eps": 1e-6, "gelu": "erf", "assumed": ["colour"]}

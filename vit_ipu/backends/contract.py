@@ -87,7 +87,10 @@ class Backend(Protocol):
         """Frees the device."""
 
     def state_dict(self) -> Dict[str, Any]:
-        """Returns `model` (tensors by timm's names), `optimizer` and `rng`, on the host: all that resuming needs."""
+        """Returns `model` (tensors by timm's names), `optimizer` and `rng`: all that resuming needs.
+
+        The tensors are copies on the host, which later steps do not change: they are written while training continues.
+        """
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Loads a state, or only its `model`."""

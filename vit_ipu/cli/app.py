@@ -115,6 +115,10 @@ def train(
     device: DeviceName = "auto",
     output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    allow_config_change: Annotated[
+        Optional[List[str]],
+        typer.Option(metavar="SECTION.KEY", help="With --resume: accept another value of this setting."),
+    ] = None,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
     rescan: Rescan = False,
@@ -136,7 +140,8 @@ def train(
     if not _is_first_instance(loaded, resolved):
         _train_beside_the_first(loaded, resolved, path, options)
         return None
-    with open_run_folder(path, loaded, resume=resume) as folder:
+    changes = allow_config_change or ()
+    with open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print) as folder:
         try:
             print_run_header(console, loaded, resolved, folder)
             summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)

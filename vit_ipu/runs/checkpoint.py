@@ -1,22 +1,35 @@
-"""Checkpoints of a run: written completely or not at all, read without unpickling anything.
+"""Checkpoints of a run: written completely or not at all, verified when read, without unpickling anything.
 
 A checkpoint is a folder: model.safetensors (timm's names), optimizer.safetensors (optimizer and random state),
-state.json (the progress, and state that is not a tensor) and config.json (the run's config and the names of
-the classes).
+state.json (the progress, and state that is not a tensor), config.json (the run's config and the names of the classes)
+and checksums.json (the size and the SHA-256 of each of these).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
+import torch
 from torch import Tensor
 
-from vit_ipu.errors import CheckpointError, RunFailed
-from vit_ipu.files import TEMPORARY, remove, written_whole
+from vit_ipu.config import PipelineConfig
+from vit_ipu.errors import CheckpointError, DamagedCheckpoint, RunFailed
+from vit_ipu.files import (
+    find_damage,
+    remove,
+    remove_leftovers,
+    remove_whole,
+    sync_entry,
+    write_checksums,
+    written_whole,
+)
+from vit_ipu.text import Notify
 from vit_ipu.weights.native import (
+    CONFIG,
     MODEL,
     PREFIX,
     STATE,
@@ -25,12 +38,17 @@ from vit_ipu.weights.native import (
     load_description,
     load_tensors,
     read_json,
+    require_whole,
     save_tensors,
+    update_of,
     write_description,
 )
 
 _OPTIMIZER = "optimizer.safetensors"
+_FILES = (MODEL, _OPTIMIZER, STATE, CONFIG)
 _TENSOR = "__tensor__"
+DAMAGED = "damaged-"
+"""Prefix of the name of a damaged checkpoint from which a run did not resume."""
 _NATIVE = {"cpu", "cuda"}
 """Kinds of device whose optimizer states have the same form."""
 
@@ -43,8 +61,28 @@ class Progress:
     host_step: int = 0
     samples: int = 0
 
+    @classmethod
+    def at(cls, host_step: int, pipeline: PipelineConfig) -> Progress:
+        """Returns the progress of a run after a number of host steps."""
+        return cls(host_step * pipeline.device_iterations, host_step, host_step * pipeline.samples_per_step)
+
 
 # ---------------------------------------------------------------------------------------- writing
+
+
+def require_finite(state: Dict[str, Any], progress: Progress) -> None:
+    """Raises RunFailed if a weight of a backend's state is not finite."""
+    for name, tensor in state["model"].items():
+        if not _is_finite(tensor):
+            raise RunFailed(
+                f"{name} is not finite after update {progress.update}: lower optim.learning_rate or "
+                "precision.loss_scale"
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tells whether all elements are finite; their sum, ten times as quick, is not finite if one of them is not."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def save_checkpoint(
@@ -57,18 +95,11 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others intact.
 
-    Raises RunFailed, and writes nothing, if a weight is not finite.
+    Raises RunFailed, and leaves nothing behind, if a file cannot be written.
     """
-    for name, tensor in state["model"].items():
-        if not tensor.isfinite().all():
-            raise RunFailed(
-                f"{name} is not finite after update {progress.update}: lower optim.learning_rate or "
-                "precision.loss_scale"
-            )
     final = folder / f"{PREFIX}{progress.update:08d}"
-    if (final / STATE).is_file():  # the same update of the same run gives the same state
+    if _is_whole(final):  # the same update of the same run gives the same state
         return final
-    remove(final)  # without a state it is damaged, and readers ignore it
     tensors: Dict[str, Tensor] = {}
     rest = _take_tensors({"optimizer": state["optimizer"], "rng": state["rng"]}, "", tensors)
     with written_whole(final) as temporary:
@@ -78,51 +109,106 @@ def save_checkpoint(
         values = {"progress": asdict(progress), "device": device_kind, "state": rest}
         (temporary / STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
         write_description(temporary, description)
+        write_checksums(temporary)
+        if final.exists():  # damaged
+            remove_whole(final)
     return final
 
 
-def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and the remains of interrupted writes."""
-    for path in [*checkpoints_in(folder)[:-keep], *folder.glob(TEMPORARY + "*")]:
-        remove(path)
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return find_damage(checkpoint, _FILES) is None
+    except OSError:
+        return False
+
+
+def remove_old_checkpoints(folder: Path, keep: int, *, best: Optional[int] = None) -> None:
+    """Removes all but the newest `keep` checkpoints and the one of update `best`, and what earlier removals left."""
+    for path in checkpoints_in(folder)[:-keep]:
+        if update_of(path) != best:
+            remove_whole(path)
+    remove_leftovers(folder)
+
+
+def set_aside_later_checkpoints(folder: Path, update: int) -> None:
+    """Renames the damaged checkpoints after the update from which a run resumes, because the run writes them again."""
+    for path in checkpoints_in(folder):
+        if update_of(path) > update:
+            aside = path.with_name(f"{DAMAGED}{path.name}")
+            remove(aside)
+            os.replace(str(path), str(aside))
+    sync_entry(folder)
 
 
 # ---------------------------------------------------------------------------------------- reading
 
 
-def load_checkpoint(checkpoint: Path, *, device_kind: str) -> Tuple[Dict[str, Any], Progress]:
+def load_checkpoint(
+    checkpoint: Path, *, device_kind: str, notify: Notify = lambda text: None
+) -> Tuple[Dict[str, Any], Progress]:
     """Returns the state and the progress from which a run resumes.
 
-    Raises CheckpointError if the checkpoint is damaged or was made on another kind of device.
+    `notify` receives a note if the checkpoint has no checksums. Raises DamagedCheckpoint if the checkpoint is damaged,
+    and CheckpointError if it was made on another kind of device.
     """
+    require_whole(checkpoint, _FILES, notify=notify)
     values = read_json(checkpoint / STATE)
+    pipeline = _pipeline_of(checkpoint)
     try:
         progress, made_on, rest = Progress(**values["progress"]), values["device"], values["state"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint / STATE} is damaged: {error}; remove {checkpoint} to resume from an earlier one"
-        ) from None
+        _check_progress(progress, pipeline)
+        _check_parts(rest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{checkpoint / STATE} is damaged: {error}") from None
     if made_on != device_kind and not {made_on, device_kind} <= _NATIVE:
         raise CheckpointError(
             f"{checkpoint} was made on {made_on} and cannot be resumed on {device_kind}: resume with --device "
             f"{made_on}, or start a new run with --set model.init={checkpoint}"
         )
+    tensors = load_tensors(checkpoint / _OPTIMIZER)
+    used: Dict[str, Tensor] = {}
     try:
-        state = _put_tensors(rest, load_tensors(checkpoint / _OPTIMIZER))
+        state = _put_tensors(rest, tensors, used)
     except KeyError as error:
-        raise CheckpointError(
-            f"{checkpoint / _OPTIMIZER} is damaged: it lacks {error}; remove {checkpoint} to resume from an earlier one"
-        ) from None
+        raise DamagedCheckpoint(f"{checkpoint / _OPTIMIZER} is damaged: it lacks {error}") from None
+    for name in sorted(set(tensors) - set(used)):
+        raise DamagedCheckpoint(f"{checkpoint / STATE} is damaged: it lacks {name}, which is in {_OPTIMIZER}")
     return dict(state, model=load_tensors(checkpoint / MODEL)), progress
 
 
+def _pipeline_of(checkpoint: Path) -> PipelineConfig:
+    """Returns the section `pipeline` of the config that a checkpoint was trained with."""
+    trained = load_description(checkpoint).trained
+    if trained is None:
+        raise DamagedCheckpoint(f"{checkpoint / CONFIG} is damaged: it does not have the config of a run")
+    return trained.config.pipeline
+
+
+def _check_progress(progress: Progress, pipeline: PipelineConfig) -> None:
+    """Raises ValueError unless updates, host steps and samples are numbers that a run with this config reaches."""
+    counts = (progress.update, progress.host_step, progress.samples)
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"{progress} must have integers that are not negative")
+    right = Progress.at(progress.host_step, pipeline)
+    if progress != right:
+        raise ValueError(f"{progress} should be {right} by the checkpoint's config")
+
+
+def _check_parts(state: Any) -> None:
+    """Raises ValueError unless the state has a mapping for the optimizer and one for the random numbers."""
+    for name in ("optimizer", "rng"):
+        if not isinstance(state, dict) or not isinstance(state.get(name), dict):
+            raise ValueError(f"it lacks {name}")
+
+
 def load_resumable(
-    checkpoint: Path, description: ModelDescription, *, device_kind: str
+    checkpoint: Path, description: ModelDescription, *, device_kind: str, notify: Notify = lambda text: None
 ) -> Tuple[Dict[str, Any], Progress]:
     """Returns the state and the progress, like `load_checkpoint`, for a run on the images of `description`.
 
-    Raises CheckpointError also if the checkpoint was trained on other images.
+    Raises CheckpointError also if the checkpoint was trained on other images, or for longer than the run lasts.
     """
+    state, progress = load_checkpoint(checkpoint, device_kind=device_kind, notify=notify)
     saved = load_description(checkpoint)
     before, now = saved.trained, description.trained
     assert now is not None
@@ -137,7 +223,18 @@ def load_resumable(
             f"{checkpoint} was trained on as many images, but in another order or with other labels: give the same "
             "images"
         )
-    return load_checkpoint(checkpoint, device_kind=device_kind)
+    longest = before.config.total_updates(before.num_train)
+    if progress.update > longest or progress.update != update_of(checkpoint):
+        raise DamagedCheckpoint(
+            f"{checkpoint / STATE} is damaged: it is of update {progress.update:,} of {longest:,}, unlike its folder"
+        )
+    total = now.config.total_updates(now.num_train)
+    if progress.update > total:
+        raise CheckpointError(
+            f"{checkpoint} is of update {progress.update:,}, but the run now has {total:,}: raise run.updates or "
+            "run.epochs"
+        )
+    return state, progress
 
 
 # -------------------------------------------------------------------- tensors in nested dictionaries
@@ -155,11 +252,14 @@ def _take_tensors(value: Any, name: str, tensors: Dict[str, Tensor]) -> Any:
     return value
 
 
-def _put_tensors(value: Any, tensors: Dict[str, Tensor]) -> Any:
+def _put_tensors(value: Any, tensors: Dict[str, Tensor], used: Dict[str, Tensor]) -> Any:
+    """Reverses `_take_tensors`, and adds the tensors that the value names to `used`."""
     if isinstance(value, dict):
         if set(value) == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        return {key: _put_tensors(part, tensors) for key, part in value.items()}
+            name = value[_TENSOR]
+            used[name] = tensors[name]
+            return tensors[name]
+        return {key: _put_tensors(part, tensors, used) for key, part in value.items()}
     if isinstance(value, list):
-        return [_put_tensors(part, tensors) for part in value]
+        return [_put_tensors(part, tensors, used) for part in value]
     return value

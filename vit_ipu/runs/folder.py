@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, TextIO, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
-from vit_ipu.errors import UserError
-from vit_ipu.files import lock, write_whole
-from vit_ipu.text import reason_of
+from vit_ipu.errors import UserError, suggest
+from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
+from vit_ipu.text import Notify, reason_of
 from vit_ipu.weights.native import newest_checkpoint
 
 
@@ -26,20 +26,26 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
+        self.best = path / "best.json"
         self._lock_path = path / ".lock"
         self._lock: Optional[TextIO] = None
         self._made: List[Path] = []
         """Files and folders that this process has made for a run that has not started yet."""
+        self._changed: Dict[str, Tuple[Any, Any]] = {}
+        """Settings, with the values before and now, whose change the user has accepted."""
+        self._changed_config: Optional[Config] = None
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunFolder:
-        """Makes the folder of a new run. Raises UserError if the folder has files of a run, or cannot be written."""
+        """Makes the folder of a new run. Raises UserError if the folder has files of a run, or cannot be written.
+
+        What a start that was killed has left, empty folders and a lock, is used again.
+        """
         folder = cls(path)
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
-        for reserved in (folder.checkpoints, folder.examples, folder.environment, folder.metrics, folder.report):
-            if reserved.exists():
-                raise UserError(f"{path} already holds {reserved.name}: give another --output")
+        for reserved in folder._reserved():
+            raise UserError(f"{path} already holds {reserved.name}: give another --output")
         with folder._released_on_error():
             folder._make_folders()
             folder._acquire()
@@ -48,26 +54,53 @@ class RunFolder:
         return folder
 
     @classmethod
-    def reopen(cls, path: Path, config: Config) -> RunFolder:
-        """Opens the folder of an interrupted run. Raises UserError if it has no run, or a run with another config."""
+    def reopen(
+        cls, path: Path, config: Config, *, allowed: Sequence[str] = (), notify: Notify = lambda text: None
+    ) -> RunFolder:
+        """Opens the folder of an interrupted run; starts the run if it was killed before its config was written.
+
+        `allowed` are keys, such as `optim.learning_rate`, that may differ from the run's config; `notify` receives a
+        note on each that does. Raises UserError if the folder has no run, or a run with another config.
+        """
+        _require_known(allowed)
         folder = cls(path)
+        if folder._was_never_begun():
+            return cls.create(path, config)
         if not folder.config.is_file():
             raise UserError(f"--resume: there is no run in {path}: start one without --resume")
-        for key, before, now in _differences(load_config(folder.config), config):
-            raise UserError(
-                f"--resume: {path} was started with {key} {before}, not {now}: resume with the same config, or start "
-                "a new run with another --output"
-            )
+        changed = _differences(load_config(folder.config), config)
+        folder._accept(changed, allowed, config, notify)
         with folder._released_on_error():
             folder._acquire()
         return folder
 
+    def _accept(
+        self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], config: Config, notify: Notify
+    ) -> None:
+        """Notes the changes that are allowed. Raises UserError, which names all others, if there are others."""
+        others = [f"{key} {before}, not {now}" for key, (before, now) in changed.items() if key not in allowed]
+        if others:
+            raise UserError(
+                f"--resume: {self.path} was started with {'; '.join(others)}: resume with the same config, accept a "
+                "change with --allow-config-change KEY, or start a new run with another --output"
+            )
+        for key, (before, now) in changed.items():
+            notify(f"note: {key} is {now} from here on; {self.path} was started with {before}")
+        self._changed, self._changed_config = changed, config if changed else None
+
     def begin(self, facts: Dict[str, Any]) -> None:
-        """Writes the environment once the run is sure to start; a resumed run adds to that of its first start."""
+        """Writes the environment once the run is sure to start; a resumed run adds to that of its first start.
+
+        Changes of the config that were accepted are noted there and made in config.yaml.
+        """
+        if self._changed:
+            facts = dict(facts, config_changes={key: list(values) for key, values in self._changed.items()})
         if self.environment.is_file():
             first = self.read_environment()
             facts = dict(first, resumed=[*first.get("resumed", []), facts])
         write_whole(self.environment, json.dumps(facts, indent=1))
+        if self._changed_config is not None:
+            write_whole(self.config, dump_config(self._changed_config))
         self._made.clear()  # the run has started: its files stay
 
     def read_environment(self) -> Dict[str, Any]:
@@ -109,6 +142,23 @@ class RunFolder:
             self.release()
             raise
 
+    def _files(self) -> Tuple[Path, ...]:
+        """Returns the files that this program writes directly into the folder, except the lock."""
+        return (self.config, self.environment, self.metrics, self.report, self.best)
+
+    def _reserved(self) -> List[Path]:
+        """Returns what is in the folder under the names of a run's files, and is not what a killed start leaves."""
+        found = [path for path in (*self._files(), self.examples) if path.exists()]
+        is_used = self.checkpoints.exists() and not (self.checkpoints.is_dir() and _is_empty(self.checkpoints))
+        return [self.checkpoints, *found] if is_used else found
+
+    def _was_never_begun(self) -> bool:
+        """Tells whether the folder is what a start leaves that was killed before it had written config.yaml."""
+        is_ours = (
+            self._lock_path.is_file() or self.checkpoints.is_dir() or (self.path.is_dir() and _is_empty(self.path))
+        )
+        return is_ours and not self._reserved()
+
     def _make_folders(self) -> None:
         missing = [path for path in (self.checkpoints, *self.checkpoints.parents) if not path.exists()]
         for path in reversed(missing):
@@ -122,11 +172,20 @@ class RunFolder:
         if not lock(self._lock):
             self._made.clear()  # the other process needs them
             raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
+        for path in self._files():
+            remove_leftovers(self.path, path.name)
+        remove_leftovers(self.checkpoints)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Tells whether a folder holds nothing but what interrupted writes and removals leave."""
+    return all(path.name.startswith((TEMPORARY, REMOVING)) for path in folder.iterdir())
 
 
 # Settings that a resumed run may change, because the weights do not depend on them.
 _MAY_CHANGE = {
     "run.keep_checkpoints",
+    "run.keep_best",
     "run.log_every",
     "run.tracking",
     "run.evaluate_every",
@@ -137,14 +196,47 @@ _MAY_CHANGE = {
     "pipeline.executable_cache",
     "pipeline.profile",
 }
+# Settings that no resumed run can change: the saved tensors, or the position in the images, would not fit.
+_CANNOT_CHANGE = {
+    "model.width",
+    "model.depth",
+    "model.num_heads",
+    "model.patch_size",
+    "model.mlp_ratio",
+    "model.image_size",
+    "model.num_classes",
+    "model.representation_size",
+    "pipeline.global_batch_size",
+    "pipeline.device_iterations",
+    "optim.optimizer",
+}
 
 
-def _differences(before: Config, after: Config) -> List[Tuple[str, Any, Any]]:
-    """Returns the key, the value before and the value now of each setting that must not differ but does."""
+def _require_known(allowed: Sequence[str]) -> None:
+    """Raises UserError unless all keys to allow are keys of a config that a resumed run can change."""
+    for key in allowed:
+        section, _, name = key.partition(".")
+        if section not in Config.model_fields:
+            raise UserError(
+                f"--allow-config-change {key}: expected section.key; there is no section "
+                f"{section!r}{suggest(section, Config.model_fields)}"
+            )
+        known = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        if name not in known:
+            raise UserError(f"--allow-config-change {key}: {section} has no key {name!r}{suggest(name, known)}")
+        if key in _CANNOT_CHANGE:
+            raise UserError(
+                f"--allow-config-change {key}: a checkpoint does not fit another {key}: start a new run, with "
+                "model.init set to the checkpoint to keep its weights"
+            )
+
+
+def _differences(before: Config, after: Config) -> Dict[str, Tuple[Any, Any]]:
+    """Returns the values before and now of each setting that must not differ but does, by its key."""
     old, new = (config.model_dump(mode="json") for config in (before, after))
-    return [
-        (f"{section}.{key}", value, new[section][key])
+    return {
+        f"{section}.{key}": (value, new[section][key])
         for section, values in old.items()
         for key, value in values.items()
         if f"{section}.{key}" not in _MAY_CHANGE and value != new[section][key]
-    ]
+    }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
-from vit_ipu.files import written_whole
+from vit_ipu.files import write_checksums, written_whole
 from vit_ipu.text import Notify
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
@@ -187,6 +187,7 @@ def _write_native(export: Export, path: Path) -> None:
     path.mkdir()
     save_tensors(export.tensors, path / "model.safetensors")
     write_description(path, export.description)
+    write_checksums(path)
 
 
 def _write_timm(export: Export, path: Path) -> None:

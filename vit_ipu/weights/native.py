@@ -1,16 +1,18 @@
 """Weights in this program's format: model.safetensors by timm's names, and config.json, which describes the model.
 
-A run keeps its weights in checkpoints, folders called update-NUMBER in its folder `checkpoints`; a checkpoint is
-complete if it has a state.json. `convert --to native` writes such a folder without the state of a training.
+A run keeps its weights in checkpoints, folders called update-NUMBER in its folder `checkpoints`, with the state of the
+training in state.json. `convert --to native` writes such a folder without that state. checksums.json has the size and
+the SHA-256 of each file; checkpoints of earlier versions lack it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,12 +20,15 @@ from torch import Tensor
 
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
-from vit_ipu.errors import CheckpointError, NotSupported, RunFailed
+from vit_ipu.errors import CheckpointError, DamagedCheckpoint, NotSupported, RunFailed
+from vit_ipu.files import CHECKSUMS, find_damage
+from vit_ipu.text import Notify, reason_of
 
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
 """Prefix of the name of a run's checkpoint."""
 _MAX_CONFIG = 16 << 20
+Loaded = TypeVar("Loaded")
 ONE_CLASS, SEVERAL_CLASSES, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (ONE_CLASS, SEVERAL_CLASSES, REGRESSION)
 """Meanings of a model's outputs, by transformers' names: each image has one class (softmax), any number of classes (a
@@ -96,6 +101,15 @@ class ModelDescription:
         return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256))
 
 
+@dataclass(frozen=True)
+class NativeWeights:
+    """The weights in a checkpoint, and their description."""
+
+    path: Path
+    description: ModelDescription
+    tensors: Dict[str, Tensor]
+
+
 # ---------------------------------------------------------------------------------------- writing
 
 
@@ -106,12 +120,12 @@ def save_tensors(tensors: Dict[str, Tensor], path: Path, metadata: Optional[Dict
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
+        path.touch()
+        usual = path.stat().st_mode  # reading the umask itself would change it for other threads
         save_file(contiguous, str(path), {"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        raise RunFailed(f"cannot write {path}: {error}") from None
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+        path.chmod(usual)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"cannot write {path}: {reason_of(error)}") from None
 
 
 def write_description(folder: Path, description: ModelDescription) -> None:
@@ -124,6 +138,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
         "problem_type": description.problem_type,
         "config": _sections(description) if trained is None else trained.config.model_dump(mode="json"),
     }
+    values["checksums"] = CHECKSUMS  # so that a folder that lacks the file is not taken for one of an earlier version
     if description.assumed:
         values["assumed"] = list(description.assumed)
     (folder / CONFIG).write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -146,12 +161,18 @@ def _sections(description: ModelDescription) -> Dict[str, Any]:
 
 
 def checkpoints_in(folder: Path) -> List[Path]:
-    """Lists the complete checkpoints of a run in `folder`, oldest first."""
-    return sorted(path for path in folder.glob(PREFIX + "*") if (path / STATE).is_file())
+    """Lists the checkpoints of a run in `folder`, oldest first, with those that are damaged."""
+    found = [path for path in folder.glob(PREFIX + "*") if re.fullmatch(r"\d+", path.name[len(PREFIX) :])]
+    return sorted((path for path in found if path.is_dir()), key=update_of)
+
+
+def update_of(checkpoint: Path) -> int:
+    """Returns the update in the name of a run's checkpoint."""
+    return int(checkpoint.name[len(PREFIX) :])
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """Returns the newest complete checkpoint in `folder`, if there is one."""
+    """Returns the newest checkpoint in `folder`, if there is one."""
     found = checkpoints_in(folder)
     return found[-1] if found else None
 
@@ -168,37 +189,106 @@ def is_native(folder: Path) -> bool:
         return False
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Returns the checkpoint that `path` means: `path`, or the newest of a run folder. Raises CheckpointError."""
+def find_checkpoints(path: Path) -> List[Path]:
+    """Returns the checkpoints that `path` may mean: `path` itself, or those of a run folder, oldest first.
+
+    Raises CheckpointError if there is none.
+    """
     if (path / MODEL).is_file():
-        return path
+        return [path]
     for folder in (path / "checkpoints", path):
-        newest = newest_checkpoint(folder)
-        if newest is not None:
-            return newest
+        found = checkpoints_in(folder)
+        if found:
+            return found
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
     raise CheckpointError(f"no checkpoint at {path}: expected a run folder or a checkpoint folder")
 
 
+def load_native(path: Path, *, notify: Notify) -> NativeWeights:
+    """Reads the weights of a checkpoint, or of the newest whole checkpoint of a run folder; `first_whole` has more."""
+
+    def load(checkpoint: Path) -> NativeWeights:
+        require_whole(checkpoint, (MODEL, CONFIG), notify=notify)
+        return NativeWeights(checkpoint, load_description(checkpoint), load_tensors(checkpoint / MODEL))
+
+    return first_whole(find_checkpoints(path), load, notify=notify)
+
+
+def first_whole(checkpoints: Sequence[Path], load: Callable[[Path], Loaded], *, notify: Notify) -> Loaded:
+    """Returns what `load` returns for the newest checkpoint for which `load` does not raise DamagedCheckpoint.
+
+    `checkpoints` are ordered oldest first. `notify` receives a warning that names each damaged checkpoint and the one
+    that is used instead. Raises DamagedCheckpoint, which names each, if none is whole.
+    """
+    damages: List[str] = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            loaded = load(checkpoint)
+        except DamagedCheckpoint as error:
+            damages.append(str(error))
+            continue
+        if damages:
+            notify(f"warning: {'; '.join(damages)}; {checkpoint} is used instead")
+        return loaded
+    none = "no checkpoint is whole: " if len(damages) > 1 else ""
+    raise DamagedCheckpoint(none + "; ".join(damages))
+
+
+def require_whole(checkpoint: Path, names: Sequence[str], *, notify: Notify) -> None:
+    """Raises DamagedCheckpoint unless these files of a checkpoint are as they were written, by its checksums.
+
+    `notify` receives a note if the checkpoint has no checksums because an earlier version wrote it.
+    """
+    try:
+        damage = find_damage(checkpoint, names)
+    except FileNotFoundError:
+        values = read_json(checkpoint / CONFIG)
+        if isinstance(values, dict) and "checksums" in values:
+            raise DamagedCheckpoint(
+                f"cannot read {checkpoint / CHECKSUMS}: it is missing; copy all files of a checkpoint"
+            ) from None
+        if re.fullmatch(rf"{PREFIX}\d+", checkpoint.name) and not (checkpoint / STATE).is_file():
+            raise DamagedCheckpoint(f"cannot read {checkpoint / STATE}: it is missing") from None
+        notify(f"note: {checkpoint} has no {CHECKSUMS}, as an earlier version wrote it: damage may go unnoticed")
+        return
+    except OSError as error:
+        raise unreadable(checkpoint, error) from None
+    if damage is not None:
+        raise DamagedCheckpoint(f"cannot read {checkpoint / damage.split()[0]}: {damage}")
+
+
 def load_tensors(path: Path) -> Dict[str, Tensor]:
-    """Returns the tensors of a safetensors file by name. Raises CheckpointError if it is damaged."""
+    """Returns the tensors of a safetensors file by name. Raises DamagedCheckpoint if it is missing or damaged."""
     try:
         return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file of a checkpoint. Raises CheckpointError if it is missing or damaged."""
+    """Returns the content of a JSON file of a checkpoint. Raises DamagedCheckpoint if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Returns the error for a file that cannot be read: damage, unless the file may be whole but access is denied."""
+    kind = DamagedCheckpoint if error.errno in (*_DAMAGE, None) else CheckpointError
+    return kind(f"cannot read {path}: {reason_of(error)}")
 
 
 def load_description(checkpoint: Path) -> ModelDescription:
-    """Returns the description of a checkpoint's model. Raises CheckpointError if config.json is missing or damaged."""
+    """Returns the description of a checkpoint's model. Raises DamagedCheckpoint if config.json cannot be used."""
     values = read_json(checkpoint / CONFIG)
     try:
         names, config, num_train = values["id2label"], values["config"], int(values["num_train"])
@@ -209,7 +299,7 @@ def load_description(checkpoint: Path) -> ModelDescription:
             return replace(_converted(config, classes), problem_type=problem_type, assumed=assumed)
         return ModelDescription.of_run(parse_config(config), classes, num_train, values.get("labels_sha256"))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / CONFIG} is damaged: {error}") from None
+        raise DamagedCheckpoint(f"{checkpoint / CONFIG} is damaged: {error}") from None
 
 
 def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescription:

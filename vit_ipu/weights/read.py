@@ -17,7 +17,7 @@ from vit_ipu.weights.folder_configs import FolderConfig, read_folder_config, rea
 from vit_ipu.weights.layouts import flax_heads
 from vit_ipu.weights.metadata import WeightsMetadata, metadata_of, read_metadata
 from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM, Naming
-from vit_ipu.weights.native import MODEL, ModelDescription, find_checkpoint, is_native, load_description, load_tensors
+from vit_ipu.weights.native import ModelDescription, is_native, load_native
 from vit_ipu.weights.position_embeddings import with_class_position
 from vit_ipu.weights.tensor_files import read_tensors
 from vit_ipu.weights.translate import recognise, to_ours, without_prefix
@@ -67,11 +67,9 @@ def read_weights(
     if path.is_dir() and is_native(path):
         if part is not None:
             raise CheckpointError(f"{source}: a checkpoint of this program has no parts: leave out #{part}")
-        checkpoint = find_checkpoint(path)
-        description = load_description(checkpoint)
-        return Weights(
-            source, checkpoint, "native", load_tensors(checkpoint / MODEL), metadata_of(description), description
-        )
+        found = load_native(path, notify=notify)
+        metadata = metadata_of(found.description)
+        return Weights(source, found.path, "native", found.tensors, metadata, found.description)
     file = weight_file(path) if path.is_dir() else path
     config = read_folder_config(file)
     is_pinned = located.verified and not is_index(file)  # an index is not its shards

@@ -190,7 +190,7 @@ def _compiled(function: Callable[..., Tensor], compiles: bool) -> Callable[..., 
 def _on_host(values: Any) -> Any:
     """Returns the nested dict with its tensors copied to the host."""
     if isinstance(values, Tensor):
-        return values.detach().cpu().clone()
+        return values.detach().to("cpu", copy=True)
     if isinstance(values, dict):
         return {key: _on_host(value) for key, value in values.items()}
     return values
