@@ -11,13 +11,22 @@ import threading
 import pytest
 
 from vit_ipu.errors import Interrupted
-from vit_ipu.signals import StopSignal, exit_on_sigterm, ignore_in_worker
+from vit_ipu.signals import (
+    SCHEDULERS,
+    STOPPING,
+    HeldSignals,
+    StopSignal,
+    exit_code_of,
+    exit_code_of_stopped_run,
+    exit_on_signals,
+    ignore_in_worker,
+)
 from vit_ipu.text import escaped, printable, reason_of, shortened, single_line
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     yield before
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -30,10 +39,14 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number, h
         assert list(stop.until_stopped([1, 2])) == [1, 2]
         signal.raise_signal(number)
         assert stop.requested
-        assert messages == ["stopping after this host step; press Ctrl-C again to stop at once"]
+        assert stop.number == number
+        assert messages == []  # a print in a handler can fall into another print
         assert list(stop.until_stopped([1, 2])) == []
+        name = signal.Signals(number).name
+        assert messages == [f"{name}: stopping after this host step; press Ctrl-C again to stop at once"]
         with pytest.raises(Interrupted):
             list(stop.raise_if_stopped([1]))
+        assert len(messages) == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) == handlers[number]
@@ -62,16 +75,78 @@ def test_outside_the_main_thread_nothing_is_requested():
     assert found == [False]
 
 
-def test_sigterm_raises_system_exit_143():
-    exit_on_sigterm()
-    with pytest.raises(SystemExit) as ended:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_other_signals_request_a_stop_and_only_ctrl_c_then_stops_at_once(number):
+    with StopSignal(lambda text: None) as stop:
+        for _ in range(2):
+            signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
-    assert ended.value.code == 143
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stop_that_another_process_requests_is_told_without_a_signal():
+    messages = []
+    with StopSignal(messages.append) as stop:
+        assert list(stop.until_stopped([1], agree=lambda flag: True)) == []
+    assert messages == ["stopping after this host step; press Ctrl-C again to stop at once"]
+    assert stop.number is None
+
+
+# The number, the exit code of a command, and that of a run with a checkpoint; then both in a scheduler's job.
+CODES = [
+    (signal.SIGINT, 130, 130, 130, 130),
+    (signal.SIGTERM, 143, 130, 75, 75),
+    (signal.SIGHUP, 129, 129, 129, 129),
+    (signal.SIGUSR1, 75, 75, 75, 75),
+    (signal.SIGUSR2, 75, 75, 75, 75),
+    (signal.SIGXCPU, 75, 75, 75, 75),
+]
+
+
+@pytest.fixture
+def no_job(monkeypatch):
+    for name in SCHEDULERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_job")
+@pytest.mark.parametrize("codes", CODES)
+def test_exit_codes_of_signals(codes, monkeypatch):
+    number, command, run, command_in_job, run_in_job = codes
+    assert (exit_code_of(number), exit_code_of_stopped_run(number)) == (command, run)
+    for name in SCHEDULERS:
+        with monkeypatch.context() as context:
+            context.setenv(name, "17")
+            assert (exit_code_of(number), exit_code_of_stopped_run(number)) == (command_in_job, run_in_job)
+    assert exit_code_of_stopped_run(None) == 130
+
+
+@pytest.mark.usefixtures("no_job")
+@pytest.mark.parametrize("codes", CODES[1:])
+def test_signals_end_a_command_by_system_exit(codes):
+    number, code = codes[:2]
+    exit_on_signals()
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(number)
+    assert ended.value.code == code
+    assert ended.value.signal_name == signal.Signals(number).name
+
+
+def test_sighup_stays_ignored_under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    exit_on_signals()
+    with StopSignal(lambda text: None) as stop, HeldSignals():
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert not stop.requested
 
 
 def test_workers_leave_signals_to_the_main_process():
     ignore_in_worker()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.raise_signal(number)
         assert signal.getsignal(number) == signal.SIG_IGN
 

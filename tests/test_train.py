@@ -121,7 +121,8 @@ def test_runs_without_a_name_are_numbered(run, empty_folder):
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(monkeypatch, capsys, empty_folder):
-    config = write_config(empty_folder, optim={"learning_rate": 1e6, "momentum": 0.99}, run={"updates": 60})
+    run = {"updates": 60, "max_loss_factor": None}
+    config = write_config(empty_folder, optim={"learning_rate": 1e6, "momentum": 0.99}, run=run)
     code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")
     assert code == 1
     assert re.fullmatch(r"vit-ipu: the loss is (nan|inf) at update \d+: lower optim.learning_rate .*\n", err)

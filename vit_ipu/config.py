@@ -471,6 +471,9 @@ class RunConfig(Section):
     keep_best: Optional[Literal["top1", "top5", "loss"]] = None
     """Measure by which the checkpoint of the best evaluation is kept too; each evaluation then comes with a checkpoint.
     null: only the newest checkpoints are kept."""
+    max_loss_factor: Optional[Annotated[float, Field(gt=1, allow_inf_nan=False)]] = 10.0
+    """A run stops as diverged if an update's mean loss is more than this factor times ln(num_classes), the loss of a
+    guess; null: only if the loss is not finite."""
     log_every: Positive = 1
     """Number of host steps between lines of metrics.jsonl."""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"

@@ -1,48 +1,131 @@
 """Signals: stop the main process at a safe moment; worker processes leave signals to the main process.
 
 An exception from a signal handler can be raised between any two instructions; inside a lock's own code it would leave
-the lock locked. So signals only set a flag, or are held back, during work that they could damage.
+the lock locked. So signals only set a flag, or are held back, during work that they could damage. No handler prints: a
+handler can run in the middle of a print, and Python refuses a print inside a print.
+
+Exit codes: 130 for Ctrl-C; 75 ("requeue") for signals by which a scheduler takes a machine back; else 128 + number.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
-import sys
 import threading
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, TypeVar
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar
 
 from vit_ipu.errors import Interrupted
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a program that SIGTERM ended, by the convention of shells."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a program that Ctrl-C ended, by the convention of shells."""
+REQUEUE = 75
+"""Exit code that asks a scheduler to start the job again: EX_TEMPFAIL of sysexits.h."""
+SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID", "FLUX_JOB_ID", "_CONDOR_JOB_AD")
+"""Environment variables that Slurm, PBS, LSF, Grid Engine, Flux and HTCondor set in a job."""
 
 Item = TypeVar("Item")
 
 
-def exit_on_sigterm() -> None:
-    """Makes SIGTERM end the program by an exception, so that unfinished files are removed."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+def exit_code_of(number: int) -> int:
+    """Returns the exit code of a program that the signal ended.
+
+    SIGUSR1, SIGUSR2 and SIGXCPU are warnings of schedulers; SIGTERM is one only in a scheduler's job.
+    """
+    if number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU) or (number == signal.SIGTERM and _in_job()):
+        return REQUEUE
+    return 128 + number
+
+
+def exit_code_of_stopped_run(number: Optional[int]) -> int:
+    """Returns the exit code of a run that stopped with a checkpoint; None: another host process received the signal.
+
+    SIGTERM outside a scheduler's job stops a run as Ctrl-C does.
+    """
+    if number is None or (number == signal.SIGTERM and not _in_job()):
+        return INTERRUPTED
+    return exit_code_of(number)
+
+
+def _in_job() -> bool:
+    return any(os.environ.get(name) for name in SCHEDULERS)
+
+
+class Terminated(SystemExit):
+    """Raised by a signal that ends the program; the exit code is that of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(exit_code_of(number))
+        self.signal_name = signal.Signals(number).name
+
+
+def exit_on_signals() -> None:
+    """Makes every stopping signal but Ctrl-C, which does so already, end the program by an exception.
+
+    So unfinished files are removed. SIGHUP stays ignored if it is ignored, as under nohup.
+    """
+    for number in _heard():
+        if number != signal.SIGINT:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: Optional[FrameType]) -> None:
+    raise Terminated(number)
+
+
+def _heard() -> Tuple[int, ...]:
+    """Lists the stopping signals, without SIGHUP if it is ignored: nohup starts programs so."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in STOPPING if not (ignored and number == signal.SIGHUP))
+
+
+# ------------------------------------------------------------------------------ in worker processes
 
 
 def ignore_in_worker() -> None:
-    """Ignores Ctrl-C and SIGTERM: terminals and schedulers send them to all processes, and the main process decides."""
+    """Ignores all stopping signals: terminals and schedulers send them to all processes; the main process decides."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
+def end_with_parent() -> None:
+    """Ends this worker process at once if its parent process ends, even by SIGKILL."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])  # a pipe, which the end of the parent closes
+        os._exit(1)
+
+
+# ------------------------------------------------------------------------------ in the main process
+
+
 class StopSignal:
-    """Context manager: Ctrl-C or SIGTERM requests a stop after the current host step; a second signal stops at once."""
+    """Context manager: a stopping signal requests a stop after the current host step.
+
+    Ctrl-C after another signal, or a second SIGTERM, stops at once by KeyboardInterrupt.
+    """
 
     def __init__(self, notify: Callable[[str], None]) -> None:
-        """Sets up the handlers' state; `notify` shows the user that the first signal has arrived."""
-        self.requested = False
+        """Sets up the handlers' state; `notify` shows the user that a stop was requested."""
+        self.number: Optional[int] = None
+        """The signal that requested a stop; None if no signal did."""
         self._notify = notify
+        self._told = False
         self._previous: Dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
+
     def __enter__(self) -> StopSignal:
-        for number in STOPPING:
+        for number in _heard():
             try:
                 self._previous[number] = signal.signal(number, self._request)
             except ValueError:  # only the main thread may set handlers; another thread is stopped by its owner
@@ -60,6 +143,7 @@ class StopSignal:
         """
         for item in items:
             if agree(self.requested):
+                self._tell()
                 return
             yield item
 
@@ -67,18 +151,25 @@ class StopSignal:
         """Yields the items. Raises Interrupted once a stop is requested."""
         for item in items:
             if self.requested:
+                self._tell()
                 raise Interrupted
             yield item
 
+    def _tell(self) -> None:
+        """Tells the user once, and not in the handler, that the run stops."""
+        if not self._told:
+            self._told = True
+            name = "" if self.number is None else f"{signal.Signals(self.number).name}: "
+            self._notify(f"{name}stopping after this host step; press Ctrl-C again to stop at once")
+
     def _request(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.requested:
+        if self.requested and (number == signal.SIGINT or number == self.number == signal.SIGTERM):
             raise KeyboardInterrupt
-        self.requested = True
-        self._notify("stopping after this host step; press Ctrl-C again to stop at once")
+        self.number = self.number or number
 
 
 class HeldSignals:
-    """Context manager: holds back Ctrl-C and SIGTERM until `let_through`, or until the body ends without an error."""
+    """Context manager: holds back stopping signals until `let_through`, or until the body ends without an error."""
 
     def __init__(self) -> None:
         self._previous: Dict[int, Any] = {}
@@ -86,7 +177,7 @@ class HeldSignals:
 
     def __enter__(self) -> HeldSignals:
         if threading.current_thread() is threading.main_thread():  # other threads never receive signals
-            for number in STOPPING:
+            for number in _heard():
                 self._previous[number] = signal.signal(number, self._hold)
         return self
 

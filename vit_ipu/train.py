@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, StepResult
@@ -27,11 +26,11 @@ from vit_ipu.runs.checkpoint import (
     Progress,
     load_resumable,
     remove_old_checkpoints,
-    require_finite,
     save_checkpoint,
     set_aside_later_checkpoints,
 )
 from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
+from vit_ipu.runs.divergence import problem_of_loss, problem_of_state, record_divergence, set_aside_exploded
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import Metrics, lines_until, require_tracking
@@ -56,6 +55,8 @@ class Summary:
     """Wall time of training, evaluations included, in this process."""
     checkpoint: Optional[Path]
     """Path of the newest checkpoint; None if there is none."""
+    stopped_by: Optional[int] = None
+    """Signal that this process received to stop; None if there was none."""
 
     @property
     def interrupted(self) -> bool:
@@ -136,7 +137,7 @@ def train(
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
                 progress = Progress.at(progress.host_step + 1, config.pipeline)
-                logger.step(progress, result, rate)
+                logger.step(progress, result, rate, loader)
                 if saves_at(progress.update, total_updates, config):
                     logger.checkpoint(progress, description, device)
                 if evaluates_at(progress.update, total_updates, config):
@@ -149,7 +150,7 @@ def train(
             save_examples(eval_source, folder.examples)
         evaluation = logger.evaluation_at(total_updates, len(eval_source))
     seconds = time.monotonic() - started
-    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint())
+    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint(), stop.number)
 
 
 def restore(
@@ -245,6 +246,7 @@ class RunLogger:
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
+        self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._last_time = time.monotonic()
 
     def __enter__(self) -> RunLogger:
@@ -270,20 +272,40 @@ class RunLogger:
         none_yet = "" if progress.update else ": there is no checkpoint yet, so the run starts from the beginning"
         self.notify(f"resuming at update {progress.update:,}{none_yet}")
 
-    def step(self, progress: Progress, result: StepResult, rate: float) -> None:
-        """Logs a host step that has ended. Raises RunFailed if its loss is not finite, or the error of a checkpoint."""
+    def step(self, progress: Progress, result: StepResult, rate: float, loader: TrainingLoader) -> None:
+        """Logs a host step that has ended.
+
+        Raises RunFailed if its loss is not finite or has exploded, and the error of the last checkpoint's write.
+        """
         self._writer.raise_error()
-        if not math.isfinite(result.loss):
-            self.wait_for_checkpoint()  # so that the message names the last one
-            raise RunFailed(
-                f"the loss is {result.loss} at update {progress.update}: lower optim.learning_rate or "
-                f"precision.loss_scale; the last checkpoint is {self._folder.newest_checkpoint() or 'none'}"
-            )
+        self._last_step = result, rate, loader
+        problem = problem_of_loss(result, self._config)
+        if problem is not None:
+            self.wait_for_checkpoint()
+            before = progress.update - self._config.pipeline.device_iterations
+            raise self._diverged(problem, progress, set_aside_exploded(self._folder, before) if self.writes else [])
         num_images = result.num_samples * self._backend.instances.count
         speed = num_images / self._seconds_since_last()
         self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
+
+    def _diverged(self, problem: str, progress: Progress, exploded: Sequence[Path] = ()) -> RunFailed:
+        """Records a divergence, and returns the error. `exploded` are checkpoints that were set aside."""
+        assert self._last_step is not None
+        result, rate, loader = self._last_step
+        where = ""
+        if self.writes:
+            samples = loader.samples_of(progress.host_step - 1)
+            with suppress(OSError):  # such as a full disk: the error below matters more
+                path = record_divergence(self._folder, problem, progress, result, rate, samples, exploded)
+                where = f"; the samples are in {path}"
+        moved = f" ({exploded[0].name} came after the explosion)" if exploded else ""
+        return RunFailed(
+            f"{problem} at update {progress.update}: lower optim.learning_rate or precision.loss_scale; the learning "
+            f"rate was {rate:.3g}; the last checkpoint from before is "
+            f"{self._folder.newest_checkpoint() or 'none'}{moved}{where}"
+        )
 
     def skipped(self, images: Iterable[str]) -> None:
         """Reports images that could not be read, each image once."""
@@ -339,7 +361,9 @@ class RunLogger:
         self.wait_for_checkpoint()  # before the state is copied: one copy at a time is in memory
         self._saved_update = progress.update
         state = self._backend.state_dict()
-        require_finite(state, progress)
+        problem = problem_of_state(state)
+        if problem is not None:
+            raise self._diverged(problem, progress)
         if self.writes:
             self._writer.start(lambda: self._save(state, progress, description, device))
         self._seconds_since_last()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -150,3 +152,37 @@ def test_other_threads_hold_back_no_signals():
     thread.start()
     thread.join(60)
     assert found == [9, terminate]
+
+
+STARVED = """
+import multiprocessing, os, resource
+from test_process_pool import square
+from vit_ipu.data.process_pool import processes
+from vit_ipu.errors import RunFailed
+open_files = len(os.listdir("/proc/self/fd"))
+for more in (4, 20):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + more, 4096))
+    try:
+        with processes(20, remedy=": try fewer") as pool:
+            pool.in_order(square, [(3,)])
+    except RunFailed as error:
+        print(error, multiprocessing.active_children())
+"""
+
+
+def test_a_process_that_cannot_be_started_is_an_error_and_leaves_no_process_behind():
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    line = "cannot start 20 processes: Too many open files: try fewer []\n"
+    assert (done.stdout, done.stderr) == (2 * line, "")
+
+
+def test_processes_ignore_the_other_stopping_signals():
+    with processes(1) as pool:
+        assert pool.in_order(others, [()]) == [[signal.SIG_IGN] * 4]
+
+
+def others():
+    return [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vit_ipu import files
 from vit_ipu.config import ModelConfig
-from vit_ipu.errors import CheckpointError, DamagedCheckpoint, RunFailed
+from vit_ipu.errors import CheckpointError, DamagedCheckpoint
 from vit_ipu.files import write_checksums
 from vit_ipu.model import ViT
 from vit_ipu.runs.checkpoint import (
@@ -21,7 +21,6 @@ from vit_ipu.runs.checkpoint import (
     load_checkpoint,
     load_resumable,
     remove_old_checkpoints,
-    require_finite,
     save_checkpoint,
 )
 from vit_ipu.weights import native
@@ -158,23 +157,6 @@ def test_an_optimizers_file_of_another_model_is_refused(tmp_path):
     write_checksums(path)
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors is damaged: it lacks"):
         load_checkpoint(path, device_kind="cpu")
-
-
-def test_weights_are_finite_even_if_their_sum_is_not():
-    largest = torch.full((3,), torch.finfo(torch.float32).max)
-    require_finite({"model": {"x": largest, "y": largest.double() * 3, "z": torch.ones(70000).half()}}, Progress())
-    for value in (float("nan"), float("inf"), -float("inf")):
-        with pytest.raises(RunFailed, match="x is not finite"):
-            require_finite({"model": {"x": torch.cat([largest, torch.tensor([value])])}}, Progress())
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    first = save(tmp_path, 1)
-    state = state_after()
-    state["model"]["norm.weight"][3] = float("nan")
-    with pytest.raises(RunFailed, match="norm.weight is not finite after update 2: lower optim.learning_rate"):
-        require_finite(state, Progress(2, 2, 64))
-    assert list(tmp_path.iterdir()) == [first]
 
 
 def test_a_folder_without_a_state_is_a_damaged_checkpoint_and_is_replaced(tmp_path):

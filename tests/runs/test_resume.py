@@ -22,6 +22,7 @@ from small_runs import metrics_without_times, small_config, train_in
 from vit_ipu.backends.contract import Instances
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.signals import SCHEDULERS
 from vit_ipu.simulator import numerics
 from vit_ipu.weights.native import newest_checkpoint
 
@@ -284,6 +285,40 @@ def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):
     assert err == ""
     last = read_metrics(metrics)[-1]["update"]
     assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == f"update-{last:08d}"
+
+
+@pytest.mark.parametrize(
+    ("number", "in_job", "code"),
+    [
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, False, 130),
+        (signal.SIGTERM, True, 75),
+        (signal.SIGHUP, True, 129),
+        (signal.SIGUSR1, False, 75),
+        (signal.SIGUSR2, False, 75),
+        (signal.SIGXCPU, False, 75),
+    ],
+)
+def test_every_signal_ends_a_run_with_a_checkpoint(monkeypatch, capsys, empty_folder, number, in_job, code):
+    from vit_ipu import train
+
+    original = train.RunLogger.step
+
+    def step(self, progress, *args):
+        original(self, progress, *args)
+        if progress.update == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train.RunLogger, "step", step)
+    for name in SCHEDULERS:
+        monkeypatch.delenv(name, raising=False)
+    if in_job:
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+    config = write_config(empty_folder)
+    found, out, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")
+    assert (found, err) == (code, "")
+    assert out.count(f"{signal.Signals(number).name}: stopping after this host step") == 1
+    assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == "update-00000002"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

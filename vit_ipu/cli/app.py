@@ -12,7 +12,7 @@ import typer
 import typer.core
 from typing_extensions import Annotated
 
-from vit_ipu.cli.console import error_line, exit_code, make_console, print_error
+from vit_ipu.cli.console import error_line, exit_code, make_console, print_error, standard_streams
 from vit_ipu.cli.output import (
     interrupted_pack,
     print_compilation,
@@ -28,16 +28,13 @@ from vit_ipu.cli.output import (
     print_throughput,
     print_verified,
 )
-from vit_ipu.signals import exit_on_sigterm
+from vit_ipu.signals import INTERRUPTED, Terminated, exit_code_of_stopped_run, exit_on_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_ipu.backends.contract import Device
     from vit_ipu.config import Config
-
-_INTERRUPTED = 130
-"""Exit code of a program that Ctrl-C ended, by the convention of shells."""
 
 
 class _Commands(typer.core.TyperGroup):
@@ -48,7 +45,7 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print_error("interrupted")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -75,9 +72,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 def main() -> None:
     """Runs the command line; prints an error as one line on stderr, and exits with 2 for a user's mistake, else 1."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
+    exit_on_signals()  # training has handlers of its own while it can save a checkpoint
     try:
-        sys.exit(app(args=arguments, prog_name="vit-ipu", standalone_mode=False))
-    except BrokenPipeError:
+        with standard_streams():
+            code = app(args=arguments, prog_name="vit-ipu", standalone_mode=False)
+        sys.exit(code)
+    except Terminated as ended:
+        print_error(f"ended by {ended.signal_name}")
+        raise
+    except BrokenPipeError:  # such as that of `vit-ipu models | head -1`, which needs no message
         sys.exit(1)
     except Exception as error:
         if "--debug" in sys.argv:
@@ -131,8 +134,7 @@ def train(
     from vit_ipu.train import open_run_folder
     from vit_ipu.train import train as run
 
-    exit_on_sigterm()  # until the training loop installs its own handlers
-    console = make_console(as_json)
+    console = make_console(as_json, keep_going=True)
     loaded, resolved = _prepare(config, device, overrides, console)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
@@ -147,10 +149,10 @@ def train(
             summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
         except KeyboardInterrupt:
             print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
-            return _INTERRUPTED
+            return INTERRUPTED
     write_report(folder)
     print_summary(console, summary, folder, resolved, as_json=as_json)
-    return _INTERRUPTED if summary.interrupted else None
+    return exit_code_of_stopped_run(summary.stopped_by) if summary.interrupted else None
 
 
 def _is_first_instance(config: "Config", device: "Device") -> bool:
@@ -302,7 +304,6 @@ def convert(
     """Convert checkpoints from and to other tools. Every tensor stays equal to the last bit."""
     from vit_ipu.weights.export import convert as run
 
-    exit_on_sigterm()  # so that unfinished files are removed
     console = make_console(as_json)
     weights = run(
         source,
@@ -362,8 +363,7 @@ def pack(
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.errors import PackInterrupted
 
-    exit_on_sigterm()
-    console = make_console(as_json)
+    console = make_console(as_json, keep_going=True)
     options = PackOptions.of(short_side, quality, shard_size, on_error)
     count = workers or os.cpu_count() or 1
     cache = ListingCache(rescan=rescan, notify=console.print)
@@ -375,7 +375,7 @@ def pack(
                 packed = packing.pack(source, target, options, workers=count, cache=cache, progress=bar.show)
     except (KeyboardInterrupt, PackInterrupted) as error:
         print_error(interrupted_pack(error, verify=verify))
-        return _INTERRUPTED
+        return INTERRUPTED
     if verify:
         print_verified(console, target, counts, as_json=as_json)
     else:

@@ -1,14 +1,16 @@
 """Terminal output of the command line: safe text, and errors as one line with an exit code."""
 
 import errno
+import os
+import select
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Iterator, TextIO, cast
 
 import typer
 
 from vit_ipu.errors import RunFailed, UserError
-from vit_ipu.text import printable, shortened, single_line
+from vit_ipu.text import printable, reason_of, shortened, single_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the class of click, or of the copy of click in newer typers
 _USERS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _LONGEST = 400
+_PIECE = 1000
+"""Characters that are written at a time: a pipe that has room takes 4096 bytes without blocking (PIPE_BUF)."""
+_PATIENCE = 1.0
+"""Seconds to wait for the reader of a full pipe."""
 
 
 def exit_code(error: Exception) -> int:
@@ -38,33 +44,150 @@ def error_line(error: Exception) -> str:
 
 
 def print_error(text: str) -> None:
-    """Prints a line on stderr, after the name of the program."""
-    print(f"vit-ipu: {text}", file=sys.stderr)
+    """Prints a line on stderr, after the name of the program; the line is lost if stderr cannot be written."""
+    try:
+        print(f"vit-ipu: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _point_to_nowhere(sys.stderr)
 
 
-def make_console(as_json: bool) -> "Console":
-    """Makes the console for plain text without markup: on stderr if stdout is for JSON, else on stdout."""
+# ------------------------------------------------------------------------- streams that may not work
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Makes errors of standard output name it, and flushes it at the end.
+
+    A closed standard stream is replaced by /dev/null, so that no file that is opened later takes its number and gets
+    what other code prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    before = sys.stdout, sys.stderr
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    output = _CheckedOutput(sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False))
+    sys.stdout = cast(TextIO, output)
+    try:
+        yield
+        output.flush()
+    finally:
+        sys.stdout = before[0]
+        sys.stderr = before[1] or sys.stderr
+
+
+class _CheckedOutput:
+    """Standard output, whose errors name it. After an error, nothing more is written."""
+
+    def __init__(self, stream: Any) -> None:
+        self.unchecked = stream
+
+    def write(self, text: str) -> int:
+        with self._checked():
+            self.unchecked.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._checked():
+            self.unchecked.flush()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _point_to_nowhere(self.unchecked)
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise RunFailed(f"cannot write to standard output: {reason_of(error)}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unchecked, name)
+
+
+def _point_to_nowhere(stream: Any) -> None:
+    """Makes a stream that cannot be written lose the text it holds, which Python would otherwise write at exit."""
+    with suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
+
+
+def make_console(as_json: bool, *, keep_going: bool = False) -> "Console":
+    """Makes the console for plain text without markup: on stderr if stdout is for JSON, else on stdout.
+
+    `keep_going`: lose text that cannot be written, rather than fail, because the work matters more.
+    """
     from rich.console import Console
 
-    stream: Any = _Unbroken(sys.stderr if as_json else sys.stdout)
-    return Console(file=stream, soft_wrap=True, highlight=False, markup=False)
+    stream: Any = sys.stderr if as_json else sys.stdout
+    if as_json or keep_going:
+        stream = _LossyOutput(stream, "standard error" if as_json else "standard output")
+    return Console(file=_AnyText(stream), soft_wrap=True, highlight=False, markup=False)  # type: ignore[arg-type]
 
 
-class _Unbroken:
-    """Stream that accepts any text and ignores a closed pipe, because a run matters more than its output."""
+class _AnyText:
+    """Stream that accepts characters that the terminal's encoding lacks."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with suppress(BrokenPipeError):
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _LossyOutput:
+    """Stream that never fails and never blocks for long.
+
+    If the stream cannot be written, one line on stderr says so, and later text is lost. While a pipe that nobody reads
+    is full, text is lost too.
+    """
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = getattr(stream, "unchecked", stream), name
+        self._has_warned = self._is_lost = False
+        self._patience = _PATIENCE
+
+    def write(self, text: str) -> int:
+        for start in range(0, len(text), _PIECE):
+            try:
+                if not self._is_lost and self._has_room():
+                    self._stream.write(text[start : start + _PIECE])
+                    self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._is_lost = True
+                _point_to_nowhere(self._stream)
+                self._warn(f"cannot write to {self._name}: {reason_of(error)}; continuing without it")
         return len(text)
 
     def flush(self) -> None:
-        with suppress(BrokenPipeError):
-            self._stream.flush()
+        """Does nothing: every write flushes."""
+
+    def _has_room(self) -> bool:
+        """Waits a second until a write would not block; does not wait again until there is room."""
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError):  # a stream without a file
+            return True
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        has_room = bool(poll.poll(1000 * self._patience))
+        self._patience = _PATIENCE if has_room else 0.0
+        if not has_room:
+            self._warn(f"{self._name} is a full pipe that nobody reads: lines are left out")
+        return has_room
+
+    def _warn(self, text: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            print_error(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

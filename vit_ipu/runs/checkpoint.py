@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-import torch
 from torch import Tensor
 
 from vit_ipu.config import PipelineConfig
-from vit_ipu.errors import CheckpointError, DamagedCheckpoint, RunFailed
+from vit_ipu.errors import CheckpointError, DamagedCheckpoint
 from vit_ipu.files import (
     find_damage,
     remove,
@@ -68,21 +67,6 @@ class Progress:
 
 
 # ---------------------------------------------------------------------------------------- writing
-
-
-def require_finite(state: Dict[str, Any], progress: Progress) -> None:
-    """Raises RunFailed if a weight of a backend's state is not finite."""
-    for name, tensor in state["model"].items():
-        if not _is_finite(tensor):
-            raise RunFailed(
-                f"{name} is not finite after update {progress.update}: lower optim.learning_rate or "
-                "precision.loss_scale"
-            )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Tells whether all elements are finite; their sum, ten times as quick, is not finite if one of them is not."""
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def save_checkpoint(

@@ -187,6 +187,7 @@ _MAY_CHANGE = {
     "run.keep_checkpoints",
     "run.keep_best",
     "run.log_every",
+    "run.max_loss_factor",
     "run.tracking",
     "run.evaluate_every",
     "run.checkpoint_every",

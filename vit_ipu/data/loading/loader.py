@@ -7,7 +7,7 @@ depend only on (seed, epoch, index), so loading can start at any host step.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -88,6 +88,12 @@ class TrainingLoader:
         for step, whole in zip(self._steps, filled):
             self.skipped.update(dict.fromkeys(whole.skipped))
             yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
+
+    def samples_of(self, step: int) -> List[Tuple[int, int, str]]:
+        """Returns the epoch, the index and the name of each sample of a host step, also of those of other processes."""
+        start = step * self._samples_per_step
+        entries = self._stream.at(range(start, start + self._samples_per_step))
+        return [(epoch, index, self._source.name(index)) for epoch, index in entries]
 
     def _entries(self) -> Iterator[List[Entry]]:
         for step in self._steps:

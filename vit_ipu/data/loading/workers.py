@@ -8,8 +8,10 @@ afterwards. Steps are yielded in order.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -26,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.errors import RunFailed, UserError
-from vit_ipu.signals import ignore_in_worker
+from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import reason_of
 
 Entry = Tuple[int, int]
@@ -56,7 +58,12 @@ class Buffer:
         if shared:
             try:
                 images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
-            except RuntimeError as error:  # torch's error if /dev/shm is full
+            except RuntimeError as error:  # torch's error if /dev/shm is full, or a limit is reached
+                if os.strerror(errno.EMFILE) in str(error):
+                    raise RunFailed(
+                        f"no shared memory for a host step of {count:,} images: {os.strerror(errno.EMFILE)}; raise the "
+                        "limit (ulimit -n), or set data.num_workers: 0"
+                    ) from None
                 raise RunFailed(
                     f"no shared memory for a host step of {count:,} images: make /dev/shm larger (a container's "
                     f"--shm-size), or set data.num_workers: 0 ({str(error).splitlines()[0]})"
@@ -219,8 +226,9 @@ class _Pool:
             return
         # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: this needs another thread.
         ending = threading.Thread(target=self._free_iterator, daemon=True)
-        ending.start()
-        ending.join(_GRACE)
+        with suppress(RuntimeError):  # no further thread can be started: the workers are killed
+            ending.start()
+            ending.join(_GRACE)
         self._end()
 
     def _free_iterator(self) -> None:
@@ -253,14 +261,17 @@ class _Pool:
     def _start(self, **settings: Any) -> None:
         """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
         others, problem = set(multiprocessing.active_children()), ""
-        with _destructors_kept_quiet(), _handler_of_child_signals_kept(), warnings.catch_warnings():
+        with _destructors_kept_quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # more workers than cores are the user's choice
             try:
-                self._answers = iter(DataLoader(**settings))
-            except OSError as error:
-                problem = reason_of(error)
+                with _handler_of_child_signals_kept():
+                    self._answers = iter(DataLoader(**settings))
+            except BaseException as error:
                 self._processes = self._started_beside(others)
                 self._end()  # before the half-made iterator is freed, which would wait for its workers
+                if not isinstance(error, (OSError, RuntimeError)):  # RuntimeError: a thread cannot be started
+                    raise
+                problem = reason_of(error)
             else:
                 self._processes = self._started_beside(others)
         if problem:
@@ -288,6 +299,7 @@ class _Pool:
 def _begin_work(number: int) -> None:
     """Prepares a worker process."""
     ignore_in_worker()
+    end_with_parent()  # DataLoader looks for its parent only every five seconds
     gc.freeze()  # a collection would touch the main process's objects, and so copy all their memory
 
 

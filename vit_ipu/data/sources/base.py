@@ -43,6 +43,10 @@ class Source:
         """Returns the RGB image at `index`, of any size, upright."""
         raise NotImplementedError
 
+    def name(self, index: int) -> str:
+        """Returns a name by which a person finds the image at `index`: its path, if it has one."""
+        return f"image {index}"
+
     def picture(self, index: int) -> Picture:
         """Returns the image at `index` as a picture, which may not be decoded yet."""
         return DecodedImage(self.image(index))

@@ -22,6 +22,9 @@ class FolderSource(EncodedSource):
         super().__init__(classes, labels)
         self.paths = paths
 
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
     def picture(self, index: int) -> EncodedImage:
         return open_picture(self.paths[index])
 

@@ -31,6 +31,9 @@ class LimitedSource(Source):
         self._kept = np.random.default_rng(0).permutation(len(source))[:num_images]
         super().__init__(source.classes, source.labels[self._kept])
 
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._kept[index]))
+
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._kept[index]))
 

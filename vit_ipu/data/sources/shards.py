@@ -48,6 +48,9 @@ class ShardSource(EncodedSource):
         self._shards = shards
         self._shard, self._offset, self._size = table["shard"], table["offset"], table["size"]
 
+    def name(self, index: int) -> str:
+        return self._shards.place(int(self._shard[index]), int(self._offset[index]))
+
     def picture(self, index: int) -> EncodedImage:
         return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
 
@@ -188,6 +191,10 @@ class OpenShards:
     def close(self) -> None:
         """Closes the open shards."""
         self._open.cache_clear()
+
+    def place(self, number: int, offset: int) -> str:
+        """Returns the path of a shard and the position of a member's bytes in the shard."""
+        return f"{self._paths[number]}, byte {offset}"
 
     def read(self, number: int, offset: int, size: int) -> EncodedImage:
         """Reads the member of a shard whose bytes begin at `offset`. Raises DataError if the member is not there."""

@@ -42,7 +42,7 @@ from vit_ipu.simulator.tracing.host_state import as_before
 from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Gradients, Reduction
-from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
+from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale, OverflowWatch
 from vit_ipu.simulator.updates.updater import Updater
 from vit_ipu.simulator.weights import Weights, in_modes, swapped_weights
 
@@ -117,14 +117,14 @@ class Program:
     def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> _Training:
         loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
         rounding = self._half.rounding if self._half is not None else None
-        loss_scale = None
-        if attributes.automatic_loss_scaling:
-            trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
-            loss_scale = AutomaticLossScale({name for name, weight in trained if weight.dtype == torch.float16})
+        trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
+        half = {name for name, weight in trained if weight.dtype == torch.float16}
+        loss_scale = AutomaticLossScale(half) if attributes.automatic_loss_scaling else None
+        overflow = OverflowWatch(half) if loss_scale is None else None  # an automatic scale tries what is too large
         weights = self.weights.parameters
         return _Training(
             loss,
-            Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale),
+            Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale, overflow),
             Updater(attributes, weights, names, reduction, rounding, loss_scale, self._by_replica.groups),
         )
 

@@ -38,16 +38,16 @@ def run_instances(
     """Runs `command` once per instance and returns the first exit code that is not 0; the others are then stopped."""
     port = _free_port()
     processes: List[subprocess.Popen[bytes]] = []
-    for instance in range(instances):
-        own = environment_of(
-            instance,
-            instances=instances,
-            replicas=instances if replicas is None else replicas,
-            ipus_per_replica=ipus_per_replica,
-            port=port,
-        )
-        processes.append(subprocess.Popen(list(command), env=dict(os.environ, **own)))
     try:
+        for instance in range(instances):
+            own = environment_of(
+                instance,
+                instances=instances,
+                replicas=instances if replicas is None else replicas,
+                ipus_per_replica=ipus_per_replica,
+                port=port,
+            )
+            processes.append(subprocess.Popen(list(command), env=dict(os.environ, **own)))
         return _first_failure(processes)
     finally:
         for process in processes:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vit_ipu.simulator.arithmetic.rounding import Rounding, rounded, widened
 from vit_ipu.simulator.enums import MeanReductionStrategy, ReductionType
 from vit_ipu.simulator.options.options import Options
-from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
+from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale, OverflowWatch
 
 
 class Reduction(NamedTuple):
@@ -52,10 +52,11 @@ class Gradients:
         accum_type: torch.dtype,
         rounding: Optional[Rounding] = None,
         automatic_loss_scale: Optional[AutomaticLossScale] = None,
+        overflow: Optional[OverflowWatch] = None,
     ) -> None:
         self._parameters, self._reduction, self._rounding = parameters, reduction, rounding
         self._accum_type = accum_type if rounding is not None else None
-        self._loss_scale = automatic_loss_scale
+        self._loss_scale, self._overflow = automatic_loss_scale, overflow
         self._one_by_one = rounding is not None or automatic_loss_scale is not None
         self._accumulators: List[Dict[str, Tensor]] = [{} for _ in range(reduction.replicas)]
 
@@ -70,6 +71,8 @@ class Gradients:
                 taken[name], weight.grad = weight.grad, None
         with torch.no_grad():
             for name, gradient in taken.items():
+                if self._overflow is not None:
+                    self._overflow.watch(name, gradient, 1)
                 self._accumulate(self._accumulators[replica], name, gradient, step)
             if self._loss_scale is not None:
                 self._loss_scale.watch(taken)
@@ -105,6 +108,9 @@ class Gradients:
         for name, weight in self._parameters.items():
             if weight.grad is not None:
                 gradients[name], weight.grad = weight.grad, None
+                if self._overflow is not None:
+                    micro_batches = self._reduction.accumulation * self._reduction.replicas
+                    self._overflow.watch(name, gradients[name], micro_batches)
                 if self._reduction.is_running:
                     gradients[name].div_(self._reduction.mean_divisor)
         return gradients

@@ -10,7 +10,9 @@ from typing import Dict, Set
 import torch
 from torch import Tensor
 
+from vit_ipu.simulator.arithmetic.rounding import MAX
 from vit_ipu.simulator.errors import error
+from vit_ipu.simulator.logs import logger
 
 _LARGE = 0.125 * 65504  # binEdgeLocation x the largest float16 (sessionoptions.hpp:104)
 _TOLERATED = 1e-7  # thresholdUpperCountProportion (sessionoptions.hpp:111)
@@ -38,3 +40,25 @@ class AutomaticLossScale:
         """Adjusts the factor by the counts since the last update."""
         self.factor *= 0.5 if self._large > _TOLERATED * self._all else 2.0
         self._large, self._all = 0, 0
+
+
+class OverflowWatch:
+    """Warns once if a gradient of a float16 weight does not fit into float16, which PopTorch does in silence.
+
+    An IPU clips such a gradient (rounding.py), so that the weights learn something else than the loss asks for.
+    """
+
+    def __init__(self, half_weights: Set[str]) -> None:
+        self._watched, self._has_warned = half_weights, False
+
+    def watch(self, name: str, gradient: Tensor, micro_batches: int) -> None:
+        """Looks at a gradient that is a sum over micro-batches: above so many times the largest, one was too large."""
+        if self._has_warned or name not in self._watched:
+            return
+        count = int((gradient.abs() >= micro_batches * MAX).sum())
+        if count:
+            self._has_warned = True
+            logger.warning(
+                f"float16 overflow: {count:,} of {gradient.numel():,} elements of the gradient of {name} reach "
+                f"{MAX:g}, where an IPU clips them: lower the loss scaling"
+            )
