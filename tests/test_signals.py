@@ -21,7 +21,7 @@ from vit_ipu.signals import (
     exit_on_signals,
     ignore_in_worker,
 )
-from vit_ipu.text import escaped, printable, reason_of, shortened, single_line
+from vit_ipu.text import escaped, message, reason_of, shortened, single_line
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_workers_leave_signals_to_the_main_process():
 
 def test_text_is_shortened_and_escaped_for_one_line():
     assert single_line(" a\n b\t\tc ") == "a b c"
-    assert printable("a\x1b[31mb\n") == "a?[31mb?"
+    assert message("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
     assert escaped("a\x1bb\nä") == "a\\x1bb\\nä"
     assert shortened("abcdef", 3) == "abc..."
     assert shortened("abc", 3) == "abc"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Tuple
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,10 +28,17 @@ from vit_ipu.variants import VARIANTS
 # Number of classes of each source whose labels are known before the source is read.
 SOURCE_CLASSES = {"sample": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{text!r} has a NUL, which no path can have: remove it")
+    return text
+
+
 Positive = Annotated[int, Field(gt=0, le=1 << 30)]
 Rate = Annotated[float, Field(ge=0, le=1e6)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_nul)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Ints = Annotated[Tuple[StrictInt, ...], Field(strict=False)]

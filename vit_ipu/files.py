@@ -18,6 +18,7 @@ from typing import IO, Any, Dict, Iterator, MutableSet, Optional, Sequence, Unio
 import platformdirs
 
 from vit_ipu.errors import UserError
+from vit_ipu.small_files import open_regular
 
 TEMPORARY = ".writing-"
 """Prefix of the name of an unfinished file or folder."""
@@ -177,9 +178,9 @@ os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError if the file cannot be read."""
+    """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError, or ValueError for a pipe or a device."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for part in iter(lambda: file.read(_CHUNK), b""):
             digest.update(part)
     return digest.hexdigest()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Callable
 
+LONGEST_MESSAGE = 2000
+"""Characters of the longest message."""
 Notify = Callable[[str], None]
 """Function that shows the user a line."""
 
@@ -13,13 +15,8 @@ def single_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def printable(text: str) -> str:
-    """Replaces by "?" each character that a terminal cannot print or would execute as a command."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def escaped(text: str) -> str:
-    """Replaces each character that `printable` replaces by "?" by its escape sequence, so that names stay distinct."""
+    """Replaces each character that a terminal cannot print or would execute as a command by its escape sequence."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
@@ -33,6 +30,16 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def and_more(count: int) -> str:
     """Returns what follows an example in a message: " (and 2 more)", or nothing if there are 0 more."""
     return f" (and {count:,} more)" if count else ""
+
+
+def message(text: str) -> str:
+    """Returns a message as one line that a terminal prints and does not execute; the middle of a long one is left out,
+    because the end says what to do."""
+    line = escaped(text)
+    if len(line) <= LONGEST_MESSAGE:
+        return line
+    kept = LONGEST_MESSAGE // 2
+    return f"{line[:kept]} ... {line[-kept:]}"
 
 
 def shortened(text: str, longest: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed, UserError
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
+from vit_ipu.files import write_whole
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.runs.background import BackgroundWriter
@@ -41,6 +43,8 @@ from vit_ipu.weights.native import ModelDescription, checkpoints_in, first_whole
 
 NUM_EXAMPLES = 10
 """Number of held-out images that a run folder keeps as files, to try predictions on."""
+_LONGEST_CLASS = 40
+"""Characters of a class name in a file name, which may have 255 bytes, 4 for a character."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +218,16 @@ def saves_at(update: int, total_updates: int, config: Config) -> bool:
 
 def save_examples(source: Source, folder: Path) -> None:
     """Writes PNG files, named after their classes, of the first held-out images; leaves out unreadable ones."""
+    if folder.is_symlink():
+        folder.unlink()  # its target is not part of the run
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(min(NUM_EXAMPLES, len(source))):
         name = source.classes[int(source.labels[index])].lower()
-        file_name = "".join(letter if letter.isalnum() else "-" for letter in name)
+        file_name = "".join(letter if letter.isalnum() else "-" for letter in name[:_LONGEST_CLASS])
+        encoded = io.BytesIO()
         with suppress(DataError):  # an image that cannot be read is reported by the evaluation that reads it
-            source.image(index).save(str(folder / f"{index:02d}_{file_name}.png"))
+            source.image(index).save(encoded, "PNG")
+            write_whole(folder / f"{index:02d}_{file_name}.png", encoded.getvalue())
 
 
 class RunLogger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager, suppress
 from typing import Iterator, List
@@ -114,7 +115,7 @@ def describe_hardware(device: Device) -> str:
 
 def _refuse_several_processes() -> None:
     world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size.isdigit() and int(world_size) > 1:
+    if re.fullmatch("[0-9]{1,9}", world_size) and int(world_size) > 1:
         raise ConfigError(
             f"WORLD_SIZE is {world_size}, but one process drives one GPU or CPU here: start without torchrun"
         )

@@ -257,8 +257,10 @@ def compile(
 def benchmark(
     config: ConfigPath,
     device: DeviceName = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Host steps to time.")] = 10,
-    burn_in: Annotated[int, typer.Option(min=0, help="Untimed host steps after the first one, which compiles.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Host steps to time.")] = 10,
+    burn_in: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Untimed host steps after the first one, which compiles.")
+    ] = 2,
     real_data: Annotated[
         bool, typer.Option("--real-data", help="Load the config's images, and include loading in the times.")
     ] = False,
@@ -394,7 +396,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
     if as_json:
         print_json({"report": str(folder.report)})
     else:
-        print(folder.report)
+        make_console(as_json).print(str(folder.report))
 
 
 # ----------------------------------------------------------------------------------------- helpers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterator, TextIO, cast
 import typer
 
 from vit_ipu.errors import RunFailed, UserError
-from vit_ipu.text import printable, reason_of, shortened, single_line
+from vit_ipu.text import escaped, message, reason_of, shortened, single_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,20 +33,20 @@ def exit_code(error: Exception) -> int:
 def error_line(error: Exception) -> str:
     """Returns an error as one line, which starts with the exception's class if its message is not written for users."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
-        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        return message(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, (UserError, RunFailed, _USAGE_ERROR)):
-        return printable(single_line(text))
+        return message(single_line(text))
     if "Traceback" in text:  # torch puts a worker's complete traceback into the message
         text = text.strip().splitlines()[-1]
-    text = shortened(printable(single_line(text)), _LONGEST) or "no message"
+    text = shortened(escaped(single_line(text)), _LONGEST) or "no message"
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def print_error(text: str) -> None:
     """Prints a line on stderr, after the name of the program; the line is lost if stderr cannot be written."""
     try:
-        print(f"vit-ipu: {text}", file=sys.stderr, flush=True)
+        print(f"vit-ipu: {message(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _point_to_nowhere(sys.stderr)
 
@@ -122,10 +122,16 @@ def make_console(as_json: bool, *, keep_going: bool = False) -> "Console":
     """
     from rich.console import Console
 
+    class SafeConsole(Console):
+        """Console whose texts are messages, in which names of files, tensors and classes are escaped."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(message(part) if isinstance(part, str) else part for part in objects), **options)
+
     stream: Any = sys.stderr if as_json else sys.stdout
     if as_json or keep_going:
         stream = _LossyOutput(stream, "standard error" if as_json else "standard output")
-    return Console(file=_AnyText(stream), soft_wrap=True, highlight=False, markup=False)  # type: ignore[arg-type]
+    return SafeConsole(file=_AnyText(stream), soft_wrap=True, highlight=False, markup=False)  # type: ignore[arg-type]
 
 
 class _AnyText:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from vit_ipu.text import printable
+from vit_ipu.text import message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,9 +112,9 @@ def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str
         print_json({"predictions": rows, "unreadable": unreadable})
         return
     for prediction in predictions:
-        print(printable(prediction.path))
+        print(message(prediction.path))
         for name, probability in prediction.classes:
-            print(f"  {100 * probability:6.2f} %  {printable(name)}")
+            print(f"  {100 * probability:6.2f} %  {message(name)}")
 
 
 # ------------------------------------------------------------------------- plan, compile, benchmark

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
+from contextlib import suppress
 from typing import Any, Dict, List
 
 from vit_ipu.report.colors import FIRST, GRID, SECOND
@@ -10,6 +13,7 @@ from vit_ipu.report.colors import FIRST, GRID, SECOND
 
 def curves_svg(metrics: List[Dict[str, Any]]) -> str:
     """Returns curves of loss, accuracy, learning rate and speed over updates, as SVG."""
+    _import_matplotlib()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -36,6 +40,19 @@ def curves_svg(metrics: List[Dict[str, Any]]) -> str:
     text = io.StringIO()
     FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _import_matplotlib() -> None:
+    """Imports matplotlib, also if MPLBACKEND names no backend, for which its import would fail: a report needs none."""
+    if "matplotlib" in sys.modules:
+        return
+    chosen = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if chosen is not None:
+        os.environ["MPLBACKEND"] = chosen
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = chosen
 
 
 def _curve(axes: Any, metrics: List[Dict[str, Any]], key: str, label: Any, color: str, marker: str = "") -> None:

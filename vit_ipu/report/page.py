@@ -7,11 +7,15 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
+from vit_ipu.errors import UserError
+from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.small_files import read_text
+from vit_ipu.text import escaped
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -43,16 +47,20 @@ def write_report(folder: RunFolder) -> None:
     environment = folder.read_environment()
     config = load_config(folder.config)
     metrics = read_metrics(folder.metrics)
+    try:
+        rows = _environment(environment)
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
     page = _PAGE.format(
-        title=html.escape(f"{folder.path.name} on {environment['device']}"),
+        title=html.escape(escaped(f"{folder.path.name} on {environment['device']}")),
         notice=_notice(environment),
-        figures=_table(_figures(metrics)),
+        figures=_table(figures(metrics)),
         curves=curves_svg(metrics) if metrics else "<p>No metrics yet.</p>",
         pipeline=_pipeline(config),
-        environment=_table(_environment(environment)),
-        config=html.escape(folder.config.read_text(encoding="utf-8")),
+        environment=_table(rows),
+        config=html.escape(read_text(folder.config)),
     )
-    folder.report.write_text(page, encoding="utf-8")
+    write_whole(folder.report, page)  # replaces a link instead of writing to its target
 
 
 def _notice(environment: Dict[str, Any]) -> str:
@@ -61,7 +69,8 @@ def _notice(environment: Dict[str, Any]) -> str:
     return '<p class="notice">Simulated: no IPU was used. Accuracy is computed; the speed is not that of an IPU.</p>'
 
 
-def _figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
+def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
+    """Returns the rows of the table of results: the last evaluation, and the last training loss."""
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "top1" in line]
     rows = []
@@ -91,7 +100,7 @@ def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
 
 
 def _table(rows: Sequence[Tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+    cells = "".join(f"<tr><th>{name}</th><td>{html.escape(escaped(str(value)))}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
 
 

@@ -11,6 +11,7 @@ from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
 from vit_ipu.errors import UserError, suggest
 from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
+from vit_ipu.small_files import read_json
 from vit_ipu.text import Notify, reason_of
 from vit_ipu.weights.native import newest_checkpoint
 
@@ -106,7 +107,7 @@ class RunFolder:
     def read_environment(self) -> Dict[str, Any]:
         """Returns the environment that `begin` wrote. Raises UserError if its file is missing or damaged."""
         try:
-            facts = json.loads(self.environment.read_text(encoding="utf-8"))
+            facts = read_json(self.environment, allow_nan=True)
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run folder: it does not contain environment.json") from None
         except ValueError:

@@ -13,6 +13,13 @@ from vit_ipu.config import Config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.runs.folder import RunFolder
+from vit_ipu.small_files import open_regular, parse_json
+
+_LONGEST_LINE = 1 << 16
+"""Bytes of a line of metrics.jsonl; ours have about 200."""
+_NUMBERS = frozenset(
+    ("host_step", "samples", "loss", "learning_rate", "images_per_second", "top1", "top5", "evaluation_loss")
+)
 
 
 class Metrics:
@@ -43,18 +50,29 @@ def lines_until(path: Path, update: int) -> List[Dict[str, Any]]:
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
     """Returns the lines of a metrics.jsonl before the first damaged line, such as a last line that a crash cut off."""
+    lines: List[Dict[str, Any]] = []
     if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or not isinstance(line.get("update"), int):
-            break
-        lines.append(line)
+        return lines
+    with open_regular(path) as file:
+        for encoded in iter(lambda: file.readline(_LONGEST_LINE), b""):
+            try:
+                line = parse_json(encoded.decode("utf-8"), allow_nan=True)
+            except ValueError:  # Unicode's errors are ValueErrors
+                break
+            if not _is_whole(line):
+                break
+            lines.append(line)
     return lines
+
+
+def _is_whole(line: Any) -> bool:
+    """Tells whether a line has what readers of metrics use, as numbers."""
+    if not isinstance(line, dict) or not isinstance(line.get("update"), int) or not 0 <= line["update"] < 1 << 62:
+        return False
+    needed = {"samples"} if "loss" in line else set()
+    if "top1" in line:
+        needed |= {"top5", "evaluation_loss"}
+    return needed <= set(line) and all(isinstance(line[key], (int, float)) for key in _NUMBERS & set(line))
 
 
 class Tracker(Protocol):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Dict, List
 
 from vit_ipu.errors import CheckpointError
+from vit_ipu.small_files import read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -26,7 +26,6 @@ _VARIANTS = (
     re.compile(r"pytorch_model\.[\w-]+\.bin|pytorch_model\.bin\.index\.[\w-]+\.json"),
 )
 """Names of WEIGHT_FILES with a variant, such as model.fp16.safetensors: transformers.modeling_utils, `_add_variant`."""
-_MAX_INDEX = 64 << 20
 
 
 def weight_file(folder: Path) -> Path:
@@ -85,11 +84,9 @@ def weight_map(index: Path) -> Dict[str, str]:
     named = _INDEX.fullmatch(index.name)
     kind = named.group(1) if named else "safetensors"
     try:
-        if index.stat().st_size > _MAX_INDEX:
-            raise ValueError
-        shards: Dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        shards: Dict[str, str] = dict(read_json(index)["weight_map"])
         plain = [re.fullmatch(rf"[^/\\\0]+\.{kind}", name) for name in shards.values()]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise CheckpointError(f"cannot read {index}: it is not an index of {kind} files") from None
     for name, match in zip(shards.values(), plain):
         if match is None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from vit_ipu.errors import CheckpointError, NotSupported
+from vit_ipu.small_files import read_json
+from vit_ipu.text import reason_of
 from vit_ipu.weights.choose import has_usual_name, leads_out
 from vit_ipu.weights.image_processors import RESAMPLE, preprocessing, triple
 from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, known_problem_type
@@ -23,7 +25,6 @@ HIDDEN_ACT = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 """transformers' names of activations, and this program's."""
 _ACT_LAYER = {"gelu": "erf", "gelu_tanh": "tanh", "gelu_erf": "erf"}
 """timm's names of activations, and this program's."""
-_MAX_JSON = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def damage_is_in(path: Path) -> Iterator[None]:
 def _read_json(path: Path) -> Dict[str, Any]:
     if not path.exists():
         return {}
-    if not path.is_file() or leads_out(path) or path.stat().st_size > _MAX_JSON:
-        raise CheckpointError(f"cannot read {path}: expected a file of at most 16 MiB in that folder")
+    if leads_out(path):
+        raise CheckpointError(f"cannot read {path}: it leads out of that folder: put the file there")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"cannot read {path}: it is not a JSON object")
     return values

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+from vit_ipu.small_files import parse_json
 from vit_ipu.weights.folder_configs import FolderConfig, damage_is_in, heads, names_in, one_of
 from vit_ipu.weights.image_processors import RESAMPLE, Triple, triple
 from vit_ipu.weights.namings import Naming
@@ -82,7 +83,7 @@ def read_metadata(
     with damage_is_in(file):
         metadata = metadata.knowing(classes=_mmpretrain_classes(stored))
         if isinstance(stored.get(_METADATA), str):
-            settings = json.loads(stored[_METADATA])
+            settings = parse_json(stored[_METADATA])
             marked = assumed_names(settings.get("assumed", []))
             metadata = metadata.knowing(**_own_settings(settings))
     if config is not None:

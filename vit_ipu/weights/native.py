@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vit_ipu import small_files
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
 from vit_ipu.errors import CheckpointError, DamagedCheckpoint, NotSupported, RunFailed
@@ -27,7 +28,6 @@ from vit_ipu.text import Notify, reason_of
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
 PREFIX = "update-"
 """Prefix of the name of a run's checkpoint."""
-_MAX_CONFIG = 16 << 20
 Loaded = TypeVar("Loaded")
 ONE_CLASS, SEVERAL_CLASSES, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (ONE_CLASS, SEVERAL_CLASSES, REGRESSION)
@@ -183,9 +183,8 @@ def is_native(folder: Path) -> bool:
         return True
     path = folder / CONFIG
     try:
-        is_small = path.is_file() and path.stat().st_size < _MAX_CONFIG  # not a pipe or an endless device
-        return is_small and "config" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return "config" in small_files.read_json(path)
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -271,9 +270,9 @@ def load_tensors(path: Path) -> Dict[str, Tensor]:
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file of a checkpoint. Raises DamagedCheckpoint if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedCheckpoint(f"cannot read {path}: {error}") from None
+        return small_files.read_json(path, allow_nan=True)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {reason_of(error)}") from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -298,8 +297,8 @@ def load_description(checkpoint: Path) -> ModelDescription:
             assumed = assumed_names(values.get("assumed", []))
             return replace(_converted(config, classes), problem_type=problem_type, assumed=assumed)
         return ModelDescription.of_run(parse_config(config), classes, num_train, values.get("labels_sha256"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpoint(f"{checkpoint / CONFIG} is damaged: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DamagedCheckpoint(f"{checkpoint / CONFIG} is damaged: {reason_of(error)}") from None
 
 
 def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescription:

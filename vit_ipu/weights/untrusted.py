@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vit_ipu.errors import CheckpointError
-from vit_ipu.text import printable, shortened, single_line
+from vit_ipu.text import escaped, shortened, single_line
 
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """Types of weights, by safetensors' names."""
@@ -34,7 +34,7 @@ class TensorFile:
 
 def refusal(path: Path, problem: str) -> CheckpointError:
     """Returns an error of one printable line, whatever names from the file `problem` quotes."""
-    text = printable(single_line(problem))
+    text = escaped(single_line(problem))
     return CheckpointError(f"cannot read {path}: {shortened(text, _LONGEST_MESSAGE)}")
 
 

@@ -8,7 +8,6 @@ Pixels are arrays (H, W, 3) of uint8.
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 from typing import Optional, Protocol
 
@@ -17,6 +16,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_ipu.data.images.jpeg import PlainJpeg
+from vit_ipu.data.images.pillow_formats import TOO_LARGE, open_image, require_pixels
 from vit_ipu.data.images.resize import (
     QUICK_IN_TORCH,
     Box,
@@ -30,15 +30,8 @@ from vit_ipu.data.images.sixteen_bits import LARGEST_OF_TWELVE_BITS, has_sixteen
 from vit_ipu.errors import DataError
 from vit_ipu.text import escaped
 
-MAX_PIXELS = 10**9
-"""Pixels of the largest image that is read: 4 GB in Pillow's memory."""
 _MOST_RESIZED = 4
 """A complete image is resized for its center crop only if the result has at most this many times the crop's pixels."""
-
-# Pillow's own bound refuses images above 179 megapixels as decompression bombs. It raises at twice this number.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-
-_TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} megapixels: make it smaller"
 
 
 class Picture(Protocol):
@@ -89,8 +82,11 @@ class EncodedImage:
         self.data, self.name = data, name
         self._decoded: Optional[DecodedImage] = None
         self._jpeg = PlainJpeg.of(data)
-        if self._jpeg is not None and self._jpeg.size[0] * self._jpeg.size[1] > MAX_PIXELS:
-            raise self._unreadable(_TOO_LARGE)
+        if self._jpeg is not None:
+            try:
+                require_pixels(self._jpeg.size[0] * self._jpeg.size[1], len(data))
+            except ValueError as error:
+                raise self._unreadable(str(error)) from None
 
     @property
     def size(self) -> Size:
@@ -133,7 +129,7 @@ class EncodedImage:
             except UnidentifiedImageError:
                 raise self._unreadable(_reason_unidentified(self.data)) from None
             except Image.DecompressionBombError:
-                raise self._unreadable(_TOO_LARGE) from None
+                raise self._unreadable(TOO_LARGE) from None
             except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
                 raise self._unreadable(str(error) or type(error).__name__) from None
         return self._decoded
@@ -169,7 +165,7 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
     """Decodes the first frame, and turns it upright."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about sizes and odd palettes
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
             with contextlib.suppress(Exception):  # damaged metadata of a sound image
                 ImageOps.exif_transpose(image, in_place=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from vit_ipu.data.images.decode import EncodedImage, unreadable
+from vit_ipu.data.images.pillow_formats import MAX_FILE_BYTES
 from vit_ipu.errors import DataError
-from vit_ipu.text import escaped
+from vit_ipu.small_files import open_regular
+from vit_ipu.text import escaped, reason_of
 
 
 def open_picture(path: str) -> EncodedImage:
@@ -18,16 +19,14 @@ def open_picture(path: str) -> EncodedImage:
 def read_bytes(path: str) -> bytes:
     """Returns the bytes of the image file at `path`. Raises DataError if the file cannot be read."""
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise unreadable(path, "it is not a regular file")
+        with open_regular(path, buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise unreadable(path, f"it has {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read")
             return file.read()
     except FileNotFoundError:
         raise DataError(f"no image at {escaped(path)}") from None
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error)) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens `path` without blocking: a plain open of a pipe would wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a pipe, or a name that no file can have
+        raise unreadable(path, reason_of(error)) from None

@@ -6,14 +6,13 @@ Exif is applied. "As stored" means before the orientation is applied.
 
 from __future__ import annotations
 
-import io
 import warnings
 from typing import Dict, Optional, Tuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
+from vit_ipu.data.images.pillow_formats import open_image
 from vit_ipu.data.images.resize import Box, Size, resized
 
 Orientation = Tuple[bool, bool, bool]
@@ -104,7 +103,7 @@ def _orientation(data: bytes) -> Orientation:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1), _UPRIGHT)
     except Exception:  # Pillow raises many kinds of errors for damaged metadata of a sound image
         return _UPRIGHT

@@ -8,12 +8,13 @@ the file does not tell such numbers from a dark image.
 
 from __future__ import annotations
 
-import io
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from vit_ipu.data.images.pillow_formats import open_image
 
 LARGEST_OF_TWELVE_BITS = 4095
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
@@ -59,7 +60,7 @@ def has_sixteen_bits(data: bytes) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 is_coloured = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
                 return image.mode.startswith("I") or is_coloured
     except Exception:  # Pillow raises many kinds of errors for damaged files

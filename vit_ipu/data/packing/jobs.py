@@ -19,10 +19,12 @@ from PIL import Image
 
 from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.images.image_file import read_bytes
+from vit_ipu.data.images.pillow_formats import open_image
 from vit_ipu.data.sources.folders import FolderSource
 from vit_ipu.data.sources.tar_headers import scan_shard
 from vit_ipu.errors import DataError, UserError
 from vit_ipu.files import sha256_of, written_whole
+from vit_ipu.text import shortened
 
 TEMPORARY = ".packing-"
 """Start of the name of an unfinished file."""
@@ -52,10 +54,12 @@ class PackOptions:
     @classmethod
     def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> PackOptions:
         """Parses the options of a command line. Raises UserError for an invalid option."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", shard_size)
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kMGT]?)B?", shard_size)
         size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match is not None else 0
         if size <= 0:
-            raise UserError(f"--shard-size {shard_size!r} is not a size: give a size such as 256MB or 1GB")
+            raise UserError(
+                f"--shard-size {shortened(shard_size, 80)!r} is not a size: give a size such as 256MB or 1GB"
+            )
         if on_error not in ("raise", "skip"):
             raise UserError(f"--on-error {on_error!r}: use raise or skip")
         if quality is not None and short_side is None:
@@ -186,7 +190,7 @@ def has_sha256(path: str, expected: str) -> bool:
     """Tells whether the file exists and has this SHA-256."""
     try:
         return sha256_of(Path(path)) == expected
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a pipe
         return False
 
 
@@ -227,7 +231,7 @@ def _check(data: bytes, path: str) -> None:
     """Raises DataError unless the image can be decoded; for a JPEG at an eighth of its size, which needs all bytes."""
     with contextlib.suppress(Exception), warnings.catch_warnings():  # EncodedImage reports the reason
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(data) as opened:
             if opened.format == "JPEG":
                 opened.draft(None, (1, 1))
                 opened.load()

@@ -209,6 +209,8 @@ class _Packer:
         """Opens and locks the journal. Raises UserError if another process has the lock."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if (self._folder / JOURNAL).exists() and not (self._folder / JOURNAL).is_file():
+                raise DataError(f"{self._folder / JOURNAL} is not a regular file: give another TARGET")
             with (self._folder / JOURNAL).open("a+", encoding="utf-8") as journal:
                 lock_journal(journal, self._folder)
                 yield journal

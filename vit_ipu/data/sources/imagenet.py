@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import os
 import re
 from pathlib import Path
@@ -16,13 +17,16 @@ from vit_ipu.data.sources.base import parse_label, require_same_classes, split_f
 from vit_ipu.data.sources.folders import FolderSource, open_class_folders
 from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, list_images
 from vit_ipu.errors import DataError
-from vit_ipu.text import shortened
+from vit_ipu.small_files import MAX_LIST_BYTES, read_bytes, read_text
+from vit_ipu.text import reason_of, shortened
 
 _ILSVRC_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 """SHA-256 of the 1,000 sorted WordNet ids of ILSVRC 2012, one per line, without the last line end."""
 _KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
+_MAX_META_BYTES = 1 << 20
+"""Bytes of the devkit's meta.mat, which has 24,000 and is compressed."""
 _ANNOTATIONS = os.path.join("meta", "val.txt")
 _NAME_FILES = ("LOC_synset_mapping.txt", "classes.txt", "words.txt")
 
@@ -138,10 +142,13 @@ def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids:
 
 def _read_solution(path: Path) -> Dict[str, str]:
     """Returns each image's WordNet id in Kaggle's list: lines `ImageId,PredictionString`; the id starts the latter."""
-    rows = list(csv.reader(_read_lines(path)))
+    try:
+        rows = list(csv.reader(_read_lines(path)))
+    except csv.Error:
+        rows = []
     if not rows or rows[0] != ["ImageId", "PredictionString"] or not all(len(row) == 2 and row[1] for row in rows):
         raise DataError(f"{path} is not Kaggle's list: expected lines ImageId,PredictionString")
-    return {name: boxes.split()[0] for name, boxes in rows[1:]}
+    return {name: boxes.split()[0] for name, boxes in rows[1:] if boxes.strip()}
 
 
 def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
@@ -226,15 +233,17 @@ def _read_meta(path: Path) -> List[_Synset]:
     except ImportError:
         raise DataError(f"{path} needs a package: pip install scipy") from None
     try:
-        synsets = loadmat(str(path), squeeze_me=True)["synsets"]
+        synsets = loadmat(io.BytesIO(read_bytes(path, limit=_MAX_META_BYTES)), squeeze_me=True)["synsets"]
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
         return [_Synset(str(int(row["ILSVRC2012_ID"])), str(row["WNID"]), str(row["words"])) for row in leaves]
     except Exception as error:  # scipy raises many kinds
-        raise DataError(f"cannot read {path}: {error}") from None
+        raise DataError(f"cannot read {path}: {reason_of(error)}") from None
 
 
 def _read_lines(path: Path) -> List[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+        return [
+            line for line in read_text(path, limit=MAX_LIST_BYTES, encoding="utf-8-sig").splitlines() if line.strip()
+        ]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {reason_of(error)}") from None

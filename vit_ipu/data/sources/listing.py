@@ -23,6 +23,7 @@ import numpy as np
 from vit_ipu.data.sources.base import IMAGE_SUFFIXES, is_of_system
 from vit_ipu.errors import DataError
 from vit_ipu.files import cache_folder, written_whole
+from vit_ipu.small_files import open_regular
 from vit_ipu.text import Notify, counted, escaped
 
 Arrays = Dict[str, "np.ndarray"]
@@ -82,12 +83,11 @@ def _state(paths: Sequence[str]) -> np.ndarray:
 def _read(path: Path, key: Arrays) -> Optional[Arrays]:
     """Returns the arrays in a file, or None if the file is missing, is damaged, or has another key."""
     try:
-        with np.load(str(path), allow_pickle=False) as file:
-            for part, value in key.items():
-                if not np.array_equal(file["key_" + part], value):
-                    return None
-            return {name: file[name] for name in file.files if not name.startswith("key_")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # numpy and zipfile raise any of these
+        arrays = load_arrays(path)
+        if any(not np.array_equal(arrays["key_" + part], value) for part, value in key.items()):
+            return None
+        return {name: array for name, array in arrays.items() if not name.startswith("key_")}
+    except Exception:  # numpy and zipfile raise many kinds
         return None
 
 
@@ -100,6 +100,23 @@ def _write(path: Path, arrays: Arrays) -> None:
 def save_arrays(file: IO[bytes], arrays: Arrays) -> None:
     """Writes the arrays as numpy's npz, whose checksums numpy compares when it reads the file."""
     np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> Arrays:
+    """Returns the arrays that `save_arrays` wrote. Raises an Exception of any class if the file is missing or damaged.
+
+    The file must not be compressed, so that its arrays cannot be larger than the file.
+    """
+    with open_regular(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            size = os.fstat(file.fileno()).st_size
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError(f"{path} is compressed")
+            if sum(member.file_size for member in archive.infolist()) > size:
+                raise ValueError(f"the arrays of {path} overlap")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
 
 
 # ------------------------------------------------------------------------------------------- paths

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from vit_ipu.data.sources.listing import Arrays
+from vit_ipu.data.sources.listing import Arrays, load_arrays
 from vit_ipu.errors import DataError
+from vit_ipu.small_files import MAX_LIST_BYTES, read_json, read_text
+from vit_ipu.text import reason_of
 
 INDEX, TABLE = "index.json", "index.npz"
 FORMAT = "webdataset: KEY.jpg"
@@ -23,7 +25,7 @@ CLASS_FILES = ("classes.txt", "classnames.txt")
 def read_index(folder: Path) -> Optional[Dict[str, Any]]:
     """Returns the index that `pack` wrote in a folder, or None without one. Raises DataError if it is damaged."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX, limit=MAX_LIST_BYTES)
         if not isinstance(index, dict) or not str(index.get("format")).startswith(FORMAT):
             return None  # an index of another program
         texts = [*index["classes"], *(shard[key] for shard in index["shards"] for key in ("name", "sha256"))]
@@ -63,15 +65,27 @@ def read_table(folder: Path, shards: Sequence[str]) -> Arrays:
     if unlisted:
         raise DataError(f"{folder / min(unlisted)} is not in {INDEX}: move it away")
     try:
-        with np.load(str(folder / TABLE), allow_pickle=False) as file:
-            table = {name: file[name] for name in ("shard", "offset", "size", "label")}
-            if len({array.shape for array in table.values()}) != 1 or file["sha256"].tolist() != [
-                shard["sha256"] for shard in index["shards"]
-            ]:
-                raise ValueError
+        arrays = load_arrays(folder / TABLE)
+        table = {name: arrays[name] for name in ("shard", "offset", "size", "label")}
+        _check_table(table, index["shards"])
+        if arrays["sha256"].tolist() != [shard["sha256"] for shard in index["shards"]]:
+            raise ValueError
     except Exception:  # numpy and zipfile raise many kinds
         raise DataError(f"{folder / TABLE} is missing or damaged: copy it again, or run vit-ipu pack again") from None
     return table
+
+
+def _check_table(table: Arrays, shards: Sequence[Dict[str, Any]]) -> None:
+    """Raises ValueError unless each row is the place of an image inside of its shard."""
+    shape = (len(table["shard"]),)
+    if any(array.shape != shape or array.dtype.kind not in "iu" for array in table.values()):
+        raise ValueError
+    shard, offset, size = table["shard"], table["offset"].astype(np.int64), table["size"].astype(np.int64)
+    if len(shard) and not 0 <= int(shard.min()) <= int(shard.max()) < len(shards):
+        raise ValueError
+    ends = np.array([entry["bytes"] for entry in shards], np.int64)[shard.astype(np.int64)]
+    if (offset < tarfile.BLOCKSIZE).any() or (size < 0).any() or (size > ends - offset).any():
+        raise ValueError
 
 
 def classes_beside(shards: Sequence[str]) -> List[str]:
@@ -86,7 +100,7 @@ def _named_classes(folder: Path) -> List[str]:
         for name in CLASS_FILES:
             if (place / name).is_file():
                 try:
-                    return (place / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
-                except (OSError, UnicodeDecodeError) as error:
-                    raise DataError(f"cannot read {place / name}: {error}") from None
+                    return read_text(place / name, encoding="utf-8-sig").rstrip().splitlines()
+                except (OSError, ValueError) as error:
+                    raise DataError(f"cannot read {place / name}: {reason_of(error)}") from None
     return []

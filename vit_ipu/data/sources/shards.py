@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import os
 import re
 import tarfile
@@ -25,17 +26,21 @@ import numpy as np
 
 from vit_ipu.config import DataConfig
 from vit_ipu.data.images.decode import EncodedImage
+from vit_ipu.data.images.pillow_formats import MAX_FILE_BYTES
 from vit_ipu.data.sources.base import EncodedSource, has_split, is_of_system, require_same_classes, split_folder
 from vit_ipu.data.sources.listing import Arrays, ListingCache
 from vit_ipu.data.sources.shard_index import JOURNAL, classes_beside, read_index, read_table
 from vit_ipu.data.sources.tar_headers import scan_shards
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
-from vit_ipu.text import Notify, and_more, counted
+from vit_ipu.small_files import MAX_DIGITS
+from vit_ipu.text import Notify, and_more, counted, shortened
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN = 256
 """Shards that a process keeps open; the usual limit is 1,024 open files."""
+MAX_SHARDS = 100_000
+"""Number of shards that a pattern names at most."""
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -120,6 +125,8 @@ def expand_braces(pattern: str) -> List[str]:
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [[part] if place % 2 == 0 else _alternatives(part) for place, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > MAX_SHARDS:
+        raise DataError(f"the pattern {shortened(pattern, 80)} names more than {MAX_SHARDS:,} shards: name fewer")
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
@@ -127,6 +134,8 @@ def _alternatives(inside: str) -> List[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if numbers is not None:
         first, last = numbers.groups()
+        if max(len(first), len(last)) > MAX_DIGITS or abs(int(last) - int(first)) >= MAX_SHARDS:
+            raise DataError(f"{{{shortened(inside, 80)}}} names more than {MAX_SHARDS:,} shards: name fewer")
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
         step = 1 if int(first) <= int(last) else -1
         return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
@@ -199,6 +208,8 @@ class OpenShards:
     def read(self, number: int, offset: int, size: int) -> EncodedImage:
         """Reads the member of a shard whose bytes begin at `offset`. Raises DataError if the member is not there."""
         shard = self._paths[number]
+        if size > MAX_FILE_BYTES:
+            raise DataError(f"{shard} has an image of {size:,} bytes, and at most {MAX_FILE_BYTES:,} are read")
         try:
             opened = self._open(shard)  # this reference keeps the file open if it leaves the cache meanwhile
             found = os.pread(opened.descriptor, _BLOCK + size, offset - _BLOCK)

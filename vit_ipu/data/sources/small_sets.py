@@ -7,13 +7,14 @@ import lzma
 import pickle
 import zlib
 from pathlib import Path
-from typing import Callable, Dict, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
+from vit_ipu.small_files import open_regular
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -106,10 +107,12 @@ _IDX: Dict[str, Tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "eval": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_DECOMPRESS: Dict[str, Callable[[bytes], bytes]] = {
-    ".xz": lzma.decompress,
-    ".gz": gzip.decompress,
-    "": lambda raw: raw,
+_MAX_IDX_BYTES = 64 << 20
+"""Bytes of an unpacked idx file; the largest of Fashion-MNIST has 47,040,016."""
+_DECOMPRESS: Dict[str, Callable[[BinaryIO], Any]] = {
+    ".xz": lzma.LZMAFile,
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    "": lambda file: file,
 }
 
 
@@ -132,7 +135,10 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         if not path.is_file():
             continue
         try:
-            raw = decompress(path.read_bytes())
+            with open_regular(path) as file:
+                raw = decompress(file).read(_MAX_IDX_BYTES + 1)
+            if len(raw) > _MAX_IDX_BYTES:
+                raise ValueError(f"it has more than {_MAX_IDX_BYTES:,} bytes")
             shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
             return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape([int(n) for n in shape])
         except (OSError, EOFError, ValueError, IndexError, lzma.LZMAError, zlib.error) as error:

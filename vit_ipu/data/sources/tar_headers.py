@@ -8,6 +8,7 @@ joined by `cat` are read as one, like `tar --ignore-zeros`.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -20,12 +21,16 @@ from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.base import IMAGE_SUFFIXES, SYSTEM_NAMES, is_of_system, parse_label
 from vit_ipu.data.sources.listing import Arrays
 from vit_ipu.errors import DataError
-from vit_ipu.text import escaped, shortened, single_line
+from vit_ipu.small_files import open_regular, parse_json
+from vit_ipu.text import escaped, reason_of, shortened, single_line
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LABEL_SUFFIXES = (".cls", ".json")
 _MAX_LABEL_BYTES = 1 << 20
+_MAX_EXTENDED_BYTES = 1 << 16
+"""Bytes of an extended header, which has long names."""
+_GNU_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MAX_SHOWN = 40
 """Characters of a wrong label that a message shows."""
 _CHUNK = 1 << 20
@@ -78,15 +83,17 @@ def scan_shard(shard: str) -> Scan:
     rows: List[Tuple[int, int, int]] = []
     num_invalid, example = 0, ""
     try:
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             _refuse_compressed(file, shard)
             for key, members in _samples(file, _members(file, shard)):
                 try:
                     rows.append(_sample(file, shard, key, members))
                 except _InvalidSample as error:
                     num_invalid, example = num_invalid + 1, example or str(error)
-    except OSError as error:
-        raise DataError(f"cannot read {shard}: {error.strerror or error}") from None
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a pipe
+        raise DataError(f"cannot read {shard}: {reason_of(error)}") from None
     return Scan(np.array(sorted(rows), np.int64).reshape(-1, 3), num_invalid, example)
 
 
@@ -96,6 +103,18 @@ def _refuse_compressed(file: BinaryIO, shard: str) -> None:
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(f"{shard} is compressed ({kind}): shards are read in any order, so unpack it")
+
+
+class _Header(tarfile.TarInfo):
+    """Header of a member; an extended header, whose content tarfile reads into memory, is bounded."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        extends = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *_GNU_NAMES)
+        if header.size < 0 or (extends and header.size > _MAX_EXTENDED_BYTES):
+            raise tarfile.ReadError(f"a header claims {header.size:,} bytes")
+        return header
 
 
 class _Member(NamedTuple):
@@ -122,8 +141,10 @@ def _members_of_one(file: BinaryIO, shard: str, start: int) -> Generator[_Member
     """
     file.seek(start)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             for member in tar:
+                if member.size < 0:  # an extended header states it, and tarfile would go back
+                    raise tarfile.ReadError(f"the member {member.name} has {member.size} bytes")
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
                 if member.issparse():
                     raise DataError(f"{shard}: {member.name} is stored with holes: pack without --sparse")
@@ -131,8 +152,10 @@ def _members_of_one(file: BinaryIO, shard: str, start: int) -> Generator[_Member
                 if member.isfile() and not _is_of_system(member.name):
                     yield _Member(member.name, member.offset_data, member.size)
             end = int(tar.offset)
-    except tarfile.TarError as error:
-        raise DataError(f"{shard} is not a tar, or is cut off: {error}") from None
+    except DataError:
+        raise
+    except Exception as error:  # tarfile raises many kinds for damaged extended headers
+        raise DataError(f"{shard} is not a tar, or is cut off: {reason_of(error)}") from None
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise DataError(f"{shard} is cut off or damaged at byte {end}: copy it again")
@@ -159,8 +182,8 @@ def _next_start(file: BinaryIO, end: int) -> Optional[int]:
 
     A last line end, which is shorter than a block, is what an editor or a shell's echo adds.
     """
-    file.seek(end)
     while True:
+        file.seek(end)
         chunk = file.read(_CHUNK)
         rest = chunk.lstrip(b"\0")
         if rest:
@@ -171,7 +194,15 @@ def _next_start(file: BinaryIO, end: int) -> Optional[int]:
             return None if is_line_end else start // _BLOCK * _BLOCK
         if not chunk:
             return None
-        end += len(chunk)
+        end = _end_of_hole(file, end + len(chunk))
+
+
+def _end_of_hole(file: BinaryIO, start: int) -> int:
+    """Returns where the file is on the disk again: a file that takes no place there can have terabytes of zeros."""
+    try:
+        return os.lseek(file.fileno(), start, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(file.fileno()).st_size if error.errno == errno.ENXIO else start
 
 
 def _key(name: str) -> Tuple[str, str]:
@@ -260,8 +291,8 @@ def _label_in_json(text: str, name: str) -> Tuple[Optional[int], str]:
     """Returns the `label` of a JSON object, or None, and what was found. 3.0 is 3, because JSON has one kind of number
     (JSON Schema 2020-12, core, 4.2.3)."""
     try:
-        value = json.loads(text)["label"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        value = parse_json(text, allow_nan=True)["label"]
+    except (ValueError, LookupError, TypeError):
         return None, f"{name} is not a JSON object with a `label`"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
     return parse_label(str(int(value))) if is_number else None, f"`label` in {name} is {_shown(json.dumps(value))}"
