@@ -28,7 +28,16 @@ IPU_PYTHON ?= $(shell python3 -c "import importlib.util as u; exit(u.find_spec('
 POPTORCH ?=
 POPTORCH_PYTHON ?= $(BIN)/python
 
-.PHONY: setup quickstart test test-slow test-gpu test-ipu-host test-ipu poptorch-tests lint format bench wheel clean
+# Lock files: each package with its version and the hashes of its wheels, for Linux on x86-64.
+LOCKED := .ci/locked
+UV ?= uv
+LOCK := $(UV) pip compile --quiet --generate-hashes --only-binary :all: --no-emit-index-url --no-annotate \
+	--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" pyproject.toml $(LOCKED)/build.in
+INSTALL_LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
+INSTALL_THIS := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+
+.PHONY: setup setup-locked setup-ipu-host-locked lock quickstart test test-slow test-faults test-gpu test-ipu-host test-ipu \
+	poptorch-tests lint format bench wheel clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +46,23 @@ $(VENV)/.ready: pyproject.toml
 	$(PIP) $(TORCH_INDEX) torch torchvision
 	$(PIP) -e '.[dev]'
 	touch $@
+
+setup-locked:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL_LOCKED) -r $(LOCKED)/development.txt
+	$(BIN)/python $(INSTALL_THIS) -e .
+	touch $(VENV)/.ready
+
+setup-ipu-host-locked:
+	$(HOST_PYTHON) -m venv $(HOST_VENV)
+	$(HOST_VENV)/bin/python $(INSTALL_LOCKED) -r $(LOCKED)/ipu-host.txt
+	$(HOST_VENV)/bin/python $(INSTALL_THIS) -e .
+	touch $(HOST_VENV)/.ready
+
+# Needs uv (pip install uv). Keeps the versions in the files as far as they fit; delete a file to renew all of them.
+lock:
+	$(LOCK) --extra dev --extra bench --python-version 3.11 -o $(LOCKED)/development.txt
+	$(LOCK) --extra test --python-version 3.8 -c constraints-ipu.txt -o $(LOCKED)/ipu-host.txt
 
 quickstart: setup
 	rm -rf $(RUN)
@@ -48,6 +74,9 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+test-faults: setup
+	FAULTS=200 $(PYTEST) tests/faults
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu

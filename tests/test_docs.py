@@ -27,6 +27,8 @@ def test_make_targets_and_files_exist(path):
         assert target in targets, target
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (path.parent / link).exists(), link
+    for name in re.findall(r"`((?:tests|benchmarks)/[a-z0-9_/]+\.py)`", text):
+        assert (ROOT / name).exists(), name
     for name in re.findall(r"pipeline_configs/([a-z0-9_]+)\.yaml", text):
         assert name in shipped_configs(), name
 

@@ -80,6 +80,27 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(monkeypatch, cap
     assert losses[0] == losses[1]
 
 
+def test_a_resumed_float16_run_keeps_what_exact_numerics_do_not_round(monkeypatch, capsys, empty_folder):
+    config = write_config(
+        empty_folder,
+        pipeline={"global_batch_size": 8, "micro_batch_size": 2, "layers_per_ipu": [2, 2]},
+        precision={"compute": "float16"},
+        optim={"optimizer": "adamw", "learning_rate": 1e-3},
+        run={"updates": 4, "checkpoint_every": 2, "evaluate_every": 2},
+    )
+    command = ["train", config, "--device", "ipu-sim", "--output", "run"]
+    assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+    last = empty_folder / "run" / "checkpoints" / "update-00000004"
+    whole, metrics = load_checkpoint(last, device_kind="ipu-sim"), read_metrics(empty_folder / "run" / "metrics.jsonl")
+    shutil.rmtree(str(last))
+    code, _, err = vit_ipu(monkeypatch, capsys, *command, "--resume")
+    assert code == 0, err
+    assert equal_states(whole, load_checkpoint(last, device_kind="ipu-sim"))
+    again = read_metrics(empty_folder / "run" / "metrics.jsonl")
+    assert [line.get("loss") for line in again] == [line.get("loss") for line in metrics]
+    assert whole[0]["model"]["head.weight"].dtype == torch.float16
+
+
 def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_rounding(monkeypatch, capsys, empty_folder):
     precision = {"compute": "float16", "stochastic_rounding": True}
     ends = []

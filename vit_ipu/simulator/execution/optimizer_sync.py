@@ -83,7 +83,8 @@ class OptimizerSync:
         """Copies the state to the IPUs if the user has loaded another state."""
         if not isinstance(self.optimizer, Optimizer) or not self.optimizer.ipu_state_is_dirty:
             return
-        updater = self._executor._compiled().updater
+        program = self._executor._compiled()
+        updater = program.updater
         assert updater is not None
         if self.optimizer.has_state():
             self._executor.copyWeightsToHostIfNeeded()
@@ -93,6 +94,7 @@ class OptimizerSync:
                     tensor.copy_(saved[name])
                 else:
                     logger.warning("The optimizer state has no %s: it starts from its initial value", name)
+            program.restore_unrounded(saved)
             updater.load_parameters(self.optimizer.get_state_dict()["ipu_param"])
         self.optimizer.ipu_state_is_dirty = False
 
@@ -113,7 +115,9 @@ class OptimizerSync:
         updater = program.updater
         assert updater is not None
         assert isinstance(self.optimizer, Optimizer)
-        state = {name: tensor.detach().cpu().clone() for name, tensor in updater.state.items()}
+        # Exact numerics keep more of a float16 weight than the host gets: with it, a resumed training is the same.
+        on_ipus = {**updater.state, **program.unrounded_weights}
+        state = {name: tensor.detach().cpu().clone() for name, tensor in on_ipus.items()}
         torch_state = torch.optim.Optimizer.state_dict(self.optimizer)
         self.optimizer.set_state_dict(dict(torch_state, ipu_state=state, ipu_param=updater.parameters))
         self.optimizer.ipu_state_is_dirty = False

@@ -47,6 +47,8 @@ from vit_ipu.simulator.updates.updater import Updater
 from vit_ipu.simulator.weights import Weights, in_modes, swapped_weights
 
 _32_BITS = 2**32 - 1
+UNROUNDED = "Unrounded___"
+"""Prefix of the names of `Program.unrounded_weights`, like PopART's prefixes of the optimizer's state."""
 _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
 
 
@@ -220,6 +222,23 @@ class Program:
         host = dict(Weights.of(self._model).items())
         for name, tensor in self.weights.items():
             host[name].copy_(tensor)
+
+    @property
+    def unrounded_weights(self) -> Dict[str, Tensor]:
+        """The weights that the model has in float16, and exact numerics in float32, by names of their own."""
+        host = dict(Weights.of(self._model).items())
+        halves = [name for name, tensor in host.items() if tensor.dtype == torch.float16]
+        ours = dict(self.weights.items())
+        return {UNROUNDED + name: ours[name] for name in halves if ours[name].dtype == torch.float32}
+
+    @torch.no_grad()
+    def restore_unrounded(self, saved: Dict[str, Tensor]) -> None:
+        """Sets `unrounded_weights` to saved values, where these round to the float16 values that the weights have."""
+        for name, tensor in self.unrounded_weights.items():
+            if name in saved:
+                before = saved[name].to(tensor.device)
+                tensor.copy_(torch.where(before.half() == tensor.half(), before, tensor))
+        self._by_replica.follow_first()
 
     # ---------------------------------------------------------------------------------------- runs
 
