@@ -48,7 +48,7 @@ def stated_bits(data: bytes) -> int:
     """Returns the bits a value of an image file with more than 8: the 32 of a TIFF of integers, or else 16."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             return 32 if _tag(image, _BITS_PER_SAMPLE) == (32,) else 16
 
 

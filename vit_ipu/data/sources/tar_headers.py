@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import tarfile
-from typing import BinaryIO, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
