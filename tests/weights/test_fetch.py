@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from vit_ipu.errors import CheckpointError
-from vit_ipu.weights import choose
+from vit_ipu.small_files import MAX_TEXT_BYTES
 from vit_ipu.weights import fetch as locations
 from vit_ipu.weights.choose import leads_out, weight_file, weight_map
 from vit_ipu.weights.fetch import Located, locate
@@ -352,10 +352,10 @@ def test_a_malformed_index_is_refused(tmp_path, content):
         weight_map(path)
 
 
-def test_an_enormous_index_is_refused(tmp_path, monkeypatch):
+def test_an_enormous_index_is_refused(tmp_path):
     path = written(tmp_path / "model.safetensors.index.json", b'{"weight_map": {}}')
     assert weight_map(path) == {}
-    monkeypatch.setattr(choose, "_MAX_INDEX", 10)
+    os.truncate(str(path), MAX_TEXT_BYTES + 1)
     with pytest.raises(CheckpointError, match="is not an index of safetensors files"):
         weight_map(path)
 
