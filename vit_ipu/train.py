@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
+import torch
+
 from vit_ipu.backends.build import open_backend, require_runnable_on
-from vit_ipu.backends.contract import Backend, Device, StepResult
+from vit_ipu.backends.contract import Backend, Device, Instances, StepResult
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.base import Source
@@ -35,7 +37,7 @@ from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state, record_divergence, set_aside_exploded
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.metrics import Metrics, lines_until, require_tracking
+from vit_ipu.runs.metrics import Metrics, evaluations_until, require_tracking
 from vit_ipu.signals import StopSignal
 from vit_ipu.text import Notify, reason_of, shortened
 from vit_ipu.weights.fit import load_initial_weights
@@ -125,6 +127,8 @@ def train(
             progress = restore(backend, description, folder, device, display.notify)
         else:
             progress = start(backend, config, display, trust_pickle=trust_pickle)
+        if resume:
+            require_agreement(backend.instances, progress, folder)
         if progress.update < total_updates:
             backend.compile()
         if backend.instances.index == 0:
@@ -177,6 +181,16 @@ def restore(
         return progress
 
     return first_whole(checkpoints_in(folder.checkpoints), load, notify=notify)
+
+
+def require_agreement(instances: Instances, progress: Progress, folder: RunFolder) -> None:
+    """Raises RunFailed in every host process unless all of them have restored the same update."""
+    mean = instances.mean(torch.tensor([float(progress.update)])).item()
+    if instances.any(mean != progress.update):
+        raise RunFailed(
+            f"this host process resumes at update {progress.update:,} and another one elsewhere: make the same "
+            f"checkpoints readable in {folder.checkpoints} on all hosts"
+        )
 
 
 def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_pickle: bool) -> Progress:
@@ -244,12 +258,12 @@ class RunLogger:
     ) -> None:
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
-        self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
-        self._lines = self._metrics.lines if self._metrics is not None else lines_until(folder.metrics, progress.update)
+        self._evaluations = evaluations_until(folder.metrics, progress.update)
+        self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
         if self.writes:
             set_aside_later_checkpoints(folder.checkpoints, progress.update)
-        self._best = BestCheckpoint(folder, config.run.keep_best, self._lines) if self.writes else None
+        self._best = BestCheckpoint(folder, config.run.keep_best, self._evaluations) if self.writes else None
         self._writer = BackgroundWriter()
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
@@ -291,7 +305,10 @@ class RunLogger:
         if problem is not None:
             self.wait_for_checkpoint()
             before = progress.update - self._config.pipeline.device_iterations
-            raise self._diverged(problem, progress, set_aside_exploded(self._folder, before) if self.writes else [])
+            exploded = set_aside_exploded(self._folder, before) if self.writes else []
+            if self._best is not None:
+                self._best.find(self._evaluations)  # its checkpoint may be among them
+            raise self._diverged(problem, progress, exploded)
         num_images = result.num_samples * self._backend.instances.count
         speed = num_images / self._seconds_since_last()
         self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
@@ -347,14 +364,14 @@ class RunLogger:
             f"{found.num_images:,} held-out images"
         )
         if self._best is not None:
-            self._best.find(self._lines)
+            self._best.find(self._evaluations)
             self._remove_old_checkpoints()
         self._seconds_since_last()
 
     def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
         """Returns the evaluation at an update, of this process or of an earlier one; None if there was none."""
-        for line in self._lines:
-            if line["update"] == update and "top1" in line:
+        for line in self._evaluations:
+            if line["update"] == update:
                 counted = line.get("evaluation_images", num_images)
                 return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], counted)
         return None
@@ -405,7 +422,7 @@ class RunLogger:
         if self._skipped:
             counts["skipped"] = len(self._skipped)
         line = dict(counts, **values)
+        if "top1" in line:
+            self._evaluations.append(line)
         if self._metrics is not None:
             self._metrics.write(line)
-        else:
-            self._lines.append(line)  # so that this process also knows which updates it has evaluated

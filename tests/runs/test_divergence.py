@@ -10,10 +10,12 @@ import pytest
 import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
 
+from vit_ipu import train
 from vit_ipu.backends.contract import StepResult
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.data.loading.loader import TrainingStream
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.evaluate import Evaluation
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state
 from vit_ipu.simulator import numerics
 from vit_ipu.weights.native import checkpoints_in
@@ -26,7 +28,6 @@ def names_in(folder):
 @pytest.fixture
 def explode_after(monkeypatch):
     """Sets a learning rate that explodes the weights in the fourth update."""
-    from vit_ipu import train
 
     def rate(update, total, optim):
         return 0.05 if update < 3 else 1e6
@@ -113,6 +114,17 @@ def test_a_diverged_run_names_its_batch_and_continues_from_before(
     code, out, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", device, "--output", "run", "--resume")
     assert code == 0, err
     assert "resuming at update 3" in out
+
+
+def test_the_best_checkpoint_is_never_one_from_after_the_explosion(monkeypatch, capsys, empty_folder, explode_after):
+    run = {"updates": 8, "checkpoint_every": 1, "evaluate_every": 1, "keep_checkpoints": 4, "keep_best": "top1"}
+    config = write_config(empty_folder, run=run)
+    rising = iter(range(1, 100))
+    monkeypatch.setattr(train, "evaluate_batches", lambda *args: Evaluation(next(rising), 50.0, 1.0, 64))
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 1
+    assert names_in(empty_folder / "run" / "checkpoints")[0].startswith("diverged-")
+    best = json.loads((empty_folder / "run" / "best.json").read_text())
+    assert (empty_folder / "run" / best["checkpoint"]).is_dir()
 
 
 def test_weights_and_gradients_that_are_not_finite_are_no_checkpoint(monkeypatch, capsys, empty_folder):

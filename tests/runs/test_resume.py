@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,13 @@ from PIL import Image
 from small_runs import metrics_without_times, small_config, train_in
 
 from vit_ipu.backends.contract import Instances
-from vit_ipu.runs.checkpoint import load_checkpoint
+from vit_ipu.errors import RunFailed
+from vit_ipu.runs.checkpoint import Progress, load_checkpoint
+from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.signals import SCHEDULERS
 from vit_ipu.simulator import numerics
+from vit_ipu.train import require_agreement
 from vit_ipu.weights.native import newest_checkpoint
 
 AUGMENTED = {
@@ -282,11 +285,31 @@ def test_all_processes_evaluate_if_one_of_them_has_not_and_nothing_is_recorded_t
     before = metrics_without_times(empty_folder / "run")
     another_lacks_it = Instances(mean=torch.ones_like)
     monkeypatch.setattr(NativeBackend, "instances", another_lacks_it)
+    monkeypatch.setattr(train, "require_agreement", lambda *args: None)  # its answer would come from the same mean
     evaluated, original = [], train.evaluate_batches
     monkeypatch.setattr(train, "evaluate_batches", lambda *args: evaluated.append(1) or original(*args))
     train_in(empty_folder / "run", config, resume=True)
     assert evaluated == [1]
     assert metrics_without_times(empty_folder / "run") == before
+
+
+@pytest.mark.parametrize(("mean", "agree"), [(4.0, True), (3.0, False), (5.0, False)])
+def test_all_processes_must_resume_at_the_same_update(tmp_path, mean, agree):
+    """`mean` is the mean over two processes, of which this one is at update 4."""
+
+    def mean_over_both(tensor):
+        return torch.full_like(tensor, mean) if tensor.item() == 4 else tensor
+
+    progress, folder = Progress(update=4, host_step=4, samples=128), RunFolder(tmp_path)
+    with (
+        nullcontext()
+        if agree
+        else pytest.raises(
+            RunFailed,
+            match="this host process resumes at update 4 and another one elsewhere: make the same checkpoints",
+        )
+    ):
+        require_agreement(Instances(mean=mean_over_both), progress, folder)
 
 
 def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):

@@ -59,6 +59,16 @@ def test_a_run_that_has_checkpoints_but_lost_its_config_is_not_started_again(emp
         RunFolder.create(empty_folder / "run", CONFIG)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_lock_that_is_a_link_is_not_followed(empty_folder, resume):
+    (empty_folder / "run").mkdir()
+    (empty_folder / "elsewhere").write_text("mine")
+    (empty_folder / "run" / ".lock").symlink_to(empty_folder / "elsewhere")
+    with pytest.raises(UserError, match="cannot write the run folder .*run: .*symbolic links"):
+        train_in(empty_folder / "run", CONFIG, resume=resume)
+    assert names_in(empty_folder / "run") == [".lock"]
+
+
 def test_a_full_disk_at_the_start_leaves_a_folder_that_can_be_started(monkeypatch, capsys, empty_folder):
     from vit_ipu.runs import folder
 

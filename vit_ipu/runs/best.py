@@ -16,20 +16,23 @@ _KEYS = {"top1": "top1", "top5": "top5", "loss": "evaluation_loss"}
 class BestCheckpoint:
     """The best of the evaluations in metrics.jsonl that have a checkpoint; so it is the same after a resume."""
 
-    def __init__(self, folder: RunFolder, measure: Optional[str], lines: Sequence[Dict[str, Any]]) -> None:
+    def __init__(self, folder: RunFolder, measure: Optional[str], evaluations: Sequence[Dict[str, Any]]) -> None:
         """Finds the best one so far; `measure` is top1, top5 or loss, or None to keep none."""
         self._folder, self._measure = folder, measure
         self.kept: Optional[int] = None
         """Update of the checkpoint to keep."""
-        self.find(lines)
+        self.find(evaluations)
 
-    def find(self, lines: Sequence[Dict[str, Any]]) -> None:
-        """Finds the best evaluation (the first of equal ones) in lines of metrics.jsonl, and writes best.json."""
+    def find(self, evaluations: Sequence[Dict[str, Any]]) -> None:
+        """Finds the best of the evaluations, which are lines of metrics.jsonl, or the first of equal ones.
+
+        Writes best.json.
+        """
         paths = {update_of(path): path for path in checkpoints_in(self._folder.checkpoints)}
         values = {
             line["update"]: line[_KEYS[self._measure]]
-            for line in lines
-            if self._measure is not None and "top1" in line and line["update"] in paths
+            for line in evaluations
+            if self._measure is not None and line["update"] in paths
         }
         if not values:
             self.kept = None

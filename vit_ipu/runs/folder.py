@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
@@ -169,13 +170,18 @@ class RunFolder:
     def _acquire(self) -> None:
         if not self._lock_path.exists():
             self._made.append(self._lock_path)
-        self._lock = self._lock_path.open("a", encoding="utf-8")
+        self._lock = open(str(self._lock_path), "a", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         if not lock(self._lock):
             self._made.clear()  # the other process needs them
             raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
         for path in self._files():
             remove_leftovers(self.path, path.name)
         remove_leftovers(self.checkpoints)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Opens a file, but not the target of a link, which is not part of the run, and does not wait at a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _is_empty(folder: Path) -> bool:

@@ -27,13 +27,12 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
         """Opens metrics.jsonl and drops lines after update `resumed_at`, because a resumed run writes them again."""
-        self.lines = lines_until(folder.metrics, resumed_at)
-        write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in self.lines))
+        lines = _lines_until(folder.metrics, resumed_at)
+        write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._tracker = _TRACKERS[config.run.tracking](folder, config)
 
     def write(self, line: Dict[str, Any]) -> None:
-        self.lines.append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._tracker.write(line)
@@ -43,8 +42,12 @@ class Metrics:
         self._tracker.close()
 
 
-def lines_until(path: Path, update: int) -> List[Dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl up to an update."""
+def evaluations_until(path: Path, update: int) -> List[Dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl up to an update that have an evaluation."""
+    return [line for line in _lines_until(path, update) if "top1" in line]
+
+
+def _lines_until(path: Path, update: int) -> List[Dict[str, Any]]:
     return [line for line in read_metrics(path) if line["update"] <= update]
 
 
