@@ -2,9 +2,10 @@
 
 `vit-ipu train` runs the quickstart's model as a process, with evaluations and checkpoints every few seconds, two worker
 processes and an end that is never reached. The sums over the process and its children are sampled at regular times:
-memory as Pss, which counts shared pages once, and as Rss. The warm-up, the first fifth of the time, is left out; then
-the first and the last third are compared. The exit code is 1 if the median memory has grown by more than 2 %, or if
-more files or processes were open at a time.
+memory that is not a file's (Pss_Anon and Pss_Shmem, which count shared pages once), and Rss. A file's pages, such as
+those of torch's libraries, count less while other programs on the machine map them, so they are left out. The warm-up,
+the first fifth of the time, is left out; then the first and the last third are compared. The exit code is 1 if the
+median memory has grown by more than 2 %, or if more files or processes were open at a time.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Sample(NamedTuple):
     """Sums over the processes of a run at a time."""
 
     seconds: float
-    pss: int
-    """Bytes of memory; pages that several processes share are counted once."""
+    memory: int
+    """Bytes that are not a file's; pages that several processes share are counted once."""
     rss: int
     """Bytes of memory; pages that several processes share are counted for each."""
     files: int
@@ -74,7 +75,7 @@ def main() -> None:
             f"{evaluations} evaluations and {updates} updates in {arguments.minutes:g} minutes are too few: "
             f"give --minutes for {FEWEST_EVALUATIONS} evaluations"
         )
-    growth = growth_of(samples, lambda sample: sample.pss)
+    growth = growth_of(samples, lambda sample: sample.memory)
     problems = problems_of(samples)
     counts = f"{updates:,} updates, {evaluations:,} evaluations, {updates // EVERY:,} checkpoints"
     write_record(
@@ -87,7 +88,7 @@ def main() -> None:
             f"Memory after the warm-up: {growth:+.2%} from the first to the last third (limit {MOST_GROWTH:.0%}).",
             "; ".join(problems) or "Memory, open files and processes stay flat.",
         ],
-        (("minutes", "memory (MB, Pss)", "memory (MB, Rss)", "open files", "processes"), _rows(samples)),
+        (("minutes", "memory (MB)", "Rss (MB)", "open files", "processes"), _rows(samples)),
         {"growth": growth, "problems": problems, "samples": [list(sample) for sample in _thinned(samples, 60)]},
         folder=arguments.records,
     )
@@ -119,15 +120,16 @@ def _samples(process: subprocess.Popen[bytes], seconds: float) -> Iterator[Sampl
 def sample_of(pid: int, seconds: float) -> Sample:
     """Returns the sums over a process and all its descendants, as far as these have not ended meanwhile."""
     pids = [pid, *_descendants(pid)]
-    pss, rss, files, processes = 0, 0, 0, 0
+    memory, rss, files, processes = 0, 0, 0, 0
     for each in pids:
         try:
-            memory = _memory(each)
+            sizes = _memory(each)
             files += len(list(Path(f"/proc/{each}/fd").iterdir()))
         except (OSError, KeyError):  # it has ended
             continue
-        pss, rss, processes = pss + memory["Pss:"], rss + memory["Rss:"], processes + 1
-    return Sample(seconds, pss, rss, files, processes)
+        memory += sizes["Pss_Anon:"] + sizes["Pss_Shmem:"]
+        rss, processes = rss + sizes["Rss:"], processes + 1
+    return Sample(seconds, memory, rss, files, processes)
 
 
 def _memory(pid: int) -> Dict[str, int]:
@@ -159,7 +161,7 @@ def growth_of(samples: Sequence[Sample], value: Callable[[Sample], float]) -> fl
 
 def problems_of(samples: Sequence[Sample]) -> List[str]:
     """Returns one sentence for each measure that has grown."""
-    growth = growth_of(samples, lambda sample: sample.pss)
+    growth = growth_of(samples, lambda sample: sample.memory)
     problems = [f"memory has grown by {growth:.2%}, more than {MOST_GROWTH:.0%}"] if growth > MOST_GROWTH else []
     first, last = _thirds(samples)
     for name in ("files", "processes"):
@@ -180,7 +182,7 @@ def _rows(samples: Sequence[Sample]) -> List[List[str]]:
     return [
         [
             f"{sample.seconds / 60:.1f}",
-            f"{sample.pss / 1e6:,.0f}",
+            f"{sample.memory / 1e6:,.0f}",
             f"{sample.rss / 1e6:,.0f}",
             f"{sample.files}",
             f"{sample.processes}",

@@ -44,7 +44,7 @@ def test_an_option_with_a_key_of_its_own_names_the_key(name, key):
     [
         ({"outlineTreshold": 10.0}, "outlineTreshold cannot be set here; did you mean 'outlineThreshold'"),
         ({"virtualGraphMode": 1}, "virtualGraphMode cannot be set here: PopTorch sets it"),
-        ({"outlineThreshold": 10}, "outlineThreshold must be a number with a decimal point, but it is 10"),
+        ({"outlineThreshold": 10}, "outlineThreshold must be a finite number with a decimal point, but it is 10"),
         ({"enableOutlining": 1}, "enableOutlining must be true or false, but it is 1"),
         ({"mergeVarUpdate": True}, "mergeVarUpdate must be a whole number of 0 or more, but it is True"),
         ({"mergeVarUpdate": -1}, "mergeVarUpdate must be a whole number of 0 or more, but it is -1"),

@@ -7,6 +7,7 @@ the settings that only IPUs refuse. Nothing here imports torch.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Dict, Optional, Tuple
 
 from pydantic import (
@@ -312,7 +313,7 @@ class PipelineConfig(Section):
         if problem is not None:
             raise ValueError(f"popart_options: {problem}")
         for name, value in self.engine_options.items():
-            if not isinstance(value, (str, bool, int, float)):
+            if not isinstance(value, (str, int)) and not (isinstance(value, float) and isfinite(value)):
                 raise ValueError(f"engine_options: {name} must be a text, a number, true or false, but it is {value!r}")
         if self.recompute_mid_layers and self.recompute == "none":
             raise ValueError(

@@ -6,6 +6,7 @@ type only when it compiles. Options that the config has keys for are left out.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Dict, List, Mapping, Optional
 
 from vit_ipu.errors import suggest
@@ -103,7 +104,7 @@ SET_BY_POPTORCH = """
 _IN_YAML = {
     bool: "true or false",
     int: "a whole number of 0 or more",
-    float: "a number with a decimal point",
+    float: "a finite number with a decimal point",
     str: "a text",
     list: "a list of texts",
     dict: "a mapping of texts to texts",
@@ -163,6 +164,8 @@ def settable_options() -> List[str]:
 def _fits(value: Any, kind: type) -> bool:
     if kind is int:
         return type(value) is int and value >= 0
+    if kind is float:
+        return type(value) is float and isfinite(value)
     if kind is list:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if kind is dict:

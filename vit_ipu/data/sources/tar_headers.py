@@ -199,10 +199,14 @@ def _next_start(file: BinaryIO, end: int) -> Optional[int]:
 
 def _end_of_hole(file: BinaryIO, start: int) -> int:
     """Returns where the file is on the disk again: a file that takes no place there can have terabytes of zeros."""
+    descriptor = file.fileno()
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
     try:
-        return os.lseek(file.fileno(), start, os.SEEK_DATA)
+        return os.lseek(descriptor, start, os.SEEK_DATA)
     except OSError as error:
-        return os.fstat(file.fileno()).st_size if error.errno == errno.ENXIO else start
+        return os.fstat(descriptor).st_size if error.errno == errno.ENXIO else start
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)  # the file's buffer counts on it
 
 
 def _key(name: str) -> Tuple[str, str]:
