@@ -5,7 +5,10 @@ Signals that a pool of processes holds back are tested in data/test_process_pool
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -142,6 +145,46 @@ def test_sighup_stays_ignored_under_nohup():
         signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     assert not stop.requested
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_while_the_interpreter_ends_changes_nothing(number):
+    code = (
+        f"import atexit, os, sys; atexit.register(os.kill, os.getpid(), {int(number)}); sys.argv = ['vit-ipu', "
+        "'--version']; from vit_ipu.__main__ import main; main()"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_whose_exception_python_drops_is_sent_again(number):
+    """Python drops every exception in the removal of a weak reference, of which tracing a model makes many."""
+    code = (
+        "import os, signal, sys, time, weakref\n"
+        "from vit_ipu.signals import exit_on_signals\n"
+        "class Thing: pass\n"
+        "def signalled(reference):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(1)\n"
+        "exit_on_signals()\n"
+        "thing = Thing()\n"
+        "reference = weakref.ref(thing, signalled)\n"
+        "try:\n"
+        "    del thing\n"
+        "    print('dropped', flush=True)\n"
+        "    time.sleep(60)\n"
+        "except (KeyboardInterrupt, SystemExit) as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
+    name = "KeyboardInterrupt" if number == signal.SIGINT else "Terminated"
+    assert (done.stdout.split(), done.stderr) == (["dropped", name], "")
 
 
 def test_workers_leave_signals_to_the_main_process():

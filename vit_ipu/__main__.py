@@ -7,8 +7,12 @@ def main() -> None:
     """Runs the command line; prints "interrupted" and exits with 130 on Ctrl-C, also during its imports."""
     try:
         from vit_ipu.cli.app import main as run
+        from vit_ipu.signals import ignore_while_exiting
 
-        run()
+        try:
+            run()
+        finally:
+            ignore_while_exiting()
     except KeyboardInterrupt:
         print("vit-ipu: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -13,6 +13,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar
@@ -27,6 +28,7 @@ REQUEUE = 75
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID", "FLUX_JOB_ID", "_CONDOR_JOB_AD")
 """Environment variables that Slurm, PBS, LSF, Grid Engine, Flux and HTCondor set in a job."""
 
+_SENT_AGAIN_SECONDS = 0.05
 Item = TypeVar("Item")
 
 
@@ -59,6 +61,7 @@ class Terminated(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(exit_code_of(number))
+        self.number = number
         self.signal_name = signal.Signals(number).name
 
 
@@ -70,6 +73,32 @@ def exit_on_signals() -> None:
     for number in _heard():
         if number != signal.SIGINT:
             signal.signal(number, _terminate)
+    if not isinstance(sys.unraisablehook, _DroppedSignals):
+        sys.unraisablehook = _DroppedSignals(sys.unraisablehook)
+
+
+class _DroppedSignals:
+    """Hook for exceptions that Python drops, as in the removal of a weak reference: sends a dropped signal again."""
+
+    def __init__(self, others: Callable[[Any], Any]) -> None:
+        """`others` is the hook for all other exceptions."""
+        self._others = others
+
+    def __call__(self, dropped: Any) -> None:
+        error = dropped.exc_value
+        if isinstance(error, (Terminated, KeyboardInterrupt)):
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            timer = threading.Timer(_SENT_AGAIN_SECONDS, os.kill, (os.getpid(), number))  # a raise here is dropped too
+            timer.daemon = True
+            timer.start()
+        else:
+            self._others(dropped)
+
+
+def ignore_while_exiting() -> None:
+    """Ignores stopping signals once the exit code is known; in the interpreter's end they print tracebacks or kill."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: Optional[FrameType]) -> None:

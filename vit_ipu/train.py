@@ -260,7 +260,9 @@ class RunLogger:
         self.writes = backend.instances.index == 0
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
         self._evaluations = evaluations_until(folder.metrics, progress.update)
-        self._metrics = Metrics(folder, config, resumed_at=progress.update) if self.writes else None
+        self._metrics: Optional[Metrics] = None
+        if self.writes:
+            self._metrics = Metrics(folder, config, resumed_at=progress.update, notify=display.notify)
         if self.writes:
             set_aside_later_checkpoints(folder.checkpoints, progress.update)
         self._best = BestCheckpoint(folder, config.run.keep_best, self._evaluations) if self.writes else None

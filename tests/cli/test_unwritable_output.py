@@ -85,7 +85,7 @@ def test_a_closed_pipe_is_told_once_and_the_run_continues(empty_folder):
     assert newest_checkpoint(empty_folder / "run" / "checkpoints").name == "update-00000003"
 
 
-@pytest.mark.parametrize("command", ["models", "models --json", "--version"])
+@pytest.mark.parametrize("command", ["models", "models --json", "--version", "--help", "train --help"])
 def test_a_result_that_cannot_be_written_is_an_error(empty_folder, command):
     code, _, err = in_shell(empty_folder, command, "> /dev/full")
     assert (code, err) == (1, "vit-ipu: cannot write to standard output: No space left on device\n")

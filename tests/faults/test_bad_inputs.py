@@ -441,6 +441,21 @@ CASES["CIFAR that is text"] = (
     [*TRAIN, "--set", "data.source=cifar10", "--set", "data.path=cifar"],
     "damaged or incomplete",
 )
+for name, path in {
+    "a batch": "cifar/cifar-10-batches-py/data_batch_3",
+    "the last batch, by its own folder": "cifar/test_batch",
+    "the names of the classes": "cifar/cifar-10-batches-py/batches.meta",
+}.items():
+    CASES[f"CIFAR of which {name} has 6 GB"] = (
+        sparse(path),
+        [*TRAIN, "--set", "data.source=cifar10", "--set", "data.path=cifar"],
+        f"{path} is not a file of CIFAR: it has 6,442,450,944 bytes",
+    )
+CASES["CIFAR to download, whose archive has 6 GB"] = (
+    sparse("cifar/cifar-100-python.tar.gz"),
+    with_set("data.source=cifar100", "data.path=cifar", "data.download=true"),
+    "is not a file of CIFAR",
+)
 CASES["data set of Hugging Face that is text"] = (
     file("saved/dataset_dict.json", b"no JSON"),
     [*TRAIN, "--set", "data.source=huggingface", "--set", "data.path=saved"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny_values, vit_ipu, write_config, write_image_folder
+import torch
+from helpers import tiny_config, tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.cli.console import error_line, make_console
@@ -24,6 +26,7 @@ from vit_ipu.data.sources.small_sets import ArraySource
 from vit_ipu.errors import CheckpointError, DataError
 from vit_ipu.report.page import write_report
 from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.metrics import Metrics
 from vit_ipu.text import LONGEST_MESSAGE, message
 from vit_ipu.train import save_examples
 
@@ -113,6 +116,33 @@ def test_a_long_message_keeps_its_start_and_its_end():
     assert len(text) <= LONGEST_MESSAGE + 5
 
 
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (MemoryError(), ""),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 1048576 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            " (1048576 bytes were asked for)",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), " (2.50 GiB were asked for)"),
+    ],
+)
+def test_no_memory_is_told_in_words(error, detail):
+    assert error_line(error) == (
+        f"not enough memory{detail}: lower pipeline.micro_batch_size or data.num_workers, or stop other programs "
+        "(--debug shows where)"
+    )
+
+
+def test_memory_that_torch_cannot_allocate_is_told_in_words():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert error_line(caught.value).startswith("not enough memory (1152921504606846976 bytes were asked for): ")
+
+
 # -------------------------------------------------------------------------------------------- links
 
 
@@ -153,6 +183,38 @@ def test_a_resumed_run_writes_through_no_link(run_folder, monkeypatch, capsys, t
     assert sorted(path.name for path in outside.iterdir()) == ["metrics"]
     assert (outside / "metrics").read_bytes() == before
     assert len(list((run_folder / "examples").iterdir())) == 10
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_checkpoints_that_are_a_link_are_refused_and_what_it_names_is_unchanged(
+    run_folder, monkeypatch, capsys, tmp_path, resume
+):
+    outside = tmp_path / "outside"
+    if resume:
+        (run_folder / "checkpoints").rename(outside)
+    else:
+        shutil.rmtree(str(run_folder))
+        run_folder.mkdir()
+        outside.mkdir()
+    (run_folder / "checkpoints").symlink_to(outside)
+    (outside / ".writing-mine").write_text("mine")
+    before = sorted(outside.rglob("*"))
+    code, _, err = vit_ipu(monkeypatch, capsys, *TRAIN, *(["--resume"] if resume else []))
+    assert code == 2
+    assert "run/checkpoints is a link, and a run writes only into its own folder: replace it" in err
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_tracker_writes_through_no_link(run_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "outside").mkdir()
+    (run_folder / "tensorboard").symlink_to(tmp_path / "outside")
+    config = tiny_config(run={"tracking": "tensorboard"})
+    metrics = Metrics(RunFolder(run_folder), config, resumed_at=1, notify=print)
+    metrics.write({"update": 2, "samples": 64, "loss": 1.0})
+    metrics.close()
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert len(list((run_folder / "tensorboard").iterdir())) == 1
 
 
 # ------------------------------------------------------------------------------ class and run names

@@ -104,6 +104,40 @@ def test_a_resumed_float16_run_keeps_what_exact_numerics_do_not_round(monkeypatc
     assert whole[0]["model"]["head.weight"].dtype == torch.float16
 
 
+@pytest.mark.parametrize("mode", ["exact", "ipu"])
+def test_a_resumed_run_keeps_the_automatic_loss_scale(monkeypatch, capsys, empty_folder, mode):
+    config = write_config(
+        empty_folder,
+        pipeline={"global_batch_size": 8, "micro_batch_size": 2, "layers_per_ipu": [2, 2]},
+        precision={
+            "compute": "float16",
+            "accumulation": "float16",
+            "stochastic_rounding": True,
+            "automatic_loss_scale": True,
+            "loss_scale": 1024.0,
+        },
+        optim={"optimizer": "adamw", "learning_rate": 1e-3},
+        run={"updates": 10, "checkpoint_every": 5, "evaluate_every": 5},
+    )
+    command = ["train", config, "--device", "ipu-sim", "--output", "run"]
+    with numerics(mode):
+        assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+    middle, last = (empty_folder / "run" / "checkpoints" / f"update-{update:08d}" for update in (5, 10))
+    whole, metrics = load_checkpoint(last, device_kind="ipu-sim"), metrics_without_times(empty_folder / "run")
+    factors = [
+        float(state["optimizer"]["ipu_state"]["lossScaleUpdateFactor"])
+        for state, _ in (load_checkpoint(path, device_kind="ipu-sim") for path in (middle, last))
+    ]
+    assert 1.0 not in factors
+    assert factors[0] != factors[1]
+    shutil.rmtree(str(last))
+    with numerics(mode):
+        code, _, err = vit_ipu(monkeypatch, capsys, *command, "--resume")
+    assert code == 0, err
+    assert equal_states(whole, load_checkpoint(last, device_kind="ipu-sim"))
+    assert metrics_without_times(empty_folder / "run") == metrics
+
+
 def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_rounding(monkeypatch, capsys, empty_folder):
     precision = {"compute": "float16", "stochastic_rounding": True}
     ends = []
@@ -144,6 +178,24 @@ def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys
     metrics.write_text(metrics.read_text() + '{"update": 6, "lo')  # a line cut off
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--resume")[0] == 0
     assert [x["update"] for x in read_metrics(metrics) if "loss" in x] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_damaged_line_of_the_metrics_is_told_and_later_lines_are_kept(empty_folder):
+    path, config = empty_folder / "run", small_config(evaluate_every=2, checkpoint_every=4)
+    train_in(path, config)
+    before = metrics_without_times(path)
+    shutil.rmtree(str(path / "checkpoints" / "update-00000008"))
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"loss"', b'"l\xffss"')
+    lines[-1] = b'{"update": 8, "host'  # what a crash leaves is not told
+    (path / "metrics.jsonl").write_bytes(b"".join(lines))
+    _, shown = train_in(path, config, resume=True)
+    assert [line for line in shown if "warning" in line] == [
+        f"warning: {path / 'metrics.jsonl'} has 1 damaged line, left out from here on"
+    ]
+    assert metrics_without_times(path) == before[:1] + before[2:]
+    (path / "metrics.jsonl").write_bytes(b"".join(lines[:1] + [b"damaged\n"] * 101 + lines[2:]))
+    assert len(read_metrics(path / "metrics.jsonl")) == 1
 
 
 def test_resuming_a_finished_run_prints_its_summary_again(monkeypatch, capsys, empty_folder):

@@ -10,7 +10,7 @@ import pytest
 from helpers import vit_ipu, write_config
 from small_runs import names_in, small_config, train_in
 
-from vit_ipu.config_file import load_config
+from vit_ipu.config_file import dump_config, load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import remove_leftovers, remove_whole
 from vit_ipu.runs.folder import RunFolder
@@ -59,6 +59,30 @@ def test_a_run_that_has_checkpoints_but_lost_its_config_is_not_started_again(emp
         RunFolder.create(empty_folder / "run", CONFIG)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"model: {var", b"\xff"])
+def test_a_config_that_is_lost_or_damaged_can_be_restored(empty_folder, content):
+    path = empty_folder / "run"
+    train_in(path, CONFIG)
+    if content is None:
+        (path / "config.yaml").unlink()
+    else:
+        (path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"^--resume: .*restore config\.yaml, for example from the config that the run"):
+        RunFolder.reopen(path, CONFIG)
+    (path / "config.yaml").write_text(dump_config(CONFIG))
+    RunFolder.reopen(path, CONFIG).release()
+
+
+def test_a_damaged_environment_says_how_to_resume(empty_folder):
+    path = empty_folder / "run"
+    train_in(path, CONFIG)
+    (path / "environment.json").write_text("{")
+    with pytest.raises(UserError, match="environment.json is damaged: .*; remove it to resume"):
+        train_in(path, CONFIG, resume=True)
+    (path / "environment.json").unlink()
+    assert train_in(path, CONFIG, resume=True)[0].progress.update == 2
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_lock_that_is_a_link_is_not_followed(empty_folder, resume):
     (empty_folder / "run").mkdir()
@@ -87,7 +111,15 @@ def test_a_full_disk_at_the_start_leaves_a_folder_that_can_be_started(monkeypatc
 def test_the_next_start_removes_what_interrupted_writes_and_removals_left(empty_folder):
     path = empty_folder / "run"
     train_in(path, CONFIG)
-    for name in ("config.yaml", "metrics.jsonl", "environment.json", "report.html", "best.json", "mine"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "environment.json",
+        "report.html",
+        "best.json",
+        "diverged.json",
+        "mine",
+    ):
         (path / f".writing-{name}").write_text("half")
     for name in (".writing-update-00000004", ".removing-update-00000001"):
         (path / "checkpoints" / name).mkdir()

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import re
 import select
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Iterator, TextIO, cast
+from typing import TYPE_CHECKING, Any, Iterator, Optional, TextIO, cast
 
 import typer
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the class of click, or of the copy of click in newer typers
 _USERS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _LONGEST = 400
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")
+"""Part of the messages of torch's RuntimeErrors if memory cannot be allocated."""
 _PIECE = 1000
 """Characters that are written at a time: a pipe that has room takes 4096 bytes without blocking (PIPE_BUF)."""
 _PATIENCE = 1.0
@@ -37,6 +40,12 @@ def error_line(error: Exception) -> str:
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, (UserError, RunFailed, _USAGE_ERROR)):
         return message(single_line(text))
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
+        return (
+            f"not enough memory{f' ({asked[1]} were asked for)' if asked else ''}: lower pipeline.micro_batch_size or "
+            "data.num_workers, or stop other programs (--debug shows where)"
+        )
     if "Traceback" in text:  # torch puts a worker's complete traceback into the message
         text = text.strip().splitlines()[-1]
     text = shortened(escaped(single_line(text)), _LONGEST) or "no message"
@@ -79,10 +88,14 @@ def standard_streams() -> Iterator[None]:
 
 
 class _CheckedOutput:
-    """Standard output, whose errors name it. After an error, nothing more is written."""
+    """Standard output, whose errors name it.
+
+    After an error, nothing more is written, and every call raises the error again: click swallows the first one.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.unchecked = stream
+        self._error: Optional[Exception] = None
 
     def write(self, text: str) -> int:
         with self._checked():
@@ -95,13 +108,15 @@ class _CheckedOutput:
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
+        if self._error is not None:
+            raise self._error
         try:
             yield
         except OSError as error:
             _point_to_nowhere(self.unchecked)
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise RunFailed(f"cannot write to standard output: {reason_of(error)}") from None
+            is_pipe = isinstance(error, BrokenPipeError)
+            self._error = error if is_pipe else RunFailed(f"cannot write to standard output: {reason_of(error)}")
+            raise self._error from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unchecked, name)

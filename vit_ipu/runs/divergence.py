@@ -103,6 +103,5 @@ def record_divergence(
         "set_aside": [str(path) for path in exploded],
         "samples": samples,
     }
-    path = folder.path / "diverged.json"
-    write_whole(path, json.dumps(facts, indent=1, allow_nan=False))
-    return path
+    write_whole(folder.divergence, json.dumps(facts, indent=1, allow_nan=False))
+    return folder.divergence

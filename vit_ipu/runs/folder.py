@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
-from vit_ipu.errors import UserError, suggest
+from vit_ipu.errors import ConfigError, UserError, suggest
 from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
 from vit_ipu.small_files import read_json
 from vit_ipu.text import Notify, reason_of
@@ -29,6 +29,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
         self.best = path / "best.json"
+        self.divergence = path / "diverged.json"
         self._lock_path = path / ".lock"
         self._lock: Optional[TextIO] = None
         self._made: List[Path] = []
@@ -44,6 +45,7 @@ class RunFolder:
         What a start that was killed has left, empty folders and a lock, is used again.
         """
         folder = cls(path)
+        folder._require_own_checkpoints()
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
         for reserved in folder._reserved():
@@ -66,15 +68,34 @@ class RunFolder:
         """
         _require_known(allowed)
         folder = cls(path)
+        folder._require_own_checkpoints()
         if folder._was_never_begun():
             return cls.create(path, config)
-        if not folder.config.is_file():
-            raise UserError(f"--resume: there is no run in {path}: start one without --resume")
-        changed = _differences(load_config(folder.config), config)
+        changed = _differences(folder._read_config(), config)
         folder._accept(changed, allowed, config, notify)
         with folder._released_on_error():
             folder._acquire()
         return folder
+
+    def _require_own_checkpoints(self) -> None:
+        """Raises UserError if the folder of the checkpoints is a link: a run writes only into its own folder."""
+        if self.checkpoints.is_symlink():
+            raise UserError(
+                f"{self.checkpoints} is a link, and a run writes only into its own folder: replace it by the folder "
+                "that it names"
+            )
+
+    def _read_config(self) -> Config:
+        """Returns the config that the run was started with. Raises UserError if it is missing or damaged."""
+        restore = "restore config.yaml, for example from the config that the run was started with"
+        if not self.config.is_file():
+            if self.newest_checkpoint() is not None:
+                raise UserError(f"--resume: there is no run in {self.path}, only checkpoints: {restore}")
+            raise UserError(f"--resume: there is no run in {self.path}: start one without --resume")
+        try:
+            return load_config(self.config)
+        except ConfigError as error:
+            raise ConfigError(f"--resume: {error}; {restore}") from None
 
     def _accept(
         self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], config: Config, notify: Notify
@@ -114,7 +135,9 @@ class RunFolder:
         except ValueError:
             facts = None
         if not isinstance(facts, dict) or "simulated" not in facts:
-            raise UserError(f"{self.environment} is damaged: it must be the JSON object that the run wrote")
+            raise UserError(
+                f"{self.environment} is damaged: it must be the JSON object that the run wrote; remove it to resume"
+            )
         return facts
 
     def release(self) -> None:
@@ -146,7 +169,7 @@ class RunFolder:
 
     def _files(self) -> Tuple[Path, ...]:
         """Returns the files that this program writes directly into the folder, except the lock."""
-        return (self.config, self.environment, self.metrics, self.report, self.best)
+        return (self.config, self.environment, self.metrics, self.report, self.best, self.divergence)
 
     def _reserved(self) -> List[Path]:
         """Returns what is in the folder under the names of a run's files, and is not what a killed start leaves."""

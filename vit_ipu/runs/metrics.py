@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from typing_extensions import Protocol
 
@@ -14,9 +14,12 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.small_files import open_regular, parse_json
+from vit_ipu.text import Notify, counted
 
 _LONGEST_LINE = 1 << 16
 """Bytes of a line of metrics.jsonl; ours have about 200."""
+_MOST_DAMAGED = 100
+"""Damaged lines of metrics.jsonl after which reading stops: it may be another file, of any size."""
 _NUMBERS = frozenset(
     ("host_step", "samples", "loss", "learning_rate", "images_per_second", "top1", "top5", "evaluation_loss")
 )
@@ -25,9 +28,12 @@ _NUMBERS = frozenset(
 class Metrics:
     """Writer of metrics.jsonl, one JSON object per line, and of the tracker of the config."""
 
-    def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int) -> None:
-        """Opens metrics.jsonl and drops lines after update `resumed_at`, because a resumed run writes them again."""
-        lines = _lines_until(folder.metrics, resumed_at)
+    def __init__(self, folder: RunFolder, config: Config, *, resumed_at: int, notify: Notify) -> None:
+        """Opens metrics.jsonl and drops lines after update `resumed_at`, because a resumed run writes them again.
+
+        `notify` receives a warning on lines that are damaged.
+        """
+        lines = _lines_until(folder.metrics, resumed_at, notify)
         write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._tracker = _TRACKERS[config.run.tracking](folder, config)
@@ -47,25 +53,41 @@ def evaluations_until(path: Path, update: int) -> List[Dict[str, Any]]:
     return [line for line in _lines_until(path, update) if "top1" in line]
 
 
-def _lines_until(path: Path, update: int) -> List[Dict[str, Any]]:
-    return [line for line in read_metrics(path) if line["update"] <= update]
+def _lines_until(path: Path, update: int, notify: Notify = lambda text: None) -> List[Dict[str, Any]]:
+    return [line for line in read_metrics(path, notify=notify) if line["update"] <= update]
 
 
-def read_metrics(path: Path) -> List[Dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl before the first damaged line, such as a last line that a crash cut off."""
+def read_metrics(path: Path, *, notify: Notify = lambda text: None) -> List[Dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl, without damaged ones, such as a last line that a crash cut off.
+
+    `notify` receives a warning on damaged lines before others.
+    """
     lines: List[Dict[str, Any]] = []
     if not path.is_file():
         return lines
+    num_damaged = num_inside = 0
     with open_regular(path) as file:
         for encoded in iter(lambda: file.readline(_LONGEST_LINE), b""):
-            try:
-                line = parse_json(encoded.decode("utf-8"), allow_nan=True)
-            except ValueError:  # Unicode's errors are ValueErrors
+            line = _parsed(encoded)
+            if line is not None:
+                lines.append(line)
+                num_inside = num_damaged
+            elif num_damaged == _MOST_DAMAGED:
                 break
-            if not _is_whole(line):
-                break
-            lines.append(line)
+            else:
+                num_damaged += 1
+    if num_inside:
+        notify(f"warning: {path} has {counted(num_inside, 'damaged line')}, left out from here on")
     return lines
+
+
+def _parsed(encoded: bytes) -> Optional[Dict[str, Any]]:
+    """Returns the values of a line, or None if the line is damaged."""
+    try:
+        line: Dict[str, Any] = parse_json(encoded.decode("utf-8"), allow_nan=True)
+    except ValueError:  # Unicode's errors are ValueErrors
+        return None
+    return line if _is_whole(line) else None
 
 
 def _is_whole(line: Any) -> bool:
@@ -98,6 +120,7 @@ class _TensorBoard:
     def __init__(self, folder: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _replace_link(folder.path / "tensorboard")
         self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def write(self, line: Dict[str, Any]) -> None:
@@ -114,6 +137,7 @@ class _WandB:
     def __init__(self, folder: RunFolder, config: Config) -> None:
         import wandb
 
+        _replace_link(folder.path / "wandb")
         self._run = wandb.init(
             project="vit_ipu", name=folder.path.name, dir=str(folder.path), config=config.model_dump(mode="json")
         )
@@ -123,6 +147,12 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _replace_link(folder: Path) -> None:
+    """Removes a link in the place of a folder, because its target is not part of the run."""
+    if folder.is_symlink():
+        folder.unlink()
 
 
 def _measured(line: Dict[str, Any]) -> Dict[str, float]:

@@ -78,7 +78,11 @@ def open_cifar(name: str, root: Path, split: str, *, download: bool) -> Source:
     from torchvision import datasets
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    for folder in (root, root / dataset.base_folder):
+        for file_name, *_ in (*dataset.train_list, *dataset.test_list, [dataset.meta["filename"]]):
+            _require_cifar_size(folder / file_name)
     if download:
+        _require_cifar_size(root / dataset.filename)
         _download(dataset.__name__, root)
     root = root.parent if root.name == dataset.base_folder else root
     try:
@@ -94,6 +98,16 @@ def open_cifar(name: str, root: Path, split: str, *, download: bool) -> Source:
     return ArraySource(images.data, np.array(images.targets, np.int64), images.classes)
 
 
+def _require_cifar_size(path: Path) -> None:
+    """Raises DataError if a file is larger than any of CIFAR; torchvision would hash it first."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size > _MAX_CIFAR_BYTES:
+        raise DataError(
+            f"{path} is not a file of CIFAR: it has {size:,} bytes, and the largest has {_MAX_CIFAR_BYTES:,}; put the "
+            "right file there"
+        )
+
+
 def _download(name: str, root: Path) -> None:
     from torchvision import datasets
 
@@ -103,6 +117,8 @@ def _download(name: str, root: Path) -> None:
         raise DataError(f"cannot download {name} into {root}: {str(error).splitlines()[0]}") from None
 
 
+_MAX_CIFAR_BYTES = 170_498_071
+"""Bytes of cifar-10-python.tar.gz, the largest file of CIFAR-10 and CIFAR-100."""
 _IDX: Dict[str, Tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "eval": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
