@@ -453,7 +453,7 @@ for name, path in {
     )
 CASES["CIFAR to download, whose archive has 6 GB"] = (
     sparse("cifar/cifar-100-python.tar.gz"),
-    with_set("data.source=cifar100", "data.path=cifar", "data.download=true"),
+    with_set("model.num_classes=100", "data.source=cifar100", "data.path=cifar", "data.download=true"),
     "is not a file of CIFAR",
 )
 CASES["data set of Hugging Face that is text"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from helpers import tiny_config, tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
-from vit_ipu.cli.console import error_line, make_console
+from vit_ipu.cli.console import error_line, exit_code, make_console
 from vit_ipu.config_file import parse_config
 from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.images.pillow_formats import FORMATS, open_image, require_pixels
@@ -135,6 +136,11 @@ def test_no_memory_is_told_in_words(error, detail):
         f"not enough memory{detail}: lower pipeline.micro_batch_size or data.num_workers, or stop other programs "
         "(--debug shows where)"
     )
+
+
+def test_a_folder_that_cannot_be_written_is_a_mistake_of_the_user():
+    assert {exit_code(OSError(number, "why")) for number in (errno.EROFS, errno.EACCES)} == {2}
+    assert {exit_code(OSError(number, "why")) for number in (errno.ENOSPC, errno.EIO)} == {1}
 
 
 def test_memory_that_torch_cannot_allocate_is_told_in_words():

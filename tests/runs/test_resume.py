@@ -104,6 +104,27 @@ def test_a_resumed_float16_run_keeps_what_exact_numerics_do_not_round(monkeypatc
     assert whole[0]["model"]["head.weight"].dtype == torch.float16
 
 
+def test_a_job_that_is_started_again_trains_whether_the_signal_came_during_the_start_or_later(
+    monkeypatch, capsys, empty_folder
+):
+    from vit_ipu import train
+
+    config = write_config(empty_folder, run={"updates": 2})
+    command = ["train", config, "--device", "cpu", "--output", "runs/mine"]
+    with monkeypatch.context() as context:
+        context.setattr(train, "start", lambda *args, **options: os.kill(os.getpid(), signal.SIGUSR1))
+        assert vit_ipu(monkeypatch, capsys, *command)[0] == 75
+    assert not (empty_folder / "runs" / "mine").exists()
+    text = (Path(__file__).parents[2] / "docs" / "running_on_ipu.md").read_text()
+    line = re.search(r"^\$ (vit-ipu train CONFIG .* echo --resume\))$", text, re.M)[1]
+    line = line.replace("vit-ipu", f"{sys.executable} -m vit_ipu").replace("CONFIG", f"{config} --device cpu")
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    for _ in ("without a run", "with a run"):
+        done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert newest_checkpoint(empty_folder / "runs" / "mine" / "checkpoints").name == "update-00000002"
+
+
 @pytest.mark.parametrize("mode", ["exact", "ipu"])
 def test_a_resumed_run_keeps_the_automatic_loss_scale(monkeypatch, capsys, empty_folder, mode):
     config = write_config(

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the class of click, or of the copy of click in newer typers
-_USERS_ERRNO = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_USERS_ERRNO = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 _LONGEST = 400
 _NO_MEMORY = re.compile("can't allocate memory|out of memory")
 """Part of the messages of torch's RuntimeErrors if memory cannot be allocated."""
