@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -34,6 +35,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _separate_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Gives the tests a separate cache, so that they neither read nor fill the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _separate_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the hook for dropped signals back, which a command installs for the rest of its process."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from vit_ipu.signals import (
     STOPPING,
     HeldSignals,
     StopSignal,
+    _DroppedSignals,
     exit_code_of,
     exit_code_of_stopped_run,
     exit_on_signals,
@@ -183,8 +185,16 @@ def test_a_signal_whose_exception_python_drops_is_sent_again(number):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50, check=False
     )
-    name = "KeyboardInterrupt" if number == signal.SIGINT else "Terminated"
+    name = "_CtrlC" if number == signal.SIGINT else "Terminated"
     assert (done.stdout.split(), done.stderr) == (["dropped", name], "")
+
+
+def test_an_exception_that_no_signal_raised_is_not_sent_again(monkeypatch):
+    told = []
+    hook = _DroppedSignals(told.append)
+    monkeypatch.setattr(threading, "Timer", None)
+    hook(SimpleNamespace(exc_value=KeyboardInterrupt()))
+    assert len(told) == 1
 
 
 def test_workers_leave_signals_to_the_main_process():

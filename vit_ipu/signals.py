@@ -65,14 +65,17 @@ class Terminated(SystemExit):
         self.signal_name = signal.Signals(number).name
 
 
-def exit_on_signals() -> None:
-    """Makes every stopping signal but Ctrl-C, which does so already, end the program by an exception.
+class _CtrlC(KeyboardInterrupt):
+    """Raised by SIGINT, and by nothing else."""
 
-    So unfinished files are removed. SIGHUP stays ignored if it is ignored, as under nohup.
+
+def exit_on_signals() -> None:
+    """Makes every stopping signal end the program by an exception, so that unfinished files are removed.
+
+    SIGHUP stays ignored if it is ignored, as under nohup.
     """
     for number in _heard():
-        if number != signal.SIGINT:
-            signal.signal(number, _terminate)
+        signal.signal(number, _interrupt if number == signal.SIGINT else _terminate)
     if not isinstance(sys.unraisablehook, _DroppedSignals):
         sys.unraisablehook = _DroppedSignals(sys.unraisablehook)
 
@@ -86,7 +89,7 @@ class _DroppedSignals:
 
     def __call__(self, dropped: Any) -> None:
         error = dropped.exc_value
-        if isinstance(error, (Terminated, KeyboardInterrupt)):
+        if isinstance(error, (Terminated, _CtrlC)):
             number = error.number if isinstance(error, Terminated) else signal.SIGINT
             timer = threading.Timer(_SENT_AGAIN_SECONDS, os.kill, (os.getpid(), number))  # a raise here is dropped too
             timer.daemon = True
@@ -99,6 +102,10 @@ def ignore_while_exiting() -> None:
     """Ignores stopping signals once the exit code is known; in the interpreter's end they print tracebacks or kill."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+    raise _CtrlC
 
 
 def _terminate(number: int, frame: Optional[FrameType]) -> None:
