@@ -18,6 +18,8 @@ torch.set_num_threads(1)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job of a shell, children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -141,8 +141,8 @@ class _WatchedFile(io.FileIO):
         self._error: Optional[OSError] = None
 
     def write(self, content: Any) -> Any:
-        if self._error is not None:
-            raise self._error
+        if self._error is not None:  # a new one: the same one again would be its own cause, which Python 3.8 cannot end
+            raise OSError(self._error.errno, self._error.strerror)
         data, write = bytes(content), super().write
         try:
             return self._operations.do(

@@ -238,7 +238,7 @@ def test_a_download_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network\nat all")
 
-    monkeypatch.setattr(datasets, "CIFAR10", type("CIFAR10", (), {"__init__": refuse, "base_folder": "x"}))
+    monkeypatch.setattr(datasets, "CIFAR10", type("CIFAR10", (datasets.CIFAR10,), {"__init__": refuse}))
     with pytest.raises(DataError, match=r"cannot download CIFAR10 into .*: no network$"):
         open_source(data_config(source="cifar10", path=str(tmp_path), download=True), MODEL, "train")
 
