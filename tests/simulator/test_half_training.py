@@ -69,6 +69,16 @@ def test_a_loss_scale_of_65536_clips_the_gradient():
     assert healthy.weight.item() == -4.0
 
 
+def test_an_executor_counts_what_it_clips():
+    inputs = torch.ones(4).half()
+    clipping = train(Scaled(0.0, factor=4.0), inputs, calls=3, loss_scaling=32768.0, accumulation=2, replicas=2)
+    assert clipping.num_clipped() == 3 * 4  # the gradient of each micro-batch
+    assert train(Scaled(0.0, factor=4.0), inputs, calls=3, loss_scaling=128.0).num_clipped() == 0
+    exact = poptorch.trainingModel(Scaled(0.0, factor=4.0))
+    exact(torch.full((1,), 60000.0).half())
+    assert exact.num_clipped() == 0
+
+
 def test_a_small_gradient_underflows_without_a_loss_scale():
     tiny = torch.tensor([2.0**-14]).half()
     lost, kept = Scaled(0.0, factor=2.0**-12), Scaled(0.0, factor=2.0**-12)

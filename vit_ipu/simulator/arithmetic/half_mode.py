@@ -53,7 +53,7 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounding, self.partials = rounding, partials
 
     @classmethod
-    def of(cls, options: Options, numerics: Numerics, device: torch.device, *, checked: bool = False) -> HalfArithmetic:
+    def of(cls, options: Options, numerics: Numerics, *, checked: bool = False) -> HalfArithmetic:
         """Builds the mode from the options' partials types, stochastic rounding and random seed.
 
         With `checked`, overflow raises Error.
@@ -63,7 +63,6 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rounding = Rounding(
             stochastic=bool(popart.get("enableStochasticRounding", False)),
             seed=seed,
-            device=str(device),
             checked=checked,
         )
         partials = Partials(

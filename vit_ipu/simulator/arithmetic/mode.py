@@ -6,7 +6,7 @@ The choice applies to executors that are compiled afterwards.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 MODES = ("exact", "ipu")
 
@@ -37,17 +37,22 @@ def chosen() -> Numerics:
 class numerics:
     """Chooses "exact" or "ipu" for executors compiled afterwards; as a context manager, until the end of its block.
 
-    `partials_chunk`: the number of products after which a float16 partial sum is rounded. Raises ValueError if the mode
-    is unknown or `partials_chunk` is less than 1.
+    `partials_chunk`: the number of products after which a float16 partial sum is rounded; None keeps the number, which
+    starts as 16. Raises ValueError if the mode is unknown or `partials_chunk` is less than 1.
     """
 
-    def __init__(self, mode: str, *, partials_chunk: int = 16) -> None:
+    def __init__(self, mode: str, *, partials_chunk: Optional[int] = None) -> None:
         if mode not in MODES:
             raise ValueError(f"Unknown numerics {mode!r}: choose one of {', '.join(MODES)}")
-        if partials_chunk < 1:
+        if partials_chunk is not None and partials_chunk < 1:
             raise ValueError(f"partials_chunk is {partials_chunk}, but must be at least 1")
         self._before = _chosen
-        _choose(Numerics(mode, partials_chunk))
+        _choose(Numerics(mode, partials_chunk or _chosen.partials_chunk))
+
+    @staticmethod
+    def current() -> str:
+        """Returns the mode for executors that are compiled now."""
+        return _chosen.mode
 
     def __enter__(self) -> numerics:
         return self

@@ -6,7 +6,7 @@ sum is rounded to float16 again (Graphcore, "AI-Float - Mixed Precision Arithmet
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,14 @@ _CONVOLUTION = torch.ops.aten.convolution.default
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
+_WITH_FORMAT: Dict[Any, Callable[..., Tensor]] = {
+    getattr(torch.ops.aten, name).default: getattr(torch, name)
+    for name in ("mm", "bmm")
+    if hasattr(getattr(torch.ops.aten, name), "dtype")
+}
+"""Products that can have another format than their inputs; older versions of torch lack them."""
+
+
 class Partials:
     """The formats of partial sums in matrix products and in convolutions, and the number of products per rounding."""
 
@@ -26,26 +34,29 @@ class Partials:
         self._chunk, self._rounding = chunk, rounding
 
     def product(self, function: Any, left: Tensor, right: Tensor) -> Tensor:
-        """Returns `function` (mm or bmm) of (..., M, K) and (..., K, N), in float32.
+        """Returns `function` (mm or bmm) of (..., M, K) and (..., K, N), in float16 if the partials are, else float32.
 
         Partials are float16 only if both inputs are.
         """
         in_half = self.half_products and left.dtype == right.dtype == torch.float16
         if not in_half:
-            return function(left.float(), right.float())
-        return self.chunked(left.float(), right.float())
+            return _in_float32(function, left, right)
+        return self.chunked(left, right)
 
     def chunked(self, left: Tensor, right: Tensor) -> Tensor:
-        """Returns the product, with the running sum rounded after each chunk of K; takes float16 values in float32."""
-        total: Optional[Tensor] = None
-        for start in range(0, left.shape[-1], self._chunk):
-            part = left[..., start : start + self._chunk] @ right[..., start : start + self._chunk, :]
-            total = self._rounding.in_float32(part if total is None else total.add_(part))
-        return left @ right if total is None else total
+        """Returns the product of float16 values as float16, with the running sum rounded after each chunk of K."""
+        return self._rounding.product(left, right, self._chunk)
+
+
+def _in_float32(function: Any, left: Tensor, right: Tensor) -> Tensor:
+    """Returns the product in float32; a GPU's units for float16 add products in float32 too, and need no conversion."""
+    if left.is_cuda and left.dtype == right.dtype == torch.float16 and function in _WITH_FORMAT:
+        return _WITH_FORMAT[function](left, right, out_dtype=torch.float32)
+    return function(left.float(), right.float())
 
 
 def convolution(partials: Partials, image: Tensor, weight: Tensor, *settings: Any) -> Tensor:
-    """Returns aten.convolution without bias, in float32.
+    """Returns aten.convolution without bias, in float16 with float16 partials, else in float32.
 
     `settings`: stride, padding, dilation, transposed, ..., groups.
     """
@@ -72,10 +83,10 @@ def convolution_backward(
     of_image = of_weight = None
     if mask[0]:
         transposed = wide[2].flatten(1).t().expand(len(columns), -1, -1)
-        of_image = geometry.image(partials.chunked(transposed, of_result))
+        of_image = geometry.image(partials.chunked(transposed, of_result).float())
     if mask[1]:
         positions = of_result.transpose(0, 1).flatten(1), columns.permute(0, 2, 1).flatten(0, 1)
-        of_weight = partials.chunked(*positions).reshape(weight.shape)
+        of_weight = partials.chunked(*positions).float().reshape(weight.shape)
     return of_image, of_weight, of_result.sum((0, 2)) if mask[2] else None
 
 

@@ -352,6 +352,13 @@ class PoplarExecutor:
         """
         return Measures(self._compiled(), self._options).report()
 
+    def num_clipped(self) -> int:
+        """Returns how many finite values were too large for float16 since compilation, and so clipped to 65504.
+
+        With exact numerics nothing is clipped. PopTorch lacks this method.
+        """
+        return self._compiled().num_clipped
+
     def getTensorNames(self) -> List[str]:
         """Returns the names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
         assert self._program is not None, "Model must be compiled before calling getTensorNames"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -29,6 +30,7 @@ from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.execution.anchors import GRADIENT, UPDATED, Anchors
 from vit_ipu.simulator.execution.batch_norm import FixedStatistics, updates_statistics
+from vit_ipu.simulator.execution.cuda_graphs import CudaGraphs
 from vit_ipu.simulator.execution.replicas import Grouping, Groupings, Replicas
 from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
@@ -97,7 +99,7 @@ class Program:
         numerics = chosen()
         checked = checks_floating_point(options)
         self._checks = FloatingPointChecks() if checked else None
-        self._half = HalfArithmetic.of(options, numerics, device, checked=checked) if numerics.is_ipu else None
+        self._half = HalfArithmetic.of(options, numerics, checked=checked) if numerics.is_ipu else None
         self._replaced_formats = _replaced_formats(is_exact=self._half is None, keeps_float64=trace.keeps_float64)
         # Calls of model.train() or model.eval() after compilation have no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
@@ -113,6 +115,8 @@ class Program:
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
         self._anchors = Anchors(options, self._by_replica, state)
         self._outputs = [_Output.of(tensor, trace) for tensor in flatten(trace.outputs)]
+        self._loss_scale = torch.ones((), device=device)
+        self._graphs = self._new_graphs()
         seed = int(options.random_seed) if options.exists("random_seed") else None
         self._seed, self._random_state = seed or 0, _seeded(seed, device)
 
@@ -129,6 +133,18 @@ class Program:
             Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale, overflow),
             Updater(attributes, weights, names, reduction, rounding, loss_scale, self._by_replica.groups),
         )
+
+    def _new_graphs(self) -> Optional[CudaGraphs]:
+        """Returns the CUDA graphs of the micro-batches, or None if Python takes part in a pass over a micro-batch."""
+        trace, training = self._trace, self._training
+        uses_python = trace.comparisons is not None or trace.host_changes or self._options.anchored_tensors
+        is_simple = not (self._by_replica.differ or self._checks is not None or uses_python)
+        if self._device.type != "cuda" or training is None or not is_simple or training.updater.automatic_loss_scale:
+            return None
+        training.gradients.stay_in_place(self._device)
+        rounding = None if self._half is None else self._half.rounding
+        buffers = list(self.weights.buffers.values())
+        return CudaGraphs(self._device, rounding, lambda: [*buffers, *training.gradients.tensors()])
 
     @property
     def updater(self) -> Optional[Updater]:
@@ -166,6 +182,11 @@ class Program:
         rounds = self.rounds if self._synthetic_data == _OFF else 0
         outputs = sum(not output.is_constant for output in self._outputs)
         return Call(rounds, self._replicas, inputs, outputs, mode, period)
+
+    @property
+    def num_clipped(self) -> int:
+        """The number of finite values that were too large for float16 since compilation; 0 with exact numerics."""
+        return 0 if self._half is None else self._half.rounding.num_clipped
 
     @property
     def rng_state(self) -> List[int]:
@@ -257,7 +278,9 @@ class Program:
                     collected += self._update_weights(self._training, arguments, tensors, indices)
                 else:
                     with torch.no_grad():
-                        collected += [self._forward(arguments, tensors, index)[0] for index in indices]
+                        collected += [
+                            self._forward(arguments, self._inputs_of(tensors, index), index)[0] for index in indices
+                        ]
         self._anchors.end_call()
         changed = [_version(tensor) > version for tensor, version in zip(tensors, versions)]
         _return_changes(arguments.tensors(), tensors, changed)
@@ -282,14 +305,16 @@ class Program:
     ) -> List[List[Tensor]]:
         updater, collected = training.updater, []
         for number, index in enumerate(indices):
-            outputs, loss = self._forward(arguments, tensors, index)
-            assert loss is not None
-            if loss.requires_grad:  # false if all weights are frozen
-                loss.backward(torch.full_like(loss, updater.loss_scale))  # type: ignore[no-untyped-call]
+            micro = self._inputs_of(tensors, index)
+            if self._graphs is None:
+                collected.append(self._pass(training, arguments, micro, index, number))
+                continue
             with undispatched():
-                self._by_replica.gather_gradients()
-                training.gradients.take(number)
-            collected.append(outputs)
+                self._loss_scale.fill_(updater.loss_scale)
+                training.gradients.prepare(number)
+            key = training.gradients.accumulator_of(number), training.gradients.is_first(number)
+            work = partial(self._pass, training, arguments, index=index, number=number)
+            collected.append(self._graphs.run(key, work, micro))
         with undispatched():
             gradients = training.gradients.reduced()
             self._anchors.before_update(updater.loss_scale)
@@ -298,13 +323,32 @@ class Program:
             self._anchors.after_update()
         return collected
 
-    def _forward(
-        self, arguments: Arguments, tensors: List[Tensor], index: int
-    ) -> Tuple[List[Tensor], Optional[Tensor]]:
+    def _pass(
+        self, training: _Training, arguments: Arguments, micro: List[Tensor], index: int, number: int
+    ) -> List[Tensor]:
+        """Passes micro-batch `number` of an update forward and backward; returns the outputs."""
+        outputs, loss = self._forward(arguments, micro, index)
+        assert loss is not None
+        if loss.requires_grad:  # false if all weights are frozen
+            if self._graphs is None:
+                scale = torch.full_like(loss, training.updater.loss_scale)
+            else:
+                scale = self._loss_scale.to(loss.dtype).expand_as(loss)
+            loss.backward(scale)  # type: ignore[no-untyped-call]
+        with undispatched():
+            self._by_replica.gather_gradients()
+            training.gradients.take(number)
+        return outputs
+
+    def _inputs_of(self, tensors: List[Tensor], index: int) -> List[Tensor]:
+        """Returns the part of each input that a micro-batch reads."""
+        part, parts = self._part_of_input(index)
+        return [micro_batch_of(tensor, part, parts) for tensor in tensors]
+
+    def _forward(self, arguments: Arguments, inputs: List[Tensor], index: int) -> Tuple[List[Tensor], Optional[Tensor]]:
         """Returns the detached outputs of one micro-batch, and in training the loss."""
         replica = index % self._replicas
-        part, parts = self._part_of_input(index)
-        micro = arguments.with_tensors([micro_batch_of(tensor, part, parts) for tensor in tensors])
+        micro = arguments.with_tensors(inputs)
         losses: List[Tensor] = []
         with ExitStack() as stack:
             if self._by_replica.differ:

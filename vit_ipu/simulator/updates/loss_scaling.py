@@ -5,7 +5,7 @@ PopART watches every float16 gradient of the backward pass; here the gradients o
 
 from __future__ import annotations
 
-from typing import Dict, Set
+from typing import Dict, List, Set
 
 import torch
 from torch import Tensor
@@ -50,15 +50,37 @@ class OverflowWatch:
 
     def __init__(self, half_weights: Set[str]) -> None:
         self._watched, self._has_warned = half_weights, False
+        self._counts: Dict[str, Tensor] = {}
+        self._sizes: Dict[str, int] = {}
 
-    def watch(self, name: str, gradient: Tensor, micro_batches: int) -> None:
-        """Looks at a gradient that is a sum over micro-batches: above so many times the largest, one was too large."""
-        if self._has_warned or name not in self._watched:
+    def watch(self, name: str, gradient: Tensor, micro_batches: int, *, is_first: bool = True) -> None:
+        """Counts elements of a gradient that is a sum over micro-batches: above so many times the largest, one was.
+
+        `is_first`: the first gradient of an update. The counts stay on the device, which so does not have to wait.
+        """
+        if self._has_warned or (name not in self._watched and gradient.dtype != torch.float16):
             return
-        count = int((gradient.abs() >= micro_batches * MAX).sum())
-        if count:
-            self._has_warned = True
-            logger.warning(
-                f"float16 overflow: {count:,} of {gradient.numel():,} elements of the gradient of {name} reach "
-                f"{MAX:g}, where an IPU clips them: lower the loss scaling"
-            )
+        count = (gradient.abs() >= micro_batches * MAX).sum()
+        self._sizes[name] = gradient.numel()
+        if is_first or name not in self._counts:
+            self._counts[name] = count
+        else:
+            self._counts[name].add_(count)
+
+    def tensors(self) -> List[Tensor]:
+        """Returns the counts on the device."""
+        return list(self._counts.values())
+
+    def report(self) -> None:
+        """Warns if one of the gradients of an update was too large."""
+        if self._has_warned or not self._counts:
+            return
+        counts = torch.stack(list(self._counts.values())).tolist()
+        for name, count in zip(self._counts, counts):
+            if count:
+                self._has_warned = True
+                logger.warning(
+                    f"float16 overflow: {count:,} of {self._sizes[name]:,} elements of the gradient of {name} reach "
+                    f"{MAX:g}, where an IPU clips them: lower the loss scaling"
+                )
+                return

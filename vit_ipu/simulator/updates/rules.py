@@ -66,6 +66,8 @@ class Variable(NamedTuple):
 class _SGD:
     """SGD without a velocity (SGD0), or with a velocity that is kept apart from the gradient (SGD2)."""
 
+    is_elementwise = True
+    """An element's update depends on no other element."""
     suffix, prefix = "2", "Accl1___"
 
     @classmethod
@@ -153,7 +155,7 @@ def _unscaled(variable: Variable, gradient: Tensor, scale: float, *, decay: floa
 class _AdamW:
     """AdamW: clipping acts on the gradient; weight decay is decoupled."""
 
-    decays, corrects_bias = True, True
+    is_elementwise, decays, corrects_bias = True, True, True
 
     @classmethod
     def new_state(cls, variable: Variable) -> Dict[str, Tensor]:
@@ -214,6 +216,8 @@ class _Adam(_AdamW):
 class _LAMB(_AdamW):
     """AdamW's update times the trust ratio: the weight norm, clamped, over the update norm, or 1 if either is 0."""
 
+    is_elementwise = False
+
     @classmethod
     def _step(cls, variable: Variable, gradient: Tensor) -> Tensor:
         step, limit = super()._step(variable, gradient), variable.scalars.values["maxWeightNorm"]
@@ -232,7 +236,7 @@ class _RMSprop:
     Source: popart adaptive.hpp:60-120.
     """
 
-    centered = False
+    is_elementwise, centered = True, False
 
     @classmethod
     def new_state(cls, variable: Variable) -> Dict[str, Tensor]:

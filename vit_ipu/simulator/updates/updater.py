@@ -19,9 +19,13 @@ from torch import Tensor
 from vit_ipu.simulator.arithmetic.rounding import Rounding
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Reduction
+from vit_ipu.simulator.updates.joined import joinable, joined
 from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.updates.rules import RULES, Variable
 from vit_ipu.simulator.updates.scalars import Scalars, scalars_of
+
+_SHORT = 1 << 16
+"""Elements of a weight whose update takes a CPU less time than starting its operations."""
 
 
 class Updater:
@@ -128,12 +132,29 @@ class Updater:
     def step(self, gradients: Dict[str, Tensor]) -> None:
         """Updates the weights in place; `gradients` are overwritten."""
         updated = {name: self._variables[name] for name in gradients if name in self._variables}
-        entering = [self._rule.enter(v, gradients[name], self._factor) for name, v in updated.items()]
-        entering = _clipped(entering, self._attributes.max_grad_norm)
-        for variable, entered in zip(updated.values(), entering):
-            self._rule.update(variable, entered)
+        short = {name: variable for name, variable in updated.items() if self._joins(variable)}
+        for names in joinable(short):
+            with joined([short[name] for name in names]) as variable:
+                self._update([variable], [torch.cat([gradients[name].flatten() for name in names])])
+        rest = [name for name in updated if name not in short]
+        self._update([updated[name] for name in rest], [gradients[name] for name in rest])
         if self.automatic_loss_scale is not None:
             self.automatic_loss_scale.update()
+
+    def _joins(self, variable: Variable) -> bool:
+        """Tells whether a weight is updated as a part of a long one: if starting operations takes longer than they do.
+
+        The rule must look at single elements.
+        """
+        is_elementwise = self._rule.is_elementwise and math.isinf(self._attributes.max_grad_norm)
+        is_short = variable.weight.is_cuda or variable.weight.numel() <= _SHORT
+        return is_elementwise and is_short and variable.groups == 1
+
+    def _update(self, variables: List[Variable], gradients: List[Tensor]) -> None:
+        entering = [self._rule.enter(v, gradient, self._factor) for v, gradient in zip(variables, gradients)]
+        entering = _clipped(entering, self._attributes.max_grad_norm)
+        for variable, entered in zip(variables, entering):
+            self._rule.update(variable, entered)
 
 
 def _clipped(tensors: List[Tensor], max_norm: float) -> List[Tensor]:
