@@ -53,10 +53,11 @@ def main() -> None:
     differences = [tops[str(LOSS_SCALE), seed] - tops["float32", seed] for seed in arguments.seeds]
     mean, half = interval(differences)
     rows = [
-        [name if name == "float32" else "float16, loss scale " + name, str(seed), _top1(top1)]
-        for (name, seed), top1 in tops.items()
+        [name if name == "float32" else "float16, loss scale " + name, str(seed), _top1(top1), _overflows(found[run])]
+        for run, top1 in tops.items()
+        for name, seed in (run,)
     ]
-    device = resolve_device("ipu-sim")
+    device = resolve_device("ipu-sim", numerics="ipu")
     write_record(
         "float16-recipe",
         "The float16 recipe against float32 on the quickstart, simulated"
@@ -69,8 +70,14 @@ def main() -> None:
             f"Recipe: {', '.join(f'{key} {value}' for key, value in RECIPE.items())}, loss scale {LOSS_SCALE:g}. "
             f"{arguments.jobs} runs at a time.",
         ],
-        (("precision", "seed", "top-1 (%)"), rows),
-        {"differences": differences, "mean": mean, "interval": [mean - half, mean + half], "top1": _json(tops)},
+        (("precision", "seed", "top-1 (%)", "overflows"), rows),
+        {
+            "differences": differences,
+            "mean": mean,
+            "interval": [mean - half, mean + half],
+            "top1": _json(tops),
+            "overflows": {f"{name} seed {seed}": of.get("overflows") for (name, seed), of in found.items()},
+        },
     )
 
 
@@ -87,8 +94,8 @@ def train(run: Run, arguments: argparse.Namespace, threads: int) -> Dict[str, An
         if arguments.updates:
             settings.update({"run.updates": str(arguments.updates), "optim.warmup_updates": "0"})
         numerics = "exact" if name == "float32" else "ipu"
-        command = [sys.executable, "-m", "vit_ipu.simulator", "--numerics", numerics, "-m", "vit_ipu"]
-        command += ["train", "quickstart", "--device", "ipu-sim", "--json", "--output", str(folder)]
+        command = [sys.executable, "-m", "vit_ipu", "train", "quickstart", "--device", "ipu-sim"]
+        command += ["--numerics", numerics, "--json", "--output", str(folder)]
         command += ["--resume"] if (folder / "checkpoints").is_dir() else []
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
@@ -120,6 +127,11 @@ def interval(differences: List[float]) -> Tuple[float, float]:
 
 def _top1(value: float) -> str:
     return "failed" if value != value else f"{value:.2f}"
+
+
+def _overflows(summary: Dict[str, Any]) -> str:
+    """Returns the number of clipped float16 values; nothing for a float32 run, or one that failed."""
+    return "" if summary.get("overflows") is None else f"{summary['overflows']:,}"
 
 
 def _json(tops: Dict[Run, float]) -> Dict[str, Any]:

@@ -38,7 +38,7 @@ def write_record(
     lines += [
         f"- commit: {facts['commit']}",
         f"- command: `{' '.join(['python', *facts['command']])}`",
-        f"- device: {facts['device']}, {facts['hardware']}, {facts['compute']}",
+        f"- device: {device}, {facts['hardware']}, {facts['compute']}",
         f"- versions: vit_ipu {facts['vit_ipu']}, Python {facts['python']}, {versions}; {facts['platform']}",
         f"- time: {facts['time']}",
         "",

@@ -18,7 +18,7 @@ def compile_program(config: Config, device: Device, *, offline: bool = False) ->
     for IPUs has no executable cache to be kept in.
     """
     if device.kind not in ("ipu", "ipu-sim"):
-        raise UserError(f"compile is for IPUs, but --device is {device}: use ipu or ipu-sim")
+        raise UserError(f"compile is for IPUs, but --device is {device.name}: use ipu or ipu-sim")
     if device.kind == "ipu" and config.pipeline.executable_cache is None:
         raise UserError(
             "pipeline.executable_cache is null, so the compiled programs would be lost: give --set "

@@ -156,5 +156,7 @@ def _changes_for(device: Device, before: ModelConfig, now: ModelConfig) -> List[
     """Returns a note on each setting of the model that the device cannot compute as it was trained."""
     compared = (("gelu", before.gelu, now.gelu), ("layer_norm_eps", before.layer_norm_eps, now.layer_norm_eps))
     return [
-        f"{key} is {new} on {device}, but the model was trained with {old}" for key, old, new in compared if old != new
+        f"{key} is {new} on {device.name}, but the model was trained with {old}"
+        for key, old, new in compared
+        if old != new
     ]

@@ -37,7 +37,7 @@ from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state, record_divergence, set_aside_exploded
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.metrics import Metrics, evaluations_until, require_tracking
+from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until, require_tracking
 from vit_ipu.signals import StopSignal
 from vit_ipu.text import Notify, reason_of, shortened
 from vit_ipu.weights.fit import load_initial_weights
@@ -63,6 +63,8 @@ class Summary:
     """Path of the newest checkpoint; None if there is none."""
     stopped_by: Optional[int] = None
     """Signal that this process received to stop; None if there was none."""
+    overflows: Optional[int] = None
+    """Number of float16 values that training has clipped since the run began; None if the device counts none."""
 
     @property
     def interrupted(self) -> bool:
@@ -157,8 +159,9 @@ def train(
         if logger.writes:
             save_examples(eval_source, folder.examples)
         evaluation = logger.evaluation_at(total_updates, len(eval_source))
+        overflows = backend.num_overflows
     seconds = time.monotonic() - started
-    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint(), stop.number)
+    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint(), stop.number, overflows)
 
 
 def restore(
@@ -170,7 +173,9 @@ def restore(
     """
 
     def load(checkpoint: Path) -> Progress:
-        state, progress = load_resumable(checkpoint, description, device_kind=device.kind, notify=notify)
+        state, progress = load_resumable(
+            checkpoint, description, device_kind=device.kind, numerics=device.numerics, notify=notify
+        )
         try:
             backend.load_state_dict(state)
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -270,6 +275,8 @@ class RunLogger:
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
+        self._logged_overflows = overflows_until(folder.metrics, progress.update)
+        self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._last_time = time.monotonic()
 
@@ -303,6 +310,7 @@ class RunLogger:
         """
         self._writer.raise_error()
         self._last_step = result, rate, loader
+        self._warn_of_overflow(progress)
         problem = problem_of_loss(result, self._config)
         if problem is not None:
             self.wait_for_checkpoint()
@@ -316,6 +324,18 @@ class RunLogger:
         self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
+
+    def _warn_of_overflow(self, progress: Progress) -> None:
+        """Says once that values were too large for float16; an automatic loss scale finds its limit by such values."""
+        precision, count = self._config.precision, (self._backend.num_overflows or 0) - self._logged_overflows
+        if count <= 0 or self._warned_of_overflow or precision.automatic_loss_scale:
+            return
+        self._warned_of_overflow = True
+        self.notify(
+            f"warning: float16 overflow: {count:,} values became 65504 at update {progress.update:,}, as on an IPU: "
+            f"lower precision.loss_scale ({precision.loss_scale:g}), or optim.learning_rate if the scale is small; "
+            f"{self._folder.metrics.name} counts the next ones"
+        )
 
     def _diverged(self, problem: str, progress: Progress, exploded: Sequence[Path] = ()) -> RunFailed:
         """Records a divergence, and returns the error. `exploded` are checkpoints that were set aside."""
@@ -402,7 +422,8 @@ class RunLogger:
     def _save(self, state: Dict[str, Any], progress: Progress, description: ModelDescription, device: Device) -> None:
         """Writes a checkpoint and then removes old ones. Raises RunFailed if that is not possible."""
         try:
-            save_checkpoint(self._folder.checkpoints, state, progress, description, device_kind=device.kind)
+            where, numerics = self._folder.checkpoints, device.numerics
+            save_checkpoint(where, state, progress, description, device_kind=device.kind, numerics=numerics)
             self._remove_old_checkpoints()
         except (OSError, RunFailed) as error:
             raise RunFailed(
@@ -423,6 +444,9 @@ class RunLogger:
         counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
         if self._skipped:
             counts["skipped"] = len(self._skipped)
+        if self._backend.num_overflows is not None:
+            counts["overflows"] = max(0, self._backend.num_overflows - self._logged_overflows)
+            self._logged_overflows = self._backend.num_overflows
         line = dict(counts, **values)
         if "top1" in line:
             self._evaluations.append(line)

@@ -10,8 +10,9 @@ import torch
 from helpers import random_batch, random_images, tiny_config
 
 from vit_ipu import simulator
-from vit_ipu.backends.build import build_backend, find_instances, resolve_device
+from vit_ipu.backends.build import NUMERICS, build_backend, find_instances, resolve_device
 from vit_ipu.errors import ConfigError, DeviceError
+from vit_ipu.simulator.arithmetic.mode import MODES
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,47 @@ def test_auto_prefers_hardware_and_refuses_the_simulator(monkeypatch):
     assert resolve_device("auto").kind == "ipu"
     monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(False))
     assert resolve_device("auto").kind != "ipu"
+
+
+def test_simulated_devices_have_numerics_and_others_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [resolve_device(name).numerics for name in ("ipu-sim", "ipu-sim:cuda", "cpu", "cuda")] == (
+        ["exact", "exact", None, None]
+    )
+    for numerics in ("exact", "ipu"):
+        device = resolve_device("ipu-sim:cuda", numerics=numerics)
+        assert str(device) == f"ipu-sim:cuda, {numerics} numerics"
+        assert device.facts == {"device": "ipu-sim:cuda", "simulated": True, "numerics": numerics}
+    assert str(resolve_device("cuda")) == "cuda"
+    assert resolve_device("cuda").facts == {"device": "cuda", "simulated": False, "numerics": None}
+
+
+def test_the_modes_of_numerics_are_the_simulators():
+    assert NUMERICS == MODES
+
+
+def test_without_the_option_the_launchers_numerics_count():
+    with simulator.numerics("ipu"):
+        assert resolve_device("ipu-sim").numerics == "ipu"
+        assert resolve_device("ipu-sim", numerics="exact").numerics == "exact"
+    assert resolve_device("ipu-sim").numerics == "exact"
+
+
+@pytest.mark.parametrize("numerics", ["exact", "ipu"])
+@pytest.mark.parametrize(("name", "resolved"), [("cpu", "cpu"), ("cuda", "cuda"), ("ipu", "ipu"), ("auto", "cpu")])
+def test_numerics_of_a_device_that_is_not_simulated_are_refused(monkeypatch, name, resolved, numerics):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: resolved == "cuda")
+    message = (
+        f"--numerics {numerics}: only ipu-sim simulates an IPU's arithmetic, but the device is {resolved}: add "
+        "--device ipu-sim"
+    )
+    with pytest.raises(DeviceError, match=f"^{message}$"):
+        resolve_device(name, numerics=numerics)
+
+
+def test_unknown_numerics_are_refused():
+    with pytest.raises(DeviceError, match=r"^--numerics half: unknown; use one of exact, ipu$"):
+        resolve_device("ipu-sim", numerics="half")
 
 
 DEVICE_MISTAKES = [

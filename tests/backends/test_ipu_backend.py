@@ -449,6 +449,48 @@ def test_the_model_itself_has_no_ipu_blocks():
     assert all(isinstance(module, nn.Module) for module in model.modules())
 
 
+def test_backends_with_different_numerics_work_side_by_side():
+    """Each compiles when it is first called, after the other one was built."""
+    config = tiny_config(precision={"compute": "float16", "loss_scale": 1e6})
+    images, batch, results = random_images(5), random_batch(config), {}
+    pairs = [[build_backend(config, resolve_device("ipu-sim", numerics=mode)) for mode in modes] for modes in PAIRS]
+    for modes, backends in zip(PAIRS, pairs):
+        for mode, backend in zip(modes, backends):
+            backend.load_state_dict({"model": with_random_head(backend.state_dict()["model"])})
+            logits = backend.predict(images)
+            backend.train_step(batch, 0.05)
+            results.setdefault(mode, []).append((logits, backend.state_dict()["model"], backend.num_overflows))
+            backend.close()
+    assert equal_states(*results["exact"])
+    assert equal_states(*results["ipu"])
+    assert not equal_states(results["ipu"][0][:2], results["exact"][0][:2])
+    assert results["exact"][0][2] is None
+    assert results["ipu"][0][2] > 0
+
+
+PAIRS = [("exact", "ipu"), ("ipu", "exact")]
+
+
+def test_overflows_are_counted_on_from_a_saved_state():
+    config = tiny_config(precision={"compute": "float16", "loss_scale": 1e6})
+    device = resolve_device("ipu-sim", numerics="ipu")
+    first = build_backend(config, device)
+    assert first.num_overflows == 0
+    counts = []
+    for seed in range(2):
+        first.train_step(random_batch(config, seed), 0.05)
+        counts.append(first.num_overflows)
+        if seed == 0:
+            state = first.state_dict()
+    first.predict(random_images(3))  # is not training
+    assert 0 < counts[0] < counts[1] == first.num_overflows
+    assert state["counts"] == {"overflows": counts[0]}
+    second = build_backend(config, device)
+    second.load_state_dict(state)
+    second.train_step(random_batch(config, 1), 0.05)
+    assert second.num_overflows == counts[1]
+
+
 def test_training_and_inference_take_turns_on_the_same_ipus():
     config = tiny_config()
     backend = backend_for(config, "ipu-sim")

@@ -80,6 +80,21 @@ def test_instances_end_together_with_the_same_losses(empty_folder, event, outcom
     assert first[1][0] == second[1][0]  # the mean over all samples, not over the instance's own
 
 
+def test_overflows_are_those_of_all_instances(empty_folder):
+    sections = {"precision": {"compute": "float16", "loss_scale": 1e6}, "run": {"updates": 2}}
+    counts = {}
+    for name, pipeline in (("one", {}), ("two", {"replication_factor": 2})):
+        config = write_config(empty_folder, name, pipeline={"global_batch_size": 64, **pipeline}, **sections)
+        command = ["-m", "vit_ipu", "train", config, "--device", "ipu-sim", "--numerics", "ipu", "--output", name]
+        if name == "two":
+            launch(empty_folder, *command)
+        else:
+            subprocess.run([sys.executable, *command], cwd=str(empty_folder), check=True, capture_output=True)
+        lines = read_metrics(empty_folder / name / "metrics.jsonl")
+        counts[name] = [line["overflows"] for line in lines if "loss" in line]
+    assert counts["two"][0] == counts["one"][0] > 0  # the same samples and weights, over two instances
+
+
 def test_the_command_trains_in_both_instances_and_the_first_writes(empty_folder):
     config = write_config(
         empty_folder,

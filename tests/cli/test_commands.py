@@ -19,6 +19,7 @@ from vit_ipu.files import write_checksums
 from vit_ipu.predict import predict
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.simulator import numerics as simulator_numerics
 from vit_ipu.weights.native import newest_checkpoint
 
 
@@ -123,7 +124,8 @@ def test_predict_names_the_images_that_it_cannot_read(run, trained, empty_folder
     assert err.splitlines() == ["vit-ipu: " + reason for reason in reasons.values()]
     code, out, _ = vit_ipu(monkeypatch, capsys, *call, "--json")
     assert code == 2
-    assert json.loads(out) == {"predictions": alone, "unreadable": reasons}
+    device = {"device": "cpu", "simulated": False, "numerics": None}
+    assert json.loads(out) == {"predictions": alone, "unreadable": reasons, **device}
     with pytest.raises(DataError, match=r"^no image at nowhere.png$"):
         predict("run", ["nowhere.png", image], resolve_device("cpu"))
 
@@ -178,6 +180,58 @@ def test_benchmark_reports_images_per_second(run, empty_folder, device, more):
     assert found["simulated"] is (device == "ipu-sim")
     text = run(*command)
     assert ("simulated" if device == "ipu-sim" else "measured") in text
+
+
+SMALL_STEPS = {
+    "pipeline": {"global_batch_size": 8, "micro_batch_size": 2, "layers_per_ipu": [2, 2]},
+    "data": {"num_train": 32, "num_eval": 16},
+    "precision": {"compute": "float16"},
+}
+
+
+@pytest.mark.parametrize("numerics", [None, "ipu"])
+def test_each_command_with_a_device_states_its_numerics(run, empty_folder, numerics):
+    config = write_config(empty_folder, run={"updates": 1}, **SMALL_STEPS)
+    expected = numerics or "exact"
+    options = ["--device", "ipu-sim", *(["--numerics", numerics] if numerics else [])]
+    assert f"ipu-sim, {expected} numerics: simulated IPUs on " in run("train", config, *options, "--output", "run")
+    environment = json.loads((empty_folder / "run" / "environment.json").read_text())
+    image = str(next((empty_folder / "run" / "examples").glob("*.png")))
+    found = [
+        json.loads(run(*command, *options, "--json"))
+        for command in (
+            ["train", config],
+            ["evaluate", config, "--checkpoint", "run"],
+            ["predict", "run", image],
+            ["compile", config],
+            ["benchmark", config, "--steps", "1", "--burn-in", "0"],
+        )
+    ]
+    for values in [environment, *found]:
+        assert (values["device"], values["simulated"], values["numerics"]) == ("ipu-sim", True, expected)
+    benchmark = run("benchmark", config, *options, "--steps", "1", "--burn-in", "0")
+    assert f"(simulated, {expected} numerics; " in benchmark
+    assert simulator_numerics.current() == "exact"  # other programs of this process are not affected
+
+
+def test_numerics_change_what_a_float16_model_computes(run, empty_folder):
+    config = write_config(empty_folder, run={"updates": 3}, **SMALL_STEPS)
+    losses = {}
+    for numerics in ("exact", "ipu"):
+        command = ["train", config, "--device", "ipu-sim", "--numerics", numerics, "--output", numerics]
+        losses[numerics] = json.loads(run(*command, "--json"))["loss"]
+    assert losses["ipu"] != losses["exact"]
+    assert losses["ipu"] == pytest.approx(losses["exact"], rel=1e-2)
+    with simulator_numerics("ipu"):  # as by `python -m vit_ipu.simulator --numerics ipu -m vit_ipu`
+        assert json.loads(run("train", config, "--device", "ipu-sim", "--json"))["loss"] == losses["ipu"]
+    evaluated = {
+        numerics: json.loads(
+            run("evaluate", config, "--checkpoint", "exact", "--device", "ipu-sim", "--numerics", numerics, "--json")
+        )["loss"]
+        for numerics in ("exact", "ipu")
+    }
+    assert evaluated["exact"] == losses["exact"]
+    assert evaluated["ipu"] != losses["exact"]
 
 
 def test_compile_on_the_simulator_checks_poptorchs_rules(run, empty_folder):

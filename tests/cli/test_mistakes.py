@@ -56,6 +56,29 @@ MISTAKES = {
     "wrong number of classes": (None, with_set("model.num_classes=1000"), ["1000", "sample", "10"]),
     "device that does not exist": (None, ["train", "tiny.yaml", "--device", "gpu"], ["gpu", "cuda"]),
     "IPU without PopTorch": (None, ["train", "tiny.yaml", "--device", "ipu"], ["PopTorch", "ipu-sim"]),
+    "numerics of a CPU": (None, [*TRAIN, "--numerics", "ipu"], ["--numerics ipu", "device is cpu", "--device ipu-sim"]),
+    "numerics of auto": (None, ["train", "tiny.yaml", "--numerics", "ipu"], ["--numerics ipu", "--device ipu-sim"]),
+    "numerics of IPUs to compile for": (
+        None,
+        ["compile", "tiny.yaml", "--numerics", "exact"],
+        ["--numerics exact", "device is ipu:", "--device ipu-sim"],
+    ),
+    "unknown numerics": (None, [*SIM, "--numerics", "half"], ["--numerics half", "exact, ipu"]),
+    "numerics of an evaluation": (
+        None,
+        ["evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", "--numerics", "ipu"],
+        ["--numerics ipu", "device is cpu"],
+    ),
+    "numerics of a benchmark": (
+        None,
+        ["benchmark", "tiny.yaml", "--device", "cpu", "--numerics", "ipu"],
+        ["--numerics ipu", "device is cpu"],
+    ),
+    "numerics of a prediction": (
+        None,
+        ["predict", "run", "x.png", "--device", "cpu", "--numerics", "ipu"],
+        ["--numerics ipu", "device is cpu"],
+    ),
     "CUDA without a GPU": (None, ["train", "tiny.yaml", "--device", "cuda"], ["CUDA", "cpu"]),
     "image folder without a path": (None, with_set("data.source=imagefolder"), ["data.path"]),
     "image folder that is not there": (

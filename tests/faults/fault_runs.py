@@ -25,7 +25,7 @@ class StoppedRun:
         self.path = folder / "run"
         self.seconds = 0.0
         """How long the uninterrupted run took."""
-        self._runs, self._folder, self._options = runs, folder, {"numerics": numerics}
+        self._runs, self._folder = runs, folder
         write_image_folder(folder / "images", count=6)
         config = write_config(
             folder,
@@ -44,9 +44,10 @@ class StoppedRun:
             run={"updates": 6, "checkpoint_every": 2, "evaluate_every": 3, "keep_checkpoints": 2},
         )
         self._arguments = ["train", config, "--device", device, "--output", "run"]
+        self._arguments += ["--numerics", numerics] if device == "ipu-sim" else []
 
     def start(self, *, resume: bool = False, **options: Any) -> int:
-        return self._runs.start(self._folder, self._arguments + ["--resume"] * resume, **self._options, **options)
+        return self._runs.start(self._folder, self._arguments + ["--resume"] * resume, **options)
 
     def wait(self, pid: int) -> Ended:
         return self._runs.wait(pid)

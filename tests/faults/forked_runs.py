@@ -47,7 +47,6 @@ class ForkedRuns:
         folder: Path,
         arguments: Sequence[Any],
         *,
-        numerics: str = "exact",
         fault: Optional[Sequence[Any]] = None,
         evaluated_batches: Optional[int] = None,
         largest_file: Optional[int] = None,
@@ -59,7 +58,7 @@ class ForkedRuns:
         itself after so many batches of an evaluation. `largest_file`: the bytes that no file can exceed. `names`: a
         file for the names of the file operations.
         """
-        request = {"folder": str(folder), "arguments": [str(argument) for argument in arguments], "numerics": numerics}
+        request = {"folder": str(folder), "arguments": [str(argument) for argument in arguments]}
         request.update(fault=fault, evaluated_batches=evaluated_batches, largest_file=largest_file)
         request["names"] = names and str(names)
         pid = self._ask(request)
@@ -166,7 +165,6 @@ def _wait(pid: int, seconds: float) -> Optional[int]:
 def _run(
     folder: str,
     arguments: List[str],
-    numerics: str,
     fault: Optional[List[Any]],
     evaluated_batches: Optional[int],
     largest_file: Optional[int],
@@ -175,7 +173,6 @@ def _run(
     """Runs `vit-ipu` in the forked process; the exit of the interpreter is that of any run."""
     from file_operations import Fault, watched
 
-    from vit_ipu import simulator
     from vit_ipu.__main__ import main
 
     os.setsid()
@@ -185,7 +182,6 @@ def _run(
         opened = os.open(path, flags or os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
-    simulator.numerics(numerics)
     if evaluated_batches is not None:
         _kill_in_evaluation(evaluated_batches)
     if largest_file is not None:

@@ -166,6 +166,10 @@ EDITS = {
     "random numbers that are missing": lambda s: s["state"].pop("rng"),
     "state that is a list": lambda s: s.update(state=[]),
     "device that is missing": lambda s: s.pop("device"),
+    "numerics that do not exist": lambda s: s.update(numerics="half"),
+    "numerics that are a list": lambda s: s.update(numerics=["ipu"]),
+    "counts that are a list": lambda s: s["state"].update(counts=[3]),
+    "counts that are negative": lambda s: s["state"].update(counts={"overflows": -1}),
 }
 
 

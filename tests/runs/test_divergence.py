@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
+from small_runs import metrics_without_times
 
 from vit_ipu import train
 from vit_ipu.backends.contract import StepResult
@@ -17,7 +22,7 @@ from vit_ipu.data.loading.loader import TrainingStream
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.evaluate import Evaluation
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state
-from vit_ipu.simulator import numerics
+from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import checkpoints_in
 
 
@@ -152,9 +157,82 @@ def test_weights_and_gradients_that_are_not_finite_are_no_checkpoint(monkeypatch
 def test_a_float16_overflow_of_the_simulated_ipu_is_told(monkeypatch, capsys, empty_folder, mode, loss_scale, warns):
     precision = {"compute": "float16", "loss_scale": loss_scale}
     config = write_config(empty_folder, run={"updates": 3}, precision=precision)
-    with numerics(mode):
-        code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim")
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--numerics", mode)
     assert code == 0, err
     assert err.count("float16 overflow: ") == warns
     if warns:
         assert re.search(r"elements of the gradient of \S+ reach 65504, where an IPU clips them: lower the loss", err)
+
+
+def overflowing_run(monkeypatch, capsys, loss_scale, *options, optimizer="sgd", **run):
+    """Trains in an IPU's float16 into `run`; returns stdout, and all that the command told, in one line."""
+    precision = {"compute": "float16", "stochastic_rounding": True, "loss_scale": loss_scale}
+    optim = {"optimizer": optimizer, "learning_rate": 0.05 if optimizer == "sgd" else 1e-3}
+    pipeline = {"global_batch_size": 8, "micro_batch_size": 2, "layers_per_ipu": [2, 2]}
+    run = {"updates": 6, **run}
+    config = write_config(Path(), run=run, precision=precision, optim=optim, pipeline=pipeline)
+    command = ["train", config, "--device", "ipu-sim", "--numerics", "ipu", "--output", "run", *options]
+    code, out, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code in (0, 130), err
+    return out, " ".join((out + err).split())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_overflows_of_a_bad_loss_scale_are_counted_and_told(monkeypatch, capsys, empty_folder, optimizer):
+    """65536 shows with SGD, and also with AdamW, whose division hides from the loss what was clipped."""
+    _, told = overflowing_run(monkeypatch, capsys, 65536.0, optimizer=optimizer)
+    lines = read_metrics(empty_folder / "run" / "metrics.jsonl")
+    counts = [line["overflows"] for line in lines]
+    first = next(line for line in lines if line["overflows"])
+    assert told.count("warning: float16 overflow") == 1
+    assert (
+        f"warning: float16 overflow: {first['overflows']:,} values became 65504 at update {first['update']}, as on an "
+        "IPU: lower precision.loss_scale (65536), or optim.learning_rate if the scale is small; metrics.jsonl counts "
+        "the next ones"
+    ) in told
+    assert f"report.html float16 overflow: {sum(counts):,} values became 65504" in told  # the summary
+    page = (empty_folder / "run" / "report.html").read_text()
+    assert f"<th>Float16 overflows</th><td>{sum(counts):,} values became 65504</td>" in page
+    assert "run on ipu-sim, ipu numerics" in page
+
+
+def test_a_good_loss_scale_has_no_overflows(monkeypatch, capsys, empty_folder):
+    out, told = overflowing_run(monkeypatch, capsys, 256.0, "--json")
+    assert "float16 overflow" not in told
+    assert json.loads(out)["overflows"] == 0
+    assert [line["overflows"] for line in read_metrics(empty_folder / "run" / "metrics.jsonl")] == [0] * 7
+
+
+@pytest.mark.parametrize("stopped_after", [3, 4])
+def test_a_resumed_run_counts_the_overflows_of_an_uninterrupted_one(monkeypatch, capsys, empty_folder, stopped_after):
+    """Also those that no line of metrics had before the checkpoint, if not every host step has a line."""
+    settings = {"log_every": 3, "evaluate_every": 5}
+    whole = json.loads(overflowing_run(monkeypatch, capsys, 1e6, "--json", **settings)[0])
+    metrics = metrics_without_times(empty_folder / "run")
+    assert sum(line["overflows"] for line in metrics) == whole["overflows"] > 0
+    shutil.rmtree("run")
+    original = train.RunLogger.step
+
+    def stop(self, progress, *args):
+        original(self, progress, *args)
+        if progress.update == stopped_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as context:
+        context.setattr(train.RunLogger, "step", stop)
+        out, _ = overflowing_run(monkeypatch, capsys, 1e6, **settings)
+    assert "interrupted at update" in out
+    resumed = json.loads(overflowing_run(monkeypatch, capsys, 1e6, "--json", "--resume", **settings)[0])
+    assert resumed["overflows"] == whole["overflows"]
+    assert metrics_without_times(empty_folder / "run") == metrics
+    again = json.loads(overflowing_run(monkeypatch, capsys, 1e6, "--json", "--resume", **settings)[0])
+    assert again["overflows"] == whole["overflows"]
+
+
+def test_overflows_that_an_automatic_loss_scale_looks_for_are_counted_without_a_warning(
+    monkeypatch, capsys, empty_folder
+):
+    automatic = ["--set", "precision.automatic_loss_scale=true", "--set", "precision.accumulation=float16"]
+    out, told = overflowing_run(monkeypatch, capsys, 65536.0, "--json", *automatic)
+    assert "float16 overflow" not in told
+    assert json.loads(out)["overflows"] > 0

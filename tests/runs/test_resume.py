@@ -21,6 +21,7 @@ from small_runs import metrics_without_times, small_config, train_in
 
 from vit_ipu.backends.contract import Instances
 from vit_ipu.errors import RunFailed
+from vit_ipu.files import write_checksums
 from vit_ipu.runs.checkpoint import Progress, load_checkpoint
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -144,10 +145,13 @@ def test_a_resumed_run_keeps_the_automatic_loss_scale(monkeypatch, capsys, empty
     with numerics(mode):
         assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
     middle, last = (empty_folder / "run" / "checkpoints" / f"update-{update:08d}" for update in (5, 10))
-    whole, metrics = load_checkpoint(last, device_kind="ipu-sim"), metrics_without_times(empty_folder / "run")
+    whole, metrics = (
+        load_checkpoint(last, device_kind="ipu-sim", numerics=mode),
+        metrics_without_times(empty_folder / "run"),
+    )
     factors = [
         float(state["optimizer"]["ipu_state"]["lossScaleUpdateFactor"])
-        for state, _ in (load_checkpoint(path, device_kind="ipu-sim") for path in (middle, last))
+        for state, _ in (load_checkpoint(path, device_kind="ipu-sim", numerics=mode) for path in (middle, last))
     ]
     assert 1.0 not in factors
     assert factors[0] != factors[1]
@@ -155,7 +159,7 @@ def test_a_resumed_run_keeps_the_automatic_loss_scale(monkeypatch, capsys, empty
     with numerics(mode):
         code, _, err = vit_ipu(monkeypatch, capsys, *command, "--resume")
     assert code == 0, err
-    assert equal_states(whole, load_checkpoint(last, device_kind="ipu-sim"))
+    assert equal_states(whole, load_checkpoint(last, device_kind="ipu-sim", numerics=mode))
     assert metrics_without_times(empty_folder / "run") == metrics
 
 
@@ -165,18 +169,59 @@ def test_neither_checkpoints_nor_evaluations_nor_a_resume_change_stochastic_roun
     for name, run in (("plain", {}), ("often", {"checkpoint_every": 2, "evaluate_every": 2})):
         sections = dict(AUGMENTED, precision=precision, run=dict(run, updates=6))
         config = write_config(empty_folder, name=name, **sections)
-        with numerics("ipu"):
-            assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "ipu-sim", "--output", name)[0] == 0
-        ends.append(load_checkpoint(newest_checkpoint(empty_folder / name / "checkpoints"), device_kind="ipu-sim"))
+        command = ["train", config, "--device", "ipu-sim", "--numerics", "ipu", "--output", name]
+        assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+        ends.append(load_ipu_numerics(empty_folder / name))
     shutil.rmtree(str(empty_folder / "often" / "checkpoints" / "update-00000006"))
-    with numerics("ipu"):
-        code, _, err = vit_ipu(
-            monkeypatch, capsys, "train", "often.yaml", "--device", "ipu-sim", "--output", "often", "--resume"
-        )
+    command = ["train", "often.yaml", "--device", "ipu-sim", "--numerics", "ipu", "--output", "often", "--resume"]
+    code, _, err = vit_ipu(monkeypatch, capsys, *command)
     assert code == 0, err
-    ends.append(load_checkpoint(newest_checkpoint(empty_folder / "often" / "checkpoints"), device_kind="ipu-sim"))
+    ends.append(load_ipu_numerics(empty_folder / "often"))
     assert equal_states(ends[0], ends[1])
     assert equal_states(ends[0], ends[2])
+
+
+def load_ipu_numerics(run):
+    return load_checkpoint(newest_checkpoint(run / "checkpoints"), device_kind="ipu-sim", numerics="ipu")
+
+
+@pytest.mark.parametrize(("before", "now"), [("exact", "ipu"), ("ipu", "exact"), ("ipu", None), ("none", "ipu")])
+def test_a_resume_with_other_numerics_is_refused(monkeypatch, capsys, empty_folder, before, now):
+    """A checkpoint of an earlier version states none, which means exact."""
+    config = write_config(empty_folder, run={"updates": 2})
+    command = ["train", config, "--device", "ipu-sim", "--output", "run"]
+    made_with = "exact" if before == "none" else before
+    assert vit_ipu(monkeypatch, capsys, *command, "--numerics", made_with)[0] == 0
+    checkpoint = newest_checkpoint(empty_folder / "run" / "checkpoints")
+    if before == "none":
+        state = json.loads((checkpoint / "state.json").read_text())
+        assert state.pop("numerics") == "exact"
+        (checkpoint / "state.json").write_text(json.dumps(state))
+        write_checksums(checkpoint)
+    code, _, err = vit_ipu(monkeypatch, capsys, *command, "--resume", *(["--numerics", now] if now else []))
+    assert code == 2
+    assert err == (
+        f"vit-ipu: run/checkpoints/update-00000002 was made with --numerics {made_with} and cannot be resumed with "
+        f"--numerics {now or 'exact'}: resume with --numerics {made_with}, or start a new run with --set "
+        "model.init=run/checkpoints/update-00000002\n"
+    )
+    assert vit_ipu(monkeypatch, capsys, *command, "--resume", "--numerics", made_with)[0] == 0
+
+
+@pytest.mark.parametrize("from_launcher", [False, True])
+def test_the_command_to_continue_has_the_numerics(monkeypatch, capsys, empty_folder, from_launcher):
+    config = write_config(empty_folder)
+    given = [] if from_launcher else ["--numerics", "ipu"]
+    command = ["train", config, "--device", "ipu-sim", "--output", "run", *given]
+    with monkeypatch.context() as context, numerics("ipu") if from_launcher else nullcontext():
+        interrupted_after(context, 2)
+        code, out, _ = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 130
+    options = "--device ipu-sim --output run --numerics ipu --resume"
+    assert f"continue with: vit-ipu train {config} {options}" in " ".join(out.split())
+    code, out, err = vit_ipu(monkeypatch, capsys, "train", config, *options.split())
+    assert code == 0, err
+    assert "resuming at update 2" in out
 
 
 def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys, empty_folder):

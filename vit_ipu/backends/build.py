@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager, suppress
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 import torch
 
@@ -18,18 +18,29 @@ from vit_ipu.ipu_rules import require_runnable
 from vit_ipu.pipeline import num_ipus
 
 DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
+NUMERICS = ("exact", "ipu")
 
 
-def resolve_device(name: str, *, offline: bool = False) -> Device:
+def resolve_device(name: str, *, numerics: Optional[str] = None, offline: bool = False) -> Device:
     """Returns the device that `name` means on this machine; auto is an IPU, else CUDA, else the CPU.
 
-    `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device is unknown or
-    missing, and ConfigError if torchrun has started several processes for a GPU or CPU.
+    `numerics` is the arithmetic of simulated IPUs, "exact" or "ipu". None is the choice of the simulator's launcher, or
+    else "exact". `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device
+    is unknown or missing, or if numerics are given for a device that is not simulated, and ConfigError if torchrun has
+    started several processes for a GPU or CPU.
     """
     if name not in DEVICES:
         raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
+    if numerics is not None and numerics not in NUMERICS:
+        raise DeviceError(f"--numerics {numerics}: unknown; use one of {', '.join(NUMERICS)}")
     if name == "auto":
         name = "ipu" if ipu_problem() is None else "cuda" if torch.cuda.is_available() else "cpu"
+    simulated = name.startswith("ipu-sim")
+    if numerics is not None and not simulated:
+        raise DeviceError(
+            f"--numerics {numerics}: only ipu-sim simulates an IPU's arithmetic, but the device is {name}: add "
+            "--device ipu-sim"
+        )
     if name.endswith("cuda") and not torch.cuda.is_available():
         instead = "cpu" if name == "cuda" else "ipu-sim"
         raise DeviceError(f"--device {name}: torch sees no CUDA device; use --device {instead}")
@@ -39,7 +50,9 @@ def resolve_device(name: str, *, offline: bool = False) -> Device:
             raise DeviceError(f"--device ipu: {problem}")
     if name in ("cuda", "cpu"):
         _refuse_several_processes()
-    return Device(name.partition(":")[0], "cuda" if name.endswith("cuda") else "cpu")
+    if simulated and numerics is None:
+        numerics = _launched_numerics()
+    return Device(name.partition(":")[0], "cuda" if name.endswith("cuda") else "cpu", numerics)
 
 
 def find_instances(config: Config, device: Device) -> Instances:
@@ -98,10 +111,10 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
             most = max(num_ipus(config), num_ipus(config.for_evaluation()))
             simulator.install(most, device=device.tensors)
         except ImportError as error:
-            raise DeviceError(f"--device {device}: {error}") from None
+            raise DeviceError(f"--device {device.name}: {error}") from None
     from vit_ipu.backends.ipu.executor import IpuBackend
 
-    return IpuBackend(config, device.kind, offline=offline)
+    return IpuBackend(config, device, offline=offline)
 
 
 def describe_hardware(device: Device) -> str:
@@ -111,6 +124,12 @@ def describe_hardware(device: Device) -> str:
     on_cpu = f"CPU, {torch.get_num_threads()} threads"
     hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
     return f"simulated IPUs on {hardware}" if device.simulated else hardware
+
+
+def _launched_numerics() -> str:
+    """Returns the numerics that `python -m vit_ipu.simulator --numerics` or a program has chosen, else exact."""
+    simulator = sys.modules.get("vit_ipu.simulator")
+    return "exact" if simulator is None else str(simulator.numerics.current())
 
 
 def _refuse_several_processes() -> None:

@@ -74,6 +74,10 @@ class Backend(Protocol):
     float_format: torch.dtype
     """Format in which the device takes images that the host has normalised."""
 
+    @property
+    def num_overflows(self) -> Optional[int]:
+        """The number of float16 values that training has clipped since the run began; None if it is not counted."""
+
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
         """Makes D weight updates at one learning rate, on the samples [D][G][R][m] of `batch`."""
 
@@ -87,7 +91,7 @@ class Backend(Protocol):
         """Frees the device."""
 
     def state_dict(self) -> Dict[str, Any]:
-        """Returns `model` (tensors by timm's names), `optimizer` and `rng`: all that resuming needs.
+        """Returns `model` (tensors by timm's names), `optimizer`, `rng` and `counts`: all that resuming needs.
 
         The tensors are copies on the host, which later steps do not change: they are written while training continues.
         """
@@ -104,10 +108,22 @@ class Device:
     """ipu, ipu-sim, cuda or cpu."""
     tensors: str
     """Where torch keeps the tensors: cpu or cuda."""
+    numerics: Optional[str] = None
+    """Arithmetic of simulated IPUs: exact, or ipu for an IPU's float16; None on other devices."""
 
     @property
     def simulated(self) -> bool:
         return self.kind == "ipu-sim"
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """The value of --device."""
         return "ipu-sim:cuda" if self.simulated and self.tensors == "cuda" else self.kind
+
+    @property
+    def facts(self) -> Dict[str, Any]:
+        """The device as values for JSON."""
+        return {"device": self.name, "simulated": self.simulated, "numerics": self.numerics}
+
+    def __str__(self) -> str:
+        return self.name if self.numerics is None else f"{self.name}, {self.numerics} numerics"

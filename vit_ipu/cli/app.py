@@ -58,6 +58,14 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in pipeline_configs/.")]
+Numerics = Annotated[
+    Optional[str],
+    typer.Option(
+        "--numerics",
+        metavar="exact|ipu",
+        help="Arithmetic of ipu-sim: exact (float16 computed in float32) if not given, or an IPU's.",
+    ),
+]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, ipu, ipu-sim, ipu-sim:cuda, cuda or cpu.")]
 Overrides = Annotated[Optional[List[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")]
 TrustPickle = Annotated[
@@ -116,6 +124,7 @@ def _options(
 def train(
     config: ConfigPath,
     device: DeviceName = "auto",
+    numerics: Numerics = None,
     output: Annotated[Optional[Path], typer.Option(help="Run folder; runs/CONFIG if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     allow_config_change: Annotated[
@@ -135,7 +144,7 @@ def train(
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
-    loaded, resolved = _prepare(config, device, overrides, console)
+    loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     path = output or _default_output(config, resume=resume)
@@ -175,6 +184,7 @@ def evaluate(
     config: ConfigPath,
     checkpoint: Annotated[str, typer.Option(help="A run, a checkpoint, or weights of any known naming.")],
     device: DeviceName = "auto",
+    numerics: Numerics = None,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
     num_heads: NumHeads = None,
@@ -186,7 +196,7 @@ def evaluate(
     from vit_ipu.evaluate import evaluate as run
 
     console = make_console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console, training=False)
+    loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics, training=False)
     cache = ListingCache(rescan=rescan, notify=console.print)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
     found = run(loaded, resolved, checkpoint, notify=console.print, **options)
@@ -200,6 +210,7 @@ def predict(
     ],
     images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
     device: DeviceName = "auto",
+    numerics: Numerics = None,
     trust_pickle: TrustPickle = False,
     num_heads: NumHeads = None,
     as_json: Json = False,
@@ -216,8 +227,9 @@ def predict(
 
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": leave_out}
     notify = make_console(as_json).print
-    found = run(checkpoint, images, resolve_device(device), notify=notify, **options)
-    print_predictions(found, unreadable, as_json=as_json)
+    resolved = resolve_device(device, numerics=numerics)
+    found = run(checkpoint, images, resolved, notify=notify, **options)
+    print_predictions(found, unreadable, resolved, as_json=as_json)
     return 2 if unreadable else None
 
 
@@ -238,6 +250,7 @@ def plan(
 def compile(
     config: ConfigPath,
     device: DeviceName = "ipu",
+    numerics: Numerics = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Compile without IPUs, for later use (useOfflineIpuTarget).")
     ] = False,
@@ -248,7 +261,8 @@ def compile(
     from vit_ipu.compile import compile_program
 
     console = make_console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console, offline=offline, allow_synthetic=True)
+    options: Dict[str, Any] = {"numerics": numerics, "offline": offline, "allow_synthetic": True}
+    loaded, resolved = _prepare(config, device, overrides, console, **options)
     seconds = compile_program(loaded, resolved, offline=offline)
     print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
@@ -257,6 +271,7 @@ def compile(
 def benchmark(
     config: ConfigPath,
     device: DeviceName = "auto",
+    numerics: Numerics = None,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Host steps to time.")] = 10,
     burn_in: Annotated[
         int, typer.Option(min=0, max=1_000_000, help="Untimed host steps after the first one, which compiles.")
@@ -273,7 +288,7 @@ def benchmark(
     from vit_ipu.data.sources.listing import ListingCache
 
     console = make_console(as_json)
-    loaded, resolved = _prepare(config, device, overrides, console, allow_synthetic=True)
+    loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics, allow_synthetic=True)
     cache = ListingCache(rescan=rescan, notify=console.print)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
     print_throughput(console, loaded, resolved, found, as_json=as_json)
@@ -408,6 +423,7 @@ def _prepare(
     overrides: Optional[List[str]],
     console: "Console",
     *,
+    numerics: Optional[str],
     offline: bool = False,
     training: bool = True,
     allow_synthetic: bool = False,
@@ -418,7 +434,7 @@ def _prepare(
     from vit_ipu.unused_options import unused_options
 
     loaded = load_config(path, overrides or ())
-    resolved = resolve_device(device, offline=offline)
+    resolved = resolve_device(device, numerics=numerics, offline=offline)
     notes = require_runnable_on(loaded, resolved, training=training, allow_synthetic=allow_synthetic)
     for note in notes + unused_options(loaded):
         console.print(f"note: {note}")

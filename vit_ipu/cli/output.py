@@ -54,7 +54,7 @@ def print_summary(
     elif summary.evaluation is None or summary.interrupted:
         console.print(
             f"interrupted at update {progress.update:,} of {summary.total_updates:,}; continue with: "
-            f"{_command_to_resume(folder)}"
+            f"{_command_to_resume(folder, device)}"
         )
     else:
         console.print(
@@ -62,6 +62,8 @@ def print_summary(
             "this process"
         )
         console.print(f"report {folder.report}")
+    if not as_json and summary.overflows is not None:
+        console.print(f"float16 overflow: {summary.overflows:,} values became 65504")
 
 
 def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
@@ -74,17 +76,26 @@ def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -
         samples=summary.progress.samples,
         seconds=summary.seconds,
         checkpoint=str(summary.checkpoint) if summary.checkpoint is not None else None,
-        device=str(device),
-        simulated=device.simulated,
+        overflows=summary.overflows,
+        **device.facts,
     )
 
 
-def _command_to_resume(folder: "RunFolder") -> str:
-    """Returns this process's command, with the options that continue the run."""
+def _command_to_resume(folder: "RunFolder", device: "Device") -> str:
+    """Returns this process's command, with the options that continue the run.
+
+    The numerics are among the options also if the simulator's launcher chose them.
+    """
     arguments = ["vit-ipu", *sys.argv[1:]]
-    if not any(argument == "--output" or argument.startswith("--output=") for argument in arguments):
+    if not _has_option(arguments, "--output"):
         arguments += ["--output", str(folder.path)]
+    if device.numerics not in (None, "exact") and not _has_option(arguments, "--numerics"):
+        arguments += ["--numerics", str(device.numerics)]
     return shlex.join(arguments if "--resume" in arguments else [*arguments, "--resume"])
+
+
+def _has_option(arguments: List[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
 # ------------------------------------------------------------------------------ evaluate and predict
@@ -96,20 +107,22 @@ def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: 
     for skipped in found.skipped:
         console.print(f"skipped: {skipped}")
     if as_json:
-        run = {"checkpoint": str(found.checkpoint), "device": str(device), "simulated": device.simulated}
+        run = {"checkpoint": str(found.checkpoint), **device.facts}
         print_json(dict(asdict(evaluation), skipped=list(found.skipped), **run))
         return
     console.print(f"top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, loss {evaluation.loss:.4f}")
     console.print(f"{evaluation.num_images:,} images, {found.checkpoint}")
 
 
-def print_predictions(predictions: "List[Prediction]", unreadable: Dict[str, str], *, as_json: bool) -> None:
+def print_predictions(
+    predictions: "List[Prediction]", unreadable: Dict[str, str], device: "Device", *, as_json: bool
+) -> None:
     """Prints classes with probabilities; `unreadable` has the errors of the images without a prediction, by path."""
     if as_json:
         rows = [
             {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
         ]
-        print_json({"predictions": rows, "unreadable": unreadable})
+        print_json({"predictions": rows, "unreadable": unreadable, **device.facts})
         return
     for prediction in predictions:
         print(message(prediction.path))
@@ -157,7 +170,7 @@ def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
 def print_compilation(console: "Console", config: "Config", device: "Device", seconds: float, *, as_json: bool) -> None:
     """Prints the result of a compilation."""
     if as_json:
-        print_json({"device": str(device), "simulated": device.simulated, "seconds": seconds})
+        print_json({**device.facts, "seconds": seconds})
     elif device.simulated:
         console.print("PopTorch's rules hold for this model and config (simulated: nothing was compiled)")
     else:
@@ -173,7 +186,7 @@ def print_throughput(
     if as_json:
         print_json(dict(asdict(found), config=config.model_dump(mode="json"), **environment(config, device)))
         return
-    how = "simulated" if device.simulated else "measured"
+    how = f"simulated, {device.numerics} numerics" if device.simulated else "measured"
     fast, slow = found.quartiles
     console.print(
         f"{found.images_per_second:,.1f} images/s ({how}; quartiles {slow:,.1f} and {fast:,.1f} of "

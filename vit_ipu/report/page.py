@@ -13,7 +13,7 @@ from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.metrics import read_metrics
+from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
 from vit_ipu.text import escaped
 
@@ -52,7 +52,7 @@ def write_report(folder: RunFolder) -> None:
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
     page = _PAGE.format(
-        title=html.escape(escaped(f"{folder.path.name} on {environment['device']}")),
+        title=html.escape(escaped(f"{folder.path.name} on {_device(environment)}")),
         notice=_notice(environment),
         figures=_table(figures(metrics)),
         curves=curves_svg(metrics) if metrics else "<p>No metrics yet.</p>",
@@ -70,7 +70,7 @@ def _notice(environment: Dict[str, Any]) -> str:
 
 
 def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
-    """Returns the rows of the table of results: the last evaluation, and the last training loss."""
+    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows."""
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "top1" in line]
     rows = []
@@ -82,21 +82,30 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
         last = steps[-1]
         rows.append(("Updates, samples", f"{last['update']:,}, {last['samples']:,}"))
         rows.append(("Training loss", f"{last['loss']:.4f}"))
+    overflows = sum_of_overflows(metrics)
+    if overflows is not None:
+        rows.append(("Float16 overflows", f"{overflows:,} values became 65504"))
     return rows
 
 
 def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return [
-        ("Device", f"{environment['device']} ({environment['hardware']})"),
+        ("Device", f"{_device(environment)} ({environment['hardware']})"),
         ("Simulated", "yes" if environment["simulated"] else "no"),
         ("Precision", environment["compute"]),
         ("Versions", f"vit_ipu {environment['vit_ipu']}, Python {environment['python']}, {versions}"),
         ("Commit", environment["commit"] or "not a checkout"),
         ("Command", " ".join(environment["command"])),
         ("Started", environment["time"]),
-        *[("Resumed", f"{facts['time']} on {facts['device']}") for facts in environment.get("resumed", [])],
+        *[("Resumed", f"{facts['time']} on {_device(facts)}") for facts in environment.get("resumed", [])],
     ]
+
+
+def _device(environment: Dict[str, Any]) -> str:
+    """Returns the device, with the numerics if it was simulated by a version that states them."""
+    numerics = environment.get("numerics")
+    return f"{environment['device']}, {numerics} numerics" if numerics else str(environment["device"])
 
 
 def _table(rows: Sequence[Tuple[str, str]]) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written completely or not at all, verified when read, without unpickling anything.
 
 A checkpoint is a folder: model.safetensors (timm's names), optimizer.safetensors (optimizer and random state),
-state.json (the progress, and state that is not a tensor), config.json (the run's config and the names of the classes)
-and checksums.json (the size and the SHA-256 of each of these).
+state.json (the progress, the device and its numerics, and state that is not a tensor), config.json (the run's config
+and the names of the classes) and checksums.json (the size and the SHA-256 of each of these).
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ DAMAGED = "damaged-"
 """Prefix of the name of a damaged checkpoint from which a run did not resume."""
 _NATIVE = {"cpu", "cuda"}
 """Kinds of device whose optimizer states have the same form."""
+_EXACT = "exact"
+"""Numerics of a checkpoint that states none."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,22 @@ def save_checkpoint(
     description: ModelDescription,
     *,
     device_kind: str,
+    numerics: Optional[str] = None,
 ) -> Path:
     """Writes a checkpoint into `folder` and returns its path; a crash at any instant leaves the others intact.
 
-    Raises RunFailed, and leaves nothing behind, if a file cannot be written.
+    `numerics` are those of simulated IPUs. Raises RunFailed, and leaves nothing behind, if a file cannot be written.
     """
     final = folder / f"{PREFIX}{progress.update:08d}"
     if _is_whole(final):  # the same update of the same run gives the same state
         return final
     tensors: Dict[str, Tensor] = {}
-    rest = _take_tensors({"optimizer": state["optimizer"], "rng": state["rng"]}, "", tensors)
+    rest = _take_tensors({part: value for part, value in state.items() if part != "model"}, "", tensors)
     with written_whole(final) as temporary:
         temporary.mkdir(parents=True)
         save_tensors(state["model"], temporary / MODEL)
         save_tensors(tensors, temporary / _OPTIMIZER)
-        values = {"progress": asdict(progress), "device": device_kind, "state": rest}
+        values = {"progress": asdict(progress), "device": device_kind, "numerics": numerics, "state": rest}
         (temporary / STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
         write_description(temporary, description)
         write_checksums(temporary)
@@ -128,18 +131,20 @@ def set_aside_later_checkpoints(folder: Path, update: int) -> None:
 
 
 def load_checkpoint(
-    checkpoint: Path, *, device_kind: str, notify: Notify = lambda text: None
+    checkpoint: Path, *, device_kind: str, numerics: Optional[str] = None, notify: Notify = lambda text: None
 ) -> Tuple[Dict[str, Any], Progress]:
     """Returns the state and the progress from which a run resumes.
 
+    `numerics` are those of a simulated device; None means exact, the only ones before checkpoints stated them.
     `notify` receives a note if the checkpoint has no checksums. Raises DamagedCheckpoint if the checkpoint is damaged,
-    and CheckpointError if it was made on another kind of device.
+    and CheckpointError if it was made on another kind of device, or with other numerics.
     """
     require_whole(checkpoint, _FILES, notify=notify)
     values = read_json(checkpoint / STATE)
     pipeline = _pipeline_of(checkpoint)
     try:
         progress, made_on, rest = Progress(**values["progress"]), values["device"], values["state"]
+        made_with = _numerics_of(values)
         _check_progress(progress, pipeline)
         _check_parts(rest)
     except (KeyError, TypeError, ValueError) as error:
@@ -148,6 +153,12 @@ def load_checkpoint(
         raise CheckpointError(
             f"{checkpoint} was made on {made_on} and cannot be resumed on {device_kind}: resume with --device "
             f"{made_on}, or start a new run with --set model.init={checkpoint}"
+        )
+    if made_with != (numerics or _EXACT):
+        raise CheckpointError(
+            f"{checkpoint} was made with --numerics {made_with} and cannot be resumed with --numerics "
+            f"{numerics or _EXACT}: resume with --numerics {made_with}, or start a new run with --set "
+            f"model.init={checkpoint}"
         )
     tensors = load_tensors(checkpoint / _OPTIMIZER)
     used: Dict[str, Tensor] = {}
@@ -179,20 +190,36 @@ def _check_progress(progress: Progress, pipeline: PipelineConfig) -> None:
 
 
 def _check_parts(state: Any) -> None:
-    """Raises ValueError unless the state has a mapping for the optimizer and one for the random numbers."""
+    """Raises ValueError unless the state has mappings for the optimizer, for the random numbers and of counts."""
     for name in ("optimizer", "rng"):
         if not isinstance(state, dict) or not isinstance(state.get(name), dict):
             raise ValueError(f"it lacks {name}")
+    counts = state.get("counts", {})
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise ValueError(f"its counts {counts} must be integers that are not negative")
+
+
+def _numerics_of(values: Dict[str, Any]) -> str:
+    """Returns the numerics that a checkpoint states. Raises ValueError if they do not exist."""
+    numerics = values.get("numerics") or _EXACT
+    if numerics not in (_EXACT, "ipu"):
+        raise ValueError(f"its numerics {numerics!r} are unknown")
+    return str(numerics)
 
 
 def load_resumable(
-    checkpoint: Path, description: ModelDescription, *, device_kind: str, notify: Notify = lambda text: None
+    checkpoint: Path,
+    description: ModelDescription,
+    *,
+    device_kind: str,
+    numerics: Optional[str] = None,
+    notify: Notify = lambda text: None,
 ) -> Tuple[Dict[str, Any], Progress]:
     """Returns the state and the progress, like `load_checkpoint`, for a run on the images of `description`.
 
     Raises CheckpointError also if the checkpoint was trained on other images, or for longer than the run lasts.
     """
-    state, progress = load_checkpoint(checkpoint, device_kind=device_kind, notify=notify)
+    state, progress = load_checkpoint(checkpoint, device_kind=device_kind, numerics=numerics, notify=notify)
     saved = load_description(checkpoint)
     before, now = saved.trained, description.trained
     assert now is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from typing_extensions import Protocol
 
@@ -21,7 +21,17 @@ _LONGEST_LINE = 1 << 16
 _MOST_DAMAGED = 100
 """Damaged lines of metrics.jsonl after which reading stops: it may be another file, of any size."""
 _NUMBERS = frozenset(
-    ("host_step", "samples", "loss", "learning_rate", "images_per_second", "top1", "top5", "evaluation_loss")
+    (
+        "host_step",
+        "samples",
+        "overflows",
+        "loss",
+        "learning_rate",
+        "images_per_second",
+        "top1",
+        "top5",
+        "evaluation_loss",
+    )
 )
 
 
@@ -51,6 +61,17 @@ class Metrics:
 def evaluations_until(path: Path, update: int) -> List[Dict[str, Any]]:
     """Returns the lines of a metrics.jsonl up to an update that have an evaluation."""
     return [line for line in _lines_until(path, update) if "top1" in line]
+
+
+def overflows_until(path: Path, update: int) -> int:
+    """Returns the number of float16 overflows that the lines of a metrics.jsonl up to an update count."""
+    return sum_of_overflows(_lines_until(path, update)) or 0
+
+
+def sum_of_overflows(lines: Sequence[Dict[str, Any]]) -> Optional[int]:
+    """Returns the number of float16 overflows that lines of a metrics.jsonl count; None if they do not."""
+    counts = [line["overflows"] for line in lines if "overflows" in line]
+    return sum(counts) if counts else None
 
 
 def _lines_until(path: Path, update: int, notify: Notify = lambda text: None) -> List[Dict[str, Any]]:

@@ -7,13 +7,14 @@ attaches, and attaches again for its next step; the weights are copied through t
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, Optional
+from contextlib import nullcontext
+from typing import Any, ContextManager, Dict, Optional
 
 import poptorch
 import torch
 from torch import Tensor
 
-from vit_ipu.backends.contract import HostBatch, StepResult
+from vit_ipu.backends.contract import Device, HostBatch, StepResult
 from vit_ipu.backends.ipu.blocks import IpuTrainingStep, begin_stages, keep_block_outputs, keep_middles
 from vit_ipu.backends.ipu.distributed import instances
 from vit_ipu.backends.ipu.optimizer import build_optimizer
@@ -30,11 +31,11 @@ _PREFIX = "model."
 class IpuBackend:
     """The backend for IPUs and for simulated IPUs: PopTorch is called the same way for both."""
 
-    def __init__(self, config: Config, device_kind: str, *, offline: bool = False) -> None:
-        self._config, self._offline = config, offline
+    def __init__(self, config: Config, device: Device, *, offline: bool = False) -> None:
+        self._config, self._offline, self._numerics = config, offline, device.numerics
         self.instances = instances(config)
         self.samples_per_call = BatchPlan.of_evaluation(config).samples_per_step // self.instances.count
-        self.float_format = DTYPES[config.precision.resolve_compute(device_kind)]
+        self.float_format = DTYPES[config.precision.resolve_compute(device.kind)]
         torch.manual_seed(config.run.seed)
         attention = "explicit" if config.model.attention == "auto" else config.model.attention
         model = ViT(config.model, attention=attention)
@@ -47,6 +48,7 @@ class IpuBackend:
         self._inference_is_current = False
         self._saved_optimizer: Optional[Dict[str, Any]] = None
         self._saved_rng: Optional[Dict[str, Any]] = None
+        self._num_overflows = self._counted_overflows = 0
 
     # ----------------------------------------------------------------------------------- training
 
@@ -57,6 +59,7 @@ class IpuBackend:
         images, *others = batch.inputs
         losses = training(self._on_wire(images), *others)  # (D * G * R,)
         self._inference_is_current = False
+        self._count_overflows(training)
         by_update = losses.float().reshape(self._config.pipeline.device_iterations, -1).mean(dim=1)
         values = self.instances.mean(by_update).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
@@ -69,7 +72,8 @@ class IpuBackend:
         inference = self._wrapped_inference()
         if not inference.isCompiled():
             self._release_training()
-            inference.compile(self._blank_images(self.samples_per_call))
+            with self._compilation():
+                inference.compile(self._blank_images(self.samples_per_call))
         self._release_inference()
         self._compiled_training()
 
@@ -80,10 +84,28 @@ class IpuBackend:
             positions = BatchPlan.of(self._config).share(self.instances.index, self.instances.count)
             count, mixing = len(positions), mixing_of_step(self._config, 0, positions)
             blank = HostBatch(self._blank_images(count), torch.zeros(count, dtype=torch.int64), mixing)
-            self._training.compile(*blank.inputs)
+            with self._compilation():
+                self._training.compile(*blank.inputs)
             if self._saved_rng is not None and not self._offline:
                 self._restore_random_state()
         return self._training
+
+    def _compilation(self) -> ContextManager[Any]:
+        """Chooses the simulator's numerics for a program that is compiled inside; PopTorch has none to choose."""
+        return nullcontext() if self._numerics is None else poptorch.numerics(self._numerics)
+
+    @property
+    def num_overflows(self) -> Optional[int]:
+        """The number of float16 values that training has clipped since the run began; only simulated IPUs count it."""
+        return self._num_overflows if self._numerics == "ipu" else None
+
+    def _count_overflows(self, training: poptorch.PoplarExecutor) -> None:
+        """Adds the values that all host processes have clipped since the last call."""
+        if self._numerics != "ipu":
+            return
+        before, self._counted_overflows = self._counted_overflows, training.num_clipped()
+        new = torch.tensor([float(self._counted_overflows - before)])
+        self._num_overflows += round(self.instances.mean(new).item() * self.instances.count)
 
     def _wrap_for_training(self) -> poptorch.PoplarExecutor:
         model = self._training_step.model
@@ -114,11 +136,12 @@ class IpuBackend:
         size = self.samples_per_call
         executor = self._current_inference()
         logits = []
-        for start in range(0, len(images), size):
-            chunk = images[start : start + size]
-            padding = chunk.new_zeros((size - len(chunk), *chunk.shape[1:]))
-            padded = torch.cat([chunk, padding]) if len(padding) else chunk
-            logits.append(executor(self._on_wire(padded))[: len(chunk)])
+        with self._compilation():  # which is part of the first call
+            for start in range(0, len(images), size):
+                chunk = images[start : start + size]
+                padding = chunk.new_zeros((size - len(chunk), *chunk.shape[1:]))
+                padded = torch.cat([chunk, padding]) if len(padding) else chunk
+                logits.append(executor(self._on_wire(padded))[: len(chunk)])
         return torch.cat(logits).float()
 
     def _current_inference(self) -> poptorch.PoplarExecutor:
@@ -150,6 +173,8 @@ class IpuBackend:
 
     def state_dict(self) -> Dict[str, Any]:
         state: Dict[str, Any] = {"model": self._weights(), "optimizer": {}, "rng": {}}
+        if self.num_overflows is not None:
+            state["counts"] = {"overflows": self.num_overflows}
         if self._training is not None and self._training.isCompiled():
             optimizer = self._optimizer.state_dict()
             state["optimizer"] = {name: dict(optimizer[name] or {}) for name in ("ipu_state", "ipu_param")}
@@ -161,6 +186,7 @@ class IpuBackend:
         target = self._training if self._training is not None else self._training_step
         target.load_state_dict(_prefixed(state["model"]))
         self._inference_is_current = False
+        self._num_overflows = state.get("counts", {}).get("overflows", self._num_overflows)
         if state.get("optimizer"):
             self._saved_optimizer = state["optimizer"]
             if self._optimizer is not None:

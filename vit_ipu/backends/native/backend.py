@@ -24,6 +24,7 @@ class NativeBackend:
     instances = Instances()
     samples_per_call = 1
     float_format = torch.float32
+    num_overflows = None
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device

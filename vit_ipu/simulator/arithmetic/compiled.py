@@ -58,7 +58,7 @@ def kernels_for(device: torch.device) -> Optional[Kernels]:
     try:
         from vit_ipu.simulator.arithmetic.cuda_kernels import CudaKernels
     except ImportError:
-        logger.warning("Triton was not found: an IPU's float16 is simulated many times more slowly.")
+        logger.warning("Triton 3 was not found: an IPU's float16 is simulated many times more slowly.")
         return None
     return CudaKernels(device)
 

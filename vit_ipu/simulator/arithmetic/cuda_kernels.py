@@ -1,9 +1,10 @@
 """The functions of kernels.c on a CUDA device, in Triton.
 
-They give the same bits as plain torch but for the order in which tensor cores add the products of a chunk.
+They give the same bits as plain torch but for the order in which tensor cores add the products of a chunk. The import
+fails without Triton, and with a version before 3.
 """
 
-# mypy: disable-error-code="untyped-decorator,import-untyped,no-untyped-def,no-untyped-call"
+# mypy: disable-error-code="untyped-decorator,import-untyped,import-not-found,no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from vit_ipu.simulator.arithmetic.random_bits import LANES, SLOTS, Operation
+
+if int(triton.__version__.partition(".")[0]) < 3:
+    raise ImportError(f"Triton {triton.__version__} is too old")
 
 _LANES, _SLOTS = tl.constexpr(LANES), tl.constexpr(SLOTS)
 _DROPPED = tl.constexpr(0x1FFF)

@@ -6,7 +6,8 @@ launches all of them at once, and computes the same bits.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Hashable, List, NamedTuple, Optional
+import inspect
+from typing import Any, Callable, Dict, Hashable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from vit_ipu.simulator.logs import logger
 
 Work = Callable[[List[Tensor]], List[Tensor]]
 """Computes the outputs of a micro-batch from its inputs; what else it changes must be tensors that stay in place."""
+
+
+_MODE = "capture_error_mode"
+_ALONE: Dict[str, Any] = (
+    {_MODE: "thread_local"} if _MODE in inspect.signature(torch.cuda.graph.__init__).parameters else {}
+)
+"""Lets other threads, such as a loader's, call CUDA during a recording; torch 2.0 lacks the option."""
 
 
 class _Recorded(NamedTuple):
@@ -69,7 +77,7 @@ class CudaGraphs:
         try:
             if self._rounding is not None:
                 self._rounding.start_recording(self._device)
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, **_ALONE):
                 outputs = work(fixed)
         except RuntimeError as error:  # work that waits for the device cannot be recorded
             self._is_possible = False
