@@ -108,6 +108,24 @@ def test_a_full_disk_at_the_start_leaves_a_folder_that_can_be_started(monkeypatc
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run", "--resume")[0] == 0
 
 
+def test_a_start_whose_environment_is_written_but_not_synced_can_be_made_again(monkeypatch, empty_folder):
+    from vit_ipu import files
+
+    original = files.sync_entry
+
+    def fail(path):
+        if (path / "environment.json").is_file():
+            raise OSError(5, "Input/output error")
+        original(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(files, "sync_entry", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            train_in(empty_folder / "run", CONFIG)
+    assert not (empty_folder / "run").exists()
+    assert train_in(empty_folder / "run", CONFIG)[0].progress.update == 2
+
+
 def test_the_next_start_removes_what_interrupted_writes_and_removals_left(empty_folder):
     path = empty_folder / "run"
     train_in(path, CONFIG)

@@ -121,6 +121,8 @@ class RunFolder:
         if self.environment.is_file():
             first = self.read_environment()
             facts = dict(first, resumed=[*first.get("resumed", []), facts])
+        else:
+            self._made.append(self.environment)  # it can be there even if its writing fails afterwards
         write_whole(self.environment, json.dumps(facts, indent=1))
         if self._changed_config is not None:
             write_whole(self.config, dump_config(self._changed_config))
