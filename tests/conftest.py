@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers import vit_ipu
 
-from vit_ipu.simulator import machine
+from vit_ipu.signals import STOPPING
+from vit_ipu.simulator import instances, machine
 
 torch.set_num_threads(1)
 
@@ -37,6 +38,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _separate_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Gives the tests a separate cache, so that they neither read nor fill the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _separate_handlers() -> Iterator[None]:
+    """Takes the handlers of signals back, which a command sets, or at its end ignores, for the rest of its process."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _separate_instances() -> Iterator[None]:
+    """Leaves the instances of poprun that a test has joined and, where it failed, not left."""
+    yield
+    instances.leave()
 
 
 @pytest.fixture(autouse=True)

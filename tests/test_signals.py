@@ -29,17 +29,10 @@ from vit_ipu.signals import (
 from vit_ipu.text import escaped, message, reason_of, shortened, single_line
 
 
-@pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield before
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number, handlers):
+def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number):
     messages = []
+    before = signal.getsignal(number)
     with StopSignal(messages.append) as stop:
         assert list(stop.until_stopped([1, 2])) == [1, 2]
         signal.raise_signal(number)
@@ -54,7 +47,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number, h
         assert len(messages) == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-    assert signal.getsignal(number) == handlers[number]
+    assert signal.getsignal(number) == before
 
 
 def test_items_are_taken_until_the_stop_is_requested():

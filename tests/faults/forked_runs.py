@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 TESTS = Path(__file__).parent.parent
+END = "\n"
+"""The request that ends the server."""
 STRAY_SECONDS = 15.0
 """How long a worker process may outlive its killed main process."""
 
@@ -63,7 +65,7 @@ class ForkedRuns:
         request["names"] = names and str(names)
         pid = self._ask(request)
         self._folders[pid] = folder
-        while _session(pid) not in (pid, 0):  # until then its process group cannot be killed
+        while _session(pid) != pid and _is_living(pid):  # until then its process group cannot be killed
             time.sleep(0.001)
         return pid
 
@@ -93,8 +95,7 @@ class ForkedRuns:
         for pid in _living():
             if _session(pid) in self._folders:
                 os.kill(pid, signal.SIGKILL)
-        self._server.stdin.close()  # type: ignore[union-attr]
-        self._server.wait(30)
+        self._server.communicate(END, timeout=30)  # a forked process of the tests may hold stdin open
 
     def _ask(self, request: Dict[str, Any]) -> Any:
         assert self._server.stdin is not None
@@ -106,7 +107,11 @@ class ForkedRuns:
 
 def _living() -> List[int]:
     """Returns all processes but those that only wait to be noticed by their parent."""
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _fields(pid)[0] not in "ZX"]
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_living(pid)]
+
+
+def _is_living(pid: int) -> bool:
+    return _fields(pid)[0] not in "ZX"
 
 
 def _session(pid: int) -> int:
@@ -125,7 +130,7 @@ def _fields(pid: int) -> List[str]:
 
 
 def serve() -> None:
-    """Imports what runs need and draws once, so that each run need not; then answers requests until stdin ends."""
+    """Imports what runs need and draws once, so that each run need not; then answers requests."""
     import torch
 
     from vit_ipu import evaluate, predict, simulator, train  # noqa: F401
@@ -135,7 +140,9 @@ def serve() -> None:
 
     curves_svg([{"update": 1, "loss": 1.0, "learning_rate": 1.0, "images_per_second": 1.0}])
     torch.set_num_threads(1)
-    for line in iter(sys.stdin.readline, ""):
+    for line in iter(sys.stdin.readline, END):
+        if not line:  # the tests were killed
+            return
         request = json.loads(line)
         if "pid" in request:
             _answer(_wait(**request))
