@@ -89,7 +89,8 @@ def trained(middle):
 
 
 def assert_equal(weights, expected):
-    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    """Micro-batches of a model without autograd.Functions and hooks pass together, which adds in another order."""
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-7)
 
 
 FUNCTIONS = {

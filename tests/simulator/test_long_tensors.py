@@ -14,7 +14,8 @@ from simulated import TwoStages, data, options
 from torch import nn
 
 from vit_ipu import simulator as poptorch
-from vit_ipu.simulator.execution.program import Program
+from vit_ipu.simulator.execution import passes
+from vit_ipu.simulator.execution.passes import Passes
 from vit_ipu.simulator.installation.install import install
 from vit_ipu.simulator.updates.updater import Updater
 
@@ -48,12 +49,11 @@ class InPlace(nn.Module):
 def as_on_a_gpu(monkeypatch):
     """Keeps accumulators in place and joins updates, as on a GPU, but without graphs."""
 
-    def graphs(self):
-        if self._training is not None:
-            self._training.gradients.stay_in_place(self._device)
-        return SimpleNamespace(run=lambda key, work, inputs: work(inputs))
+    def find_way(self, trace, half):
+        self._gradients.stay_in_place(torch.device("cpu"))
+        self._graphs = SimpleNamespace(run=lambda key, work, inputs: work(inputs))
 
-    monkeypatch.setattr(Program, "_new_graphs", graphs)
+    monkeypatch.setattr(Passes, "_find_way_on_host", find_way)
     monkeypatch.setattr(Updater, "_joins", lambda self, variable: self._rule.is_elementwise)
 
 
@@ -76,6 +76,7 @@ def test_long_tensors_give_the_same_updates(request, monkeypatch, optimizer, arg
     model = InPlace()
     with monkeypatch.context() as context:
         context.setattr(Updater, "_joins", lambda self, variable: False)
+        context.setattr(Passes, "_find_way_on_host", lambda self, trace, half: None)
         expected = trained(model, optimizer, arguments, mode, running=running)
     request.getfixturevalue("as_on_a_gpu")
     found = trained(model, optimizer, arguments, mode, running=running)
@@ -110,7 +111,7 @@ def on_the_gpu(mode, half, calls, *, graphs=True, monkeypatch=None, resume=None)
         model.load_state_dict(resume[0])
     with monkeypatch.context() as context, poptorch.numerics(mode):
         if not graphs:
-            context.setattr(Program, "_new_graphs", lambda self: None)
+            context.setattr(passes, "CudaGraphs", lambda *arguments: None)
         optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.01)
         executor = poptorch.trainingModel(model, made, optimizer)
         batches = [data(32, seed, torch.float16 if half else torch.float32) for seed in range(10)]

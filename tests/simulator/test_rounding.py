@@ -190,6 +190,51 @@ def test_compiled_rounding_gives_the_bits_of_plain_torch(count, stochastic):
     assert torch.equal(plain.state, compiled.state)
 
 
+def bits(values):
+    return values.nan_to_num(1.0).view(torch.int16 if values.dtype == torch.float16 else torch.int32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 15, 129, 100_003])
+def test_rounding_in_float32_gives_the_values_in_float16(count, stochastic):
+    values = awkward_values(count)
+    one, other = (Rounding(stochastic=stochastic, seed=3) for _ in range(2))
+    for given in (values, values.repeat(2).reshape(2, -1).t()):
+        expected = one(given).float()
+        found = other.in_float32(given.clone())
+        assert torch.equal(bits(found), bits(expected))
+    assert one.num_clipped == other.num_clipped
+    assert torch.equal(one.state, other.state)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (2 / 3, 3.0), (6 / 7, 7.0)])
+@pytest.mark.parametrize("count", [1, 129, 100_003])
+def test_compiled_accumulation_gives_the_bits_of_plain_torch(count, factors, stochastic):
+    values = awkward_values(count).half()
+    plain, compiled = roundings(stochastic)
+    sums = [values.roll(1).clone() for _ in range(2)]
+    for _ in range(3):
+        sums = [rounding.accumulate(of, values, factors) for rounding, of in zip((plain, compiled), sums)]
+        assert torch.equal(bits(sums[0]), bits(sums[1]))
+    assert plain.num_clipped == compiled.num_clipped
+    assert torch.equal(plain.state, compiled.state)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_product_in_float32_has_the_values_of_one_in_float16(stochastic):
+    left, right = half(3, 19, 300, scale=300.0), half(3, 300, 33, seed=1)
+    one, other = (Rounding(stochastic=stochastic, seed=3) for _ in range(2))
+    for a, b in ((left, right), (left.transpose(1, 2), right.transpose(1, 2)[:, :, :19].transpose(1, 2)[:, :19])):
+        expected = one.product(a, b, 16)
+        found = other.product(a.float(), b.float(), 16, dtype=torch.float32)
+        assert torch.equal(bits(found), bits(expected.float()))
+    assert one.num_clipped == other.num_clipped
+
+
 @needs_compiler
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize(

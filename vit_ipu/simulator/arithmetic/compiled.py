@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import platformdirs
 import torch
@@ -27,9 +27,15 @@ from vit_ipu.simulator.logs import logger
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
 _NATIVE = "-march=native"
+_Strides = ctypes.c_int64 * 3
 _SECONDS = 120
 """How long a compilation may take."""
+_FLOAT = ctypes.c_float
 _INT, _POINTER, _SIZE, _WORD = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
+
+
+Factors = Tuple[float, float]
+"""What a sum is multiplied by, and what is added to it divided by."""
 
 
 class Kernels(Protocol):
@@ -68,8 +74,10 @@ class HostKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._round, self._multiply = library.round_to_half, library.product_in_half
-        self._round.argtypes = [_POINTER] * 3 + [_SIZE, _INT, _WORD, _WORD, _INT]
-        self._multiply.argtypes = [_POINTER] * 4 + [_SIZE] * 5 + [_INT, _WORD, _WORD, _INT]
+        self._accumulate = library.accumulate_in_half
+        self._accumulate.argtypes = [_POINTER] * 2 + [_FLOAT] * 2 + [_POINTER, _SIZE, _INT, _WORD, _WORD, _INT]
+        self._round.argtypes = [_POINTER] * 4 + [_SIZE, _INT, _WORD, _WORD, _INT]
+        self._multiply.argtypes = [_POINTER] * 7 + [_SIZE] * 5 + [_INT, _WORD, _WORD, _INT]
 
     def round(self, values: Tensor, results: Tensor, clipped: Tensor, operation: Optional[Operation]) -> None:
         """Rounds float32 `values` into float16 `results`, stochastically with the bits of `operation` if given.
@@ -77,8 +85,23 @@ class HostKernels:
         Adds the number of finite values that were too large to `clipped`, an int64.
         """
         seed, number = operation[:2] if operation is not None else (0, 0)
-        pointers = values.data_ptr(), results.data_ptr(), clipped.data_ptr()
+        pointers = values.data_ptr(), results.data_ptr(), None, clipped.data_ptr()
         self._round(*pointers, values.numel(), operation is not None, seed, number, torch.get_num_threads())
+
+    def round_in_place(
+        self, address: int, count: int, clipped: int, is_stochastic: bool, seed: int, number: int
+    ) -> None:
+        """Rounds `count` float32 values at an address to float16 values; `clipped` is the address of an int64."""
+        self._round(address, None, address, clipped, count, is_stochastic, seed, number, torch.get_num_threads())
+
+    def accumulate(
+        self, sums: Tensor, values: Tensor, factors: Factors, clipped: Tensor, operation: Optional[Operation]
+    ) -> None:
+        """Makes float16 `sums` sum * factors[0] + value / factors[1] of float16 `values`, rounded."""
+        seed, number = operation[:2] if operation is not None else (0, 0)
+        pointers = sums.data_ptr(), values.data_ptr()
+        how = operation is not None, seed, number, torch.get_num_threads()
+        self._accumulate(*pointers, *factors, clipped.data_ptr(), sums.numel(), *how)
 
     def multiply(
         self,
@@ -89,14 +112,17 @@ class HostKernels:
         chunk: int,
         operation: Optional[Operation],
     ) -> None:
-        """Multiplies float16 (batch, M, K) and (batch, K, N) into contiguous `results`.
+        """Multiplies float16 values (batch, M, K) and (batch, K, N) into contiguous `results`, float16 or float32.
 
         The running sum is rounded after each chunk of K; sums that are clipped are counted. Raises MemoryError.
         """
-        left, right = (tensor.to(torch.float32).contiguous() for tensor in (left, right))
+        left, right = left.float(), right.float()
         seed, number = operation[:2] if operation is not None else (0, 0)
         batch, rows, inner = left.shape
-        pointers = left.data_ptr(), right.data_ptr(), results.data_ptr(), clipped.data_ptr()
+        halves, wide = (results, None) if results.dtype == torch.float16 else (None, results)
+        found = (None if of is None else of.data_ptr() for of in (halves, wide))
+        inputs = left.data_ptr(), _Strides(*left.stride()), right.data_ptr(), _Strides(*right.stride())
+        pointers = *inputs, *found, clipped.data_ptr()
         sizes = batch, rows, right.shape[2], inner, chunk
         if self._multiply(*pointers, *sizes, operation is not None, seed, number, torch.get_num_threads()):
             raise MemoryError("no memory for a product of float16")

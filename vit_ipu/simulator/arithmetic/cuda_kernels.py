@@ -220,6 +220,7 @@ class CudaKernels:
         operation: Optional[Operation],
     ) -> None:
         """Multiplies float16 (batch, M, K) and (batch, K, N) into `results`; rounds after each chunk of K."""
+        left, right = left.half(), right.half()
         seed, number, base = self._key(operation)
         batch, rows, inner = left.shape
         columns = right.shape[2]

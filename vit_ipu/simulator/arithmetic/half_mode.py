@@ -6,7 +6,8 @@ other operation with a float16 input or output is computed in float32 and rounde
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -18,21 +19,26 @@ from vit_ipu.simulator.arithmetic.rounding import Rounding, to_nearest
 from vit_ipu.simulator.nested import map_tensors
 from vit_ipu.simulator.options.options import Options
 
-undispatched = _disable_current_modes
-"""A context manager inside which operations are torch's own."""
+
+@contextmanager
+def undispatched() -> Iterator[None]:
+    """Inside, functions and operations are torch's own."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
+
 
 Plan = Callable[["HalfArithmetic", Any, Sequence[Any], Dict[str, Any]], Any]
 
 _HALF, _FLOATS = torch.float16, (torch.float32, torch.float64)
 
 # Operations that move values without changing them.
-_MEMORY = frozenset(
+MEMORY = frozenset(
     "cat stack clone contiguous index index_select gather embedding flip roll repeat select_backward slice_backward "
     "empty empty_like empty_strided new_empty new_empty_strided zeros_like ones_like new_zeros new_ones _unsafe_view "
     "unsafe_split unsafe_chunk unsafe_split_with_sizes _local_scalar_dense take tril triu im2col".split()
 )
 # Operations whose results are float16 values if the inputs are: rounding would change nothing.
-_EXACT = frozenset(
+EXACT = frozenset(
     "relu neg abs maximum minimum max min amax amin threshold_backward masked_fill where sign floor ceil round "
     "max_pool2d_with_indices max_pool2d_with_indices_backward sort topk scatter constant_pad_nd".split()
 )
@@ -73,11 +79,13 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         return cls(rounding, partials)
 
+    def from_number(self, number: int) -> HalfArithmetic:
+        """Returns the same arithmetic with a rounding of its own, which counts its operations from `number`."""
+        rounding = self.rounding.from_number(number)
+        return HalfArithmetic(rounding, self.partials.with_rounding(rounding))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
-        plan = _PLANS.get(func)
-        if plan is None:
-            plan = _PLANS[func] = _plan_of(func)
-        return plan(self, func, args, kwargs or {})
+        return plan_of(func)(self, func, args, kwargs or {})
 
     def round(self, result: Any) -> Any:
         """Returns a result with its float32 tensors rounded."""
@@ -87,19 +95,35 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _PLANS: Dict[Any, Plan] = {}
 
 
-def _plan_of(func: Any) -> Plan:
+def plan_of(func: Any) -> Plan:
     """Returns the plan for an operation, chosen by its name and by the aliases in its schema."""
-    schema = func._schema
-    name = schema.name.split("::")[1]
+    plan = _PLANS.get(func)
+    if plan is None:
+        plan = _PLANS[func] = _new_plan(func)
+    return plan
+
+
+def name_of(func: Any) -> str:
+    """Returns an operation's name without namespace and overload."""
+    return func._schema.name.split("::")[1]
+
+
+def written_by(func: Any) -> List[int]:
+    """Returns the positions of the arguments that an operation changes in place."""
+    arguments = enumerate(func._schema.arguments)
+    return [index for index, a in arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+def _new_plan(func: Any) -> Plan:
+    schema, name, written = func._schema, name_of(func), written_by(func)
     if name in _SPECIAL:
         return _SPECIAL[name]
-    written = [index for index, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     if written:
         return _in_place([(index, schema.arguments[index].name) for index in written])
-    if name in _MEMORY or any(result.alias_info is not None for result in schema.returns):
+    if name in MEMORY or any(result.alias_info is not None for result in schema.returns):
         return _direct
     follows = _FOLLOWS.get(name)
-    return _computed(follows=follows, is_exact=name in _EXACT)
+    return _computed(follows=follows, is_exact=name in EXACT)
 
 
 def _direct(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:

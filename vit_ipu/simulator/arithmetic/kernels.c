@@ -13,6 +13,7 @@
 
 #define LANES 16 /* counters that are computed together */
 #define SLOTS 8  /* draws of 13 bits in the 128 bits of a counter */
+#define PARALLEL (1 << 15) /* values from which several threads are worth their start */
 #define ROWS 8   /* rows of a product that are computed together */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
@@ -20,43 +21,44 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 typedef uint64_t pairs __attribute__((vector_size(4 * LANES)));
 
+static const words LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const uint32_t DROPPED = 0x1FFF;           /* bits of float32's mantissa that float16 lacks */
 static const uint32_t SMALLEST_NORMAL = 0x38800000; /* 2^-14 */
 static const uint32_t LARGEST = 0x477FE000;       /* 65504 */
 static const uint32_t BEYOND = 0x477FF000;          /* 65520, from which values round beyond the largest */
 static const uint32_t INFINITE = 0x7F800000;
 
-/* Multiplies the lower 32 bits of each pair of words by a word; the results have 64 bits. */
-static inline pairs widening_product(pairs values, uint32_t factor) {
-#if defined(__AVX512F__)
-    return (pairs)_mm512_mul_epu32((__m512i)values, _mm512_set1_epi64(factor));
-#elif defined(__AVX2__)
-    __m256i halves[2], factors = _mm256_set1_epi64x(factor);
-    memcpy(halves, &values, sizeof halves);
-    for (int i = 0; i < 2; i++)
-        halves[i] = _mm256_mul_epu32(halves[i], factors);
-    memcpy(&values, halves, sizeof halves);
-    return values;
-#else
-    return (values & 0xFFFFFFFF) * factor;
-#endif
-}
-
 /* Splits the products of words with a factor into their higher and lower 32 bits. */
 static inline void multiply(words values, uint32_t factor, words *high, words *low) {
-    pairs even = widening_product((pairs)values, factor), odd = widening_product((pairs)values >> 32, factor);
+#if defined(__AVX512F__)
+    __m512i factors = _mm512_set1_epi64(factor), pairwise = (__m512i)values;
+    __m512i even = _mm512_mul_epu32(pairwise, factors);
+    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(pairwise, 32), factors);
+    *low = (words)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
+    *high = (words)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+#elif defined(__AVX2__)
+    __m256i halves[2], lower[2], upper[2], factors = _mm256_set1_epi64x(factor);
+    memcpy(halves, &values, sizeof halves);
+    for (int i = 0; i < 2; i++) {
+        __m256i even = _mm256_mul_epu32(halves[i], factors);
+        __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(halves[i], 32), factors);
+        lower[i] = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+        upper[i] = _mm256_blend_epi32(odd, _mm256_srli_epi64(even, 32), 0x55);
+    }
+    memcpy(low, lower, sizeof lower);
+    memcpy(high, upper, sizeof upper);
+#else
+    pairs even = ((pairs)values & 0xFFFFFFFF) * factor, odd = ((pairs)values >> 32) * factor;
     *low = (words)((even & 0xFFFFFFFF) | (odd << 32));
     *high = (words)((even >> 32) | (odd & 0xFFFFFFFF00000000));
+#endif
 }
 
 /* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) of LANES consecutive counters. */
 static inline void philox(uint64_t first, uint32_t third, uint64_t seed, uint64_t operation, words *w) {
     uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32) ^ (uint32_t)(operation >> 32);
-    for (int l = 0; l < LANES; l++) {
-        uint64_t counter = first + (uint64_t)l;
-        w[0][l] = (uint32_t)counter;
-        w[1][l] = (uint32_t)(counter >> 32);
-    }
+    w[0] = LANE_NUMBERS + (uint32_t)first;
+    w[1] = (uint32_t)(first >> 32) - (words)(w[0] < (uint32_t)first); /* a carry is a comparison's -1 */
     w[2] = (words){0} + third;
     w[3] = (words){0} + (uint32_t)operation;
     for (int round = 0; round < 10; round++) {
@@ -74,29 +76,31 @@ static inline void philox(uint64_t first, uint32_t third, uint64_t seed, uint64_
 
 static inline words choose(words condition, words yes, words no) { return (condition & yes) | (~condition & no); }
 
-/* Clips finite values that were rounded beyond the largest one, and makes every NaN the usual one. */
-static inline vector finish(words found, words size, words sign) {
-    found = choose((words)(found > LARGEST) & (words)(size < INFINITE), (words){0} + LARGEST, found);
-    found = choose((words)(size > INFINITE), (words){0} + 0x7FC00000, found);
-    return (vector)(found | sign);
+/* Clips finite values that were rounded beyond the largest one, and makes every NaN the usual one. `before` are the
+   values before they were rounded. */
+static inline vector finish(vector found, vector before) {
+    words size = (words)before & 0x7FFFFFFF, sign = (words)before ^ size, rounded = (words)found & 0x7FFFFFFF;
+    rounded = choose((words)(rounded > LARGEST) & (words)(size < INFINITE), (words){0} + LARGEST, rounded);
+    rounded = choose((words)(size > INFINITE), (words){0} + 0x7FC00000, rounded);
+    return (vector)(rounded | sign);
 }
 
 /* Rounds to a float16 value, as float32: away from zero with the probability of the remainder. `draws` are random
-   numbers below 2^13. */
+   numbers below 2^13. Values beyond the largest one need `finish`. */
 static inline vector to_a_neighbour(vector values, words draws) {
     words size = (words)values & 0x7FFFFFFF, sign = (words)values ^ size;
     words shift = (words)(size < SMALLEST_NORMAL) & SMALLEST_NORMAL; /* gives subnormals their spacing */
     vector near = (vector)size + (vector)shift;
     vector cut = (vector)(((words)near + draws) & ~DROPPED);
-    return finish((words)(cut - (vector)shift), size, sign);
+    return (vector)((words)(cut - (vector)shift) | sign);
 }
 
-/* Rounds to the nearest float16 value, ties to even, as float32. */
+/* Rounds to the nearest float16 value, ties to even, as float32. Values beyond the largest one need `finish`. */
 static inline vector to_nearest(vector values) {
     words size = (words)values & 0x7FFFFFFF, sign = (words)values ^ size;
     words cut = (size + 0xFFF + ((size >> 13) & 1)) & ~DROPPED;
     vector small = ((vector)size + 0.5f) - 0.5f; /* float32's spacing at 0.5 is that of float16's subnormals */
-    return finish(choose((words)(size < SMALLEST_NORMAL), (words)small, cut), size, sign);
+    return (vector)(choose((words)(size < SMALLEST_NORMAL), (words)small, cut) | sign);
 }
 
 /* Returns the draws of a slot from 128 random bits of each lane. */
@@ -112,43 +116,137 @@ static inline halves half_of(vector values) {
     return __builtin_convertvector(found | sign, halves);
 }
 
+/* Returns float16 values as float32. */
+static inline vector float_of(halves values) {
+    words bits = __builtin_convertvector(values, words), size = bits & 0x7FFF, sign = (bits & 0x8000) << 16;
+    words normal = (size << 13) + (112 << 23);
+    words small = (words)(__builtin_convertvector(size, vector) * 0x1p-24f);
+    words found = choose((words)(size < 0x400), small, normal);
+    found = choose((words)(size >= 0x7C00), (size << 13) | INFINITE, found);
+    return (vector)(found | sign);
+}
+
 /* All bits of a lane are set if its value is finite and rounds beyond the largest float16. */
 static inline words is_too_large(vector values) {
     words size = (words)values & 0x7FFFFFFF;
     return (words)(size >= BEYOND) & (words)(size < INFINITE);
 }
 
-/* Rounds n values; adds how many were clipped to `num_clipped`. */
-void round_to_half(const float *values, uint16_t *results, int64_t *num_clipped, int64_t n, int stochastic,
-                   uint64_t seed, uint64_t operation, int threads) {
-    const int64_t block = LANES * SLOTS, blocks = (n + block - 1) / block;
+static inline words larger(words a, words b) {
+#if defined(__AVX512F__)
+    return (words)_mm512_max_epu32((__m512i)a, (__m512i)b);
+#else
+    return choose((words)(a > b), a, b);
+#endif
+}
+
+static inline int any_is_beyond(words sizes) {
+    int found = 0;
+    for (int l = 0; l < LANES; l++)
+        found |= sizes[l] > LARGEST;
+    return found;
+}
+
+/* Rounds the values of a block in place; returns how many were clipped. */
+static inline __attribute__((always_inline)) int64_t round_block(vector *values, const int stochastic, int64_t number,
+                                                                 uint64_t seed, uint64_t operation) {
+    vector before[SLOTS];
+    words w[4], largest = {0};
     int64_t clipped = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : clipped) if (n > 1 << 15)
-    for (int64_t b = 0; b < blocks; b++) {
-        vector in[SLOTS];
-        halves out[SLOTS];
-        words w[4], too_large = {0};
-        int64_t start = b * block, count = n - start < block ? n - start : block;
-        memset(in, 0, sizeof in);
-        memcpy(in, values + start, 4 * (size_t)count);
-        if (stochastic)
-            philox((uint64_t)b * LANES, 0, seed, operation, w);
+    if (stochastic)
+        philox((uint64_t)number * LANES, 0, seed, operation, w);
+#pragma GCC unroll 8
+    for (int slot = 0; slot < SLOTS; slot++) {
+        before[slot] = values[slot];
+        largest = larger(largest, (words)values[slot] & 0x7FFFFFFF);
+        values[slot] = stochastic ? to_a_neighbour(values[slot], draws_of(w, slot)) : to_nearest(values[slot]);
+    }
+    if (any_is_beyond(largest))
         for (int slot = 0; slot < SLOTS; slot++) {
-            too_large -= is_too_large(in[slot]);
-            out[slot] = half_of(stochastic ? to_a_neighbour(in[slot], draws_of(w, slot)) : to_nearest(in[slot]));
+            values[slot] = finish(values[slot], before[slot]);
+            words too_large = is_too_large(before[slot]);
+            for (int l = 0; l < LANES; l++)
+                clipped += too_large[l] & 1;
         }
-        memcpy(results + start, out, 2 * (size_t)count);
-        for (int l = 0; l < LANES; l++)
-            clipped += too_large[l];
+    return clipped;
+}
+
+/* Reads a block of float16 values. */
+static inline void read_halves(const uint16_t *values, vector *block, int64_t count) {
+    halves in[SLOTS];
+    if (count < LANES * SLOTS)
+        memset(in, 0, sizeof in);
+    memcpy(in, values, 2 * (size_t)count);
+    for (int slot = 0; slot < SLOTS; slot++)
+        block[slot] = float_of(in[slot]);
+}
+
+/* Writes a block of float16 values that are in float32. */
+static inline void write_halves(uint16_t *results, const vector *block, int64_t count) {
+    halves out[SLOTS];
+    for (int slot = 0; slot < SLOTS; slot++)
+        out[slot] = half_of(block[slot]);
+    memcpy(results, out, 2 * (size_t)count);
+}
+
+static inline void read_floats(const float *values, vector *block, int64_t count) {
+    if (count < LANES * SLOTS)
+        memset(block, 0, SLOTS * sizeof *block);
+    memcpy(block, values, 4 * (size_t)count);
+}
+
+/* Rounds n values into `results`, or as float32 into `wide`; the other is NULL. `wide` may be the values' own memory.
+   Adds how many were clipped to `num_clipped`. */
+void round_to_half(const float *values, uint16_t *results, float *wide, int64_t *num_clipped, int64_t n, int stochastic,
+                   uint64_t seed, uint64_t operation, int threads) {
+    const int64_t size = LANES * SLOTS, blocks = (n + size - 1) / size;
+    int64_t clipped = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : clipped) if (n > PARALLEL)
+    for (int64_t b = 0; b < blocks; b++) {
+        vector block[SLOTS];
+        int64_t start = b * size, count = n - start < size ? n - start : size;
+        read_floats(values + start, block, count);
+        clipped += stochastic ? round_block(block, 1, b, seed, operation) : round_block(block, 0, b, seed, operation);
+        if (wide != NULL)
+            memcpy(wide + start, block, 4 * (size_t)count);
+        else
+            write_halves(results + start, block, count);
     }
     *num_clipped += clipped;
 }
 
-/* Computes `rows` rows and LANES columns of a product, and returns in how many rows of each lane a sum was clipped; `right` has LANES columns. */
-static inline __attribute__((always_inline)) words tile(const float *left, int64_t left_stride, const float *right, vector *totals, int rows,
-                        int64_t inner, int64_t chunk, int stochastic, uint64_t seed, uint64_t operation,
-                        const uint64_t *elements) {
+/* Makes each of n float16 sums sum * kept + value / divisor, rounded. Adds how many were clipped to `num_clipped`. */
+void accumulate_in_half(uint16_t *sums, const uint16_t *values, float kept, float divisor, int64_t *num_clipped,
+                        int64_t n, int stochastic, uint64_t seed, uint64_t operation, int threads) {
+    const int64_t size = LANES * SLOTS, blocks = (n + size - 1) / size;
+    int64_t clipped = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : clipped) if (n > PARALLEL)
+    for (int64_t b = 0; b < blocks; b++) {
+        vector block[SLOTS], added[SLOTS];
+        int64_t start = b * size, count = n - start < size ? n - start : size;
+        read_halves(sums + start, block, count);
+        read_halves(values + start, added, count);
+        for (int slot = 0; slot < SLOTS; slot++) {
+            block[slot] *= kept;
+            added[slot] /= divisor;
+            __asm__("" : "+m"(block[slot])); /* keeps a compiler from making one operation of product and sum */
+            block[slot] += added[slot];
+        }
+        clipped += stochastic ? round_block(block, 1, b, seed, operation) : round_block(block, 0, b, seed, operation);
+        write_halves(sums + start, block, count);
+    }
+    *num_clipped += clipped;
+}
+
+/* Computes `rows` rows and LANES columns of a product; returns in how many rows of each lane a sum was clipped. `right`
+   has LANES columns. `finished`: sums may be beyond the largest value; if not, all lanes are -1 should one be so. */
+static inline __attribute__((always_inline)) words tile(const float *left, const int64_t *strides, const float *right,
+                                                        vector *totals, const int rows, int64_t inner, int64_t chunk,
+                                                        const int stochastic, const int finished, uint64_t seed,
+                                                        uint64_t operation, const uint64_t *elements) {
     words w[ROWS][4], largest[ROWS] = {{0}}, clipped = {0};
+    for (int r = 0; r < rows; r++)
+        totals[r] = (vector){0};
     for (int64_t number = 0, start = 0; start < inner; number++, start += chunk) {
         int64_t end = start + chunk < inner ? start + chunk : inner;
         int slot = (int)(number % SLOTS);
@@ -162,25 +260,60 @@ static inline __attribute__((always_inline)) words tile(const float *left, int64
             vector column;
             memcpy(&column, right + k * LANES, sizeof column);
             for (int r = 0; r < rows; r++)
-                parts[r] += left[r * left_stride + k] * column;
+                parts[r] += left[r * strides[1] + k * strides[2]] * column;
         }
         for (int r = 0; r < rows; r++) {
             vector total = totals[r] + parts[r];
-            words size = (words)total & 0x7FFFFFFF;
-            largest[r] = choose((words)(size > largest[r]), size, largest[r]);
+            largest[r] = larger(largest[r], (words)total & 0x7FFFFFFF);
             totals[r] = stochastic ? to_a_neighbour(total, draws_of(w[r], slot)) : to_nearest(total);
+            if (finished)
+                totals[r] = finish(totals[r], total);
         }
     }
-    for (int r = 0; r < rows; r++)
-        clipped -= is_too_large((vector)largest[r]);
+    for (int r = 0; r < rows; r++) {
+        if (finished)
+            clipped -= is_too_large((vector)largest[r]);
+        else if (any_is_beyond(largest[r]))
+            return (words){0} - 1;
+    }
     return clipped;
 }
 
-/* Multiplies `batch` matrices (rows, inner) and (inner, columns) of float16 values in float32, contiguous. Adds the
-   number of elements of which a sum was clipped to `num_clipped`. */
-int product_in_half(const float *left, const float *right, uint16_t *results, int64_t *num_clipped, int64_t batch,
-                    int64_t rows, int64_t columns, int64_t inner, int64_t chunk, int stochastic, uint64_t seed,
-                    uint64_t operation, int threads) {
+/* Computes a tile, at first as if no sum were beyond the largest value. */
+static words rows_of_product(const float *left, const int64_t *strides, const float *right, vector *totals, int rows,
+                             int64_t inner, int64_t chunk, int stochastic, uint64_t seed, uint64_t operation,
+                             const uint64_t *elements) {
+#define TILE(count, is_stochastic, finished)                                                                           \
+    tile(left, strides, right, totals, count, inner, chunk, is_stochastic, finished, seed, operation, elements)
+    words clipped = (words){0} - 1;
+    if (rows == ROWS)
+        clipped = stochastic ? TILE(ROWS, 1, 0) : TILE(ROWS, 0, 0);
+    if (clipped[0] == UINT32_MAX)
+        clipped = TILE(rows, stochastic, 1);
+    return clipped;
+#undef TILE
+}
+
+/* Packs LANES columns of a matrix, the rows one after the other; columns beyond `width` are zeros. */
+static void pack(const float *right, const int64_t *strides, float *panel, int64_t inner, int64_t width) {
+    if (strides[2] == 1 && width == LANES) {
+        for (int64_t k = 0; k < inner; k++)
+            memcpy(panel + k * LANES, right + k * strides[1], LANES * sizeof(float));
+        return;
+    }
+    if (width < LANES)
+        memset(panel, 0, (size_t)(inner * LANES) * sizeof(float));
+    for (int64_t l = 0; l < width; l++)
+        for (int64_t k = 0; k < inner; k++)
+            panel[k * LANES + l] = right[k * strides[1] + l * strides[2]];
+}
+
+/* Multiplies `batch` matrices (rows, inner) and (inner, columns) of float16 values in float32, into `results`, or as
+   float32 into `wide`; the other is NULL, and both are contiguous. `left_strides` and `right_strides` are three each.
+   Adds the number of elements of which a sum was clipped to `num_clipped`. */
+int product_in_half(const float *left, const int64_t *left_strides, const float *right, const int64_t *right_strides,
+                    uint16_t *results, float *wide, int64_t *num_clipped, int64_t batch, int64_t rows, int64_t columns,
+                    int64_t inner, int64_t chunk, int stochastic, uint64_t seed, uint64_t operation, int threads) {
     const int64_t panels = (columns + LANES - 1) / LANES;
     int64_t clipped = 0;
     int failed = 0;
@@ -188,30 +321,27 @@ int product_in_half(const float *left, const float *right, uint16_t *results, in
     for (int64_t task = 0; task < batch * panels; task++) {
         int64_t matrix = task / panels, first = task % panels * LANES;
         int64_t width = columns - first < LANES ? columns - first : LANES;
-        const float *ours = left + matrix * rows * inner, *others = right + matrix * inner * columns + first;
         float *panel = malloc((size_t)(inner * LANES + 1) * sizeof(float));
         if (panel == NULL) {
             failed = 1;
             continue;
         }
-        for (int64_t k = 0; k < inner; k++)
-            for (int64_t l = 0; l < LANES; l++)
-                panel[k * LANES + l] = l < width ? others[k * columns + l] : 0.0f;
+        pack(right + matrix * right_strides[0] + first * right_strides[2], right_strides, panel, inner, width);
         words too_large = {0};
         for (int64_t row = 0; row < rows; row += ROWS) {
             int count = rows - row < ROWS ? (int)(rows - row) : ROWS;
-            vector totals[ROWS] = {{0}};
+            vector totals[ROWS];
             uint64_t elements[ROWS];
             for (int r = 0; r < count; r++)
                 elements[r] = (uint64_t)((matrix * rows + row + r) * columns + first);
-            const float *top = ours + row * inner;
-            if (count == ROWS)
-                too_large += tile(top, inner, panel, totals, ROWS, inner, chunk, stochastic, seed, operation, elements);
-            else
-                too_large += tile(top, inner, panel, totals, count, inner, chunk, stochastic, seed, operation, elements);
+            too_large += rows_of_product(left + matrix * left_strides[0] + row * left_strides[1], left_strides, panel,
+                                         totals, count, inner, chunk, stochastic, seed, operation, elements);
             for (int r = 0; r < count; r++) {
                 halves rounded = half_of(totals[r]);
-                memcpy(results + elements[r], &rounded, 2 * (size_t)width);
+                if (wide != NULL)
+                    memcpy(wide + elements[r], &totals[r], 4 * (size_t)width);
+                else
+                    memcpy(results + elements[r], &rounded, 2 * (size_t)width);
             }
         }
         for (int64_t l = 0; l < width; l++)

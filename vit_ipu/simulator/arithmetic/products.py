@@ -33,6 +33,11 @@ class Partials:
         self.half_products, self.half_convolutions = half_products, half_convolutions
         self._chunk, self._rounding = chunk, rounding
 
+    def with_rounding(self, rounding: Rounding) -> Partials:
+        """Returns the same formats with another rounding."""
+        how = {"half_products": self.half_products, "half_convolutions": self.half_convolutions}
+        return Partials(**how, chunk=self._chunk, rounding=rounding)
+
     def product(self, function: Any, left: Tensor, right: Tensor) -> Tensor:
         """Returns `function` (mm or bmm) of (..., M, K) and (..., K, N), in float16 if the partials are, else float32.
 
@@ -46,6 +51,10 @@ class Partials:
     def chunked(self, left: Tensor, right: Tensor) -> Tensor:
         """Returns the product of float16 values as float16, with the running sum rounded after each chunk of K."""
         return self._rounding.product(left, right, self._chunk)
+
+    def chunked_in_float32(self, left: Tensor, right: Tensor) -> Tensor:
+        """Returns what `chunked` returns, but in float32; `left` and `right` may be in float32, too."""
+        return self._rounding.product(left, right, self._chunk, dtype=torch.float32)
 
 
 def _in_float32(function: Any, left: Tensor, right: Tensor) -> Tensor:

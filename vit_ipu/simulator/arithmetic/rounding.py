@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import secrets
+from threading import Lock
 from typing import Callable, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from vit_ipu.simulator.arithmetic.compiled import Kernels, kernels_for
+from vit_ipu.simulator.arithmetic.compiled import Factors, HostKernels, Kernels, host_kernels, kernels_for
 from vit_ipu.simulator.arithmetic.floating_point_checks import floating_point_exception
 from vit_ipu.simulator.arithmetic.random_bits import DROPPED, DrawsOfChunks, Operation, draws_of_elements
 
@@ -44,10 +45,14 @@ class Rounding:
         self.is_stochastic, self._is_checked, self._is_compiled = stochastic, checked, compiled
         # torch's generator may have the same seed: rounding must not correlate with data or dropout drawn from it
         self._seed = secrets.randbits(63) if seed is None else (seed * _SCRAMBLE + 1) % 2**63
-        self._num_operations = 0
+        self.num_operations = 0
+        """The number of the last operation that drew random bits."""
         self._base: Optional[Tensor] = None
         self._recorded_base: Optional[Tensor] = None
         self._clipped: Dict[torch.device, Tensor] = {}
+        self._lock = Lock()
+        self._clipped_on_host = 0
+        """Address of the host's counter."""
 
     def __call__(self, values: Tensor) -> Tensor:
         """Returns the nearest float16, ties to even; or one of the two neighbours, at random so as to keep the mean."""
@@ -67,8 +72,30 @@ class Rounding:
         draws = draws_of_elements(values.numel(), operation, values.device)
         return to_a_neighbour(values, draws.view(values.shape)).to(torch.float16)
 
-    def product(self, left: Tensor, right: Tensor, chunk: int) -> Tensor:
-        """Returns the product of float16 values (..., M, K) and (..., K, N) as float16.
+    def in_float32(self, values: Tensor) -> Tensor:
+        """Returns what a call returns, but in float32; may overwrite the values."""
+        kernels, count = self._host_kernels(values), values.numel()
+        if kernels is None or not count:
+            return self(values).float()
+        if not values.is_contiguous():
+            values = values.contiguous()
+        self.num_operations += self.is_stochastic
+        kernels.round_in_place(
+            values.data_ptr(), count, self._clipped_on_host, self.is_stochastic, self._seed, self.num_operations
+        )
+        return values
+
+    def accumulate(self, sums: Tensor, values: Tensor, factors: Factors = (1.0, 1.0)) -> Tensor:
+        """Returns the rounded sums of sum * factors[0] and value / factors[1], all float16; may overwrite `sums`."""
+        kernels = self._host_kernels(sums)
+        if kernels is None or not sums.is_contiguous():
+            return self(sums.float() * factors[0] + values.float() / factors[1])
+        counter, operation = self._counter(sums.device), self._next_operation()
+        kernels.accumulate(sums, values.contiguous(), factors, counter, operation)
+        return sums
+
+    def product(self, left: Tensor, right: Tensor, chunk: int, *, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Returns the product of float16 values (..., M, K) and (..., K, N) as float16, or so rounded in float32.
 
         The running sum is rounded after each chunk of K.
         """
@@ -77,10 +104,10 @@ class Rounding:
         operation = self._next_operation()
         kernels = None if self._is_checked else self._kernels(left.device)
         if kernels is not None:
-            results = torch.empty((len(left), *shape), dtype=torch.float16, device=left.device)
-            kernels.multiply(left.half(), right.half(), results, self._counter(left.device), chunk, operation)
+            results = torch.empty((len(left), *shape), dtype=dtype, device=left.device)
+            kernels.multiply(left, right, results, self._counter(left.device), chunk, operation)
         else:
-            results = self._plain_product(left.float(), right.float(), chunk, operation)
+            results = self._plain_product(left.float(), right.float(), chunk, operation).to(dtype)
         return results.view(*batch, *shape)
 
     def _plain_product(self, left: Tensor, right: Tensor, chunk: int, operation: Optional[Operation]) -> Tensor:
@@ -101,6 +128,14 @@ class Rounding:
             )
         self._count(largest)
         return total.to(torch.float16)
+
+    def _host_kernels(self, values: Tensor) -> Optional[HostKernels]:
+        """Returns the compiled functions that work in place, or None if plain torch computes."""
+        if not values.is_cpu or self._is_checked or not self._is_compiled:
+            return None
+        if not self._clipped_on_host:
+            self._clipped_on_host = self._counter(values.device).data_ptr()
+        return host_kernels()
 
     def _kernels(self, device: torch.device) -> Optional[Kernels]:
         """Returns the compiled functions for a device, or None if plain torch computes there."""
@@ -126,8 +161,8 @@ class Rounding:
         """Returns the key of the random bits of the next operation; None if rounding is not stochastic."""
         if not self.is_stochastic:
             return None
-        self._num_operations += 1
-        return Operation(self._seed, self._num_operations, self._base)
+        self.num_operations += 1
+        return Operation(self._seed, self.num_operations, self._base)
 
     def _within_range(self, values: Tensor) -> Tensor:
         """Returns the values. Raises Error if overflow is checked and a finite value rounds beyond float16's range."""
@@ -137,14 +172,26 @@ class Rounding:
                 raise floating_point_exception(f"{too_large[0].item():g} does not fit in float16 (at most {MAX:g})")
         return values
 
+    def from_number(self, number: int) -> Rounding:
+        """Returns the same rounding with counters of its own; its operations are counted from `number`."""
+        rounding = Rounding(stochastic=self.is_stochastic, seed=0, checked=self._is_checked, compiled=self._is_compiled)
+        rounding._seed, rounding.num_operations = self._seed, number
+        return rounding
+
+    def count_clipped(self, other: Rounding) -> None:
+        """Adds what another rounding has clipped; threads may do so at a time."""
+        with self._lock:
+            for device, count in other._clipped.items():
+                self._counter(device).add_(count)
+
     # ------------------------------------------------------------------------------- CUDA graphs
 
     def snapshot(self) -> _Snapshot:
         """Returns all that `restore` sets again."""
-        return _Snapshot(self._num_operations, {device: count.clone() for device, count in self._clipped.items()})
+        return _Snapshot(self.num_operations, {device: count.clone() for device, count in self._clipped.items()})
 
     def restore(self, snapshot: _Snapshot) -> None:
-        self._num_operations = snapshot.num_operations
+        self.num_operations = snapshot.num_operations
         for device, counter in self._clipped.items():
             counter.copy_(snapshot.clipped[device]) if device in snapshot.clipped else counter.zero_()
 
@@ -152,24 +199,24 @@ class Rounding:
         """From here on, roundings are numbered from a base on the device, which `replay` sets."""
         if self._recorded_base is None:
             self._recorded_base = torch.zeros(1, dtype=torch.int64, device=device)
-        self._base, self._num_operations = self._recorded_base, 0
+        self._base, self.num_operations = self._recorded_base, 0
 
     def stop_recording(self) -> int:
         """Ends `start_recording`; returns how many roundings were recorded."""
-        self._base, count = None, self._num_operations
+        self._base, count = None, self.num_operations
         return count
 
     def replay(self, run: Callable[[], None], num_operations: int) -> None:
         """Runs a graph with so many roundings, which get the next numbers."""
         if self._recorded_base is not None:
-            self._recorded_base.fill_(self._num_operations)
+            self._recorded_base.fill_(self.num_operations)
         run()
-        self._num_operations += num_operations
+        self.num_operations += num_operations
 
     @property
     def state(self) -> Tensor:
         """The random state, as bytes: the seed and the number of roundings."""
-        numbers = b"".join(number.to_bytes(_BYTES, "little") for number in (self._seed, self._num_operations))
+        numbers = b"".join(number.to_bytes(_BYTES, "little") for number in (self._seed, self.num_operations))
         return torch.tensor(list(numbers), dtype=torch.uint8)
 
     @state.setter
@@ -181,7 +228,7 @@ class Rounding:
                 f"a state of stochastic rounding has {2 * _BYTES} bytes, not {len(numbers)}: an earlier version wrote "
                 "it; start the training again"
             )
-        self._seed, self._num_operations = (
+        self._seed, self.num_operations = (
             int.from_bytes(part, "little") for part in (numbers[:_BYTES], numbers[_BYTES:])
         )
 

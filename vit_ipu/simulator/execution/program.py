@@ -11,8 +11,6 @@ IPU's numerics, all these tensors are float16 (arithmetic/half_mode.py).
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -30,18 +28,17 @@ from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.execution.anchors import GRADIENT, UPDATED, Anchors
 from vit_ipu.simulator.execution.batch_norm import FixedStatistics, updates_statistics
-from vit_ipu.simulator.execution.cuda_graphs import CudaGraphs
+from vit_ipu.simulator.execution.forward import Forward
+from vit_ipu.simulator.execution.passes import Passes, Training
 from vit_ipu.simulator.execution.replicas import Grouping, Groupings, Replicas
 from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.output_modes import joined
 from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
-from vit_ipu.simulator.tracing.autograd_functions import forward_gradients, without_checkpoints, without_hooks
-from vit_ipu.simulator.tracing.comparisons import Comparisons
+from vit_ipu.simulator.tracing.autograd_functions import without_hooks
 from vit_ipu.simulator.tracing.compile_checks import checks_floating_point
-from vit_ipu.simulator.tracing.device_names import DeviceNames, NewTensors
-from vit_ipu.simulator.tracing.host_state import as_before
-from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
+from vit_ipu.simulator.tracing.device_names import NewTensors
+from vit_ipu.simulator.tracing.trace import Trace
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Gradients, Reduction
 from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale, OverflowWatch
@@ -52,14 +49,6 @@ _32_BITS = 2**32 - 1
 UNROUNDED = "Unrounded___"
 """Prefix of the names of `Program.unrounded_weights`, like PopART's prefixes of the optimizer's state."""
 _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
-
-
-class _Training(NamedTuple):
-    """The parts of a program that only training needs."""
-
-    loss: LossId
-    gradients: Gradients
-    updater: Updater
 
 
 class _Output(NamedTuple):
@@ -115,12 +104,14 @@ class Program:
         state: Dict[str, Tensor] = self.updater.state if self.updater is not None else {}
         self._anchors = Anchors(options, self._by_replica, state)
         self._outputs = [_Output.of(tensor, trace) for tensor in flatten(trace.outputs)]
-        self._loss_scale = torch.ones((), device=device)
-        self._graphs = self._new_graphs()
+        self._forward = Forward(model, trace, device, self._by_replica, self._training and self._training.loss)
+        self._passes = self._training and Passes(
+            self._forward, self._training, options, trace, device, self._by_replica, self._half
+        )
         seed = int(options.random_seed) if options.exists("random_seed") else None
         self._seed, self._random_state = seed or 0, _seeded(seed, device)
 
-    def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> _Training:
+    def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> Training:
         loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
         rounding = self._half.rounding if self._half is not None else None
         trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
@@ -128,23 +119,11 @@ class Program:
         loss_scale = AutomaticLossScale(half) if attributes.automatic_loss_scaling else None
         overflow = OverflowWatch(half) if loss_scale is None else None  # an automatic scale tries what is too large
         weights = self.weights.parameters
-        return _Training(
+        return Training(
             loss,
             Gradients(weights, reduction, attributes.accum_type, rounding, loss_scale, overflow),
             Updater(attributes, weights, names, reduction, rounding, loss_scale, self._by_replica.groups),
         )
-
-    def _new_graphs(self) -> Optional[CudaGraphs]:
-        """Returns the CUDA graphs of the micro-batches, or None if Python takes part in a pass over a micro-batch."""
-        trace, training = self._trace, self._training
-        uses_python = trace.comparisons is not None or trace.host_changes or self._options.anchored_tensors
-        is_simple = not (self._by_replica.differ or self._checks is not None or uses_python)
-        if self._device.type != "cuda" or training is None or not is_simple or training.updater.automatic_loss_scale:
-            return None
-        training.gradients.stay_in_place(self._device)
-        rounding = None if self._half is None else self._half.rounding
-        buffers = list(self.weights.buffers.values())
-        return CudaGraphs(self._device, rounding, lambda: [*buffers, *training.gradients.tensors()])
 
     @property
     def updater(self) -> Optional[Updater]:
@@ -278,9 +257,7 @@ class Program:
                     collected += self._update_weights(self._training, arguments, tensors, indices)
                 else:
                     with torch.no_grad():
-                        collected += [
-                            self._forward(arguments, self._inputs_of(tensors, index), index)[0] for index in indices
-                        ]
+                        collected += [self._infer(arguments, tensors, index) for index in indices]
         self._anchors.end_call()
         changed = [_version(tensor) > version for tensor, version in zip(tensors, versions)]
         _return_changes(arguments.tensors(), tensors, changed)
@@ -301,20 +278,12 @@ class Program:
         return torch.zeros_like(tensor)
 
     def _update_weights(
-        self, training: _Training, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
+        self, training: Training, arguments: Arguments, tensors: List[Tensor], indices: Sequence[int]
     ) -> List[List[Tensor]]:
-        updater, collected = training.updater, []
-        for number, index in enumerate(indices):
-            micro = self._inputs_of(tensors, index)
-            if self._graphs is None:
-                collected.append(self._pass(training, arguments, micro, index, number))
-                continue
-            with undispatched():
-                self._loss_scale.fill_(updater.loss_scale)
-                training.gradients.prepare(number)
-            key = training.gradients.accumulator_of(number), training.gradients.is_first(number)
-            work = partial(self._pass, training, arguments, index=index, number=number)
-            collected.append(self._graphs.run(key, work, micro))
+        """Updates the weights by the gradients of some micro-batches; returns the outputs of each of these."""
+        updater = training.updater
+        assert self._passes is not None
+        collected = self._passes.run(arguments, [self._inputs_of(tensors, index) for index in indices])
         with undispatched():
             gradients = training.gradients.reduced()
             self._anchors.before_update(updater.loss_scale)
@@ -323,54 +292,13 @@ class Program:
             self._anchors.after_update()
         return collected
 
-    def _pass(
-        self, training: _Training, arguments: Arguments, micro: List[Tensor], index: int, number: int
-    ) -> List[Tensor]:
-        """Passes micro-batch `number` of an update forward and backward; returns the outputs."""
-        outputs, loss = self._forward(arguments, micro, index)
-        assert loss is not None
-        if loss.requires_grad:  # false if all weights are frozen
-            if self._graphs is None:
-                scale = torch.full_like(loss, training.updater.loss_scale)
-            else:
-                scale = self._loss_scale.to(loss.dtype).expand_as(loss)
-            loss.backward(scale)  # type: ignore[no-untyped-call]
-        with undispatched():
-            self._by_replica.gather_gradients()
-            training.gradients.take(number)
-        return outputs
+    def _infer(self, arguments: Arguments, tensors: List[Tensor], index: int) -> List[Tensor]:
+        return self._forward(arguments, self._inputs_of(tensors, index), index % self._replicas)[0]
 
     def _inputs_of(self, tensors: List[Tensor], index: int) -> List[Tensor]:
         """Returns the part of each input that a micro-batch reads."""
         part, parts = self._part_of_input(index)
         return [micro_batch_of(tensor, part, parts) for tensor in tensors]
-
-    def _forward(self, arguments: Arguments, inputs: List[Tensor], index: int) -> Tuple[List[Tensor], Optional[Tensor]]:
-        """Returns the detached outputs of one micro-batch, and in training the loss."""
-        replica = index % self._replicas
-        micro = arguments.with_tensors(inputs)
-        losses: List[Tensor] = []
-        with ExitStack() as stack:
-            if self._by_replica.differ:
-                stack.enter_context(swapped_weights(self._model, self._by_replica.weights_of(replica)))
-            session = context.Session(on_ipu=True, on_loss=losses.append)
-            if self._trace.comparisons is not None:
-                comparisons = stack.enter_context(Comparisons(self._trace.comparisons))
-                session = replace(session, on_body=comparisons.next_body)
-            stack.enter_context(context.during(session))
-            if self._trace.host_changes:
-                stack.enter_context(as_before(self._trace.host_changes))
-            if self._trace.names_devices:
-                stack.enter_context(DeviceNames(self._device))
-            if self._trace.has_checkpoints:
-                stack.enter_context(without_checkpoints())
-            if self._trace.autograd_functions:
-                stack.enter_context(forward_gradients())
-            if self._training is not None and self._training.loss.of_function:
-                losses = stack.enter_context(LossCatcher()).losses
-            result = self._model(*micro.args, **micro.kwargs)
-        outputs = [tensor.detach() for tensor in flatten(result)]
-        return outputs, None if self._training is None else losses[self._training.loss.number]
 
     def _same_weights(self) -> ContextManager[None]:
         """Swaps the weights in for a complete call if they are the same for all replicas."""

@@ -162,15 +162,22 @@ class Gradients:
         if before is None or step == 0:
             accumulators[name] = rounded(gradient, dtype or gradient.dtype, self._rounding)
             return
-        kept, new = widened(before), widened(gradient)
-        if not self._reduction.is_running:
-            total = kept + new
-        elif self._factors is not None:
-            total = kept * self._factors[0] + new / self._factors[1]
+        is_half = before.dtype == gradient.dtype == torch.float16
+        if is_half and self._rounding is not None and before.device.type == "cpu":
+            factors = (step / (step + 1), step + 1) if self._reduction.is_running else (1.0, 1.0)
+            result = self._rounding.accumulate(before, gradient, factors)
         else:
-            total = kept * (step / (step + 1)) + new / (step + 1)
-        result = rounded(total, before.dtype, self._rounding)
-        accumulators[name] = result if self._factors is None else before.copy_(result)
+            result = rounded(self._sum(widened(before), widened(gradient), step), before.dtype, self._rounding)
+        in_place = self._factors is not None and result is not before
+        accumulators[name] = before.copy_(result) if in_place else result
+
+    def _sum(self, kept: Tensor, new: Tensor, step: int) -> Tensor:
+        """Returns the sum, or the running mean, after `step` earlier gradients."""
+        if not self._reduction.is_running:
+            return kept + new
+        if self._factors is not None:
+            return kept * self._factors[0] + new / self._factors[1]
+        return kept * (step / (step + 1)) + new / (step + 1)
 
     def _over_replicas(self, of_replicas: List[Tensor]) -> Tensor:
         if len(of_replicas) == 1:

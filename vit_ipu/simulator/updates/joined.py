@@ -10,16 +10,33 @@ from torch import Tensor
 
 from vit_ipu.simulator.updates.rules import Variable
 
+_MOST_ON_HOST = 1 << 17
+"""Elements of a long weight on the host, whose update so stays in the processor's caches."""
+
 
 def joinable(variables: Dict[str, Variable]) -> List[List[str]]:
-    """Returns the names of the variables in groups that have the same scalars and formats."""
+    """Returns the names of the variables in groups that have the same scalars and formats and are not too long."""
     groups: Dict[Any, List[str]] = {}
     for name, variable in variables.items():
         scalars = tuple(sorted(variable.scalars.values.items())), tuple(sorted(variable.scalars.variable))
         formats = variable.weight.dtype, tuple((key, tensor.dtype) for key, tensor in variable.state.items())
         steps = tuple(float(tensor) for tensor in variable.state.values() if tensor.dim() == 0)
         groups.setdefault((scalars, formats, steps), []).append(name)
-    return list(groups.values())
+    return [part for names in groups.values() for part in _parts(names, variables)]
+
+
+def _parts(names: List[str], variables: Dict[str, Variable]) -> List[List[str]]:
+    """Splits names so that the weights of each part together are not too long; on a GPU, longer is faster."""
+    parts: List[List[str]] = [[]]
+    length = 0
+    for name in names:
+        weight = variables[name].weight
+        if parts[-1] and not weight.is_cuda and length + weight.numel() > _MOST_ON_HOST:
+            parts.append([])
+            length = 0
+        parts[-1].append(name)
+        length += weight.numel()
+    return parts
 
 
 @contextmanager

@@ -60,9 +60,13 @@ class OverflowWatch:
         """
         if self._has_warned or (name not in self._watched and gradient.dtype != torch.float16):
             return
+        if is_first:
+            self._counts.pop(name, None)
+        if _are_below(gradient, micro_batches * MAX):
+            return
         count = (gradient.abs() >= micro_batches * MAX).sum()
         self._sizes[name] = gradient.numel()
-        if is_first or name not in self._counts:
+        if name not in self._counts:
             self._counts[name] = count
         else:
             self._counts[name].add_(count)
@@ -84,3 +88,14 @@ class OverflowWatch:
                     f"{MAX:g}, where an IPU clips them: lower the loss scaling"
                 )
                 return
+
+
+def _are_below(gradient: Tensor, limit: float) -> bool:
+    """Tells whether all sizes are below a limit; False off the CPU, where an answer would wait for the device."""
+    if gradient.device.type != "cpu" or not gradient.numel():
+        return False
+    if gradient.dtype == torch.float16:  # a CPU compares integers faster; the order of the sizes is that of their bits
+        sizes = gradient.contiguous().view(torch.int16).bitwise_and(0x7FFF)
+        return int(sizes.max()) < int(torch.tensor(min(limit, MAX), dtype=torch.float16).view(torch.int16))
+    low, high = torch.aminmax(gradient)
+    return -limit < low.item() and high.item() < limit

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from vit_ipu.simulator.arithmetic.rounding import Rounding, rounded, widened
+from vit_ipu.simulator.arithmetic.rounding import Rounding, widened
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.scalars import Scalars
 
@@ -41,12 +41,15 @@ class Variable(NamedTuple):
         if wide is tensor:
             return tensor
         assert self.rounding is not None
-        tensor.copy_(self.rounding(wide))
-        return widened(tensor)
+        rounded = self.rounding.in_float32(wide)
+        tensor.copy_(rounded)
+        return rounded
 
     def as_if_in(self, dtype: torch.dtype, values: Tensor) -> Tensor:
         """Returns the values, rounded as if they were stored in `dtype`."""
-        return widened(rounded(values, dtype, self.rounding)) if dtype == torch.float16 and self.rounding else values
+        if dtype != torch.float16 or self.rounding is None:
+            return values
+        return self.rounding.in_float32(values.clone() if values.dtype == torch.float32 else values.float())
 
     def number_in(self, dtype: torch.dtype, value: float) -> float:
         """Returns the number as an expression in `dtype` uses it: rounded to the nearest float16 in float16.
