@@ -67,7 +67,7 @@ def benchmark(
 
 def random_batch(config: Config, instances: Instances, float_format: torch.dtype = torch.float32) -> HostBatch:
     """Returns the samples of a host step that this process feeds, as random pixels and labels."""
-    positions = BatchPlan.of(config).share(instances.index, instances.count)
+    positions = instances.positions(BatchPlan.of(config))
     count, side = len(positions), config.model.image_size
     generator = torch.Generator().manual_seed(config.run.seed)
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
@@ -79,7 +79,7 @@ def random_batch(config: Config, instances: Instances, float_format: torch.dtype
 
 def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache]) -> Iterator[HostBatch]:
     source = open_source(config.data, config.model, "train", cache=cache)
-    positions = BatchPlan.of(config).share(backend.instances.index, backend.instances.count)
+    positions = backend.instances.positions(BatchPlan.of(config))
     return iter(
         TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40, float_format=backend.float_format)
     )

@@ -79,8 +79,15 @@ def evaluate(
 
 
 def evaluation_loader(source: Source, config: Config, backend: Backend) -> EvaluationLoader:
-    """Returns the loader of all images of the source, in chunks that `backend` predicts without padding."""
-    return EvaluationLoader(source, config, multiple_of=backend.samples_per_call, float_format=backend.float_format)
+    """Returns the loader of the images that this process predicts, in chunks that `backend` predicts without padding.
+
+    These are all images of the source, except under torchrun, whose processes share them out.
+    """
+    instances = backend.instances
+    part = (0, 1) if instances.are_replicas else (instances.index, instances.count)
+    return EvaluationLoader(
+        source, config, multiple_of=backend.samples_per_call, float_format=backend.float_format, part=part
+    )
 
 
 def compare_with_training(weights: Weights, config: Config, classes: Sequence[str]) -> List[str]:
@@ -155,7 +162,8 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
 def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
     """Predicts each batch and counts the hits. Backends pad batches as their devices need; padding is not counted.
 
-    Raises RunFailed if the model's outputs are not finite, or there is no image.
+    The processes of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or
+    there is no image.
     """
     top1 = top5 = count = 0
     loss = 0.0
@@ -166,6 +174,10 @@ def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluati
         top5 += int(hits.any(dim=1).sum())
         loss += float(F.cross_entropy(logits.to(torch.float64), batch.labels, reduction="sum"))
         count += len(batch)
+    if not backend.instances.are_replicas:
+        totals = torch.tensor([top1, top5, count, loss], dtype=torch.float64)
+        *counts, loss = backend.instances.sum(totals).tolist()
+        top1, top5, count = map(round, counts)
     if count == 0:
         raise RunFailed("there is no held-out image that can be read")
     if not math.isfinite(loss):

@@ -111,6 +111,22 @@ class BatchPlan:
         positions = np.arange(self.samples_per_step).reshape(shape)
         return positions[:, instance * local : (instance + 1) * local].reshape(-1)
 
+    def share_of_micro_batches(self, process: int, num_processes: int) -> np.ndarray:
+        """Returns the positions in a host step of the samples of one of torchrun's processes.
+
+        Each process takes consecutive micro-batches of every update. Raises ConfigError if the micro-batches do not
+        divide evenly over the processes.
+        """
+        count = self.gradient_accumulation * self.replication_factor
+        if count % num_processes:
+            raise ConfigError(
+                f"an update has {count} micro-batches ({self.equation}), which {num_processes} processes of torchrun "
+                "cannot share evenly: change --nproc-per-node, or pipeline.micro_batch_size"
+            )
+        local = count // num_processes
+        positions = np.arange(self.samples_per_step).reshape(-1, count, self.micro_batch_size)
+        return positions[:, process * local : (process + 1) * local].reshape(-1)
+
 
 # -------------------------------------------------------------------------------------- timetable
 

@@ -183,10 +183,10 @@ class StopSignal:
                 return
             yield item
 
-    def raise_if_stopped(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields the items. Raises Interrupted once a stop is requested."""
+    def raise_if_stopped(self, items: Iterable[Item], agree: Callable[[bool], bool] = bool) -> Iterator[Item]:
+        """Yields the items. Raises Interrupted once a stop is requested; `agree` as in `until_stopped`."""
         for item in items:
-            if self.requested:
+            if agree(self.requested):
                 self._tell()
                 raise Interrupted
             yield item

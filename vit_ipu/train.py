@@ -212,7 +212,7 @@ def training_loader(
     return TrainingLoader(
         source,
         config,
-        BatchPlan.of(config).share(backend.instances.index, backend.instances.count),
+        backend.instances.positions(BatchPlan.of(config)),
         start_step=progress.host_step,
         total_steps=total_updates // config.pipeline.device_iterations,
         float_format=backend.float_format,
@@ -373,7 +373,8 @@ class RunLogger:
         self.wait_for_checkpoint()
         loader = evaluation_loader(source, self._config, self._backend)
         try:
-            found = evaluate_batches(self._backend, stop.raise_if_stopped(loader))
+            batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
+            found = evaluate_batches(self._backend, batches)
         except Interrupted:
             return
         if is_known:

@@ -243,9 +243,3 @@ def test_the_simulator_does_not_replace_a_real_poptorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
     with pytest.raises(DeviceError, match="real PopTorch is already imported"):
         build_backend(tiny_config(), resolve_device("ipu-sim"))
-
-
-def test_torchrun_is_refused_rather_than_training_copies(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2.*start without torchrun"):
-        resolve_device("cpu")

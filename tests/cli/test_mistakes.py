@@ -118,7 +118,7 @@ MISTAKES = {
     "models at a negative size": (None, ["models", "--image-size", "-1"], ["--image-size", "1"]),
     "plan of a config that is not there": (None, ["plan", "nowhere.yaml"], ["nowhere.yaml"]),
     "training on synthetic data": (None, with_set("pipeline.synthetic_data=true"), ["synthetic_data", "benchmark"]),
-    "several processes": (None, TRAIN, ["WORLD_SIZE is 2", "torchrun"]),
+    "several processes": (None, TRAIN, ["WORLD_SIZE is 2, but RANK is not set", "torchrun"]),
 }
 
 

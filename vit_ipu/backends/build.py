@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from contextlib import contextmanager, suppress
 from typing import Iterator, List, Optional
@@ -12,10 +10,12 @@ import torch
 
 from vit_ipu.backends.contract import Backend, Device, Instances
 from vit_ipu.backends.ipu.availability import ipu_problem
+from vit_ipu.backends.native.distributed import instances as native_instances
+from vit_ipu.backends.native.distributed import local_device, num_processes
 from vit_ipu.config import Config
-from vit_ipu.errors import ConfigError, DeviceError, UserError
+from vit_ipu.errors import DeviceError, UserError
 from vit_ipu.ipu_rules import require_runnable
-from vit_ipu.pipeline import num_ipus
+from vit_ipu.pipeline import BatchPlan, num_ipus
 
 DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
 NUMERICS = ("exact", "ipu")
@@ -26,8 +26,8 @@ def resolve_device(name: str, *, numerics: Optional[str] = None, offline: bool =
 
     `numerics` is the arithmetic of simulated IPUs, "exact" or "ipu". None is the choice of the simulator's launcher, or
     else "exact". `offline`: an IPU program is only compiled, so no hardware is needed. Raises DeviceError if the device
-    is unknown or missing, or if numerics are given for a device that is not simulated, and ConfigError if torchrun has
-    started several processes for a GPU or CPU.
+    is unknown or missing, if numerics are given for a device that is not simulated, or if torchrun's environment
+    variables are not whole.
     """
     if name not in DEVICES:
         raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
@@ -48,8 +48,8 @@ def resolve_device(name: str, *, numerics: Optional[str] = None, offline: bool =
         problem = ipu_problem(offline=offline)
         if problem is not None:
             raise DeviceError(f"--device ipu: {problem}")
-    if name in ("cuda", "cpu"):
-        _refuse_several_processes()
+    if num_processes() > 1 and name not in ("cuda", "cpu"):
+        raise DeviceError(f"--device {name}: torchrun starts several processes for GPUs or CPUs only; start without it")
     if simulated and numerics is None:
         numerics = _launched_numerics()
     return Device(name.partition(":")[0], "cuda" if name.endswith("cuda") else "cpu", numerics)
@@ -62,6 +62,8 @@ def find_instances(config: Config, device: Device) -> Instances:
     """
     # of the simulator's launcher, which has installed the simulator; a real PopTorch must not be imported before it
     launched = device.simulated and getattr(sys.modules.get("poptorch"), "__simulated__", False)
+    if device.kind in ("cuda", "cpu"):
+        return native_instances(device.kind)
     if device.kind != "ipu" and not launched:
         return Instances()
     from vit_ipu.backends.ipu.distributed import instances
@@ -79,7 +81,16 @@ def require_runnable_on(
     """
     if config.pipeline.synthetic_data and not allow_synthetic:
         raise UserError("pipeline.synthetic_data makes inputs and weights meaningless: it is for benchmark only")
-    return require_runnable(config, device.kind, find_instances(config, device).count, training=training)
+    found = find_instances(config, device)
+    if training and not found.are_replicas:
+        found.positions(BatchPlan.of(config))
+    return require_runnable(config, device.kind, found.count if found.are_replicas else 1, training=training)
+
+
+def require_one_process(command: str) -> None:
+    """Raises DeviceError if torchrun has started several processes."""
+    if num_processes() > 1:
+        raise DeviceError(f"{command} runs in one process: start it without torchrun")
 
 
 @contextmanager
@@ -103,7 +114,7 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
     if device.kind in ("cpu", "cuda"):
         from vit_ipu.backends.native.backend import NativeBackend
 
-        return NativeBackend(config, torch.device(device.tensors))
+        return NativeBackend(config, local_device(device.kind))
     if device.simulated:
         from vit_ipu import simulator
 
@@ -118,11 +129,13 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
 
 
 def describe_hardware(device: Device) -> str:
-    """Describes the hardware of the device, for records and environment files."""
+    """Describes the hardware of the device, for records and environment files: that of all processes of torchrun."""
     if device.kind == "ipu":
         return "IPU"
     on_cpu = f"CPU, {torch.get_num_threads()} threads"
     hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
+    if num_processes() > 1:
+        hardware = f"{num_processes()} x {hardware}"
     return f"simulated IPUs on {hardware}" if device.simulated else hardware
 
 
@@ -130,11 +143,3 @@ def _launched_numerics() -> str:
     """Returns the numerics that `python -m vit_ipu.simulator --numerics` or a program has chosen, else exact."""
     simulator = sys.modules.get("vit_ipu.simulator")
     return "exact" if simulator is None else str(simulator.numerics.current())
-
-
-def _refuse_several_processes() -> None:
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if re.fullmatch("[0-9]{1,9}", world_size) and int(world_size) > 1:
-        raise ConfigError(
-            f"WORLD_SIZE is {world_size}, but one process drives one GPU or CPU here: start without torchrun"
-        )

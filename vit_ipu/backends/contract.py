@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Protocol
+
+from vit_ipu.pipeline import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,26 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Instances:
-    """The index of this host process, and the number of host processes of the run: above 1 only under poprun."""
+    """The index of this process, and the number of processes of the run: above 1 only under poprun or torchrun."""
 
     index: int = 0
     count: int = 1
     mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
     """Returns the mean of a tensor over all processes; every process must call it."""
+    are_replicas: bool = True
+    """Whether each process has replicas of the config, as under poprun, and all evaluate every image together.
+
+    Otherwise, as under torchrun, each has a part of an update's micro-batches, and of the images of an evaluation.
+    """
+
+    def positions(self, plan: BatchPlan) -> np.ndarray:
+        """Returns the positions in a host step of the samples that this process feeds. Raises ConfigError."""
+        share = plan.share if self.are_replicas else plan.share_of_micro_batches
+        return share(self.index, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all processes; every process must call it."""
+        return self.mean(tensor) * self.count
 
     def any(self, flag: bool) -> bool:
         """Tells whether `flag` is set in any process; every process must call this."""

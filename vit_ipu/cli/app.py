@@ -28,6 +28,7 @@ from vit_ipu.cli.output import (
     print_throughput,
     print_verified,
 )
+from vit_ipu.errors import ConfigError
 from vit_ipu.signals import INTERRUPTED, Terminated, exit_code_of_stopped_run, exit_on_signals
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print_error(error_line(error))
+        if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):  # torchrun's first one tells it
+            print_error(error_line(error))
         sys.exit(exit_code(error))
 
 
@@ -165,14 +167,14 @@ def train(
 
 
 def _is_first_instance(config: "Config", device: "Device") -> bool:
-    """Tells whether this is the only host process of the run that writes files."""
+    """Tells whether this is the only process of the run that writes files and shows results."""
     from vit_ipu.backends.build import find_instances
 
     return find_instances(config, device).index == 0
 
 
 def _train_beside_the_first(config: "Config", device: "Device", path: Path, options: Dict[str, Any]) -> None:
-    """Trains as one of the host processes of poprun that write no files."""
+    """Trains as one of the processes of poprun or torchrun that write no files."""
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import train as run
 
@@ -197,10 +199,12 @@ def evaluate(
 
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics, training=False)
+    is_first = _is_first_instance(loaded, resolved)
     cache = ListingCache(rescan=rescan, notify=console.print)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
     found = run(loaded, resolved, checkpoint, notify=console.print, **options)
-    print_evaluation(console, found, resolved, as_json=as_json)
+    if is_first:
+        print_evaluation(console, found, resolved, as_json=as_json)
 
 
 @app.command()
@@ -216,9 +220,10 @@ def predict(
     as_json: Json = False,
 ) -> Optional[int]:
     """Print the five most probable classes of each image. The exit code is 2 if an image cannot be read."""
-    from vit_ipu.backends.build import resolve_device
+    from vit_ipu.backends.build import require_one_process, resolve_device
     from vit_ipu.predict import predict as run
 
+    require_one_process("predict")
     unreadable: Dict[str, str] = {}
 
     def leave_out(path: str, error: Exception) -> None:
@@ -289,9 +294,11 @@ def benchmark(
 
     console = make_console(as_json)
     loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics, allow_synthetic=True)
+    is_first = _is_first_instance(loaded, resolved)
     cache = ListingCache(rescan=rescan, notify=console.print)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
-    print_throughput(console, loaded, resolved, found, as_json=as_json)
+    if is_first:
+        print_throughput(console, loaded, resolved, found, as_json=as_json)
 
 
 @app.command()
@@ -436,6 +443,7 @@ def _prepare(
     loaded = load_config(path, overrides or ())
     resolved = resolve_device(device, numerics=numerics, offline=offline)
     notes = require_runnable_on(loaded, resolved, training=training, allow_synthetic=allow_synthetic)
+    console.quiet = not _is_first_instance(loaded, resolved)
     for note in notes + unused_options(loaded):
         console.print(f"note: {note}")
     return loaded, resolved

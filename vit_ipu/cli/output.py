@@ -1,6 +1,7 @@
 """Output of the commands: text for people, or one JSON object."""
 
 import json
+import os
 import shlex
 import sys
 import textwrap
@@ -91,6 +92,9 @@ def _command_to_resume(folder: "RunFolder", device: "Device") -> str:
         arguments += ["--output", str(folder.path)]
     if device.numerics not in (None, "exact") and not _has_option(arguments, "--numerics"):
         arguments += ["--numerics", str(device.numerics)]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and processes == os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun on one host
+        arguments[:1] = ["torchrun", "--standalone", "--nproc-per-node", processes, "-m", "vit_ipu"]
     return shlex.join(arguments if "--resume" in arguments else [*arguments, "--resume"])
 
 

@@ -81,7 +81,7 @@ class IpuBackend:
         if self._training is None:
             self._training = self._wrap_for_training()
         if not self._training.isCompiled():
-            positions = BatchPlan.of(self._config).share(self.instances.index, self.instances.count)
+            positions = self.instances.positions(BatchPlan.of(self._config))
             count, mixing = len(positions), mixing_of_step(self._config, 0, positions)
             blank = HostBatch(self._blank_images(count), torch.zeros(count, dtype=torch.int64), mixing)
             with self._compilation():

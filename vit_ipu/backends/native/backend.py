@@ -1,14 +1,18 @@
-"""The step contract on one CPU or GPU: plain PyTorch, with accumulation over merged micro-batches."""
+"""The step contract on CPUs or GPUs: plain PyTorch, with accumulation over merged micro-batches.
+
+Under torchrun, each process computes a part of the micro-batches of every update (distributed.py).
+"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List
 
 import torch
 from torch import Tensor, nn
 
-from vit_ipu.backends.contract import HostBatch, Instances, StepResult
+from vit_ipu.backends.contract import HostBatch, StepResult
+from vit_ipu.backends.native.distributed import instances, leave, lost_processes_reported, parallel
 from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
 from vit_ipu.backends.native.optimizer import build_optimizer
 from vit_ipu.config import Config
@@ -19,15 +23,15 @@ from vit_ipu.step import InferenceStep, TrainingStep
 
 
 class NativeBackend:
-    """The backend for one torch device, on which the replicas of the config run one after the other."""
+    """The backend for the torch device of this process, where the config's replicas run one after the other."""
 
-    instances = Instances()
     samples_per_call = 1
     float_format = torch.float32
     num_overflows = None
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
+        self.instances = instances(device.type)
         compute = config.precision.resolve_compute(device.type)
         self._bfloat16 = compute == "bfloat16"
         torch.manual_seed(config.run.seed)
@@ -37,10 +41,11 @@ class NativeBackend:
         self._training_step = TrainingStep(self._model, config).to(device, dtype)
         self._inference_step = InferenceStep(self._model, config).to(device, dtype)
         self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
+        self._parallel = parallel(self._training_step, device)
         self._compiles = _compiles(config, device)
         self._loss_of = _compiled(self._loss, self._compiles)
         self._logits_of = _compiled(self._logits, self._compiles)
-        self.micro_batch_size = first_size(config, device)
+        self.micro_batch_size = first_size(config, device, self.instances.count)
         self._rng = _rng_state(device)
 
     # ----------------------------------------------------------------------------------- training
@@ -49,14 +54,14 @@ class NativeBackend:
         self._training_step.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        size = self._config.pipeline.global_batch_size
+        size = self._config.pipeline.global_batch_size // self.instances.count
         with self._own_random_numbers():
             losses = [self._update(part) for part in batch.split(size)]
-        values = torch.stack(losses).tolist()
+        values = self.instances.mean(torch.stack(losses)).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
     def _update(self, batch: HostBatch) -> Tensor:
-        """Makes one weight update on a global batch, and returns the mean loss."""
+        """Makes one weight update on this process's part of a global batch, and returns the part's mean loss."""
         loss = self._in_memory(lambda: self._accumulate(batch))
         if self._config.optim.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.max_grad_norm)
@@ -65,18 +70,25 @@ class NativeBackend:
         return loss
 
     def _accumulate(self, batch: HostBatch) -> Tensor:
-        """Adds the reduced gradient of a global batch, and returns the mean loss."""
+        """Adds the reduced gradient of a part of a global batch, and returns the part's mean loss."""
         total = torch.zeros((), device=self._device)
-        for part in batch.split(self.micro_batch_size):
+        parts = list(batch.split(self.micro_batch_size))
+        for number, part in enumerate(parts):
             share = len(part) / len(batch)
-            loss = self._loss_of(*map(self._to_device, part.inputs))
-            (loss * (share * self._config.reduction_factor)).backward()  # type: ignore[no-untyped-call]
+            with ExitStack() as stack:
+                if self._parallel is not None:
+                    stack.enter_context(lost_processes_reported())
+                    if number < len(parts) - 1:  # the last backward pass averages the sums of all processes
+                        stack.enter_context(self._parallel.no_sync())
+                loss = self._loss_of(*map(self._to_device, part.inputs))
+                (loss * (share * self._config.reduction_factor)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
         return total
 
     def _loss(self, *inputs: Tensor) -> Tensor:
+        step = self._training_step if self._parallel is None else self._parallel
         with self._precision():
-            return self._training_step(*inputs)
+            return step(*inputs)
 
     def _logits(self, images: Tensor) -> Tensor:
         with self._precision():
@@ -104,7 +116,10 @@ class NativeBackend:
 
     def _lower_micro_batch_size(self, error: torch.cuda.OutOfMemoryError) -> None:
         pipeline, size = self._config.pipeline, self.micro_batch_size
-        smaller = [other for other in merged_sizes(pipeline) if other < size]
+        smaller = [other for other in merged_sizes(pipeline, self.instances.count) if other < size]
+        if self._parallel is not None:  # the other processes are waiting for this one's gradients
+            remedy = f"set pipeline.native_micro_batch_size to less than {size}"
+            raise RunFailed(f"{self._device}: out of memory with micro-batches of {size} images: {remedy}") from error
         if pipeline.native_micro_batch_size is not None or not smaller:
             remedy = "lower pipeline.micro_batch_size, or use --device cpu"
             if pipeline.native_micro_batch_size is not None:
@@ -136,7 +151,8 @@ class NativeBackend:
         """Does nothing: torch.compile compiles at the first step."""
 
     def close(self) -> None:
-        """Does nothing: there is nothing to free."""
+        """Leaves the other processes of the run, if there are some."""
+        leave()
 
     def state_dict(self) -> Dict[str, Any]:
         names = [name for name, _ in self._model.named_parameters()]
@@ -161,13 +177,22 @@ class NativeBackend:
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Makes dropout draw from a random state that nothing else in the process (such as a DataLoader) shifts."""
+        """Makes dropout draw from a random state that nothing else in the process (such as a DataLoader) shifts.
+
+        Several processes share the state, and draw from seeds that it gives and that differ between them, so that a
+        run may continue with another number of processes.
+        """
         outside = _rng_state(self._device)
         _set_rng_state(self._rng)
+        if self.instances.count > 1:
+            seed = int(torch.randint(1 << 62, ()))
+            self._rng = dict(self._rng, torch=torch.get_rng_state())
+            torch.manual_seed(seed + self.instances.index)
         try:
             yield
         finally:
-            self._rng = _rng_state(self._device)
+            if self.instances.count == 1:
+                self._rng = _rng_state(self._device)
             _set_rng_state(outside)
 
     def _order_of_names(self) -> List[str]:

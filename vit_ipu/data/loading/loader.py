@@ -107,24 +107,40 @@ class EvaluationLoader:
     """
 
     def __init__(
-        self, source: Source, config: Config, *, multiple_of: int = 1, float_format: torch.dtype = torch.float32
+        self,
+        source: Source,
+        config: Config,
+        *,
+        multiple_of: int = 1,
+        float_format: torch.dtype = torch.float32,
+        part: Tuple[int, int] = (0, 1),
     ) -> None:
-        self._source, self._config, self._float_format = source, config, float_format
+        """`part` (i, n): yields only every n-th chunk, from the i-th one on; all n parts have equally many.
+
+        A part may therefore end with a chunk without images.
+        """
+        self._source, self._config, self._float_format, self._part = source, config, float_format, part
         self._chunk = -(-CHUNK // multiple_of) * multiple_of
         self.skipped: Dict[str, None] = {}
         """Messages, in order, about unreadable images, which are in no chunk; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Iterator[HostBatch]:
         count, chunk = len(self._source), self._chunk
-        steps = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-        entries = ([(0, index) for index in step] for step in steps)
-        fill = _EvaluationFill(self._source, self._config)
+        chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+        first, every = self._part
+        steps, most = chunks[first::every], -(-len(chunks) // every)
         dtype = _dtype(self._config, self._float_format)
-        for filled in _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps)):
-            self.skipped.update(dict.fromkeys(filled.skipped))
-            read = filled.labels >= 0
-            images, labels = filled.images, filled.labels
-            yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
+        if steps:
+            entries = ([(0, index) for index in step] for step in steps)
+            fill = _EvaluationFill(self._source, self._config)
+            for filled in _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps)):
+                self.skipped.update(dict.fromkeys(filled.skipped))
+                read = filled.labels >= 0
+                images, labels = filled.images, filled.labels
+                yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
+        for _ in range(most - len(steps)):
+            side = self._config.model.image_size
+            yield HostBatch(torch.empty(0, 3, side, side, dtype=dtype), torch.empty(0, dtype=torch.int64))
 
 
 def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:

@@ -1,0 +1,141 @@
+"""Several processes on CPUs or GPUs, as torchrun starts them: each takes a part of every update's micro-batches.
+
+The processes hold the same weights. Gradients are averaged by DistributedDataParallel, over NCCL between GPUs and over
+gloo between CPUs; all else that the processes tell each other goes over gloo, so that no GPU is waited for.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vit_ipu.backends.contract import Instances
+from vit_ipu.errors import DeviceError, RunFailed
+from vit_ipu.text import shortened
+
+_PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others, which may be compiling or reading slow disks."""
+_PARAMETERS = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+"""The buffers are constants; newer versions of torch have another name for the option."""
+_SIGNS_OF_A_LOST_PROCESS = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "Timed out", "timeout")
+"""Parts of the messages of gloo and NCCL."""
+
+
+def num_processes() -> int:
+    """Returns the number of processes that torchrun has started: 1 without torchrun.
+
+    Raises DeviceError if there are several, and its environment variables are incomplete.
+    """
+    count = _number("WORLD_SIZE")
+    if count is None or count < 2:
+        return 1
+    for name in ("RANK", "LOCAL_RANK"):
+        number = _number(name)
+        if number is None or number >= count:
+            raise _incomplete(count, name)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise _incomplete(count, name)
+    return count
+
+
+def _number(variable: str) -> Optional[int]:
+    """Returns the number in an environment variable, None if there is none."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else None
+
+
+def _incomplete(count: int, name: str) -> DeviceError:
+    value = shortened(os.environ.get(name, ""), 20)
+    return DeviceError(
+        f"WORLD_SIZE is {count}, but {name} is {value or 'not set'}: start several processes with torchrun "
+        "--standalone --nproc-per-node N -m vit_ipu, or unset WORLD_SIZE"
+    )
+
+
+def local_device(kind: str) -> torch.device:
+    """Returns the device of this process: under torchrun, every process of a host has a GPU of its own.
+
+    Raises DeviceError if torchrun has started more processes than there are GPUs.
+    """
+    if kind != "cuda" or num_processes() == 1:
+        return torch.device(kind)
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= gpus:
+        raise DeviceError(
+            f"torchrun has started {local + 1} or more processes on a host with {gpus} GPUs: use --nproc-per-node "
+            f"{gpus}"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def instances(kind: str) -> Instances:
+    """Returns the index of this process and the number of processes; joins the processes first.
+
+    Raises DeviceError if they cannot be joined.
+    """
+    if num_processes() == 1:
+        return Instances()
+    local_device(kind)
+    group = _joined(kind)
+
+    def mean(tensor: Tensor) -> Tensor:
+        reduced = tensor.detach().to("cpu", torch.float64, copy=True)
+        with lost_processes_reported():
+            dist.all_reduce(reduced, group=group)
+        return (reduced / dist.get_world_size()).to(tensor.dtype)
+
+    return Instances(dist.get_rank(), dist.get_world_size(), mean, are_replicas=False)
+
+
+@functools.lru_cache(maxsize=None)
+def _joined(kind: str) -> Any:
+    """Joins the processes, and returns the group for messages between hosts' memories."""
+    try:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", init_method="env://", timeout=_PATIENCE)
+        return dist.group.WORLD if kind != "cuda" else dist.new_group(backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise DeviceError(f"cannot join torchrun's processes at {where}: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def lost_processes_reported() -> Iterator[None]:
+    """Raises RunFailed if the body fails because another process of the run has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PROCESS):
+            raise
+        raise RunFailed(
+            f"process {dist.get_rank()} of {dist.get_world_size()} stops, because another one has ended: see the "
+            "message of that one; then continue with --resume"
+        ) from None
+
+
+def leave() -> None:
+    """Leaves the group at the end of the program."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        _joined.cache_clear()
+
+
+def parallel(module: torch.nn.Module, device: torch.device) -> Optional[torch.nn.parallel.DistributedDataParallel]:
+    """Returns the module with gradients averaged over all processes, or None in a single process."""
+    if num_processes() == 1:
+        return None
+    options: Dict[str, Any] = {"gradient_as_bucket_view": True, _SYNC_BUFFERS: False}
+    if device.type == "cuda":
+        options["device_ids"] = [device]
+    return torch.nn.parallel.DistributedDataParallel(module, **options)
