@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
 
+from vit_ipu.backends.contract import Instances
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import newest_checkpoint
@@ -224,4 +226,4 @@ def test_an_evaluation_without_an_image_fails():
     from vit_ipu.evaluate import evaluate_batches
 
     with pytest.raises(RunFailed, match="there is no held-out image that can be read"):
-        evaluate_batches(None, [])
+        evaluate_batches(SimpleNamespace(instances=Instances()), [])

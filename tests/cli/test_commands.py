@@ -73,10 +73,12 @@ def test_rules_of_training_do_not_apply_to_inference(run, trained, empty_folder)
 
 
 def test_evaluation_computes_top1_top5_and_loss_over_all_images():
-    from vit_ipu.backends.contract import HostBatch
+    from vit_ipu.backends.contract import HostBatch, Instances
     from vit_ipu.evaluate import evaluate_batches
 
     class Fixed:
+        instances = Instances()
+
         def predict(self, images):
             return images
 
