@@ -104,11 +104,12 @@ class Gradients:
             if not self._one_by_one:
                 self._add(taken, is_first=number == 0)
                 return
+            parts = None
             if self._factors is not None:
-                taken = self._joined(taken)
+                parts, taken = taken, self._joined(taken)
             for name, gradient in taken.items():
                 if self._overflow is not None:
-                    self._overflow.watch(name, gradient, 1, is_first=number == 0)
+                    self._overflow.watch(name, gradient, 1, is_first=number == 0, parts=parts)
                 self._accumulate(self._accumulators[replica], name, gradient, step)
             if self._loss_scale is not None:
                 self._loss_scale.watch(taken)

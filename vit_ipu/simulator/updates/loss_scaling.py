@@ -5,7 +5,7 @@ PopART watches every float16 gradient of the backward pass; here the gradients o
 
 from __future__ import annotations
 
-from typing import Dict, List, Set
+from typing import Dict, List, Optional, Set
 
 import torch
 from torch import Tensor
@@ -53,16 +53,29 @@ class OverflowWatch:
         self._counts: Dict[str, Tensor] = {}
         self._sizes: Dict[str, int] = {}
 
-    def watch(self, name: str, gradient: Tensor, micro_batches: int, *, is_first: bool = True) -> None:
+    def watch(
+        self,
+        name: str,
+        gradient: Tensor,
+        micro_batches: int,
+        *,
+        is_first: bool = True,
+        parts: Optional[Dict[str, Tensor]] = None,
+    ) -> None:
         """Counts elements of a gradient that is a sum over micro-batches: above so many times the largest, one was.
 
-        `is_first`: the first gradient of an update. The counts stay on the device, which so does not have to wait.
+        `is_first`: the first gradient of an update. `parts`: the gradients that a long one was joined from. The counts
+        stay on the device, which so does not have to wait.
         """
         if self._has_warned or (name not in self._watched and gradient.dtype != torch.float16):
             return
         if is_first:
             self._counts.pop(name, None)
         if _are_below(gradient, micro_batches * MAX):
+            return
+        if parts is not None and gradient.device.type == "cpu":
+            for part, of_part in parts.items():
+                self.watch(part, of_part, micro_batches, is_first=False)
             return
         count = (gradient.abs() >= micro_batches * MAX).sum()
         self._sizes[name] = gradient.numel()
