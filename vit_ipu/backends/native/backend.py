@@ -129,7 +129,7 @@ class NativeBackend:
 
     # ---------------------------------------------------------------------------------- inference
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
         self._inference_step.eval()
         return self._in_memory(lambda: self._predict(images))
