@@ -7,7 +7,7 @@ C channels (3), S image side, N patches, T = N + 1 tokens, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Dict, Type
+from typing import Dict, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +104,14 @@ class ExplicitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv[0], qkv[1], qkv[2]  # (B, H, T, D/H); slices: PopTorch turns unbind into gathers
-        mixed = self.attend(query, key, value)  # (B, H, T, D/H)
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
+        mixed = self.attend(*self.split(qkv))  # (B, H, T, D/H)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
+
+    def split(self, qkv: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Splits (B, T, 3, H, D/H) into query, key and value, each (B, H, T, D/H)."""
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        return qkv[0], qkv[1], qkv[2]  # slices: PopTorch turns unbind into gathers
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         weights = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)  # (B, H, T, T)
@@ -116,6 +120,10 @@ class ExplicitAttention(nn.Module):
 
 class FusedAttention(ExplicitAttention):
     """Multi-head self-attention by scaled_dot_product_attention, for which CPUs and GPUs have a kernel."""
+
+    def split(self, qkv: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        query, key, value = qkv.unbind(2)  # whose gradients are written once, in the order in which `qkv` lies
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
