@@ -243,8 +243,6 @@ def test_buffers_change_in_the_order_of_the_micro_batches(monkeypatch, ways, dty
         return train(model, "ipu")
 
     torch.manual_seed(0)
-    monkeypatch.setattr(recordings, "_in_threads", None)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     found = trained()
     assert ways == (["replayed"] * 24 if dtype == torch.float32 else [])
     torch.manual_seed(0)
@@ -295,13 +293,3 @@ def test_clipped_values_of_recorded_passes_are_counted():
             return executor._program.num_clipped
 
     assert clipped(-1) == clipped(recordings.MOST_BYTES) > 0
-
-
-def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
-    def fail(self, inputs, number):
-        raise MemoryError("no memory for a product of float16")
-
-    monkeypatch.setattr(Replay, "run", fail)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with pytest.raises(MemoryError):
-        train(MODELS["layers"], "ipu", half=True)

@@ -79,11 +79,6 @@ class HalfArithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         return cls(rounding, partials)
 
-    def from_number(self, number: int) -> HalfArithmetic:
-        """Returns the same arithmetic with a rounding of its own, which counts its operations from `number`."""
-        rounding = self.rounding.from_number(number)
-        return HalfArithmetic(rounding, self.partials.with_rounding(rounding))
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
         return plan_of(func)(self, func, args, kwargs or {})
 

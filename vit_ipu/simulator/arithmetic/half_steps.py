@@ -15,7 +15,7 @@ from vit_ipu.simulator.arithmetic.half_mode import EXACT, MEMORY, HalfArithmetic
 from vit_ipu.simulator.arithmetic.rounding import to_nearest
 from vit_ipu.simulator.nested import flatten, rebuild
 
-Compute = Callable[[HalfArithmetic, List[Tensor]], Sequence[Tensor]]
+Compute = Callable[[List[Tensor]], Sequence[Tensor]]
 """Returns the results of an operation, given its tensors."""
 
 _HALF, _FLOATS = torch.float16, (torch.float16, torch.float32, torch.float64)
@@ -60,31 +60,33 @@ def changed_by(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> List[T
     return flatten([args[index] if index < len(args) else kwargs.get(name) for index, name in names])
 
 
-def compute_of(func: Any, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> Compute:
+def compute_of(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> Compute:
     """Returns the function of a recorded operation, whose `result` shows which results are float16."""
     read, results = flatten((args, kwargs)), flatten(result)
     if not any(tensor.dtype == _HALF for tensor in [*read, *results]):
         return _direct(_Call(func, args, kwargs))
     name = name_of(func)
     if name in _THROUGH_FLOAT16:
-        return _through_float16(func, args, kwargs)
+        return _through_float16(mode, func, args, kwargs)
     if name in _PRODUCTS:
-        return _product(_PRODUCTS[name], args)
+        multiplied = _multiplication(mode, _PRODUCTS[name], args[0], args[1])
+        return lambda tensors: (multiplied(*tensors),)
     if name in _PRODUCTS_AND_SUMS:
-        return _product_and_sum(_PRODUCTS_AND_SUMS[name], args, kwargs)
+        return _product_and_sum(mode, _PRODUCTS_AND_SUMS[name], args, kwargs)
     if name in _GELU:
         kwargs = dict(kwargs, approximate="tanh")
     call = _Call(func, args, kwargs)
     if written_by(func):
-        return _in_place(call, changed_by(func, args, kwargs), read, is_copy=name == "copy_")
+        return _in_place(mode, call, changed_by(func, args, kwargs), read, is_copy=name == "copy_")
     if name == "_to_copy":
-        return _direct(call) if args[0].dtype == _HALF or results[0].dtype != _HALF else _rounded(call, results)
+        is_rounded = args[0].dtype != _HALF and results[0].dtype == _HALF
+        return _rounded(mode, call, results) if is_rounded else _direct(call)
     if name in MEMORY or is_view(func):
         return _direct(call)
     if name in EXACT and isinstance(result, Tensor):
         has_wide = any(tensor.dtype in _FLOATS and tensor.dtype != _HALF for tensor in read)
         return _nearest(call) if has_wide and result.dtype == _HALF else _direct(call)
-    return _rounded(call, results)
+    return _rounded(mode, call, results)
 
 
 class _Call:
@@ -109,38 +111,39 @@ class _Call:
 
 
 def _direct(call: _Call) -> Compute:
-    return lambda mode, tensors: _listed(call(tensors))
+    return lambda tensors: _listed(call(tensors))
 
 
 def _listed(result: Any) -> Sequence[Tensor]:
     return (result,) if isinstance(result, Tensor) else flatten(result)
 
 
-def _rounded(call: _Call, results: Sequence[Tensor]) -> Compute:
+def _rounded(mode: HalfArithmetic, call: _Call, results: Sequence[Tensor]) -> Compute:
     """Rounds the results that are float16."""
-    halves = [tensor.dtype == _HALF for tensor in results]
+    round_, halves = mode.rounding.in_float32, [tensor.dtype == _HALF for tensor in results]
     if halves == [True]:
-        return lambda mode, tensors: (mode.rounding.in_float32(call(tensors)),)
+        return lambda tensors: (round_(call(tensors)),)
 
-    def compute(mode: HalfArithmetic, tensors: List[Tensor]) -> Sequence[Tensor]:
-        found = zip(_listed(call(tensors)), halves)
-        return [mode.rounding.in_float32(value) if half else value for value, half in found]
+    def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
+        return [round_(value) if half else value for value, half in zip(_listed(call(tensors)), halves)]
 
     return compute
 
 
 def _nearest(call: _Call) -> Compute:
-    return lambda mode, tensors: (to_nearest(call(tensors)).float(),)
+    return lambda tensors: (to_nearest(call(tensors)).float(),)
 
 
-def _in_place(call: _Call, changed: Sequence[Tensor], read: Sequence[Tensor], *, is_copy: bool) -> Compute:
+def _in_place(
+    mode: HalfArithmetic, call: _Call, changed: Sequence[Tensor], read: Sequence[Tensor], *, is_copy: bool
+) -> Compute:
     """Rounds the float16 tensors that the operation changes, a copy only if its source is not float16."""
     places = [next(i for i, tensor in enumerate(read) if tensor is target) for target in changed]
     places = [place for place in places if read[place].dtype == _HALF]
     if is_copy and read[1].dtype == _HALF:
         places = []
 
-    def compute(mode: HalfArithmetic, tensors: List[Tensor]) -> Sequence[Tensor]:
+    def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
         result = call(tensors)
         for place in places:
             target = tensors[place]
@@ -152,45 +155,34 @@ def _in_place(call: _Call, changed: Sequence[Tensor], read: Sequence[Tensor], *,
     return compute
 
 
-def _product(product: Any, args: Sequence[Any]) -> Compute:
-    multiplied = _multiplication(product, *(tensor.dtype == _HALF for tensor in args[:2]))
-    return lambda mode, tensors: (multiplied(mode, *tensors),)
+def _multiplication(mode: HalfArithmetic, product: Any, left: Tensor, right: Tensor) -> Callable[..., Tensor]:
+    """Returns the function of a product, whose result is rounded if `left` is float16."""
+    if mode.partials.half_products and left.dtype == right.dtype == _HALF:
+        return mode.partials.chunked_in_float32
+    multiply, round_ = _BINDINGS[product], mode.rounding.in_float32
+    if left.dtype != _HALF:
+        return multiply
+    return lambda *tensors: round_(multiply(*tensors))
 
 
-def _product_and_sum(product: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Compute:
-    is_half = args[1].dtype == _HALF
-    multiplied = _multiplication(product, is_half, args[2].dtype == _HALF)
-    alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
+def _product_and_sum(mode: HalfArithmetic, product: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Compute:
+    multiplied, round_ = _multiplication(mode, product, args[1], args[2]), mode.rounding.in_float32
+    is_half, alpha, beta = args[1].dtype == _HALF, kwargs.get("alpha", 1), kwargs.get("beta", 1)
 
-    def compute(mode: HalfArithmetic, tensors: List[Tensor]) -> Sequence[Tensor]:
+    def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
         added, left, right = tensors
-        result = multiplied(mode, left, right)
+        result = multiplied(left, right)
         result = result + added if alpha == beta == 1 else result * alpha + added * beta
-        return (mode.rounding.in_float32(result) if is_half else result,)
+        return (round_(result) if is_half else result,)
 
     return compute
 
 
-def _multiplication(
-    product: Any, left_is_half: bool, right_is_half: bool
-) -> Callable[[HalfArithmetic, Tensor, Tensor], Tensor]:
-    """Returns the function of a product, whose result is rounded if `left_is_half`."""
-    multiply = _BINDINGS[product]
-
-    def multiplied(mode: HalfArithmetic, left: Tensor, right: Tensor) -> Tensor:
-        if mode.partials.half_products and left_is_half and right_is_half:
-            return mode.partials.chunked_in_float32(left, right)
-        result = multiply(left, right)
-        return mode.rounding.in_float32(result) if left_is_half else result
-
-    return multiplied
-
-
-def _through_float16(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Compute:
+def _through_float16(mode: HalfArithmetic, func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Compute:
     """Converts to float16 and back, and leaves the operation to the dispatch mode's plan."""
     plan, dtypes = plan_of(func), [tensor.dtype for tensor in flatten((args, kwargs))]
 
-    def compute(mode: HalfArithmetic, tensors: List[Tensor]) -> Sequence[Tensor]:
+    def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
         narrow = [tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes)]
         given, named = rebuild((list(args), kwargs), narrow)
         found = flatten(plan(mode, func, given, named))

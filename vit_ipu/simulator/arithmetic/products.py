@@ -33,11 +33,6 @@ class Partials:
         self.half_products, self.half_convolutions = half_products, half_convolutions
         self._chunk, self._rounding = chunk, rounding
 
-    def with_rounding(self, rounding: Rounding) -> Partials:
-        """Returns the same formats with another rounding."""
-        how = {"half_products": self.half_products, "half_convolutions": self.half_convolutions}
-        return Partials(**how, chunk=self._chunk, rounding=rounding)
-
     def product(self, function: Any, left: Tensor, right: Tensor) -> Tensor:
         """Returns `function` (mm or bmm) of (..., M, K) and (..., K, N), in float16 if the partials are, else float32.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from threading import Lock
 from typing import Callable, Dict, NamedTuple, Optional
 
 import torch
@@ -45,12 +44,10 @@ class Rounding:
         self.is_stochastic, self._is_checked, self._is_compiled = stochastic, checked, compiled
         # torch's generator may have the same seed: rounding must not correlate with data or dropout drawn from it
         self._seed = secrets.randbits(63) if seed is None else (seed * _SCRAMBLE + 1) % 2**63
-        self.num_operations = 0
-        """The number of the last operation that drew random bits."""
+        self._num_operations = 0
         self._base: Optional[Tensor] = None
         self._recorded_base: Optional[Tensor] = None
         self._clipped: Dict[torch.device, Tensor] = {}
-        self._lock = Lock()
         self._clipped_on_host = 0
         """Address of the host's counter."""
 
@@ -79,9 +76,9 @@ class Rounding:
             return self(values).float()
         if not values.is_contiguous():
             values = values.contiguous()
-        self.num_operations += self.is_stochastic
+        self._num_operations += self.is_stochastic
         kernels.round_in_place(
-            values.data_ptr(), count, self._clipped_on_host, self.is_stochastic, self._seed, self.num_operations
+            values.data_ptr(), count, self._clipped_on_host, self.is_stochastic, self._seed, self._num_operations
         )
         return values
 
@@ -161,8 +158,8 @@ class Rounding:
         """Returns the key of the random bits of the next operation; None if rounding is not stochastic."""
         if not self.is_stochastic:
             return None
-        self.num_operations += 1
-        return Operation(self._seed, self.num_operations, self._base)
+        self._num_operations += 1
+        return Operation(self._seed, self._num_operations, self._base)
 
     def _within_range(self, values: Tensor) -> Tensor:
         """Returns the values. Raises Error if overflow is checked and a finite value rounds beyond float16's range."""
@@ -172,26 +169,14 @@ class Rounding:
                 raise floating_point_exception(f"{too_large[0].item():g} does not fit in float16 (at most {MAX:g})")
         return values
 
-    def from_number(self, number: int) -> Rounding:
-        """Returns the same rounding with counters of its own; its operations are counted from `number`."""
-        rounding = Rounding(stochastic=self.is_stochastic, seed=0, checked=self._is_checked, compiled=self._is_compiled)
-        rounding._seed, rounding.num_operations = self._seed, number
-        return rounding
-
-    def count_clipped(self, other: Rounding) -> None:
-        """Adds what another rounding has clipped; threads may do so at a time."""
-        with self._lock:
-            for device, count in other._clipped.items():
-                self._counter(device).add_(count)
-
     # ------------------------------------------------------------------------------- CUDA graphs
 
     def snapshot(self) -> _Snapshot:
         """Returns all that `restore` sets again."""
-        return _Snapshot(self.num_operations, {device: count.clone() for device, count in self._clipped.items()})
+        return _Snapshot(self._num_operations, {device: count.clone() for device, count in self._clipped.items()})
 
     def restore(self, snapshot: _Snapshot) -> None:
-        self.num_operations = snapshot.num_operations
+        self._num_operations = snapshot.num_operations
         for device, counter in self._clipped.items():
             counter.copy_(snapshot.clipped[device]) if device in snapshot.clipped else counter.zero_()
 
@@ -199,24 +184,24 @@ class Rounding:
         """From here on, roundings are numbered from a base on the device, which `replay` sets."""
         if self._recorded_base is None:
             self._recorded_base = torch.zeros(1, dtype=torch.int64, device=device)
-        self._base, self.num_operations = self._recorded_base, 0
+        self._base, self._num_operations = self._recorded_base, 0
 
     def stop_recording(self) -> int:
         """Ends `start_recording`; returns how many roundings were recorded."""
-        self._base, count = None, self.num_operations
+        self._base, count = None, self._num_operations
         return count
 
     def replay(self, run: Callable[[], None], num_operations: int) -> None:
         """Runs a graph with so many roundings, which get the next numbers."""
         if self._recorded_base is not None:
-            self._recorded_base.fill_(self.num_operations)
+            self._recorded_base.fill_(self._num_operations)
         run()
-        self.num_operations += num_operations
+        self._num_operations += num_operations
 
     @property
     def state(self) -> Tensor:
         """The random state, as bytes: the seed and the number of roundings."""
-        numbers = b"".join(number.to_bytes(_BYTES, "little") for number in (self._seed, self.num_operations))
+        numbers = b"".join(number.to_bytes(_BYTES, "little") for number in (self._seed, self._num_operations))
         return torch.tensor(list(numbers), dtype=torch.uint8)
 
     @state.setter
@@ -228,7 +213,7 @@ class Rounding:
                 f"a state of stochastic rounding has {2 * _BYTES} bytes, not {len(numbers)}: an earlier version wrote "
                 "it; start the training again"
             )
-        self._seed, self.num_operations = (
+        self._seed, self._num_operations = (
             int.from_bytes(part, "little") for part in (numbers[:_BYTES], numbers[_BYTES:])
         )
 

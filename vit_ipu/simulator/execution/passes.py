@@ -85,7 +85,7 @@ class Passes:
         with undispatched():
             self._loss_scale.fill_(self._updater.loss_scale)
         if self._recordings is not None:
-            return self._recordings.run(partial(self._forward_with_scale, arguments), micro_batches, self._take)
+            self._recordings.start_update()
         return [self._pass_of(arguments, inputs, number) for number, inputs in enumerate(micro_batches)]
 
     def _pass_of(self, arguments: Arguments, inputs: List[Tensor], number: int) -> List[Tensor]:
@@ -93,6 +93,11 @@ class Passes:
         work = partial(self._pass, arguments, number)
         with undispatched():
             self._gradients.prepare(number)
+        if self._recordings is not None:
+            outputs = self._recordings.run(partial(self._forward_with_scale, arguments), inputs)
+            with undispatched():
+                self._gradients.take(number)
+            return outputs
         if self._graphs is None:
             return work(inputs)
         key = self._gradients.accumulator_of(number), self._gradients.is_first(number)
@@ -119,9 +124,3 @@ class Passes:
         if self._graphs is None and self._recordings is None:
             return torch.full_like(loss, self._updater.loss_scale)
         return self._loss_scale.to(loss.dtype).expand_as(loss)
-
-    def _take(self, number: int) -> None:
-        """Takes the gradients that micro-batch `number` of an update left in the weights."""
-        with undispatched():
-            self._gradients.prepare(number)
-            self._gradients.take(number)

@@ -1,14 +1,12 @@
 """Passes in an IPU's numerics on the host: the operations of the first one are recorded, and all are replayed.
 
-Micro-batches of an update do not depend on each other: as many are replayed at a time as torch has threads, each in one
-thread, because threads that share an operation wait for each other several hundred times in a small micro-batch.
+One micro-batch follows the other, and torch's threads share each operation. Python threads with a micro-batch each took
+a quarter longer: they wait for Python's lock after every operation.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -25,13 +23,6 @@ MOST_BYTES = 1 << 30
 """Bytes of a micro-batch's activations up to which a pass is recorded; a recording keeps all results meanwhile."""
 
 
-_OF_MICRO_BATCH, _OF_GRADIENTS = 1 << 32, 1 << 31
-"""Distance between the numbers of the roundings of two micro-batches, and of a pass and its gradients.
-
-Every micro-batch so has random bits of its own, whichever is computed first.
-"""
-
-
 class Recordings:
     """Computes the passes of one program, by its recorded operations if possible."""
 
@@ -41,48 +32,28 @@ class Recordings:
         """`state` returns the tensors that a pass changes, apart from random states."""
         self._half, self._state = half, state
         self._trained = [weight for weight in parameters.values() if weight.requires_grad]
-        self._is_random = graph.is_random
         self._replay: Optional[Replay] = None
         num_bytes = sum(value.num_bytes for value in graph.values if value.kind == Kind.ACTIVATION)
         self._is_possible = num_bytes <= MOST_BYTES
 
-    def run(self, work: Work, micro_batches: Sequence[List[Tensor]], take: Callable[[int], None]) -> List[List[Tensor]]:
-        """Returns the outputs of the micro-batches of an update.
+    def start_update(self) -> None:
+        """Takes over the weights, which an update may have changed."""
+        if self._replay is not None:
+            with undispatched(), torch.no_grad():
+                self._replay.refresh()
 
-        `take` is called with the number of each, in order, when the gradients are in the weights.
-        """
+    def run(self, work: Work, inputs: List[Tensor]) -> List[Tensor]:
+        """Returns the outputs of a micro-batch, and leaves the gradients in the weights."""
         if self._is_possible and self._replay is None:
-            self._record(work, micro_batches[0])
-        rounding, collected = self._half.rounding, []
-        start = rounding.num_operations
-        for number, (outputs, gradients) in enumerate(self._results(work, micro_batches)):
-            rounding.num_operations = start + number * _OF_MICRO_BATCH + _OF_GRADIENTS
-            for weight, gradient in zip(self._trained, gradients):
-                weight.grad = gradient
-            take(number)
-            collected.append(outputs)
-        rounding.num_operations = start + len(micro_batches) * _OF_MICRO_BATCH
-        return collected
-
-    def _results(self, work: Work, micro_batches: Sequence[List[Tensor]]) -> Iterator[Results]:
-        start = self._half.rounding.num_operations
-        numbers = [start + number * _OF_MICRO_BATCH for number in range(len(micro_batches))]
+            self._record(work, inputs)
         if self._replay is None:
-            for inputs, number in zip(micro_batches, numbers):
-                self._half.rounding.num_operations = number
-                yield self._work(work, inputs)
-            return
-        with undispatched(), torch.no_grad():
-            self._replay.refresh()
-        in_order = self._is_random or self._replay.changes_state
-        threads = 1 if in_order else min(torch.get_num_threads(), len(micro_batches))
-        if threads == 1:
-            for inputs, number in zip(micro_batches, numbers):
-                with undispatched():
-                    results = self._replay.run(inputs, number)
-                yield results
-            return
-        yield from _in_threads(self._replay, list(zip(micro_batches, numbers)), threads)
+            outputs, gradients = self._work(work, inputs)
+        else:
+            with undispatched(), torch.no_grad():
+                outputs, gradients = self._replay.run(inputs)
+        for weight, gradient in zip(self._trained, gradients):
+            weight.grad = gradient
+        return outputs
 
     def _work(self, work: Work, inputs: List[Tensor]) -> Results:
         outputs, loss, scale = work(inputs)
@@ -111,18 +82,3 @@ class Recordings:
                 tensor.copy_(before)
         torch.set_rng_state(random)
         self._half.rounding.restore(roundings)
-
-
-def _in_threads(replay: Replay, work: Sequence[Tuple[List[Tensor], int]], threads: int) -> Iterator[Results]:
-    """Yields the results of a replay for each micro-batch and number of its roundings, in order."""
-    started: Deque[Any] = deque()  # of futures
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for item in work:
-                if len(started) > threads:  # more would only wait, with their results in memory
-                    yield started.popleft().result()
-                started.append(pool.submit(replay.run, *item))
-            while started:
-                yield started.popleft().result()
-    finally:
-        torch.set_num_threads(torch.get_num_threads())  # for threads that torch starts later

@@ -57,13 +57,11 @@ class _Step(NamedTuple):
 
 
 class Replay:
-    """Recorded operations on slots, which hold tensors. Several threads can run a replay at a time."""
+    """Recorded operations on slots, which hold tensors."""
 
     def __init__(self, half: HalfArithmetic, calls: Sequence[Call], inputs: Sequence[Tensor], results: Results) -> None:
         """Raises NotRecordable if an operation cannot be repeated without its Python."""
         self._half = half
-        self.changes_state = False
-        """Whether a pass changes a tensor of the model or an input, so that passes must follow each other."""
         self._slots = _Slots()
         self._inputs = [self._slots.add_input(tensor) for tensor in inputs]
         self._steps: List[_Step] = []
@@ -82,14 +80,12 @@ class Replay:
         if not results:
             raise NotRecordable(f"{call.function} returns no tensor")
         for tensor in changed_by(call.function, call.args, call.kwargs):
-            if slots.is_from_outside(tensor) or not slots.is_known(tensor):
-                if tensor.dtype == _HALF:
-                    raise NotRecordable(f"{call.function} changes a float16 tensor of the model or of its caller")
-                self.changes_state = True
+            if tensor.dtype == _HALF and not slots.is_inside(tensor):
+                raise NotRecordable(f"{call.function} changes a float16 tensor of the model or of its caller")
         of_read = tuple(slots.of(tensor) for tensor in read)
-        compute = compute_of(call.function, call.args, call.kwargs, call.result)
+        compute = compute_of(self._half, call.function, call.args, call.kwargs, call.result)
         if is_view(call.function) and all(slot in slots.constants for slot in of_read):
-            values = compute(self._half, [slots.constants[slot] for slot in of_read])
+            values = compute([slots.constants[slot] for slot in of_read])
             slots.constants.update({slots.add(tensor): value for tensor, value in zip(results, values)})
         else:
             self._steps.append(_Step(compute, of_read, tuple(slots.add(tensor) for tensor in results), ()))
@@ -105,21 +101,18 @@ class Replay:
         """Takes over the values of float16 tensors from outside, such as the weights."""
         self._slots.refresh()
 
-    @torch.no_grad()
-    def run(self, inputs: Sequence[Tensor], first_rounding: int) -> Results:
-        """Returns the outputs and the gradients of a micro-batch; `first_rounding` numbers its roundings."""
-        mode = self._half.from_number(first_rounding)
+    def run(self, inputs: Sequence[Tensor]) -> Results:
+        """Returns the outputs and the gradients of a micro-batch."""
         values: List[Any] = [None] * len(self._slots)
         for slot, constant in self._slots.constants.items():
             values[slot] = constant
         for slot, tensor in zip(self._inputs, inputs):
             values[slot] = tensor.float() if tensor.dtype == _HALF else tensor
         for compute, read, written, freed in self._steps:
-            for slot, value in zip(written, compute(mode, [values[slot] for slot in read])):
+            for slot, value in zip(written, compute([values[slot] for slot in read])):
                 values[slot] = value
             for slot in freed:
                 values[slot] = None
-        self._half.rounding.count_clipped(mode.rounding)
         outputs = [values[slot].to(dtype, copy=True) for slot, dtype in self._outputs]
         return outputs, [None if of is None else values[of[0]].to(of[1]) for of in self._gradients]
 
@@ -143,7 +136,7 @@ class _Slots:
 
     def add(self, tensor: Tensor) -> int:
         """Returns a new slot for a result; an earlier tensor with the same memory and shape has the same value."""
-        if not self.is_from_outside(tensor):
+        if _storage(tensor) not in self._outside:
             self._inside.add(_storage(tensor))
         self._numbers[_key(tensor)] = self._count
         self._count += 1
@@ -159,7 +152,7 @@ class _Slots:
         number = self._numbers.get(_key(tensor))
         if number is not None:
             return number
-        if self.is_known(tensor):
+        if _storage(tensor) in self._inside | self._outside:
             raise NotRecordable("a view was made without an operation")
         slot = self.add_input(tensor)
         self.constants[slot] = tensor.detach()
@@ -170,13 +163,9 @@ class _Slots:
             self._widened.append((tensor.detach(), self.constants[slot]))
         return slot
 
-    def is_known(self, tensor: Tensor) -> bool:
-        """Tells whether the memory of a tensor is that of a slot."""
-        return _storage(tensor) in self._inside or self.is_from_outside(tensor)
-
-    def is_from_outside(self, tensor: Tensor) -> bool:
-        """Tells whether the memory of a tensor belongs to an input or a constant."""
-        return _storage(tensor) in self._outside
+    def is_inside(self, tensor: Tensor) -> bool:
+        """Tells whether a recorded operation made the memory of a tensor."""
+        return _storage(tensor) in self._inside
 
     def refresh(self) -> None:
         """Takes over the values of float16 tensors from outside."""
