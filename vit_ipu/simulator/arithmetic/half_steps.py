@@ -6,7 +6,7 @@ numbers. Results are rounded where they are; nothing is converted to float16 and
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 import torch
 from torch import Tensor
@@ -96,18 +96,16 @@ class _Call:
         self._func = _BINDINGS.get(func, func)
         self._args = [_WIDE.get(arg, arg) if isinstance(arg, torch.dtype) else arg for arg in args]
         self._kwargs = {n: _WIDE.get(v, v) if isinstance(v, torch.dtype) else v for n, v in kwargs.items()}
-        self._places: Optional[List[int]] = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
-        if len(self._places) != len(flatten((args, kwargs))):
-            self._places = None  # some are in lists, or have names
+        count = len(flatten((args, kwargs)))
+        self._are_first = all(isinstance(arg, Tensor) for arg in args[:count]) and len(args) >= count
+        """Whether the tensors come before all other arguments."""
+        self._others = self._args[count:]
 
     def __call__(self, tensors: List[Tensor]) -> Any:
-        if self._places is None:
-            args, kwargs = rebuild((self._args, self._kwargs), tensors)
-            return self._func(*args, **kwargs)
-        args = list(self._args)
-        for place, tensor in zip(self._places, tensors):
-            args[place] = tensor
-        return self._func(*args, **self._kwargs)
+        if self._are_first:
+            return self._func(*tensors, *self._others, **self._kwargs)
+        args, kwargs = rebuild((self._args, self._kwargs), tensors)
+        return self._func(*args, **kwargs)
 
 
 def _direct(call: _Call) -> Compute:
@@ -172,7 +170,7 @@ def _product_and_sum(mode: HalfArithmetic, product: Any, args: Sequence[Any], kw
     def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
         added, left, right = tensors
         result = multiplied(left, right)
-        result = result + added if alpha == beta == 1 else result * alpha + added * beta
+        result = result.add_(added) if alpha == beta == 1 else result * alpha + added * beta
         return (round_(result) if is_half else result,)
 
     return compute

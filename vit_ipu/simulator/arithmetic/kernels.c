@@ -13,7 +13,7 @@
 
 #define LANES 16 /* counters that are computed together */
 #define SLOTS 8  /* draws of 13 bits in the 128 bits of a counter */
-#define PARALLEL (1 << 15) /* values from which several threads are worth their start */
+#define PARALLEL (1 << 13) /* values from which several threads are worth their start */
 #define ROWS 8   /* rows of a product that are computed together */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));

@@ -54,6 +54,8 @@ class _Step(NamedTuple):
     written: Tuple[int, ...]
     freed: Tuple[int, ...]
     """Slots that nothing reads after the step."""
+    is_view: bool
+    """Whether the operation computes nothing."""
 
 
 class Replay:
@@ -69,7 +71,7 @@ class Replay:
             self._add(call)
         self._outputs = [self._result(tensor) for tensor in results[0]]
         self._gradients = [None if tensor is None else self._result(tensor) for tensor in results[1]]
-        self._steps = _freeing(self._steps, self._kept())
+        self._steps = _freeing(_needed(self._steps, self._kept()), self._kept())
         self.refresh()
 
     def _add(self, call: Call) -> None:
@@ -83,12 +85,15 @@ class Replay:
             if tensor.dtype == _HALF and not slots.is_inside(tensor):
                 raise NotRecordable(f"{call.function} changes a float16 tensor of the model or of its caller")
         of_read = tuple(slots.of(tensor) for tensor in read)
+        if is_view(call.function) and [slots.find(tensor) for tensor in results] == [of_read[0]]:
+            return  # the same tensor once more
         compute = compute_of(self._half, call.function, call.args, call.kwargs, call.result)
         if is_view(call.function) and all(slot in slots.constants for slot in of_read):
             values = compute([slots.constants[slot] for slot in of_read])
             slots.constants.update({slots.add(tensor): value for tensor, value in zip(results, values)})
         else:
-            self._steps.append(_Step(compute, of_read, tuple(slots.add(tensor) for tensor in results), ()))
+            written = tuple(slots.add(tensor) for tensor in results)
+            self._steps.append(_Step(compute, of_read, written, (), is_view(call.function)))
 
     def _result(self, tensor: Tensor) -> Tuple[int, torch.dtype]:
         return self._slots.of(tensor), tensor.dtype
@@ -108,7 +113,7 @@ class Replay:
             values[slot] = constant
         for slot, tensor in zip(self._inputs, inputs):
             values[slot] = tensor.float() if tensor.dtype == _HALF else tensor
-        for compute, read, written, freed in self._steps:
+        for compute, read, written, freed, _ in self._steps:
             for slot, value in zip(written, compute([values[slot] for slot in read])):
                 values[slot] = value
             for slot in freed:
@@ -147,9 +152,13 @@ class _Slots:
         self._outside.add(_storage(tensor))
         return self.add(tensor)
 
+    def find(self, tensor: Tensor) -> Optional[int]:
+        """Returns the slot of a tensor, None if it has none."""
+        return self._numbers.get(_key(tensor))
+
     def of(self, tensor: Tensor) -> int:
         """Returns the slot of a tensor; one from outside becomes a constant. Raises NotRecordable for a hidden view."""
-        number = self._numbers.get(_key(tensor))
+        number = self.find(tensor)
         if number is not None:
             return number
         if _storage(tensor) in self._inside | self._outside:
@@ -180,6 +189,17 @@ def _storage(tensor: Tensor) -> int:
 def _key(tensor: Tensor) -> Hashable:
     memory = _storage(tensor), tensor.storage_offset()
     return (*memory, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _needed(steps: Sequence[_Step], kept: Sequence[int]) -> List[_Step]:
+    """Returns the steps without views that nothing reads; other steps count as roundings even then."""
+    read = set(kept)
+    found: List[_Step] = []
+    for step in reversed(steps):
+        if not step.is_view or not read.isdisjoint(step.written):
+            read.update(step.read)
+            found.append(step)
+    return found[::-1]
 
 
 def _freeing(steps: Sequence[_Step], kept: Sequence[int]) -> List[_Step]:
