@@ -35,7 +35,7 @@ _INT, _POINTER, _SIZE, _WORD = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ct
 
 
 Factors = Tuple[float, float]
-"""What a sum is multiplied by, and what is added to it divided by."""
+"""What a sum, and what is added to it, are multiplied by."""
 
 
 class Kernels(Protocol):
@@ -97,7 +97,7 @@ class HostKernels:
     def accumulate(
         self, sums: Tensor, values: Tensor, factors: Factors, clipped: Tensor, operation: Optional[Operation]
     ) -> None:
-        """Makes float16 `sums` sum * factors[0] + value / factors[1] of float16 `values`, rounded."""
+        """Makes float16 `sums` sum * factors[0] + value * factors[1] of float16 `values`, rounded."""
         seed, number = operation[:2] if operation is not None else (0, 0)
         pointers = sums.data_ptr(), values.data_ptr()
         how = operation is not None, seed, number, torch.get_num_threads()

@@ -215,22 +215,22 @@ void round_to_half(const float *values, uint16_t *results, float *wide, int64_t 
     *num_clipped += clipped;
 }
 
-/* Makes each of n float16 sums sum * kept + value / divisor, rounded. Adds how many were clipped to `num_clipped`. */
-void accumulate_in_half(uint16_t *sums, const uint16_t *values, float kept, float divisor, int64_t *num_clipped,
+/* Makes each of n float16 sums sum * kept + value * added, rounded. Adds how many were clipped to `num_clipped`. */
+void accumulate_in_half(uint16_t *sums, const uint16_t *values, float kept, float added, int64_t *num_clipped,
                         int64_t n, int stochastic, uint64_t seed, uint64_t operation, int threads) {
     const int64_t size = LANES * SLOTS, blocks = (n + size - 1) / size;
     int64_t clipped = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : clipped) if (n > PARALLEL)
     for (int64_t b = 0; b < blocks; b++) {
-        vector block[SLOTS], added[SLOTS];
+        vector block[SLOTS], new[SLOTS];
         int64_t start = b * size, count = n - start < size ? n - start : size;
         read_halves(sums + start, block, count);
-        read_halves(values + start, added, count);
+        read_halves(values + start, new, count);
         for (int slot = 0; slot < SLOTS; slot++) {
             block[slot] *= kept;
-            added[slot] /= divisor;
-            __asm__("" : "+m"(block[slot])); /* keeps a compiler from making one operation of product and sum */
-            block[slot] += added[slot];
+            new[slot] *= added;
+            __asm__("" : "+m"(block[slot]), "+m"(new[slot])); /* or a compiler makes one operation of product and sum */
+            block[slot] += new[slot];
         }
         clipped += stochastic ? round_block(block, 1, b, seed, operation) : round_block(block, 0, b, seed, operation);
         write_halves(sums + start, block, count);

@@ -83,10 +83,10 @@ class Rounding:
         return values
 
     def accumulate(self, sums: Tensor, values: Tensor, factors: Factors = (1.0, 1.0)) -> Tensor:
-        """Returns the rounded sums of sum * factors[0] and value / factors[1], all float16; may overwrite `sums`."""
+        """Returns the rounded sums of sum * factors[0] and value * factors[1], all float16; may overwrite `sums`."""
         kernels = self._host_kernels(sums)
         if kernels is None or not sums.is_contiguous():
-            return self(sums.float() * factors[0] + values.float() / factors[1])
+            return self(sums.float() * factors[0] + values.float() * factors[1])
         counter, operation = self._counter(sums.device), self._next_operation()
         kernels.accumulate(sums, values.contiguous(), factors, counter, operation)
         return sums

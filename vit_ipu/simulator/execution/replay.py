@@ -132,7 +132,8 @@ class _Slots:
         self._numbers: Dict[Hashable, int] = {}
         self._inside: Set[int] = set()
         """The storages that recorded operations made."""
-        self._outside: Set[int] = set()
+        self._of_inputs: Set[int] = set()
+        self._of_constants: Set[int] = set()
         self._widened: List[Tuple[Tensor, Tensor]] = []
         """The float16 tensors from outside, and their values in float32."""
 
@@ -141,7 +142,7 @@ class _Slots:
 
     def add(self, tensor: Tensor) -> int:
         """Returns a new slot for a result; an earlier tensor with the same memory and shape has the same value."""
-        if _storage(tensor) not in self._outside:
+        if _storage(tensor) not in self._of_inputs | self._of_constants:
             self._inside.add(_storage(tensor))
         self._numbers[_key(tensor)] = self._count
         self._count += 1
@@ -149,7 +150,7 @@ class _Slots:
 
     def add_input(self, tensor: Tensor) -> int:
         """Returns a new slot for an input of the pass."""
-        self._outside.add(_storage(tensor))
+        self._of_inputs.add(_storage(tensor))
         return self.add(tensor)
 
     def find(self, tensor: Tensor) -> Optional[int]:
@@ -161,9 +162,10 @@ class _Slots:
         number = self.find(tensor)
         if number is not None:
             return number
-        if _storage(tensor) in self._inside | self._outside:
+        if _storage(tensor) in self._inside | self._of_inputs:
             raise NotRecordable("a view was made without an operation")
-        slot = self.add_input(tensor)
+        self._of_constants.add(_storage(tensor))
+        slot = self.add(tensor)
         self.constants[slot] = tensor.detach()
         if tensor.dtype == _HALF:
             if not tensor.is_contiguous():

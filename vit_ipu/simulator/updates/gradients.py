@@ -75,8 +75,8 @@ class Gradients:
         """Sets what `take` reads of the number of a micro-batch, outside of a CUDA graph."""
         step = number // self._reduction.replicas
         if self._factors is not None and self._reduction.is_running:
-            self._factors[0].fill_(step / (step + 1))
-            self._factors[1].fill_(step + 1)
+            for factor, value in zip(self._factors, _of_running_mean(step)):
+                factor.fill_(value)
 
     def tensors(self) -> List[Tensor]:
         """Returns the tensors that `take` changes."""
@@ -165,7 +165,7 @@ class Gradients:
             return
         is_half = before.dtype == gradient.dtype == torch.float16
         if is_half and self._rounding is not None and before.device.type == "cpu":
-            factors = (step / (step + 1), step + 1) if self._reduction.is_running else (1.0, 1.0)
+            factors = _of_running_mean(step) if self._reduction.is_running else (1.0, 1.0)
             result = self._rounding.accumulate(before, gradient, factors)
         else:
             result = rounded(self._sum(widened(before), widened(gradient), step), before.dtype, self._rounding)
@@ -176,9 +176,8 @@ class Gradients:
         """Returns the sum, or the running mean, after `step` earlier gradients."""
         if not self._reduction.is_running:
             return kept + new
-        if self._factors is not None:
-            return kept * self._factors[0] + new / self._factors[1]
-        return kept * (step / (step + 1)) + new / (step + 1)
+        factors = _of_running_mean(step) if self._factors is None else self._factors
+        return kept * factors[0] + new * factors[1]
 
     def _over_replicas(self, of_replicas: List[Tensor]) -> Tensor:
         if len(of_replicas) == 1:
@@ -202,3 +201,9 @@ class Gradients:
         if self._overflow is not None:
             self._overflow.report()
         return gradients
+
+
+def _of_running_mean(step: int) -> Tuple[float, float]:
+    """Returns the factors of the mean of `step` gradients, and of one more (popart popx/op/accumulatex.cpp:137-146)."""
+    added = 1 / (step + 1)
+    return 1 - added, added

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,27 @@ def _parts(names: List[str], variables: Dict[str, Variable]) -> List[List[str]]:
     return parts
 
 
+def place_side_by_side(tensors: List[Tensor]) -> None:
+    """Moves tensors of one format into one piece of memory, in order, so that joining them copies nothing."""
+    long = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    for tensor, piece in zip(tensors, torch.split(long, [tensor.numel() for tensor in tensors])):
+        tensor.data = piece.view_as(tensor)
+
+
+def _in_one_piece(tensors: List[Tensor]) -> Optional[Tensor]:
+    """Returns the tensors as one, or None if they do not lie side by side."""
+    first = tensors[0]
+    end = first.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != end or not tensor.is_contiguous():
+            return None
+        end += tensor.numel() * tensor.element_size()
+    length = (end - first.data_ptr()) // first.element_size()
+    if first.storage_offset() + length > first.untyped_storage().nbytes() // first.element_size():
+        return None  # neighbours by chance
+    return first.detach().as_strided((length,), (1,))
+
+
 @contextmanager
 def joined(variables: List[Variable]) -> Iterator[Variable]:
     """Yields one variable whose weight and state are those of all; copies them back after the body.
@@ -49,20 +70,25 @@ def joined(variables: List[Variable]) -> Iterator[Variable]:
     if len(variables) == 1:
         yield first._replace(weight=first.weight.flatten(), state=_flat(first.state))
         return
-    weight = torch.cat([variable.weight.flatten() for variable in variables])
-    state = {
-        key: tensor.clone() if tensor.dim() == 0 else torch.cat([each.state[key].flatten() for each in variables])
-        for key, tensor in first.state.items()
-    }
+    of_all = {key: [variable.state[key] for variable in variables] for key in first.state}
+    copied: List[Tuple[Tensor, List[Tensor]]] = []
+
+    def long(parts: List[Tensor]) -> Tensor:
+        found = _in_one_piece(parts)
+        if found is None:
+            found = torch.cat([part.flatten() for part in parts])
+            copied.append((found, parts))
+        return found
+
+    weight = long([variable.weight for variable in variables])
+    state = {key: parts[0].clone() if parts[0].dim() == 0 else long(parts) for key, parts in of_all.items()}
     yield first._replace(weight=weight, state=state)
-    _copy_back(weight, [variable.weight for variable in variables])
+    for tensor, parts in copied:
+        _copy_back(tensor, parts)
     for key, tensor in state.items():
-        parts = [variable.state[key] for variable in variables]
         if tensor.dim() == 0:
-            for part in parts:
+            for part in of_all[key]:
                 part.copy_(tensor)
-        else:
-            _copy_back(tensor, parts)
 
 
 def _flat(state: Dict[str, Tensor]) -> Dict[str, Tensor]:

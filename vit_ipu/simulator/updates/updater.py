@@ -11,7 +11,7 @@ A float16 tensor is widened to float32 for each formula and rounded once at the 
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from vit_ipu.simulator.arithmetic.rounding import Rounding
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Reduction
-from vit_ipu.simulator.updates.joined import joinable, joined
+from vit_ipu.simulator.updates.joined import joinable, joined, place_side_by_side
 from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale
 from vit_ipu.simulator.updates.rules import RULES, Variable
 from vit_ipu.simulator.updates.scalars import Scalars, scalars_of
@@ -58,6 +58,20 @@ class Updater:
                 variable = Variable(weights[name], scalars[name], {}, attributes, rounding, groups)
                 variable.state.update(self._rule.new_state(variable))
                 self._variables[name] = variable
+        self._place_side_by_side()
+
+    def _place_side_by_side(self) -> None:
+        """Lets the weights that are updated as one, and their state, lie in one piece of the host's memory."""
+        for group in self._names:
+            together: Dict[Any, List[Tensor]] = {}
+            for variable in (self._variables[name] for name in group):
+                if not variable.weight.is_cuda and self._joins(variable):
+                    kinds = {"": variable.weight, **variable.state}
+                    for kind, tensor in kinds.items():
+                        if tensor.dim() > 0:
+                            together.setdefault((kind, variable.weight.dtype, tensor.dtype), []).append(tensor)
+            for tensors in together.values():
+                place_side_by_side(tensors)
 
     def _scalars(self, attributes: Attributes, weights: Dict[str, Tensor]) -> Dict[str, Scalars]:
         return {
