@@ -162,8 +162,8 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
 def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
     """Predicts each batch and counts the hits. Backends pad batches as their devices need; padding is not counted.
 
-    The processes of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or
-    there is no image.
+    The processes of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or if
+    no image can be read.
     """
     top1 = top5 = count = 0
     loss = 0.0

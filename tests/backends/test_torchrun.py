@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import relative_errors, tiny_config, vit_ipu, write_config
+from helpers import backend_for, relative_errors, tiny_config, vit_ipu, write_config
 from safetensors.torch import load_file
 
 from vit_ipu.backends.build import require_one_process, resolve_device
@@ -195,6 +195,8 @@ def test_one_process_needs_no_other_variables(monkeypatch, value):
 
 
 def test_several_processes_are_for_gpus_and_cpus_and_not_for_predictions(under_torchrun):
+    assert resolve_device("ipu-sim").simulated  # a scheduler sets these variables, too
+    under_torchrun.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(DeviceError, match="--device ipu-sim: torchrun starts several processes for GPUs or CPUs only"):
         resolve_device("ipu-sim")
     with pytest.raises(DeviceError, match="predict runs in one process: start it without torchrun"):
@@ -231,6 +233,13 @@ def test_only_the_loss_of_a_process_is_reported_as_such(monkeypatch):
                 fail(text)()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), distributed.lost_processes_reported():
         fail("shapes cannot be multiplied")()
+
+
+def test_one_of_several_processes_does_not_try_smaller_micro_batches_alone(monkeypatch):
+    backend = backend_for(tiny_config(), "cpu")
+    monkeypatch.setattr(backend, "_parallel", object())
+    with pytest.raises(RunFailed, match="cpu: out of memory with micro-batches of 32 images: set pipeline.native_mi"):
+        backend._lower_micro_batch_size(torch.cuda.OutOfMemoryError())
 
 
 def test_merged_micro_batches_divide_a_process_s_part():

@@ -200,7 +200,7 @@ def bits(values):
 def test_rounding_in_float32_gives_the_values_in_float16(count, stochastic):
     values = awkward_values(count)
     one, other = (Rounding(stochastic=stochastic, seed=3) for _ in range(2))
-    for given in (values, values.repeat(2).reshape(2, -1).t()):
+    for given in (values, values.repeat(2).reshape(2, -1).t(), values.double(), values.half()):
         expected = one(given).float()
         found = other.in_float32(given.clone())
         assert torch.equal(bits(found), bits(expected))

@@ -11,7 +11,7 @@ import torch
 from vit_ipu.backends.contract import Backend, Device, Instances
 from vit_ipu.backends.ipu.availability import ipu_problem
 from vit_ipu.backends.native.distributed import instances as native_instances
-from vit_ipu.backends.native.distributed import local_device, num_processes
+from vit_ipu.backends.native.distributed import is_under_torchrun, local_device, num_processes
 from vit_ipu.config import Config
 from vit_ipu.errors import DeviceError, UserError
 from vit_ipu.ipu_rules import require_runnable
@@ -48,7 +48,9 @@ def resolve_device(name: str, *, numerics: Optional[str] = None, offline: bool =
         problem = ipu_problem(offline=offline)
         if problem is not None:
             raise DeviceError(f"--device ipu: {problem}")
-    if num_processes() > 1 and name not in ("cuda", "cpu"):
+    if name in ("cuda", "cpu"):
+        num_processes()
+    elif is_under_torchrun():
         raise DeviceError(f"--device {name}: torchrun starts several processes for GPUs or CPUs only; start without it")
     if simulated and numerics is None:
         numerics = _launched_numerics()
@@ -134,7 +136,7 @@ def describe_hardware(device: Device) -> str:
         return "IPU"
     on_cpu = f"CPU, {torch.get_num_threads()} threads"
     hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
-    if num_processes() > 1:
+    if not device.simulated and num_processes() > 1:
         hardware = f"{num_processes()} x {hardware}"
     return f"simulated IPUs on {hardware}" if device.simulated else hardware
 

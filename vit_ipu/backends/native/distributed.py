@@ -48,6 +48,11 @@ def num_processes() -> int:
     return count
 
 
+def is_under_torchrun() -> bool:
+    """Tells whether torchrun has started this process, for devices that do not read its other variables."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+
+
 def _number(variable: str) -> Optional[int]:
     """Returns the number in an environment variable, None if there is none."""
     value = os.environ.get(variable, "")

@@ -72,7 +72,7 @@ class Rounding:
     def in_float32(self, values: Tensor) -> Tensor:
         """Returns what a call returns, but in float32; may overwrite the values."""
         kernels, count = self._host_kernels(values), values.numel()
-        if kernels is None or not count:
+        if kernels is None or not count or values.dtype != torch.float32:
             return self(values).float()
         if not values.is_contiguous():
             values = values.contiguous()
