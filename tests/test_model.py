@@ -159,14 +159,28 @@ def test_representation_layer_is_a_tanh_layer_under_timms_old_name():
 def test_weights_are_initialised_as_in_the_papers():
     torch.manual_seed(0)
     model = ViT(ModelConfig(variant="vit_tiny_patch16"))
-    for name in ("blocks.3.attn.qkv.weight", "blocks.5.mlp.fc1.weight", "pos_embed"):
+    for name in ("blocks.3.attn.qkv.weight", "blocks.5.mlp.fc1.weight", "pos_embed", "head.weight"):
         weight = dict(model.named_parameters())[name]
         assert abs(weight.std().item() - 0.02) < 1e-3
     assert abs(model.patch_embed.proj.weight.std().item() - (3 * 16 * 16) ** -0.5) < 2e-3
     for name, parameter in model.named_parameters():
-        if name.endswith("bias") or name in ("cls_token", "head.weight"):
+        if name.endswith("bias") or name == "cls_token":
             assert not parameter.any(), name
     assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, nn.LayerNorm))
+
+
+def test_a_head_starts_as_the_config_says():
+    heads = {}
+    for kind in ("auto", "normal", "zero", "xavier"):
+        torch.manual_seed(0)
+        heads[kind] = ViT(tiny_model(head_init=kind, head_bias_init=-10.0 if kind == "xavier" else 0.0)).head
+    assert torch.equal(heads["auto"].weight, heads["normal"].weight)
+    assert heads["normal"].weight.abs().max() > 0
+    assert not heads["zero"].weight.any()
+    deviation = (2 / sum(heads["xavier"].weight.shape)) ** 0.5
+    assert heads["xavier"].weight.std().item() == pytest.approx(deviation, rel=0.15)
+    assert (heads["xavier"].bias == -10).all()
+    assert not heads["normal"].bias.any()
 
 
 @pytest.mark.parametrize("size", [14, 28, 70])

@@ -55,8 +55,11 @@ def optim(**values: object) -> OptimConfig:
     ("config", "update", "expected"),
     [
         (optim(schedule="constant"), 7, 1.0),
-        (optim(schedule="constant", warmup_updates=4), 0, 0.0),
-        (optim(schedule="constant", warmup_updates=4), 3, 0.75),
+        (optim(schedule="constant", warmup_updates=4), 0, 0.25),
+        (optim(schedule="constant", warmup_updates=4), 3, 1.0),
+        (optim(schedule="constant", warmup_updates=1), 0, 1.0),
+        (optim(schedule="constant", warmup_updates=4, warmup_start=0.0), 0, 0.0),
+        (optim(schedule="constant", warmup_updates=4, warmup_start=0.0), 3, 0.75),
         (optim(schedule="constant", warmup_updates=4, warmup_start=0.2), 0, 0.2),
         (optim(schedule="constant", warmup_updates=4, warmup_start=0.2), 2, 0.6),
         (optim(schedule="linear"), 5, 0.5),
@@ -76,7 +79,7 @@ def test_schedule(config, update, expected):
 
 def test_schedule_with_warmup_equals_transformers_form():
     """Compares with the formula of graphcore's and Hugging Face's get_cosine_schedule_with_warmup."""
-    config, total = optim(warmup_updates=100), 625
+    config, total = optim(warmup_updates=100, warmup_start=0.0), 625
     for update in range(0, 625, 25):
         if update < 100:
             expected = update / 100

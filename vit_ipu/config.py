@@ -99,6 +99,11 @@ class ModelConfig(Section):
     init: Optional[Name] = None
     """Weights to start from: a run folder, a checkpoint, a weights file or folder in any known naming,
     `hf-hub:owner/name`, or an https address with `init_sha256`; null: random weights."""
+    head_init: Literal["auto", "normal", "zero", "xavier"] = "auto"
+    """Initial weights of a new head: truncated normal of deviation 0.02, zero, or Xavier's normal (AISTATS 2010); auto:
+    normal if all weights are random, zero (arXiv:2010.11929, B.1.1) if `init` gives the others."""
+    head_bias_init: Annotated[float, Field(ge=-1000, le=1000)] = 0.0
+    """Initial bias of a new head."""
     init_sha256: Optional[Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]] = None
     """SHA-256 of the file that `init` names; a file with another hash is refused."""
 
@@ -183,7 +188,8 @@ class DataConfig(Section):
     auto_augment: Optional[Literal["imagenet"]] = None
     """AutoAugment (arXiv:1805.09501) after crop and flip, with the policy found on ImageNet; null: off."""
     rand_augment: Optional[Operations] = None
-    """RandAugment (arXiv:1909.13719) after crop and flip: number of operations, magnitude from 0 to 30; null: off."""
+    """RandAugment (arXiv:1909.13719) after crop and flip: number of operations, magnitude from 0 to 30; null: off.
+    timm's magnitudes go to 10: DeiT's `rand-m9` is `[2, 27]` here."""
     random_erasing: Probability = 0.0
     """Probability that a rectangle of the image is filled with the mean (arXiv:1708.04896), as last augmentation."""
     mixup_alpha: Rate = 0.0
@@ -271,7 +277,8 @@ class PipelineConfig(Section):
     """Number of transformer blocks on each IPU of a replica; null: all blocks on one IPU. The first IPU also takes the
     embedding and the last IPU the head; with 0 blocks, the first or the last IPU has only the embedding or the head."""
     native_micro_batch_size: Optional[Positive] = None
-    """Number of samples that a CPU or GPU takes at a time, by merging micro-batches; null: as many as memory allows."""
+    """Number of samples that a CPU or GPU takes at a time, by merging micro-batches; null: as many as a measurement of
+    the GPU's memory allows, and on a CPU as many as it computes fastest."""
     execution: Literal["pipelined", "sharded"] = "pipelined"
     """Schedule of the stages: all at work on different micro-batches (pipelined), or one at a time (sharded)."""
     recompute: Literal["auto", "none", "every_block"] = "auto"
@@ -357,8 +364,8 @@ class PrecisionConfig(Section):
     """Number formats of the computation."""
 
     compute: Literal["auto", "float16", "bfloat16", "float32", "float64"] = "auto"
-    """Format of weights and activations on IPUs, and of activations on CUDA, where weights stay float32; auto: float16
-    on IPUs, bfloat16 on CUDA and float32 on the CPU."""
+    """Format of weights and activations; auto: float16 on IPUs, bfloat16 on CUDA and float32 on the CPU. In bfloat16 it
+    is that of a copy of the weights, beside float32 weights that the optimizer updates."""
     partials: FloatType = "float32"
     """IPU: format of the partial sums of matrix products."""
     stochastic_rounding: bool = False
@@ -426,8 +433,9 @@ class OptimConfig(Section):
     """Curve of the learning rate after the warmup: it falls (cosine, linear) or stays (constant)."""
     warmup_updates: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     """Number of updates at the start in which the learning rate rises linearly."""
-    warmup_start: Probability = 0.0
-    """Learning rate at the first update, as a fraction of the peak."""
+    warmup_start: Optional[Probability] = None
+    """Learning rate at the first update, as a fraction of the peak, which the update after the warmup has; null: the
+    first of n has 1/n and the last the peak. At 0 the first host step learns nothing, as in some published recipes."""
     min_learning_rate: Rate = 0.0
     """Learning rate at the end of cosine and linear schedules."""
 

@@ -7,7 +7,8 @@ C channels (3), S image side, N patches, T = N + 1 tokens, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Dict, Tuple, Type
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +22,27 @@ _GELU = {"erf": "none", "tanh": "tanh"}
 class ViT(nn.Module):
     """Vision Transformer from normalised images (B, 3, S, S) to the logits (B, num_classes) of the class token.
 
-    `attention` is the kernel to build: "explicit" or "fused". Weights are initialised from torch's global
+    `attention` is the kernel to build: "explicit" or "fused"; `layers` are other classes for the layers of which a
+    device has faster implementations. Weights are initialised from torch's global
     generator as in the ViT paper and DeiT: truncated normal of deviation 0.02 for linear layers and the
-    position embedding, fan-in scaled for the patch embedding, zeros for biases, class token and head.
+    position embedding, fan-in scaled for the patch embedding, zeros for biases and class token; the head's as
+    `model.head_init` says.
     """
 
-    def __init__(self, config: ModelConfig, *, attention: str = "fused") -> None:
+    def __init__(self, config: ModelConfig, *, attention: str = "fused", layers: Optional[Layers] = None) -> None:
         super().__init__()
         width = config.width
-        self.patch_embed = PatchEmbed(config)
+        layers = layers or Layers(attention=ATTENTION[attention])
+        self.patch_embed = layers.patch_embed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, width))
         self.pos_drop = nn.Dropout(config.dropout)
         drop_paths = [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
-        self.blocks = nn.ModuleList([Block(config, rate, attention) for rate in drop_paths])
+        self.blocks = nn.ModuleList([Block(config, rate, layers) for rate in drop_paths])
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pre_logits = PreLogits(width, config.representation_size) if config.representation_size else nn.Identity()
         self.head = nn.Linear(config.representation_size or width, config.num_classes)
-        self._initialise()
+        self._initialise(config)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, N, D)
@@ -49,7 +53,7 @@ class ViT(nn.Module):
         x = self.norm(x)[:, 0]  # (B, D)
         return self.head(self.pre_logits(x))  # (B, num_classes)
 
-    def _initialise(self) -> None:
+    def _initialise(self, config: ModelConfig) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -58,7 +62,11 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(projection.weight, std=1 / math.sqrt(projection.weight[0].numel()))
         projection.bias.data.zero_()  # type: ignore[union-attr]
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.zeros_(self.head.weight)
+        if config.head_init == "xavier":
+            nn.init.xavier_normal_(self.head.weight)
+        elif config.head_init == "zero":
+            nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, config.head_bias_init)
 
 
 class PatchEmbed(nn.Module):
@@ -75,14 +83,14 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, (B, T, D) to (B, T, D)."""
 
-    def __init__(self, config: ModelConfig, drop_path: float, attention: str) -> None:
+    def __init__(self, config: ModelConfig, drop_path: float, layers: Layers) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attn = ATTENTION[attention](config)
+        self.attn = layers.attention(config)
         self.drop_path1 = DropPath(drop_path)
         self.middle = nn.Identity()  # where a backend can hook in between attention and MLP
         self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = layers.mlp(config)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,13 +101,16 @@ class Block(nn.Module):
 class ExplicitAttention(nn.Module):
     """Multi-head self-attention with softmax(QK)V written out, which compiles well for IPUs."""
 
+    linear: Type[nn.Linear] = nn.Linear
+    """Class of the linear layers."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.scale = (config.width // config.num_heads) ** -0.5
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = self.linear(config.width, 3 * config.width)
         self.attn_drop = nn.Dropout(config.attention_dropout)
-        self.proj = nn.Linear(config.width, config.width)
+        self.proj = self.linear(config.width, config.width)
         self.proj_drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,6 +157,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Classes of the layers of which a device may have its own; they have the parameters and the results of these."""
+
+    patch_embed: Type[PatchEmbed] = PatchEmbed
+    attention: Type[ExplicitAttention] = FusedAttention
+    mlp: Type[MLP] = MLP
 
 
 class PreLogits(nn.Module):

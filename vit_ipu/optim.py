@@ -65,11 +65,14 @@ def _kind_of(name: str, parameter: nn.Parameter) -> str:
 def learning_rate(update: int, total_updates: int, config: OptimConfig) -> float:
     """Returns the learning rate of update `update`, counted from 0, of `total_updates`.
 
-    The rate rises linearly from warmup_start x peak to the peak at update warmup_updates. Then it falls along a half
-    cosine or a line to min_learning_rate at total_updates, or stays constant.
+    The rate rises linearly from warmup_start x peak to the peak at update warmup_updates; without warmup_start, from
+    peak / warmup_updates to the peak one update earlier. Then it falls along a half cosine or a line to
+    min_learning_rate at total_updates, or stays constant.
     """
     peak, warmup = config.learning_rate, config.warmup_updates
     if update < warmup:
+        if config.warmup_start is None:
+            return peak * (update + 1) / warmup
         return peak * (config.warmup_start + (1 - config.warmup_start) * update / warmup)
     if config.schedule == "constant":
         return peak

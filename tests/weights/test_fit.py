@@ -67,6 +67,15 @@ def test_another_number_of_classes_gets_a_zero_head(tmp_path):
     assert "the head is new, for 10 classes: the weights have 21843" in notes
 
 
+@pytest.mark.parametrize("kind", ["normal", "xavier"])
+def test_another_number_of_classes_gets_the_head_that_the_config_asks_for(tmp_path, kind):
+    source, own = fresh(num_classes=21843), fresh(head_init=kind, head_bias_init=-1.0)
+    loaded = init(write_init(tmp_path, source), own, head_init=kind, head_bias_init=-1.0)
+    assert torch.equal(loaded["head.weight"], own["head.weight"])
+    assert loaded["head.weight"].any()
+    assert (loaded["head.bias"] == -1).all()
+
+
 @pytest.mark.parametrize("name", NAMINGS)
 def test_positions_are_resized_by_the_rule_of_the_origin(tmp_path, name):
     source, naming = fresh(image_size=42), NAMINGS[name]

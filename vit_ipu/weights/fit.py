@@ -8,7 +8,7 @@ from typing import Callable, Dict, List, Sequence, Tuple
 from torch import Tensor
 
 from vit_ipu.backends.contract import Backend
-from vit_ipu.config import Config
+from vit_ipu.config import Config, ModelConfig
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions_of_config
@@ -23,9 +23,9 @@ def load_init(
     """Returns the state dict to start from: `own`, that of a fresh model, with the matching weights of model.init.
 
     Position embeddings are resized to the model's grid, by the rule of the library that the weights come from. A head
-    for another number of classes keeps its fresh value, which is zero (arXiv:2010.11929, section 3.2). A
-    representation layer that the weights lack keeps its fresh value too; a representation layer that the model lacks
-    is dropped. `notify` is told of each change. Raises CheckpointError for any other mismatch.
+    for another number of classes is zero, or fresh if model.head_init says so. A representation layer that the weights
+    lack keeps its fresh value; a representation layer that the model lacks is dropped. `notify` is told of each change.
+    Raises CheckpointError for any other mismatch.
     """
     source = config.model.init
     assert source is not None
@@ -35,7 +35,7 @@ def load_init(
         notify(f"starting from {source}, {weights.origin} naming")
         for note in assumptions_of_config(weights, config.model, config.data) + differing_settings(weights, config):
             notify(f"note: {note}")
-        return adapt_to_model(weights, own, notify=notify)
+        return adapt_to_model(weights, _with_new_head(own, config.model), notify=notify)
     except CheckpointError as error:
         raise CheckpointError(f"model.init: {error}") from None
 
@@ -80,6 +80,13 @@ def differing_settings(weights: Weights, config: Config) -> List[str]:
         for key, now, before in compared
         if now != before
     ]
+
+
+def _with_new_head(own: Dict[str, Tensor], model: ModelConfig) -> Dict[str, Tensor]:
+    """Returns the fresh state dict with the weights of a head that replaces another one, or that the weights lack."""
+    if model.head_init != "auto":
+        return own
+    return dict(own, **{"head.weight": own["head.weight"].new_zeros(own["head.weight"].shape)})
 
 
 def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, notify: Notify) -> Dict[str, Tensor]:
