@@ -114,7 +114,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/throughput.py
 
 wheel: setup
 	rm -rf dist

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from typing import Any, Dict, NamedTuple, Optional
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 from record import write_record
-from training_step import Step, take_turns
 
 from vit_ipu import simulator
 from vit_ipu.backends.build import build_backend, resolve_device
+from vit_ipu.backends.contract import HostBatch, Instances
+from vit_ipu.benchmark import random_batch
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config, parse_config
 
+Step = Callable[[HostBatch], None]
 FLOAT32 = {"compute": "float32"}
 RECIPE = {
     "compute": "float16",
@@ -96,7 +99,7 @@ def main() -> None:
 def step_of(case: Case, kind: str) -> Step:
     name = kind if case.numerics is None else {"cpu": "ipu-sim", "cuda": "ipu-sim:cuda"}[kind]
     backend = build_backend(config_of(case, kind), resolve_device(name, numerics=case.numerics))
-    return lambda batch: backend.train_step(batch, 1e-4) and None
+    return lambda batch: backend.train_step(batch, 1e-4).wait()
 
 
 def config_of(case: Case, kind: str) -> Config:
@@ -120,6 +123,19 @@ def config_of(case: Case, kind: str) -> Config:
             "run": {"updates": 1},
         }
     )
+
+
+def take_turns(steps: Dict[str, Step], config: Config, *, runs: int, burn_in: int) -> Dict[str, List[float]]:
+    """Returns the seconds of each timed update; the steps alternate."""
+    batch = random_batch(config, Instances())
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for run in range(burn_in + runs):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            if run >= burn_in:
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
 def _arguments() -> argparse.Namespace:

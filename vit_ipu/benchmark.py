@@ -1,4 +1,4 @@
-"""Throughput of a config's training step on a device."""
+"""Throughput of a config's training step on a device, and where its time goes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import statistics
 import time
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances
+from vit_ipu.backends.native.distributed import num_processes
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.mixing import mixing_of_step
+from vit_ipu.model_cost import forward_flops
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 
@@ -34,6 +36,15 @@ class Throughput:
     samples_per_step: int
     compile_seconds: float
     """Seconds by which the first host step, which includes compilation, exceeds the median host step."""
+    parts: Dict[str, float]
+    """Seconds of the parts of a host step, each waited for: the batch, its way to the device, the passes over it and
+    the update of the weights. Together they may exceed a host step, in which parts overlap. On IPUs only the batch."""
+    matrix_rate: Optional[float]
+    """Operations per second of a large matrix product on this device, in the number format of the run; None on IPUs."""
+    share_of_matrix_rate: Optional[float]
+    """Share of it that the matrix products of the model's forward and backward passes reach."""
+    peak_bytes: Optional[int]
+    """Most bytes of the device's memory that were in use at a time; None if the device is not a GPU."""
 
 
 def benchmark(
@@ -52,17 +63,47 @@ def benchmark(
     cannot run the config.
     """
     require_runnable_on(config, device, allow_synthetic=True)
+    rate = learning_rate(0, 1, config.optim)
     with open_backend(config, device) as backend:
         if real_data:
             batches = _real_batches(config, backend, cache)
         else:
             batches = cycle([random_batch(config, backend.instances, backend.float_format)])
-        times = _step_times(backend, batches, 1 + burn_in + steps, learning_rate(0, 1, config.optim))
+        times, waits = _step_times(backend, batches, 1 + burn_in + steps, rate)
+        parts = {"batch": statistics.median(waits[1 + burn_in :]), **backend.time_parts(next(batches), rate)}
+        peak_bytes = torch.cuda.max_memory_allocated() if device.kind == "cuda" else None
     timed = times[1 + burn_in :]
     samples = BatchPlan.of(config).samples_per_step
     median = statistics.median(timed)
     fast, slow = _quartiles(timed)
-    return Throughput(samples / median, (samples / fast, samples / slow), tuple(timed), samples, times[0] - median)
+    most = matrix_rate(config, device) if device.kind in ("cuda", "cpu") else None
+    operations = 3 * 2 * forward_flops(config.model) * samples  # a backward pass has twice those of a forward pass
+    return Throughput(
+        samples / median,
+        (samples / fast, samples / slow),
+        tuple(timed),
+        samples,
+        times[0] - median,
+        parts,
+        most,
+        None if most is None else operations / median / (most * num_processes()),
+        peak_bytes,
+    )
+
+
+def matrix_rate(config: Config, device: Device) -> float:
+    """Returns the operations per second of a large matrix product, in the number format that the config computes in."""
+    dtype = getattr(torch, config.precision.resolve_compute(device.kind))
+    size = 8192 if device.kind == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device.tensors, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(13):
+        start = time.perf_counter()
+        a @ b
+        if device.kind == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[3:])
 
 
 def random_batch(config: Config, instances: Instances, float_format: torch.dtype = torch.float32) -> HostBatch:
@@ -85,16 +126,27 @@ def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache
     )
 
 
-def _step_times(backend: Backend, batches: Iterator[HostBatch], count: int, rate: float) -> List[float]:
-    """Returns the seconds of each of `count` steps; a step ends when its losses are on the host."""
-    times = []
+def _step_times(
+    backend: Backend, batches: Iterator[HostBatch], count: int, rate: float
+) -> Tuple[List[float], List[float]]:
+    """Returns the seconds of each of `count` steps, and those of waiting for its batch.
+
+    A step is timed from the end of the one before. A GPU may still compute it at its end; then it has ended the one
+    before.
+    """
+    times: List[float] = []
+    waits: List[float] = []
     start = time.perf_counter()
     for batch in islice(batches, count):
-        backend.train_step(batch, rate)
+        arrived = time.perf_counter()
+        result = backend.train_step(batch, rate)
+        if not times:
+            result.wait()  # so that the time of the first step is that of compiling too
         end = time.perf_counter()
         times.append(end - start)
+        waits.append(arrived - start)
         start = end
-    return times
+    return times, waits
 
 
 def _quartiles(times: List[float]) -> Tuple[float, float]:

@@ -278,6 +278,7 @@ class RunLogger:
         self._logged_overflows = overflows_until(folder.metrics, progress.update)
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
+        self._pending: Optional[Progress] = None
         self._last_time = time.monotonic()
 
     def __enter__(self) -> RunLogger:
@@ -304,12 +305,21 @@ class RunLogger:
         self.notify(f"resuming at update {progress.update:,}{none_yet}")
 
     def step(self, progress: Progress, result: StepResult, rate: float, loader: TrainingLoader) -> None:
-        """Logs a host step that has ended.
+        """Logs a host step; a GPU still computes it, so it is logged with the next call, or before what needs it.
 
         Raises RunFailed if its loss is not finite or has exploded, and the error of the last checkpoint's write.
         """
+        self.finish_step()
         self._writer.raise_error()
-        self._last_step = result, rate, loader
+        self._last_step, self._pending = (result, rate, loader), progress
+        if result.is_known:
+            self.finish_step()
+
+    def finish_step(self) -> None:
+        """Logs the last host step, if that has not been done. Raises as `step` does."""
+        if self._pending is None or self._last_step is None:
+            return
+        (result, rate, _), progress, self._pending = self._last_step, self._pending, None
         self._warn_of_overflow(progress)
         problem = problem_of_loss(result, self._config)
         if problem is not None:
@@ -367,6 +377,7 @@ class RunLogger:
         All processes evaluate if one of them has not. No checkpoint is being written meanwhile, because the evaluation
         may fail, and because its worker processes are forked.
         """
+        self.finish_step()
         is_known = self.evaluation_at(progress.update, len(source)) is not None
         if not self._backend.instances.any(not is_known):
             return
@@ -404,6 +415,7 @@ class RunLogger:
 
         Raises RunFailed if a weight is not finite, and the error of the checkpoint before if that could not be written.
         """
+        self.finish_step()
         if progress.update in (0, self._saved_update):
             return
         self.wait_for_checkpoint()  # before the state is copied: one copy at a time is in memory

@@ -92,7 +92,8 @@ def out_of_memory_above(backend, limit, calls):
 
         return call
 
-    backend._loss_of, backend._logits_of = limited(backend._loss_of), limited(backend._logits_of)
+    for part, name in ((backend._passes, "loss_of"), (backend._predictor, "logits_of")):
+        setattr(part, name, limited(getattr(part, name)))
 
 
 def test_memory_that_runs_out_makes_micro_batches_smaller_and_learns_the_same(monkeypatch):
@@ -117,25 +118,27 @@ def test_memory_that_runs_out_in_a_prediction_makes_micro_batches_smaller(monkey
     expected = backend.predict(images)
     out_of_memory_above(backend, 8, calls)
     torch.testing.assert_close(backend.predict(images), expected)
-    assert calls == [20, 16, 8, 8, 4]
-    assert backend.micro_batch_size == 8
+    assert calls == [20, 20, 16, 8, 8, 4]  # of 64, 32, 16 and 8 at a time
+    assert backend.micro_batch_size == 32  # of training
 
 
 NO_SMALLER_SIZE = [
-    (16, 8, "cpu: out of memory with micro-batches of 16 images: remove pipeline.native_micro_batch_size, so that"),
-    (None, 3, "cpu: out of memory with micro-batches of 4 images: lower pipeline.micro_batch_size, or use --device"),
+    (16, 8, "train", "16 images: remove pipeline.native_micro_batch_size, so that smaller micro-batches are tried"),
+    (None, 3, "train", "4 images: lower pipeline.micro_batch_size, or use --device cpu"),
+    (16, 8, "predict", "16 images at a time: remove pipeline.native_micro_batch_size, so that fewer images are tried"),
+    (None, 0, "predict", "1 images at a time: use --device cpu"),
 ]
 
 
-@pytest.mark.parametrize(("chosen", "limit", "message"), NO_SMALLER_SIZE)
-def test_memory_that_runs_out_at_the_smallest_size_fails_the_run(monkeypatch, chosen, limit, message):
+@pytest.mark.parametrize(("chosen", "limit", "work", "message"), NO_SMALLER_SIZE)
+def test_memory_that_runs_out_at_the_smallest_size_fails_the_run(monkeypatch, chosen, limit, work, message):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     config = tiny_config(pipeline={"native_micro_batch_size": chosen})
-    for work in (lambda b: b.train_step(random_batch(config), 0.05), lambda b: b.predict(random_images(16))):
-        backend = trained(config, updates=0)
-        out_of_memory_above(backend, limit, [])
-        with pytest.raises(RunFailed, match=f"^{message}"):
-            work(backend)
+    backend = trained(config, updates=0)
+    out_of_memory_above(backend, limit, [])
+    what = "with micro-batches of" if work == "train" else "in predicting"
+    with pytest.raises(RunFailed, match=f"^cpu: out of memory {what} {message}$"):
+        backend.train_step(random_batch(config), 0.05) if work == "train" else backend.predict(random_images(16))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lamb"])
@@ -162,7 +165,7 @@ def test_predictions_do_not_depend_on_how_many_there_are():
     assert backend.predict(images[:0]).shape == (0, 10)
 
 
-def test_bfloat16_autocast_is_near_float32():
+def test_bfloat16_is_near_float32():
     images = random_images(8)
     full = trained(tiny_config()).predict(images)
     low = trained(tiny_config(precision={"compute": "bfloat16"})).predict(images)

@@ -14,6 +14,7 @@ from helpers import backend_for, relative_errors, tiny_config, vit_ipu, write_co
 from safetensors.torch import load_file
 
 from vit_ipu.backends.build import require_one_process, resolve_device
+from vit_ipu.backends.contract import Instances
 from vit_ipu.backends.native import distributed
 from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
 from vit_ipu.data.loading.loader import EvaluationLoader
@@ -237,7 +238,7 @@ def test_only_the_loss_of_a_process_is_reported_as_such(monkeypatch):
 
 def test_one_of_several_processes_does_not_try_smaller_micro_batches_alone(monkeypatch):
     backend = backend_for(tiny_config(), "cpu")
-    monkeypatch.setattr(backend, "_parallel", object())
+    monkeypatch.setattr(backend, "instances", Instances(0, 2, are_replicas=False))
     with pytest.raises(RunFailed, match="cpu: out of memory with micro-batches of 32 images: set pipeline.native_mi"):
         backend._lower_micro_batch_size(torch.cuda.OutOfMemoryError())
 

@@ -182,6 +182,15 @@ def test_benchmark_reports_images_per_second(run, empty_folder, device, more):
     assert found["simulated"] is (device == "ipu-sim")
     text = run(*command)
     assert ("simulated" if device == "ipu-sim" else "measured") in text
+    if device == "cpu":
+        assert list(found["parts"]) == ["batch", "to the device", "passes", "update"]
+        assert 0 < found["share_of_matrix_rate"] < 1
+        assert found["peak_bytes"] is None
+        assert re.search(r"[0-9.]+ % of the [0-9.]+ TFLOP/s that one large matrix product reaches here\n", text)
+        assert re.search(r"time goes: batch [0-9.]+ ms, to the device [0-9.]+ ms, passes [0-9.]+ ms, update", text)
+    else:
+        assert list(found["parts"]) == ["batch"]
+        assert found["matrix_rate"] is None
 
 
 SMALL_STEPS = {

@@ -12,6 +12,7 @@ from vit_ipu.backends.contract import Backend, Device, Instances
 from vit_ipu.backends.ipu.availability import ipu_problem
 from vit_ipu.backends.native.distributed import instances as native_instances
 from vit_ipu.backends.native.distributed import is_under_torchrun, local_device, num_processes
+from vit_ipu.backends.native.processor import lacks_bfloat16
 from vit_ipu.config import Config
 from vit_ipu.errors import DeviceError, UserError
 from vit_ipu.ipu_rules import require_runnable
@@ -86,7 +87,12 @@ def require_runnable_on(
     found = find_instances(config, device)
     if training and not found.are_replicas:
         found.positions(BatchPlan.of(config))
-    return require_runnable(config, device.kind, found.count if found.are_replicas else 1, training=training)
+    notes = require_runnable(config, device.kind, found.count if found.are_replicas else 1, training=training)
+    if device.kind == "cpu" and config.precision.resolve_compute("cpu") == "bfloat16" and lacks_bfloat16():
+        notes.append(
+            "precision.compute bfloat16: this processor has no instructions for it, so float32 (auto) would be faster"
+        )
+    return notes
 
 
 def require_one_process(command: str) -> None:

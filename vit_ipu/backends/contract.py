@@ -53,6 +53,14 @@ class StepResult:
     num_samples: int
     """Number of samples that this process fed."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the losses have been read from the device, so that reading them does not wait for it."""
+        return True
+
+    def wait(self) -> None:
+        """Waits until the device has made the host step."""
+
 
 @dataclass(frozen=True)
 class Instances:
@@ -86,10 +94,12 @@ class Backend(Protocol):
     """A model on a device, with its optimizer."""
 
     instances: Instances
-    samples_per_call: int
-    """Number of images that one call of the device predicts; a multiple of it needs no padding."""
     float_format: torch.dtype
     """Format in which the device takes images that the host has normalised."""
+
+    @property
+    def samples_per_call(self) -> int:
+        """The number of images that one call of the device predicts; a multiple of it needs no padding."""
 
     @property
     def num_overflows(self) -> Optional[int]:
@@ -97,6 +107,9 @@ class Backend(Protocol):
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
         """Makes D weight updates at one learning rate, on the samples [D][G][R][m] of `batch`."""
+
+    def time_parts(self, batch: HostBatch, learning_rate: float) -> Dict[str, float]:
+        """Makes one host step, and returns the seconds of its parts, for each of which it waits; empty if unknown."""
 
     def predict(self, images: Tensor) -> Tensor:
         """Returns the logits (n, K), in float32 on the host, of n images (n, 3, S, S), for any n."""

@@ -196,6 +196,14 @@ def print_throughput(
         f"{found.images_per_second:,.1f} images/s ({how}; quartiles {slow:,.1f} and {fast:,.1f} of "
         f"{len(found.seconds)} host steps of {found.samples_per_step:,} images)"
     )
+    if found.matrix_rate is not None and found.share_of_matrix_rate is not None:
+        memory = "" if found.peak_bytes is None else f"; peak memory {found.peak_bytes / 2**30:.1f} GiB"
+        console.print(
+            f"{100 * found.share_of_matrix_rate:.1f} % of the {found.matrix_rate / 1e12:,.2f} TFLOP/s that one large "
+            f"matrix product reaches here{memory}"
+        )
+    parts = ", ".join(f"{name} {1e3 * seconds:,.1f} ms" for name, seconds in found.parts.items())
+    console.print(f"where a host step's time goes: {parts}")
 
 
 # ------------------------------------------------------------------------- convert, models and pack

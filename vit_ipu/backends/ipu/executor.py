@@ -64,6 +64,9 @@ class IpuBackend:
         values = self.instances.mean(by_update).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
 
+    def time_parts(self, batch: HostBatch, learning_rate: float) -> Dict[str, float]:
+        return {}  # the executable of an IPU is one call
+
     def compile(self) -> None:
         """Compiles for inference and for training, into the executable cache if the config names one.
 

@@ -5,16 +5,23 @@ Under torchrun, each process computes a part of the micro-batches of every updat
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.backends.contract import HostBatch, StepResult
-from vit_ipu.backends.native.distributed import instances, leave, lost_processes_reported, parallel
-from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
+from vit_ipu.backends.native.distributed import instances, leave
+from vit_ipu.backends.native.host_memory import keep_freed_memory
+from vit_ipu.backends.native.inference import Predictor
+from vit_ipu.backends.native.layers import layers_for
+from vit_ipu.backends.native.micro_batches import first_size, measured_size, merged_sizes
 from vit_ipu.backends.native.optimizer import build_optimizer
+from vit_ipu.backends.native.passes import Passes
+from vit_ipu.backends.native.transfers import PendingResult, Uploader
+from vit_ipu.backends.native.working_copy import WorkingCopy
 from vit_ipu.config import Config
 from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
@@ -25,7 +32,6 @@ from vit_ipu.step import InferenceStep, TrainingStep
 class NativeBackend:
     """The backend for the torch device of this process, where the config's replicas run one after the other."""
 
-    samples_per_call = 1
     float_format = torch.float32
     num_overflows = None
 
@@ -33,20 +39,36 @@ class NativeBackend:
         self._config, self._device = config, device
         self.instances = instances(device.type)
         compute = config.precision.resolve_compute(device.type)
-        self._bfloat16 = compute == "bfloat16"
+        if device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.run.seed)
-        attention = "fused" if config.model.attention == "auto" else config.model.attention
-        self._model = ViT(config.model, attention=attention)
         dtype = torch.float64 if compute == "float64" else torch.float32
-        self._training_step = TrainingStep(self._model, config).to(device, dtype)
-        self._inference_step = InferenceStep(self._model, config).to(device, dtype)
+        self._model = ViT(config.model, layers=layers_for(config, device)).to(device, dtype)
+        self._copy = WorkingCopy(self._model) if compute == "bfloat16" else None
+        computing = self._model if self._copy is None else self._copy.model
+        self._training_step = TrainingStep(computing, config).to(device)
+        inference_step = InferenceStep(computing, config).to(device)
+        for step in (self._training_step, inference_step):
+            step.normalize.to(dtype)
         self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
-        self._parallel = parallel(self._training_step, device)
-        self._compiles = _compiles(config, device)
-        self._loss_of = _compiled(self._loss, self._compiles)
-        self._logits_of = _compiled(self._logits, self._compiles)
+        self._passes = Passes(
+            self._training_step,
+            self._copy,
+            device,
+            factor=config.reduction_factor,
+            compiles=_compiles(config, device),
+        )
+        self._uploader = Uploader(device)
+        self._last_result: Optional[PendingResult] = None
+        self._predictor = Predictor(inference_step, config, device)
         self.micro_batch_size = first_size(config, device, self.instances.count)
+        self._is_size_measured = device.type != "cuda" or config.pipeline.native_micro_batch_size is not None
         self._rng = _rng_state(device)
+
+    @property
+    def samples_per_call(self) -> int:
+        """A GPU predicts batches of one size, so that nothing is compiled again."""
+        return self._predictor.batch_size if self._device.type == "cuda" else 1
 
     # ----------------------------------------------------------------------------------- training
 
@@ -55,69 +77,99 @@ class NativeBackend:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         size = self._config.pipeline.global_batch_size // self.instances.count
+        if not self._is_size_measured:
+            self._measure_size(batch)
         with self._own_random_numbers():
-            losses = [self._update(part) for part in batch.split(size)]
-        values = self.instances.mean(torch.stack(losses)).tolist()
+            losses = torch.stack([self._update(self._uploader.upload(part)) for part in batch.split(size)])
+        if self._device.type == "cuda":
+            return self._pending(PendingResult(losses, len(batch), self.instances.mean))
+        values = self.instances.mean(losses).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
+
+    def _pending(self, result: PendingResult) -> PendingResult:
+        """Returns the result once the GPU has ended the host step before, so that only one waits for it."""
+        if self._last_result is not None:
+            self._last_result.wait()
+        self._last_result = result
+        return result
+
+    def time_parts(self, batch: HostBatch, learning_rate: float) -> Dict[str, float]:
+        self.train_step(batch, learning_rate).wait()  # which sets the learning rate and the micro-batch size
+        size = self._config.pipeline.global_batch_size // self.instances.count
+        seconds = {"to the device": 0.0, "passes": 0.0, "update": 0.0}
+        with self._own_random_numbers():
+            for part in batch.split(size):
+                start = time.perf_counter()
+                on_device = self._uploader.upload(part)
+                seconds["to the device"] += self._seconds_since(start)
+                start = time.perf_counter()
+                self._passes.accumulate(on_device, self.micro_batch_size)
+                seconds["passes"] += self._seconds_since(start)
+                start = time.perf_counter()
+                self._apply_gradients()
+                seconds["update"] += self._seconds_since(start)
+        return seconds
+
+    def _seconds_since(self, start: float) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
 
     def _update(self, batch: HostBatch) -> Tensor:
         """Makes one weight update on this process's part of a global batch, and returns the part's mean loss."""
-        loss = self._in_memory(lambda: self._accumulate(batch))
+        loss = self._in_memory(
+            lambda: self._passes.accumulate(batch, self.micro_batch_size), self._lower_micro_batch_size
+        )
+        self._apply_gradients()
+        return loss
+
+    def _apply_gradients(self) -> None:
         if self._config.optim.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss
+        self._refresh_copy()
 
-    def _accumulate(self, batch: HostBatch) -> Tensor:
-        """Adds the reduced gradient of a part of a global batch, and returns the part's mean loss."""
-        total = torch.zeros((), device=self._device)
-        parts = list(batch.split(self.micro_batch_size))
-        for number, part in enumerate(parts):
-            share = len(part) / len(batch)
-            with ExitStack() as stack:
-                if self._parallel is not None:
-                    stack.enter_context(lost_processes_reported())
-                    if number < len(parts) - 1:  # the last backward pass averages the sums of all processes
-                        stack.enter_context(self._parallel.no_sync())
-                loss = self._loss_of(*map(self._to_device, part.inputs))
-                (loss * (share * self._config.reduction_factor)).backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach() * share
-        return total
-
-    def _loss(self, *inputs: Tensor) -> Tensor:
-        step = self._training_step if self._parallel is None else self._parallel
-        with self._precision():
-            return step(*inputs)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        with self._precision():
-            return self._inference_step(images)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16)
+    def _refresh_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.refresh()
 
     # ------------------------------------------------------------------------------------- memory
 
-    def _in_memory(self, work: Callable[[], Tensor]) -> Tensor:
-        """Returns the result of `work`, which is called again with smaller micro-batches each time memory runs out.
+    def _in_memory(
+        self, work: Callable[[], Tensor], make_smaller: Callable[[torch.cuda.OutOfMemoryError], None]
+    ) -> Tensor:
+        """Returns the result of `work`, which is made smaller and called again each time memory runs out.
 
-        Raises RunFailed if the micro-batches cannot become smaller.
+        `make_smaller` raises RunFailed if it cannot become smaller.
         """
         rng = _rng_state(self._device)
         while True:
             try:
                 return work()
             except torch.cuda.OutOfMemoryError as error:
-                self._lower_micro_batch_size(error)
+                make_smaller(error)
             self._optimizer.zero_grad(set_to_none=True)  # after the error, whose traceback holds tensors, is gone
+            self._passes.reset()
             torch.cuda.empty_cache()
             _set_rng_state(rng)
+
+    def _measure_size(self, batch: HostBatch) -> None:
+        """Sets the micro-batch size to the largest that fits the memory, by two small passes."""
+        rng = _rng_state(self._device)
+        self.micro_batch_size = measured_size(
+            merged_sizes(self._config.pipeline, self.instances.count),
+            lambda size: self._passes.try_size(self._uploader.upload(next(batch.split(size)))),
+            sum(parameter.numel() for parameter in self._model.parameters()),
+            self._device,
+        )
+        self._is_size_measured = True
+        _set_rng_state(rng)
 
     def _lower_micro_batch_size(self, error: torch.cuda.OutOfMemoryError) -> None:
         pipeline, size = self._config.pipeline, self.micro_batch_size
         smaller = [other for other in merged_sizes(pipeline, self.instances.count) if other < size]
-        if self._parallel is not None:  # the other processes are waiting for this one's gradients
+        if self.instances.count > 1:  # the other processes are waiting for this one's gradients
             remedy = f"set pipeline.native_micro_batch_size to less than {size}"
             raise RunFailed(f"{self._device}: out of memory with micro-batches of {size} images: {remedy}") from error
         if pipeline.native_micro_batch_size is not None or not smaller:
@@ -131,19 +183,7 @@ class NativeBackend:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        self._inference_step.eval()
-        return self._in_memory(lambda: self._predict(images))
-
-    def _predict(self, images: Tensor) -> Tensor:
-        size = self.micro_batch_size
-        logits = [self._predict_chunk(images[start : start + size], size) for start in range(0, len(images), size)]
-        return torch.cat(logits) if logits else torch.empty(0, self._config.model.num_classes)
-
-    def _predict_chunk(self, images: Tensor, size: int) -> Tensor:
-        count = len(images)
-        if self._compiles and count < size:  # one shape, so that nothing is compiled again
-            images = torch.cat([images, images.new_zeros((size - count, *images.shape[1:]))])
-        return self._logits_of(self._to_device(images))[:count].cpu()
+        return self._in_memory(lambda: self._predictor.predict(images), self._predictor.lower_batch_size)
 
     # -------------------------------------------------------------------------------------- state
 
@@ -167,6 +207,7 @@ class NativeBackend:
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
+        self._refresh_copy()
         if "optimizer" in state:
             saved = _on_host(state["optimizer"])  # a copy: torch would update the caller's tensors in place
             by_index = {index: saved[name] for index, name in enumerate(self._order_of_names()) if name in saved}
@@ -200,17 +241,10 @@ class NativeBackend:
         groups = parameter_groups(self._model, self._config.optim)
         return [name for group in groups for name in group.names]
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
-
 
 def _compiles(config: Config, device: torch.device) -> bool:
     choice = config.precision.torch_compile
     return choice == "always" or (choice == "auto" and device.type == "cuda")
-
-
-def _compiled(function: Callable[..., Tensor], compiles: bool) -> Callable[..., Tensor]:
-    return torch.compile(function) if compiles else function
 
 
 def _on_host(values: Any) -> Any:

@@ -9,20 +9,27 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
+import time
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vit_ipu.backends.contract import Instances
+from vit_ipu.backends.native.lifeline import Lifeline
 from vit_ipu.errors import DeviceError, RunFailed
 from vit_ipu.text import shortened
 
 _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, which may be compiling or reading slow disks."""
+_POLL = 0.0002
+"""Seconds between two looks at a GPU."""
+_LIFELINES: List[Lifeline] = []
+"""The lifeline of this process, if GPUs wait for each other."""
 _PARAMETERS = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
 """The buffers are constants; newer versions of torch have another name for the option."""
@@ -109,8 +116,12 @@ def _joined(kind: str) -> Any:
     """Joins the processes, and returns the group for messages between hosts' memories."""
     try:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", init_method="env://", timeout=_PATIENCE)
-        return dist.group.WORLD if kind != "cuda" else dist.new_group(backend="gloo")
-    except (RuntimeError, ValueError) as error:
+        if kind != "cuda":
+            return dist.group.WORLD
+        group = dist.new_group(backend="gloo")
+        _LIFELINES.append(Lifeline(group))
+        return group
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DeviceError(f"cannot join torchrun's processes at {where}: {str(error).splitlines()[0]}") from None
 
@@ -123,15 +134,34 @@ def lost_processes_reported() -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PROCESS):
             raise
-        raise RunFailed(
-            f"process {dist.get_rank()} of {dist.get_world_size()} stops, because another one has ended: see the "
-            "message of that one; then continue with --resume"
-        ) from None
+        raise _lost() from None
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """Waits until a GPU has reached the event. Raises RunFailed if another process of the run ends meanwhile."""
+    if not _LIFELINES:
+        event.synchronize()
+        return
+    while not event.query():  # type: ignore[no-untyped-call]
+        if _LIFELINES[0].is_lost.is_set():
+            raise _lost()
+        time.sleep(_POLL)
+
+
+def _lost() -> RunFailed:
+    return RunFailed(
+        f"process {dist.get_rank()} of {dist.get_world_size()} stops, because another one has ended: see the message "
+        "of that one; then continue with --resume"
+    )
 
 
 def leave() -> None:
-    """Leaves the group at the end of the program."""
-    if dist.is_available() and dist.is_initialized():
+    """Leaves the other processes at the end of the program; after an error, they notice that this one has ended."""
+    failed = sys.exc_info()[0] is not None
+    if dist.is_available() and dist.is_initialized() and not (failed and _LIFELINES):
+        for lifeline in _LIFELINES:
+            lifeline.say_goodbye()
+        _LIFELINES.clear()
         dist.destroy_process_group()
         _joined.cache_clear()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
 from vit_ipu.config import Config
 from vit_ipu.optim import LAMB, optimizer_groups
+
+_HAS_FUSED_SGD = "fused" in inspect.signature(torch.optim.SGD.__init__).parameters
 
 
 def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
@@ -14,7 +18,10 @@ def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.o
     optim = config.optim
     groups = optimizer_groups(model, optim)
     if optim.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov)
+        options = {"fused": True} if fused and _HAS_FUSED_SGD else {}
+        return torch.optim.SGD(
+            groups, lr=optim.learning_rate, momentum=optim.momentum, nesterov=optim.nesterov, **options
+        )
     if optim.optimizer == "lamb":
         return LAMB(
             groups,
