@@ -111,34 +111,46 @@ class LAMB(torch.optim.Optimizer):
     def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: Dict[str, Any]) -> None:
-        state = self.state[parameter]
+    def _update(self, parameters: List[torch.Tensor], group: Dict[str, Any]) -> None:
+        """Updates all parameters together, which on a GPU takes few kernels."""
+        states = [self._state_of(parameter) for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        steps = [int(state["step"].item()) for state in states]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(means, beta1)
+        torch._foreach_add_(means, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        if group["bias_correction"]:
+            means = list(torch._foreach_div(means, [1 - beta1**step for step in steps]))
+            squares = list(torch._foreach_div(squares, [1 - beta2**step for step in steps]))
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["eps"])
+        updates = torch._foreach_div(means, roots)
+        torch._foreach_add_(updates, torch._foreach_mul(parameters, group["weight_decay"]))
+        weight_norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
+        scales = group["lr"] * _trust_ratios(weight_norms, update_norms, group["max_weight_norm"])
+        torch._foreach_mul_(updates, list(scales.unbind()))
+        torch._foreach_sub_(parameters, updates)
+
+    def _state_of(self, parameter: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Returns the state of a parameter, which counts this step."""
+        state: Dict[str, torch.Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        step = int(state["step"].item())
-        beta1, beta2 = group["betas"]
-        gradient = parameter.grad
-        assert gradient is not None
-        state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction1, correction2 = (1 - beta1**step, 1 - beta2**step) if group["bias_correction"] else (1.0, 1.0)
-        mean = state["exp_avg"] / correction1
-        root = (state["exp_avg_sq"] / correction2).sqrt()
-        update = mean / (root + group["eps"]) + group["weight_decay"] * parameter
-        trust = _trust_ratio(parameter, update, group["max_weight_norm"])
-        parameter.sub_(group["lr"] * trust * update)
+        return state
 
 
-def _trust_ratio(weight: torch.Tensor, update: torch.Tensor, max_weight_norm: float) -> torch.Tensor:
-    weight_norm = weight.norm().clamp(max=max_weight_norm)
-    update_norm = update.norm()
-    ratio = weight_norm / update_norm
-    return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio))
+def _trust_ratios(weight_norms: torch.Tensor, update_norms: torch.Tensor, max_weight_norm: float) -> torch.Tensor:
+    weight_norms = weight_norms.clamp(max=max_weight_norm)
+    is_usual = (weight_norms > 0) & (update_norms > 0)
+    return torch.where(is_usual, weight_norms / update_norms, torch.ones_like(update_norms))
