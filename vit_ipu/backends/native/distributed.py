@@ -28,6 +28,9 @@ _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, which may be compiling or reading slow disks."""
 _POLL = 0.0002
 """Seconds between two looks at a GPU."""
+_GROUPS: List[Any] = []
+"""Every group that was joined, until the program ends. If the last reference to a gloo group is dropped just after a
+message, Python waits for the group's thread, which waits for Python's lock to free the message: a deadlock."""
 _LIFELINES: List[Lifeline] = []
 """The lifeline of this process, if GPUs wait for each other."""
 _PARAMETERS = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
@@ -116,9 +119,11 @@ def _joined(kind: str) -> Any:
     """Joins the processes, and returns the group for messages between hosts' memories."""
     try:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", init_method="env://", timeout=_PATIENCE)
+        _GROUPS.append(dist.group.WORLD)
         if kind != "cuda":
             return dist.group.WORLD
         group = dist.new_group(backend="gloo")
+        _GROUPS.append(group)
         _LIFELINES.append(Lifeline(group))
         return group
     except (OSError, RuntimeError, ValueError) as error:
