@@ -70,7 +70,7 @@ def training(peer: str, config: Config, images: Tensor, labels: Tensor, optimize
             logits = model(images)
         return F.cross_entropy(logits.float(), labels)
 
-    compiled = torch.compile(loss_of) if images.is_cuda else loss_of
+    compiled = torch.compile(loss_of, dynamic=False) if images.is_cuda else loss_of
 
     def update() -> None:
         compiled(images, labels).backward()
@@ -85,7 +85,7 @@ def inference(peer: str, config: Config, images: Tensor) -> Work:
     model = build_model(peer, config.model).to(images.device).eval()
     if images.is_cuda:
         model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
-    compiled = torch.compile(model) if images.is_cuda else model
+    compiled = torch.compile(model, dynamic=False) if images.is_cuda else model
 
     def predict() -> Tensor:
         with torch.inference_mode():

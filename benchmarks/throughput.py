@@ -4,18 +4,21 @@
     python benchmarks/throughput.py --device cpu        # ViT-S/16 only
 
 All work on the same random images, which lie on the device, and take turns in one process; the ratios of the medians
-are the result. On a GPU the rate of one large matrix product is measured too, beside which the operations of the
-models are given.
+are the result. Ours predicts in batches of its own choice; with several --inference-batches the peers predict in each,
+and the fastest counts. On a GPU the rate of one large matrix product is measured too, beside which the operations of
+the models are given.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import peers
 import torch
@@ -39,6 +42,7 @@ ROWS: Dict[str, Tuple[str, int, int, int]] = {
 }
 CPU_BATCH = 32
 OURS = "vit_ipu"
+JOBS = ("sgd", "adamw", "inference")
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Contestant:
     """A way to do the work: its function, its peak memory, and its measured seconds."""
 
     name: str
+    batch: int
     work: Callable[[], object]
     gibibytes: float
     seconds: List[float] = field(default_factory=list)
@@ -55,18 +60,19 @@ def main() -> None:
     arguments = _arguments()
     device = torch.device(arguments.device)
     table: List[List[str]] = []
-    results: Dict[str, Any] = {"matrix_tflops": None}
-    for row in arguments.rows:
-        for job in arguments.jobs:
-            config = config_for(row, job, device, arguments)
-            if device.type == "cuda":
-                results["matrix_tflops"] = matrix_rate(config, resolve_device("cuda")) / 1e12
-            found = measure(config, job, device, arguments)
-            results[f"{row} {job}"] = summary(config, job, found, results["matrix_tflops"])
-            table += rows_of(row, job, config, results[f"{row} {job}"])
-            print(*("\t".join(line) for line in table[-len(found) :]), sep="\n", flush=True)
-            gc.collect()
-            torch.compiler.reset()
+    results: Dict[str, Any] = {}
+    for row, job, batch in jobs_of(arguments):
+        config = config_for(row, job, batch, arguments)
+        rate = matrix_rate(config, resolve_device("cuda")) / 1e12 if device.type == "cuda" else None
+        found = measure(config, job, device, arguments)
+        made = summary(config, job, found, rate)
+        results[f"{row} {job} {batch}"] = made
+        table += rows_of(row, job, made)
+        print(*("\t".join(line) for line in table[-len(found) :]), sep="\n", flush=True)
+        del found
+        gc.collect()
+        torch.compiler.reset()
+    rates = [made["matrix_tflops"] for made in results.values() if made["matrix_tflops"]]
     write_record(
         "throughput",
         f"Throughput of training and inference on {arguments.device}",
@@ -75,22 +81,32 @@ def main() -> None:
         [
             f"{arguments.turns} turns of {arguments.steps} steps each after {arguments.burn_in} untimed ones; images "
             "lie on the device. Peers: bfloat16 autocast in training and bfloat16 weights in inference on a GPU, both "
-            "compiled; float32 on a CPU. GiB: peak of the device's allocator.",
-            f"Matrix rate: {results['matrix_tflops'] or 0:.0f} TFLOP/s, bfloat16, 8192 x 8192 x 8192."
-            if results["matrix_tflops"]
-            else "",
+            "compiled; float32 on a CPU. GiB: peak of the device's allocator. Ratio: to the fastest peer. Shares count "
+            "the operations that are made: here the last block computes the class token's row only.",
+            *([f"Matrix rate: {min(rates):.0f} to {max(rates):.0f} TFLOP/s, bfloat16, 8192 x 8192 x 8192, measured "
+               "before each row."] if rates else []),
         ],
         (("model", "job", "batch", "by", "images/s", "spread", "share of the matrix rate", "GiB", "ratio"), table),
         results,
-    )
+    )  # fmt: skip
 
 
-def config_for(row: str, job: str, device: torch.device, arguments: argparse.Namespace) -> Config:
-    variant, size, training_batch, inference_batch = ROWS[row]
-    batch = arguments.batch or (training_batch if job == "training" else inference_batch)
-    on_cpu = device.type == "cpu"
-    if on_cpu:
-        batch = arguments.batch or CPU_BATCH
+def jobs_of(arguments: argparse.Namespace) -> Iterator[Tuple[str, str, int]]:
+    """Yields each row of the table, its job and its batch size."""
+    for row in arguments.rows:
+        for job in arguments.jobs:
+            usual = CPU_BATCH if arguments.device == "cpu" else ROWS[row][3 if job == "inference" else 2]
+            if job == "inference":
+                batches = [max(arguments.inference_batches or [usual])]
+            else:
+                batches = arguments.batches or [usual]
+            for batch in batches:
+                yield row, job, batch
+
+
+def config_for(row: str, job: str, batch: int, arguments: argparse.Namespace) -> Config:
+    variant, size, _, _ = ROWS[row]
+    on_cpu = arguments.device == "cpu"
     return parse_config(
         {
             "model": {"variant": variant, "image_size": size, "gelu": arguments.gelu},
@@ -98,10 +114,14 @@ def config_for(row: str, job: str, device: torch.device, arguments: argparse.Nam
             "pipeline": {
                 "global_batch_size": batch,
                 "micro_batch_size": 1 if on_cpu else batch,
-                "native_micro_batch_size": None if on_cpu else batch,
+                "native_micro_batch_size": None if on_cpu or job == "inference" else batch,
             },
             "precision": {"torch_compile": "never" if on_cpu else "always"},
-            "optim": {"optimizer": arguments.optimizer, "learning_rate": 1e-4, "weight_decay": 0.05},
+            "optim": {
+                "optimizer": "sgd" if job == "inference" else job,
+                "learning_rate": 1e-4,
+                "weight_decay": 0.05,
+            },
             "run": {"updates": 1},
         }
     )
@@ -113,16 +133,14 @@ def measure(config: Config, job: str, device: torch.device, arguments: argparse.
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, device=device)
     labels = torch.randint(config.model.num_classes, (count,), device=device)
     normalized = pixels.float() / 127.5 - 1
-
-    def builder(name: str) -> Callable[[], object]:
-        if name == OURS:
-            return ours(config, job, device, pixels, labels)
-        if job == "training":
-            return peers.training(name, config, normalized, labels, arguments.optimizer)
-        return peers.inference(name, config, normalized)
-
-    names = [OURS, *arguments.peers]
-    contestants = [built(name, builder, device, arguments.burn_in) for name in names]
+    contestants = [built(OURS, count, lambda: ours(config, job, device, pixels, labels), device, arguments.burn_in)]
+    for name in arguments.peers:
+        for batch in (arguments.inference_batches if job == "inference" else None) or [count]:
+            if job == "inference":
+                make = partial(peers.inference, name, config, normalized[:batch])
+            else:
+                make = partial(peers.training, name, config, normalized, labels, job)
+            contestants.append(built(name, batch, make, device, arguments.burn_in))
     for _ in range(arguments.turns):
         for contestant in contestants:
             contestant.work()
@@ -132,23 +150,25 @@ def measure(config: Config, job: str, device: torch.device, arguments: argparse.
 
 def ours(config: Config, job: str, device: torch.device, pixels: Tensor, labels: Tensor) -> Callable[[], object]:
     backend = NativeBackend(config, device)
-    if job == "training":
-        return lambda: backend.train_step(HostBatch(pixels, labels), 1e-4)
-    return lambda: backend.predict(pixels)
+    if job == "inference":
+        return lambda: backend.predict(pixels)
+    return lambda: backend.train_step(HostBatch(pixels, labels), 1e-4)
 
 
-def built(name: str, builder: Callable[[str], Callable[[], object]], device: torch.device, burn_in: int) -> Contestant:
+def built(
+    name: str, batch: int, builder: Callable[[], Callable[[], object]], device: torch.device, burn_in: int
+) -> Contestant:
     """Returns a contestant that has made its first steps, which compile, with the peak of its memory."""
     before = 0
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    work = builder(name)
+    work = builder()
     for _ in range(burn_in):
         work()
     peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
-    return Contestant(name, work, peak / 2**30)
+    return Contestant(name, batch, work, peak / 2**30)
 
 
 def seconds_of(work: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -163,41 +183,41 @@ def seconds_of(work: Callable[[], object], steps: int, device: torch.device) -> 
     return (time.perf_counter() - start) / steps
 
 
-def summary(config: Config, job: str, found: List[Contestant], matrix_tflops: Any) -> Dict[str, Any]:
-    count = config.pipeline.global_batch_size
-    operations = 2 * forward_flops(config.model) * (3 if job == "training" else 1)
-    result: Dict[str, Any] = {}
+def summary(config: Config, job: str, found: List[Contestant], matrix_tflops: Optional[float]) -> Dict[str, Any]:
+    rows = []
     for one in found:
-        rate = count / statistics.median(one.seconds)
-        share = rate * operations / (matrix_tflops * 1e12) if matrix_tflops else None
-        result[one.name] = {
-            "images_per_second": rate,
-            "spread": (count / max(one.seconds), count / min(one.seconds)),
-            "share_of_matrix_rate": share,
-            "gibibytes": one.gibibytes,
-        }
-    fastest = max(result[name]["images_per_second"] for name in result if name != OURS)
-    result["ratio_to_fastest_peer"] = result[OURS]["images_per_second"] / fastest
-    return result
+        operations = 2 * forward_flops(config.model, needed_only=one.name == OURS) * (1 if job == "inference" else 3)
+        rate = one.batch / statistics.median(one.seconds)
+        rows.append(
+            {
+                "by": one.name,
+                "batch": one.batch,
+                "images_per_second": rate,
+                "spread": (one.batch / max(one.seconds), one.batch / min(one.seconds)),
+                "share_of_matrix_rate": rate * operations / (matrix_tflops * 1e12) if matrix_tflops else None,
+                "gibibytes": one.gibibytes,
+            }
+        )
+    fastest = max((row["images_per_second"] for row in rows[1:]), default=math.nan)
+    return {"matrix_tflops": matrix_tflops, "rows": rows, "ratio": rows[0]["images_per_second"] / fastest}
 
 
-def rows_of(row: str, job: str, config: Config, found: Dict[str, Any]) -> List[List[str]]:
+def rows_of(row: str, job: str, made: Dict[str, Any]) -> List[List[str]]:
     lines = []
-    for name in (name for name in found if name != "ratio_to_fastest_peer"):
-        one = found[name]
+    for one in made["rows"]:
         low, high = one["spread"]
         share = one["share_of_matrix_rate"]
         lines.append(
             [
                 row,
-                f"{job}, {config.optim.optimizer}" if job == "training" else job,
-                str(config.pipeline.global_batch_size),
-                name,
+                job if job == "inference" else f"training, {job}",
+                str(one["batch"]),
+                one["by"],
                 f"{one['images_per_second']:,.1f}",
                 f"{low:,.1f} to {high:,.1f}",
                 "" if share is None else f"{100 * share:.1f} %",
                 f"{one['gibibytes']:.1f}" if one["gibibytes"] else "",
-                f"{found['ratio_to_fastest_peer']:.3f}" if name == OURS else "",
+                f"{made['ratio']:.3f}" if one["by"] == OURS else "",
             ]
         )
     return lines
@@ -207,11 +227,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="default: all, on a CPU s16-224")
-    parser.add_argument("--jobs", nargs="+", default=["training", "inference"], choices=["training", "inference"])
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=JOBS, help="training by SGD or AdamW, or not")
     parser.add_argument("--peers", nargs="+", default=list(peers.PEERS), choices=peers.PEERS)
-    parser.add_argument("--optimizer", default="sgd", choices=["sgd", "adamw"])
     parser.add_argument("--gelu", default="erf", choices=["tanh", "erf"], help="form of GELU here; the peers have erf")
-    parser.add_argument("--batch", type=int, help="another batch size than the table's")
+    parser.add_argument("--batches", type=int, nargs="+", help="other batch sizes of training than the table's")
+    parser.add_argument("--inference-batches", type=int, nargs="+", help="batch sizes of the peers' inference")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
     parser.add_argument("--burn-in", type=int, default=3, help="untimed steps of each first")

@@ -77,7 +77,8 @@ def benchmark(
     median = statistics.median(timed)
     fast, slow = _quartiles(timed)
     most = matrix_rate(config, device) if device.kind in ("cuda", "cpu") else None
-    operations = 3 * 2 * forward_flops(config.model) * samples  # a backward pass has twice those of a forward pass
+    forward = 2 * forward_flops(config.model, needed_only=device.kind in ("cuda", "cpu")) * samples
+    operations = 3 * forward  # a backward pass has twice those of a forward pass
     return Throughput(
         samples / median,
         (samples / fast, samples / slow),

@@ -38,7 +38,8 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, width))
         self.pos_drop = nn.Dropout(config.dropout)
         drop_paths = [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
-        self.blocks = nn.ModuleList([Block(config, rate, layers) for rate in drop_paths])
+        kinds = [Block] * (config.depth - 1) + [layers.last_block]
+        self.blocks = nn.ModuleList([kind(config, rate, layers) for kind, rate in zip(kinds, drop_paths)])
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pre_logits = PreLogits(width, config.representation_size) if config.representation_size else nn.Identity()
         self.head = nn.Linear(config.representation_size or width, config.num_classes)
@@ -166,6 +167,8 @@ class Layers:
     patch_embed: Type[PatchEmbed] = PatchEmbed
     attention: Type[ExplicitAttention] = FusedAttention
     mlp: Type[MLP] = MLP
+    last_block: Type[Block] = Block
+    """Class of the last block, of whose outputs only the class token's is used."""
 
 
 class PreLogits(nn.Module):

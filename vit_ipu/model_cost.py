@@ -44,18 +44,21 @@ def parameters_per_ipu(model: ModelConfig, layers_per_ipu: Sequence[int]) -> Lis
     return parameters
 
 
-def forward_flops(model: ModelConfig) -> int:
+def forward_flops(model: ModelConfig, *, needed_only: bool = False) -> int:
     """Returns the multiply-accumulates of one image's forward pass in matrix products, attention included.
 
     A multiply-accumulate counts as one operation, as in the figures that papers and timm print as GFLOPs or GMACs.
+    With `needed_only`, the last block counts for what the class token's output needs, as CPUs and GPUs compute it.
     """
     tokens, width = model.num_tokens, model.width
     embed = model.num_patches * 3 * model.patch_size**2 * width
-    projections = 4 * tokens * width * width + 2 * tokens * width * model.mlp_width
-    attention = 2 * tokens * tokens * width
+    keys_and_values = 2 * tokens * width * width
+    of_a_query = 2 * width * width + 2 * width * model.mlp_width + 2 * tokens * width
+    block = keys_and_values + tokens * of_a_query
+    last = keys_and_values + of_a_query if needed_only else block
     representation = width * (model.representation_size or 0)
     head = (model.representation_size or width) * model.num_classes
-    return embed + model.depth * (projections + attention) + representation + head
+    return embed + (model.depth - 1) * block + last + representation + head
 
 
 def printed_flops(model: ModelConfig) -> int:

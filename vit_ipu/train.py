@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 import torch
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
-from vit_ipu.backends.contract import Backend, Device, Instances, StepResult
+from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances, StepResult
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.base import Source
@@ -152,6 +152,7 @@ def train(
                     logger.checkpoint(progress, description, device)
                 if evaluates_at(progress.update, total_updates, config):
                     logger.evaluate(progress, eval_source, stop)
+                logger.begin_writing()
             logger.checkpoint(progress, description, device)  # before the evaluation, which may fail
             logger.wait_for_checkpoint()
             if progress.update == total_updates:
@@ -374,18 +375,17 @@ class RunLogger:
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
         """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded.
 
-        All processes evaluate if one of them has not. No checkpoint is being written meanwhile, because the evaluation
-        may fail, and because its worker processes are forked.
+        All processes evaluate if one of them has not. A checkpoint that has been prepared is written meanwhile.
         """
         self.finish_step()
         is_known = self.evaluation_at(progress.update, len(source)) is not None
         if not self._backend.instances.any(not is_known):
             return
-        self.wait_for_checkpoint()
+        self._writer.join()  # the loader's processes are forked, which is unsafe while a thread writes
         loader = evaluation_loader(source, self._config, self._backend)
         try:
             batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
-            found = evaluate_batches(self._backend, batches)
+            found = evaluate_batches(self._backend, self._writing_from_first(batches))
         except Interrupted:
             return
         if is_known:
@@ -397,10 +397,17 @@ class RunLogger:
             f"update {progress.update}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} on "
             f"{found.num_images:,} held-out images"
         )
-        if self._best is not None:
+        if self._best is not None and self._config.run.keep_best is not None:
+            self._writer.wait()  # the checkpoint of this update may be the best
             self._best.find(self._evaluations)
             self._remove_old_checkpoints()
         self._seconds_since_last()
+
+    def _writing_from_first(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
+        """Yields the batches, and begins to write a prepared checkpoint once the loader has started."""
+        for batch in batches:
+            self._writer.begin()
+            yield batch
 
     def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
         """Returns the evaluation at an update, of this process or of an earlier one; None if there was none."""
@@ -411,7 +418,7 @@ class RunLogger:
         return None
 
     def checkpoint(self, progress: Progress, description: ModelDescription, device: Device) -> None:
-        """Saves a checkpoint if there were updates since the last one; it is written while training continues.
+        """Copies the state for a checkpoint if there were updates since the last one; `begin_writing` saves it.
 
         Raises RunFailed if a weight is not finite, and the error of the checkpoint before if that could not be written.
         """
@@ -425,8 +432,12 @@ class RunLogger:
         if problem is not None:
             raise self._diverged(problem, progress)
         if self.writes:
-            self._writer.start(lambda: self._save(state, progress, description, device))
+            self._writer.prepare(lambda: self._save(state, progress, description, device))
         self._seconds_since_last()
+
+    def begin_writing(self) -> None:
+        """Begins to write a checkpoint whose state was copied, if that has not begun; training continues meanwhile."""
+        self._writer.begin()
 
     def wait_for_checkpoint(self) -> None:
         """Waits until the last checkpoint is on the disk. Raises the error if it could not be written."""

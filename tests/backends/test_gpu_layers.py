@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import backend_for, equal_states, random_batch, relative_errors, tiny_config, with_random_head, worst
+from helpers import backend_for, equal_states, random_batch, relative_errors, tiny_config, with_random_head
 
 from vit_ipu.backends.native import layers
 from vit_ipu.backends.native.working_copy import WorkingCopy
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_as_near_to_float32s_as_those_of_the_plain_laye
     gradient = torch.randn(count, 10, device="cuda")
     exact = results_of(config, torch.float64, Layers(), state, images, gradient)
     plain = results_of(config, torch.bfloat16, Layers(), state, images, gradient)
-    fast_layers = Layers(layers.MatrixPatchEmbed, layers.PackedAttention, layers.RecomputingMLP)
+    fast_layers = Layers(layers.MatrixPatchEmbed, layers.PackedAttention, layers.RecomputingMLP, layers.ClassTokenBlock)
     fast = results_of(config, torch.bfloat16, fast_layers, state, images, gradient)
     error = lambda found, name: (found.double() - name).norm() / name.norm()  # noqa: E731
     assert error(fast[0], exact[0]) < 1.5 * error(plain[0], exact[0]) + 1e-3
@@ -63,7 +63,7 @@ def test_the_fast_layers_are_chosen_for_bfloat16_only():
         for compute in ("bfloat16", "float32")
     )
     assert fast.attention is layers.PackedAttention
-    assert exact == Layers(layers.MatrixPatchEmbed)
+    assert exact == Layers(layers.MatrixPatchEmbed, last_block=layers.ClassTokenBlock)
 
 
 MIXED = {
@@ -73,11 +73,12 @@ MIXED = {
 }
 
 
-def trained(size, compiled="always", *, graph=True, updates=10, **precision):
+def trained(size, compiled="always", *, graph=True, updates=10, attention="auto", **precision):
     """Returns the weights after some updates, the losses, and the backend."""
     pipeline = dict(MIXED["pipeline"], native_micro_batch_size=size)
     values = {"compute": "bfloat16", "torch_compile": compiled, **precision}
-    config = tiny_config(**dict(MIXED, pipeline=pipeline, precision=values))
+    model = dict(MIXED["model"], attention=attention)
+    config = tiny_config(**dict(MIXED, model=model, pipeline=pipeline, precision=values))
     backend = backend_for(config, "cuda")
     if not graph:
         backend._passes._graph = None
@@ -88,12 +89,21 @@ def trained(size, compiled="always", *, graph=True, updates=10, **precision):
 
 @pytest.fixture(scope="module")
 def reference():
-    """Ten updates in one pass each, compiled and by graphs; and in float32, by which rounding is measured."""
+    """Ten updates in one pass each, compiled and by graphs; and in float32."""
     return trained(64), trained(64, compute="float32", compiled="never")
 
 
+@pytest.fixture(scope="module")
+def rounding(reference):
+    """Returns how far bfloat16 is from float32 after ten updates without kernels of ours and without compiling."""
+    plain, _, _ = trained(64, "never", attention="explicit")
+    return errors_of(plain, reference[1][0])
+
+
 def errors_of(found, reference):
-    return worst(relative_errors(found, reference, leave_out_key_bias=True))
+    """Returns the root of the mean square of all tensors' relative errors: of one small tensor, chance moves it."""
+    errors = [float(error) for error in relative_errors(found, reference, leave_out_key_bias=True).values()]
+    return (sum(error**2 for error in errors) / len(errors)) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -101,10 +111,10 @@ def errors_of(found, reference):
     [(64, "never", False), (64, "always", False), (16, "always", True), (8, "always", True), (16, "never", False)],
     ids=["eager", "no graph", "four passes", "eight passes", "four eager passes"],
 )
-def test_ten_updates_are_the_same_but_for_rounding(reference, size, compiled, graph):
+def test_ten_updates_are_the_same_but_for_rounding(reference, rounding, size, compiled, graph):
     (weights, losses, _), (exact, exact_losses, _) = reference
-    rounding = errors_of(weights, exact)
     found, found_losses, _ = trained(size, compiled, graph=graph)
+    assert errors_of(weights, exact) < 1.5 * rounding
     assert errors_of(found, exact) < 1.5 * rounding
     assert found_losses == pytest.approx(losses, rel=0.01)
     assert losses == pytest.approx(exact_losses, rel=0.02)

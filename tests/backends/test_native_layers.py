@@ -7,14 +7,16 @@ import sys
 import pytest
 import torch
 from helpers import backend_for, random_batch, random_images, tiny_config, with_random_head
+from torch.utils.flop_counter import FlopCounterMode
 
 from vit_ipu.backends.build import require_runnable_on, resolve_device
 from vit_ipu.backends.native import host_memory, micro_batches, processor
-from vit_ipu.backends.native.layers import MatrixPatchEmbed, layers_for
+from vit_ipu.backends.native.layers import ClassTokenBlock, MatrixPatchEmbed, layers_for
 from vit_ipu.backends.native.micro_batches import first_size, largest_tensor_bytes, measured_size
 from vit_ipu.backends.native.working_copy import WorkingCopy
 from vit_ipu.config import ModelConfig
-from vit_ipu.model import ExplicitAttention, FusedAttention, Layers, PatchEmbed
+from vit_ipu.model import ExplicitAttention, FusedAttention, Layers, PatchEmbed, ViT
+from vit_ipu.model_cost import forward_flops
 
 CPU = torch.device("cpu")
 
@@ -34,9 +36,35 @@ def test_the_patch_embedding_by_a_matrix_product_is_that_by_a_convolution(size, 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("attention", [ExplicitAttention, FusedAttention])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_last_block_for_the_class_token_only_gives_the_same_logits_and_gradients(attention, depth):
+    config = ModelConfig(variant="vit_test", depth=depth, image_size=28, num_classes=3)
+    torch.manual_seed(0)
+    plain = ViT(config, layers=Layers(attention=attention)).double()
+    short = ViT(config, layers=Layers(attention=attention, last_block=ClassTokenBlock)).double()
+    assert type(short.blocks[-1]) is ClassTokenBlock
+    short.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 28, 28, dtype=torch.float64)
+    gradient = torch.randn(4, 3, dtype=torch.float64)
+    for model in (plain, short):
+        model(images).backward(gradient)
+    torch.testing.assert_close(short(images), plain(images), rtol=1e-12, atol=1e-12)
+    for (name, wanted), found in zip(plain.named_parameters(), short.parameters()):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_operations_are_those_that_the_last_block_needs():
+    config = ModelConfig(variant="vit_test", image_size=28, num_classes=10)
+    model = ViT(config, layers=Layers(MatrixPatchEmbed, ExplicitAttention, last_block=ClassTokenBlock))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 28, 28))
+    assert counter.get_total_flops() == 2 * forward_flops(config, needed_only=True)
+
+
 def test_a_cpu_has_no_kernels_of_a_gpu():
     bfloat16 = tiny_config(precision={"compute": "bfloat16"})
-    assert layers_for(bfloat16, CPU) == Layers(MatrixPatchEmbed, FusedAttention)
+    assert layers_for(bfloat16, CPU) == Layers(MatrixPatchEmbed, FusedAttention, last_block=ClassTokenBlock)
     explicit = tiny_config(model={"attention": "explicit"})
     assert layers_for(explicit, CPU).attention is ExplicitAttention
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 from helpers import backend_for, equal_states, random_batch, tiny_config, vit_ipu, write_config
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu import train
+from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.runs import background
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.checkpoint import load_checkpoint
@@ -103,16 +106,59 @@ def test_training_continues_while_a_checkpoint_is_written(monkeypatch, empty_fol
     assert names_in(empty_folder / "run" / "checkpoints") == names
 
 
-def test_an_evaluation_begins_when_its_checkpoint_is_whole(monkeypatch, empty_folder):
-    found, original = [], train.evaluation_loader
+def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeypatch, empty_folder):
+    save, predict = train.save_checkpoint, NativeBackend.predict
+    predicted = threading.Event()
+    order = []
 
-    def loader(*args):
-        found.append(names_in(empty_folder / "run" / "checkpoints")[-1])
-        return original(*args)
+    def slow(folder, state, progress, *args, **options):
+        if progress.update == 4:
+            assert predicted.wait(60)
+        order.append(f"saved {progress.update}")
+        return save(folder, state, progress, *args, **options)
 
-    monkeypatch.setattr(train, "evaluation_loader", loader)
-    train_in(empty_folder / "run", small_config(checkpoint_every=4, evaluate_every=4))
-    assert found == ["update-00000004", "update-00000008"]
+    def note(self, images):
+        order.append("predicted")
+        predicted.set()
+        return predict(self, images)
+
+    monkeypatch.setattr(train, "save_checkpoint", slow)
+    monkeypatch.setattr(NativeBackend, "predict", note)
+    config = small_config(checkpoint_every=4, evaluate_every=4, keep_best="top1")
+    train_in(empty_folder / "run", config)
+    assert order.index("predicted") < order.index("saved 4") < order.index("saved 8")
+    best = json.loads((empty_folder / "run" / "best.json").read_text())
+    assert (empty_folder / "run" / best["checkpoint"]).is_dir()
+
+
+def test_no_process_is_forked_while_a_checkpoint_is_written(monkeypatch, empty_folder):
+    save, loader = train.save_checkpoint, train.evaluation_loader
+    writing, found = [], []
+
+    def slow(folder, state, progress, *args, **options):
+        writing.append(progress.update)
+        time.sleep(0.2)
+        save(folder, state, progress, *args, **options)
+        writing.pop()
+
+    def note(*args):
+        found.append(list(writing))
+        return loader(*args)
+
+    monkeypatch.setattr(train, "save_checkpoint", slow)
+    monkeypatch.setattr(train, "evaluation_loader", note)
+    train_in(empty_folder / "run", small_config(checkpoint_every=1, evaluate_every=2))
+    assert found == [[]] * 4
+
+
+def test_an_evaluation_that_fails_loses_no_checkpoint(monkeypatch, empty_folder):
+    def fail(self, images):
+        raise MemoryError
+
+    monkeypatch.setattr(NativeBackend, "predict", fail)
+    with pytest.raises(MemoryError):
+        train_in(empty_folder / "run", small_config(checkpoint_every=4, evaluate_every=4))
+    assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000004"]
 
 
 @pytest.mark.parametrize("update", [2, 8])

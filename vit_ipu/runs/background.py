@@ -10,12 +10,20 @@ class BackgroundWriter:
     """Runs one function at a time in a thread; an error of it is raised by the next call of a method."""
 
     def __init__(self) -> None:
+        self._prepared: Optional[Callable[[], None]] = None
         self._thread: Optional[threading.Thread] = None
         self._error: Optional[BaseException] = None
 
-    def start(self, write: Callable[[], None]) -> None:
-        """Runs `write` in a thread, after the one before has ended."""
+    def prepare(self, write: Callable[[], None]) -> None:
+        """Takes a function for `begin` to run, after the one before has ended."""
         self.wait()
+        self._prepared = write
+
+    def begin(self) -> None:
+        """Runs the prepared function in a thread, if there is one."""
+        write, self._prepared = self._prepared, None
+        if write is None:
+            return
         self._thread = threading.Thread(target=self._run, args=(write,), daemon=True)
         try:
             self._thread.start()
@@ -23,12 +31,22 @@ class BackgroundWriter:
             self._thread = None
             write()
 
-    def wait(self) -> None:
-        """Waits until nothing is being written. Raises the error of the write."""
+    def start(self, write: Callable[[], None]) -> None:
+        """Runs `write` in a thread, after the one before has ended."""
+        self.prepare(write)
+        self.begin()
+
+    def join(self) -> None:
+        """Waits until no function is running. Raises the error of the one that ran."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.raise_error()
+
+    def wait(self) -> None:
+        """Runs a prepared function too, and waits until it has ended. Raises its error."""
+        self.begin()
+        self.join()
 
     def raise_error(self) -> None:
         """Raises the error of a write that has failed, once."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_ipu.config import Config, ModelConfig
-from vit_ipu.model import ATTENTION, MLP, FusedAttention, Layers, PatchEmbed
+from vit_ipu.model import ATTENTION, MLP, Block, FusedAttention, Layers, PatchEmbed
 
 try:
     from vit_ipu.backends.native import cublaslt
@@ -30,8 +30,8 @@ def layers_for(config: Config, device: torch.device) -> Layers:
     """Returns the layers of a config's model on a device."""
     kernel = config.model.attention
     if _takes_kernels(config, device) and kernel != "explicit":
-        return Layers(MatrixPatchEmbed, PackedAttention, RecomputingMLP)
-    return Layers(MatrixPatchEmbed, ATTENTION["fused" if kernel == "auto" else kernel], MLP)
+        return Layers(MatrixPatchEmbed, PackedAttention, RecomputingMLP, ClassTokenBlock)
+    return Layers(MatrixPatchEmbed, ATTENTION["fused" if kernel == "auto" else kernel], MLP, ClassTokenBlock)
 
 
 def _takes_kernels(config: Config, device: torch.device) -> bool:
@@ -50,6 +50,28 @@ class MatrixPatchEmbed(PatchEmbed):
         patches = images.reshape(batch, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(batch, grid * grid, -1)  # (B, N, 3 * P * P), in the order of the weights
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ClassTokenBlock(Block):
+    """The last block, which computes only what the class token's output needs: (B, T, D) to (B, 1, D).
+
+    Keys and values are needed of all tokens, but queries, projection and MLP only of the class token. At ViT-B/16, that
+    saves 7 % of a model's operations.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(x[:, :1] + self.drop_path1(self._attended(self.norm1(x))))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """Returns the output (B, 1, D) of the attention layer for the class token, from x (B, T, D)."""
+        batch, tokens, width = x.shape
+        attention, weight, bias = self.attn, self.attn.qkv.weight, self.attn.qkv.bias
+        query = F.linear(x[:, :1], weight[:width], bias[:width]).reshape(batch, 1, attention.num_heads, -1)
+        pair = F.linear(x, weight[width:], bias[width:]).reshape(batch, tokens, 2, attention.num_heads, -1)
+        key, value = pair.unbind(2)
+        mixed = attention.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))  # (B, H, 1, D/H)
+        return attention.proj_drop(attention.proj(mixed.transpose(1, 2).reshape(batch, 1, width)))  # type: ignore[no-any-return]
 
 
 class PackedAttention(FusedAttention):
