@@ -1,0 +1,188 @@
+"""Compares a fine-tune in the IPU recipe's arithmetic with float32, from pretrained weights, on paired seeds.
+
+    python benchmarks/finetune_proof.py --device cuda --seeds 42 43 44 45 46
+
+Both start from the same weights and see the same images in the same order. The IPU's arithmetic is simulated (float16
+weights, activations, partials, accumulated gradients and velocity, stochastic rounding, loss scale). It "holds" the
+accuracy only if the lower end of the 95 % interval of the difference is above -0.3 points of top-1. A loss scale that
+is chosen badly must fail, and random weights must be worse. Peers are timm and transformers, trained by loops of their
+own.
+
+Finished runs are kept in --folder, so the arms may be trained one after the other (--arms), and the record is written
+from what is there. The learning rate was chosen with --validate, which holds out a part of the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import matplotlib.pyplot as plt
+import peer_finetune
+from record import FOLDER, write_record
+from training_runs import Arm, Summary, interval, top1_of, train_all
+
+from vit_ipu.backends.build import resolve_device
+from vit_ipu.config_file import load_config
+
+CONFIG = "vit_small_patch14_finetune_fashion_mnist_ipu"
+FLOAT32 = {
+    "precision.compute": "float32",
+    "precision.partials": "float32",
+    "precision.stochastic_rounding": "false",
+    "precision.loss_scale": "1",
+    "precision.accumulation": "float32",
+    "precision.first_moment": "float32",
+}
+BAD_LOSS_SCALE = "65536"
+MARGIN = -0.3
+"""Points of top-1 that the IPU recipe may lose."""
+EXACT, RECIPE = "float32", "IPU recipe"
+
+
+def arms_for(config: str, device: str, options: Dict[str, str]) -> List[Arm]:
+    """Returns all ways to train that are compared, on a GPU or a CPU."""
+    simulated = "ipu-sim" if device == "cpu" else f"ipu-sim:{device}"
+
+    def arm(name: str, where: str, numerics: Optional[str], *settings: Dict[str, str]) -> Arm:
+        merged = dict(options)
+        for changed in settings:
+            merged.update(changed)
+        return Arm(name, config, where, numerics, merged)
+
+    return [
+        arm(EXACT, device, None, FLOAT32),
+        arm("bfloat16", device, None, FLOAT32, {"precision.compute": "bfloat16"}),
+        arm(RECIPE, simulated, "ipu"),
+        arm("IPU recipe, no stochastic rounding", simulated, "ipu", {"precision.stochastic_rounding": "false"}),
+        arm("simulated float32", simulated, "exact", FLOAT32),
+        arm("IPU recipe, bad loss scale", simulated, "ipu", {"precision.loss_scale": BAD_LOSS_SCALE}),
+        arm("float32, random weights", device, None, FLOAT32, {"model.init": "null"}),
+    ]
+
+
+def main() -> None:
+    arguments = _arguments()
+    options = dict(setting.split("=", 1) for setting in arguments.set)
+    if arguments.validate:
+        options["data.holdout"] = "0.1"
+    arms = arms_for(arguments.config, arguments.device, options)
+    chosen = [arm for arm in arms if not arguments.arms or arm.name in arguments.arms]
+    found = train_all(chosen, arguments.seeds, arguments.folder, jobs=arguments.jobs)
+    for peer in arguments.peers:
+        found[peer] = [
+            peer_finetune.train(peer, arguments.config, options, arguments.device, seed, arguments.folder)
+            for seed in arguments.seeds
+        ]
+    for name, runs in found.items():
+        print(name, *(top1_of(run) for run in runs))
+    if arguments.validate or EXACT not in found:
+        return
+    curves = FOLDER / f"finetune-proof_{arguments.name}_{arguments.device}.svg"
+    draw(found, curves)
+    config = load_config(arguments.config)
+    write_record(
+        f"finetune-proof-{arguments.name}",
+        f"Fine-tuning pretrained weights on {arguments.name}: the IPU recipe against float32",
+        resolve_device("ipu-sim" if arguments.device == "cpu" else f"ipu-sim:{arguments.device}", numerics="ipu"),
+        config,
+        [
+            f"![loss and top-1]({curves.name})",
+            *verdicts(found),
+            f"Seeds {', '.join(map(str, arguments.seeds))}; {arguments.jobs} runs at a time. Images/s and seconds are "
+            "those of the complete run, with compiling and evaluations. IPU arithmetic is simulated.",
+        ],
+        (("arm", "top-1 (%)", "mean", "deviation", "top-5 (%)", "images/s", "seconds"), rows_of(found)),
+        {"top1": {name: [none_if_failed(run) for run in runs] for name, runs in found.items()}},
+    )
+
+
+def verdicts(found: Dict[str, List[Summary]]) -> List[str]:
+    """Returns a sentence on each arm's difference to float32, over the seeds that both have."""
+    sentences = []
+    for name, runs in found.items():
+        differences = [a["top1"] - b["top1"] for a, b in zip(runs, found[EXACT])]
+        if name == EXACT or any(map(math.isnan, differences)) or len(differences) < 2:
+            continue
+        mean, half = interval(differences)
+        sentence = (
+            f"{name} minus {EXACT}: mean {mean:+.2f} points of top-1, 95 % interval {mean - half:+.2f} to "
+            f"{mean + half:+.2f}."
+        )
+        if name == RECIPE:
+            holds = mean - half > MARGIN
+            sentence += f" That the recipe loses less than {-MARGIN} points {'holds' if holds else 'is not shown'}."
+        sentences.append(sentence)
+    return sentences
+
+
+def rows_of(found: Dict[str, List[Summary]]) -> List[List[str]]:
+    rows = []
+    for name, runs in found.items():
+        whole = [run for run in runs if not math.isnan(run["top1"])]
+        tops = [run["top1"] for run in whole]
+        row = [name, ", ".join(map(top1_of, runs))]
+        if whole:
+            row += [
+                f"{statistics.mean(tops):.2f}",
+                f"{statistics.stdev(tops):.2f}" if len(tops) > 1 else "",
+                f"{statistics.mean(run['top5'] for run in whole):.2f}",
+                f"{statistics.median(run['samples'] / run['seconds'] for run in whole):,.0f}",
+                f"{statistics.median(run['seconds'] for run in whole):.0f}",
+            ]
+        rows.append(row + [""] * (7 - len(row)))
+    return rows
+
+
+def none_if_failed(run: Summary) -> Any:
+    return None if math.isnan(run["top1"]) else run["top1"]
+
+
+def draw(found: Dict[str, List[Summary]], path: Path) -> None:
+    """Draws the loss and the top-1 of every run, in one colour for each arm."""
+    figure, (of_loss, of_top1) = plt.subplots(1, 2, figsize=(11, 4))
+    for number, (name, runs) in enumerate(found.items()):
+        label: Optional[str] = name
+        for lines in map(lines_of, runs):
+            losses = [(line["update"], line["loss"]) for line in lines if "loss" in line]
+            tops = [(line["update"], line["top1"]) for line in lines if "top1" in line]
+            if losses:
+                of_loss.plot(*zip(*losses), color=f"C{number}", linewidth=0.8, label=label)
+                of_top1.plot(*zip(*tops), color=f"C{number}", marker=".", linewidth=0.8)
+                label = None
+    of_loss.set_xlabel("update")
+    of_loss.set_ylabel("training loss")
+    of_loss.legend(fontsize="small")
+    of_top1.set_xlabel("update")
+    of_top1.set_ylabel("top-1 (%)")
+    figure.savefig(path, bbox_inches="tight")
+
+
+def lines_of(run: Summary) -> Sequence[Dict[str, Any]]:
+    """Returns the lines of a run's metrics, none if it failed or if a peer made it."""
+    path = Path(run.get("run", "")) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [arm.name for arm in arms_for(CONFIG, "cuda", {})]
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--config", default=CONFIG)
+    parser.add_argument("--name", default="fashion-mnist", help="name of the images, for the record")
+    parser.add_argument("--arms", nargs="+", choices=names, metavar="ARM", help=f"some of: {'; '.join(names)}")
+    parser.add_argument("--peers", nargs="*", default=[], choices=peer_finetune.PEERS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/finetune_proof"))
+    parser.add_argument("--validate", action="store_true", help="measure on held-out training images; no record")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all arms")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Fine-tunes timm's and transformers' ViTs by a plain loop in float32, with the weights and the recipe of a config.
+
+Nothing of the package trains here: the models, the loss, the order of the images and the loop are others'. Only the
+config, the weights' file and the files of the images are the same. Images are resized by Pillow once, in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vit_ipu.config import Config
+from vit_ipu.config_file import load_config
+from vit_ipu.data.sources.registry import open_source
+
+PEERS = ("timm", "transformers")
+_NAMES = (
+    (r"^(cls_token)", r"vit.embeddings.\1"),
+    (r"^pos_embed", "vit.embeddings.position_embeddings"),
+    (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
+    (r"^blocks\.(\d+)\.", r"vit.layers.\1."),
+    (r"\.attn\.([qkv])\.", r".attention.\1_proj."),
+    (r"\.attn\.proj\.", ".attention.o_proj."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"^norm\.", "vit.layernorm."),
+    (r"^head\.", "classifier."),
+)
+"""Patterns of timm's names, and what transformers 5 has in their place."""
+_CHUNK = 500
+"""Images of an evaluation that are predicted at a time."""
+
+
+def train(peer: str, name: str, options: Dict[str, str], device: str, seed: int, folder: Path) -> Dict[str, Any]:
+    """Returns top1, top5, samples and seconds of a fine-tune, which is kept in the folder."""
+    done = folder / f"{peer}_seed_{seed}.json"
+    if not done.exists():
+        found = finetune(peer, load_config(name, [f"{key}={value}" for key, value in options.items()]), device, seed)
+        done.write_text(json.dumps(found), encoding="utf-8")
+    summary: Dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+    print(f"{peer}, seed {seed}: top-1 {summary['top1']:.2f} %", flush=True)
+    return summary
+
+
+def finetune(peer: str, config: Config, device: str, seed: int) -> Dict[str, Any]:
+    start = time.monotonic()
+    torch.manual_seed(seed)
+    (images, labels), held_out = (arrays(config, split, device) for split in ("train", "eval"))
+    model = build(peer, config).to(device)
+    compiled = torch.compile(model) if device == "cuda" else model
+    optimizer, schedule = optimizer_of(model, config)
+    model.train()
+    updates, size = config.run.updates or 0, config.pipeline.global_batch_size
+    for chosen in batches(len(images), size, updates):
+        pixels = normalized(images[chosen], config)
+        flips = torch.rand(size, device=device) < config.data.horizontal_flip
+        pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+        loss = F.cross_entropy(compiled(pixels), labels[chosen], label_smoothing=config.optim.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    top1, top5 = evaluate(compiled, *held_out, config)
+    return {"top1": top1, "top5": top5, "samples": updates * size, "seconds": time.monotonic() - start}
+
+
+def arrays(config: Config, split: str, device: str) -> Tuple[Tensor, Tensor]:
+    """Returns all images of a split, (N, 3, S, S) as bytes, and the labels (N,)."""
+    source, side = open_source(config.data, config.model, split), config.model.image_size
+    pixels = np.stack(
+        [
+            np.asarray(source.image(index).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+            for index in range(len(source))
+        ]
+    )
+    labels = torch.from_numpy(np.asarray(source.labels)).long()
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device), labels.to(device)
+
+
+def normalized(images: Tensor, config: Config) -> Tensor:
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    return (images.float() / 255 - mean) / std
+
+
+def batches(count: int, size: int, updates: int) -> Iterator[Tensor]:
+    """Yields the indices of each update; every epoch has another order, and leaves out what does not fill a batch."""
+    made = 0
+    while made < updates:
+        order = torch.randperm(count)
+        for chosen in order.split(size)[: min(count // size, updates - made)]:
+            made += 1
+            yield chosen
+
+
+def build(peer: str, config: Config) -> nn.Module:
+    """Returns the peer's model with the config's weights, a position embedding that fits, and a head of zeros."""
+    model = config.model
+    assert model.init is not None
+    weights = load_file(model.init)
+    grid = [model.image_size // model.patch_size] * 2
+    weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    shape = {"img_size": model.image_size, "patch_size": model.patch_size, "embed_dim": model.width}
+    ours = timm.models.VisionTransformer(
+        depth=model.depth,
+        num_heads=model.num_heads,
+        num_classes=model.num_classes,
+        act_layer=lambda: nn.GELU(approximate="tanh" if model.gelu == "tanh" else "none"),
+        **shape,
+    )
+    missing, unexpected = ours.load_state_dict(weights, strict=False)
+    assert set(missing) == {"head.weight", "head.bias"}, missing
+    assert not unexpected, unexpected
+    nn.init.zeros_(ours.head.weight)
+    nn.init.zeros_(ours.head.bias)
+    return ours if peer == "timm" else _Transformers(ours, config)
+
+
+class _Transformers(nn.Module):
+    """The ViT of transformers with the tensors of timm's; returns its logits."""
+
+    def __init__(self, source: Any, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.model = transformers.ViTForImageClassification(
+            transformers.ViTConfig(
+                hidden_size=model.width,
+                num_hidden_layers=model.depth,
+                num_attention_heads=model.num_heads,
+                intermediate_size=model.mlp_width,
+                hidden_act="gelu_pytorch_tanh" if model.gelu == "tanh" else "gelu",
+                layer_norm_eps=model.layer_norm_eps,
+                image_size=model.image_size,
+                patch_size=model.patch_size,
+                num_labels=model.num_classes,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+        self.model.load_state_dict(dict(pair for item in source.state_dict().items() for pair in _renamed(*item)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(pixel_values=images).logits  # type: ignore[no-any-return]
+
+
+def _renamed(name: str, tensor: Tensor) -> Iterator[Tuple[str, Tensor]]:
+    """Yields the names that transformers 5 has for a tensor of timm's ViT, with the tensors."""
+    if ".qkv." in name:
+        for letter, part in zip("qkv", tensor.chunk(3)):
+            yield from _renamed(name.replace(".qkv.", f".{letter}."), part)
+        return
+    for timms, theirs in _NAMES:
+        name = re.sub(timms, theirs, name)
+    yield name, tensor
+
+
+def optimizer_of(model: nn.Module, config: Config) -> Tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """Returns SGD with the config's decay and momentum, and its schedule: a linear warmup, then half a cosine."""
+    optim, total = config.optim, config.run.updates or 0
+    decayed, exempt = [], []
+    for name, parameter in model.named_parameters():
+        is_exempt = parameter.ndim == 1 or "pos" in name or "cls_token" in name
+        (exempt if is_exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    made = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum)
+
+    def factor(update: int) -> float:
+        if update < optim.warmup_updates:
+            return (update + 1) / optim.warmup_updates
+        return 0.5 * (1 + math.cos(math.pi * (update - optim.warmup_updates) / (total - optim.warmup_updates)))
+
+    return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
+
+
+def evaluate(model: Any, images: Tensor, labels: Tensor, config: Config) -> Tuple[float, float]:
+    """Returns top-1 and top-5 in per cent."""
+    hits = torch.zeros(2, device=images.device)
+    with torch.inference_mode():
+        for part, wanted in zip(images.split(_CHUNK), labels.split(_CHUNK)):
+            ranked = model(normalized(part, config)).topk(5, dim=1).indices == wanted[:, None]
+            hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    top1, top5 = (100 * hits / len(images)).tolist()
+    return top1, top5
