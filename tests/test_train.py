@@ -31,6 +31,7 @@ def test_a_run_folder_holds_config_environment_metrics_checkpoints_and_report(ru
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "evaluation.json",
         "examples",
         "metrics.jsonl",
         "report.html",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch
@@ -18,6 +18,7 @@ from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.scores import Scores
 from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions_of_config, require_classifier, with_heads
 from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
@@ -37,6 +38,15 @@ class Evaluation:
     loss: float
     """Mean cross-entropy in nats, without smoothing."""
     num_images: int
+    confusion: Optional[Tensor] = field(default=None, compare=False, repr=False)
+    """Numbers of images (K, K), by class and by predicted class; None for many classes, or if read from a file."""
+    scores: Optional[Scores] = field(default=None, compare=False, repr=False)
+    """Predictions for the images that this process has evaluated: all, but under torchrun."""
+
+    @property
+    def figures(self) -> Dict[str, Any]:
+        """The figures as values for JSON."""
+        return {name: getattr(self, name) for name in ("top1", "top5", "loss", "num_images")}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class CheckpointEvaluation:
     """Evaluation of a checkpoint, with the images that were skipped."""
 
     evaluation: Evaluation
+    source: Source
+    """The held-out images."""
     checkpoint: Path
     """Path of the weights file, or of the run's checkpoint, that was read."""
     skipped: Tuple[str, ...]
@@ -75,7 +87,7 @@ def evaluate(
         load_weights(backend, weights)
         loader = evaluation_loader(source, config, backend)
         evaluation = evaluate_batches(backend, loader)
-    return CheckpointEvaluation(evaluation, weights.path, tuple(loader.skipped))
+    return CheckpointEvaluation(evaluation, source, weights.path, tuple(loader.skipped))
 
 
 def evaluation_loader(source: Source, config: Config, backend: Backend) -> EvaluationLoader:
@@ -165,21 +177,29 @@ def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluati
     The processes of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or if
     no image can be read.
     """
-    top1 = top5 = count = 0
-    loss = 0.0
+    parts, count = [], 0
     for batch in batches:
-        logits = backend.predict(batch.images)
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits.any(dim=1).sum())
-        loss += float(F.cross_entropy(logits.to(torch.float64), batch.labels, reduction="sum"))
+        indices = torch.arange(count, count + len(batch)) if batch.indices is None else batch.indices
+        parts.append(Scores.of(indices, backend.predict(batch.images), batch.labels))
         count += len(batch)
+    if not parts:
+        raise RunFailed("there is no held-out image that can be read")
+    scores = Scores.joined(parts)
+    totals, confusion = _totals(scores), scores.confusion
     if not backend.instances.are_replicas:
-        totals = torch.tensor([top1, top5, count, loss], dtype=torch.float64)
-        *counts, loss = backend.instances.sum(totals).tolist()
-        top1, top5, count = map(round, counts)
-    if count == 0:
+        totals = backend.instances.sum(totals)
+        confusion = None if confusion is None else backend.instances.sum(confusion.double()).round().long()
+    top1, top5, images, loss = totals.tolist()
+    if not images:
         raise RunFailed("there is no held-out image that can be read")
     if not math.isfinite(loss):
         raise RunFailed("the model's outputs are not finite: its weights are damaged, or have diverged")
-    return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, count)
+    count = round(images)
+    figures = (100 * round(top1) / count, 100 * round(top5) / count, loss / count, count)
+    return Evaluation(*figures, confusion, scores)
+
+
+def _totals(scores: Scores) -> Tensor:
+    """Returns the numbers of images that are right, among the best five, and there, and the sum of losses (4,)."""
+    counts = (scores.predicted == scores.labels).sum(), scores.in_top5.sum(), len(scores), scores.losses.sum()
+    return torch.tensor([float(count) for count in counts], dtype=torch.float64)

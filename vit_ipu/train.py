@@ -37,9 +37,10 @@ from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state, record_divergence, set_aside_exploded
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
 from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until, require_tracking
 from vit_ipu.signals import StopSignal
-from vit_ipu.text import Notify, reason_of, shortened
+from vit_ipu.text import Notify, reason_of, shortened, single_line
 from vit_ipu.weights.fit import load_initial_weights
 from vit_ipu.weights.native import ModelDescription, checkpoints_in, first_whole
 
@@ -370,6 +371,9 @@ class RunLogger:
         for image in images:
             if image not in self._skipped:
                 self._skipped.add(image)
+                if self.writes:
+                    with self._folder.skipped.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                        file.write(f"{single_line(image)}\n")
                 self.notify(f"skipped image {len(self._skipped):,}: {image}")
 
     def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
@@ -391,6 +395,9 @@ class RunLogger:
         if is_known:
             return
         self.skipped(loader.skipped)
+        if self.writes and found.scores is not None:
+            worst = found.scores.worst(NUM_MISTAKES)
+            write_last_evaluation(self._folder, progress.update, found.confusion, worst, source)
         fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
         self.notify(

@@ -99,6 +99,8 @@ DESCRIPTION = json.dumps(
 METRICS = """{"update": 1, "host_step": 1, "samples": 3, "loss": 2.0}
 {"update": 2, "top1": 1.0, "top5": 2.0, "evaluation_loss": 1.0}
 """
+EVALUATION = """{"update": 2, "classes": ["cat", "dog"], "confusion": [[0, 0, 3], [1, 0, 2]], "mistakes": [{"name":
+"image 3", "label": 1, "predicted": 0, "probability": 0.9, "loss": 2.5, "picture": "iVBORw0KGgo="}]}"""
 
 
 def read_report(folder):
@@ -173,6 +175,22 @@ PARSERS = {
         "environment.json",
         ENVIRONMENT.encode(),
         {"config.yaml": dump_config(tiny_config()).encode()},
+        read_report,
+    ),
+    "evaluation.json": (
+        "evaluation.json",
+        EVALUATION.encode(),
+        {"config.yaml": dump_config(tiny_config()).encode(), "environment.json": ENVIRONMENT.encode()},
+        read_report,
+    ),
+    "best.json": (
+        "best.json",
+        b'{"checkpoint": "checkpoints/update-00000002", "update": 2, "top1": 50.0}',
+        {
+            "config.yaml": dump_config(tiny_config()).encode(),
+            "environment.json": ENVIRONMENT.encode(),
+            "metrics.jsonl": METRICS.encode(),
+        },
         read_report,
     ),
 }

@@ -133,6 +133,8 @@ def test_the_next_start_removes_what_interrupted_writes_and_removals_left(empty_
         "config.yaml",
         "metrics.jsonl",
         "environment.json",
+        "evaluation.json",
+        "skipped.txt",
         "report.html",
         "best.json",
         "diverged.json",

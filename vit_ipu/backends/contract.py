@@ -27,6 +27,8 @@ class HostBatch:
     images: Tensor
     labels: Tensor
     mixing: Optional[Tensor] = None
+    indices: Optional[Tensor] = None
+    """Places of the images in their source, (n,) int64, in an evaluation."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,6 +5,7 @@ Annotations are not postponed here, because on Python 3.8 typer cannot resolve A
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
@@ -27,8 +28,9 @@ from vit_ipu.cli.output import (
     print_summary,
     print_throughput,
     print_verified,
+    write_predictions,
 )
-from vit_ipu.errors import ConfigError
+from vit_ipu.errors import ConfigError, RunFailed, UserError
 from vit_ipu.signals import INTERRUPTED, Terminated, exit_code_of_stopped_run, exit_on_signals
 
 if TYPE_CHECKING:
@@ -161,9 +163,21 @@ def train(
         except KeyboardInterrupt:
             print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
             return INTERRUPTED
+        except RunFailed:
+            with suppress(UserError, OSError):  # the error of the run matters more
+                write_report(folder)
+            raise
     write_report(folder)
     print_summary(console, summary, folder, resolved, as_json=as_json)
     return exit_code_of_stopped_run(summary.stopped_by) if summary.interrupted else None
+
+
+def _require_parent(path: Path, option: str) -> None:
+    """Raises UserError unless a file can be made at `path`, as far as its folder tells."""
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: {path.parent} is not a folder: make it first, or give another path")
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: give the path of a file")
 
 
 def _is_first_instance(config: "Config", device: "Device") -> bool:
@@ -191,18 +205,28 @@ def evaluate(
     trust_pickle: TrustPickle = False,
     num_heads: NumHeads = None,
     rescan: Rescan = False,
+    predictions: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE.csv", help="Write each image's class, predicted class and probability."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and mean loss. Each held-out image counts exactly once."""
+    from vit_ipu.backends.build import require_one_process
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
     console = make_console(as_json)
+    if predictions is not None:
+        require_one_process("evaluate --predictions")
+        _require_parent(predictions, "--predictions")
     loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics, training=False)
     is_first = _is_first_instance(loaded, resolved)
     cache = ListingCache(rescan=rescan, notify=console.print)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
     found = run(loaded, resolved, checkpoint, notify=console.print, **options)
+    if predictions is not None:
+        write_predictions(predictions, found)
     if is_first:
         print_evaluation(console, found, resolved, as_json=as_json)
 
@@ -408,17 +432,30 @@ def pack(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False) -> None:
-    """Write one HTML page about a run. It shows curves, the pipeline's timetable, environment and config."""
+def report(
+    runs: Annotated[List[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
+    output: Annotated[
+        Optional[Path], typer.Option(help="HTML file; RUN/report.html, or comparison.html for several runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about a run: mistakes, confusions, curves, pipeline, config. Several runs are compared."""
+    from vit_ipu.report.comparison import write_comparison
     from vit_ipu.report.page import write_report
     from vit_ipu.runs.folder import RunFolder
 
-    folder = RunFolder(run)
-    write_report(folder)
-    if as_json:
-        print_json({"report": str(folder.report)})
+    folders = [RunFolder(path) for path in runs]
+    target = output or (folders[0].report if len(folders) == 1 else Path("comparison.html"))
+    if output is not None:
+        _require_parent(output, "--output")
+    if len(folders) == 1:
+        write_report(folders[0], target)
     else:
-        make_console(as_json).print(str(folder.report))
+        write_comparison(folders, target)
+    if as_json:
+        print_json({"report": str(target)})
+    else:
+        make_console(as_json).print(str(target))
 
 
 # ----------------------------------------------------------------------------------------- helpers

@@ -1,5 +1,7 @@
 """Output of the commands: text for people, or one JSON object."""
 
+import csv
+import io
 import json
 import os
 import shlex
@@ -9,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from vit_ipu.text import message
+from vit_ipu.text import escaped, message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +70,7 @@ def print_summary(
 
 
 def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
-    values = asdict(summary.evaluation) if summary.evaluation is not None else {}
+    values = summary.evaluation.figures if summary.evaluation is not None else {}
     return dict(
         values,
         run=str(folder.path),
@@ -105,6 +107,36 @@ def _has_option(arguments: List[str], option: str) -> bool:
 # ------------------------------------------------------------------------------ evaluate and predict
 
 
+def _by_class(found: "CheckpointEvaluation") -> Dict[str, Any]:
+    """Returns the accuracy of each class, and the confusion matrix, by class and by predicted class."""
+    from vit_ipu.scores import per_class
+
+    confusion = found.evaluation.confusion
+    if confusion is None:
+        return {}
+    classes = [
+        {"class": name, "num_images": images, "top1": 100 * correct / images if images else None}
+        for name, (images, correct) in zip(found.source.classes, per_class(confusion))
+    ]
+    return {"per_class": classes, "confusion": confusion.tolist()}
+
+
+def write_predictions(path: Path, found: "CheckpointEvaluation") -> None:
+    """Writes a line of CSV for each held-out image: its name, class, predicted class, probability and loss."""
+    from vit_ipu.files import write_whole
+
+    scores, source = found.evaluation.scores, found.source
+    assert scores is not None
+    columns = (scores.indices, scores.labels, scores.predicted, scores.probabilities, scores.losses)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "class", "predicted", "probability", "loss"))
+    for index, label, predicted, probability, loss in zip(*(column.tolist() for column in columns)):
+        names = source.name(index), source.classes[label], source.classes[predicted]
+        writer.writerow((*map(escaped, names), f"{probability:.6f}", f"{loss:.6f}"))
+    write_whole(path, text.getvalue())
+
+
 def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: "Device", *, as_json: bool) -> None:
     """Prints the result of an evaluation."""
     evaluation = found.evaluation
@@ -112,7 +144,7 @@ def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: 
         console.print(f"skipped: {skipped}")
     if as_json:
         run = {"checkpoint": str(found.checkpoint), **device.facts}
-        print_json(dict(asdict(evaluation), skipped=list(found.skipped), **run))
+        print_json(dict(evaluation.figures, **_by_class(found), skipped=list(found.skipped), **run))
         return
     console.print(f"top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, loss {evaluation.loss:.4f}")
     console.print(f"{evaluation.num_images:,} images, {found.checkpoint}")

@@ -1,9 +1,10 @@
-"""Report of a run: one self-contained HTML page with curves, the pipeline's timetable and the config."""
+"""Report of a run: one self-contained HTML page of mistakes, curves, the pipeline, the environment and the config."""
 
 from __future__ import annotations
 
 import html
-from typing import Any, Dict, List, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
@@ -11,56 +12,42 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
+from vit_ipu.report.layout import page, section, table
+from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
+from vit_ipu.report.settings import changed_settings
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
-from vit_ipu.text import escaped
+from vit_ipu.text import escaped, reason_of
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-.notice {{ background: #fff4dc; border-left: 4px solid #d9822b; padding: .5rem .8rem; }}
-.wide {{ overflow-x: auto; }} svg {{ height: auto; }}
-table {{ border-collapse: collapse; }} td, th {{ text-align: left; padding: .15rem 1rem .15rem 0; }}
-th {{ font-weight: 600; }} pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px; }}
-</style></head><body>
-<h1>{title}</h1>
-{notice}
-{figures}
-<h2>Curves</h2>
-<div class="wide">{curves}</div>
-<h2>Pipeline</h2>
-{pipeline}
-<h2>Environment</h2>
-{environment}
-<h2>Config</h2>
-<pre>{config}</pre>
-</body></html>
-"""
+_MOST_SKIPPED = 50
+"""Skipped images that the page lists."""
 
 
-def write_report(folder: RunFolder) -> None:
-    """Writes report.html of a finished or unfinished run. Raises UserError if the folder is not a run folder."""
+def write_report(folder: RunFolder, target: Optional[Path] = None) -> None:
+    """Writes report.html of a finished or unfinished run, or another file. Raises UserError if there is no run."""
     environment = folder.read_environment()
     config = load_config(folder.config)
     metrics = read_metrics(folder.metrics)
     try:
-        rows = _environment(environment)
+        rows = environment_rows(environment)
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
-    page = _PAGE.format(
-        title=html.escape(escaped(f"{folder.path.name} on {_device(environment)}")),
-        notice=_notice(environment),
-        figures=_table(figures(metrics)),
-        curves=curves_svg(metrics) if metrics else "<p>No metrics yet.</p>",
-        pipeline=_pipeline(config),
-        environment=_table(rows),
-        config=html.escape(read_text(folder.config)),
-    )
-    write_whole(folder.report, page)  # replaces a link instead of writing to its target
+    curves = curves_svg(metrics, best=_best_update(folder)) if metrics else "<p>No metrics yet.</p>"
+    sections = [
+        _notice(environment),
+        table(figures(metrics)),
+        _predictions(read_last_evaluation(folder)),
+        section("Curves", f'<div class="wide">{curves}</div>{_note_on_loss(config)}'),
+        section("Pipeline", _pipeline(config)) if _ran_on_ipus(environment) else "",
+        section("Skipped images", _skipped(folder)) if folder.skipped.exists() else "",
+        section("Environment", table(rows)),
+        section("Config", _config(config, read_text(folder.config))),
+    ]
+    title = f"{folder.path.name} on {device_of(environment)}"
+    write_whole(target or folder.report, page(title, sections))  # replaces a link instead of writing to its target
 
 
 def _notice(environment: Dict[str, Any]) -> str:
@@ -88,29 +75,79 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
     return rows
 
 
-def _environment(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
+def _predictions(evaluation: Any) -> str:
+    """Returns the sections on what the model predicts, nothing if the run has no evaluation."""
+    if not isinstance(evaluation, LastEvaluation):
+        return ""
+    where = f"<p>Evaluation at update {evaluation.update:,}.</p>"
+    parts = [section("Worst mistakes", where + mistakes_grid(evaluation))]
+    if evaluation.confusion:
+        parts.append(section("Confusions", confusion_table(evaluation)))
+        parts.append(section("Accuracy by class", classes_table(evaluation)))
+    return "\n".join(parts)
+
+
+def _best_update(folder: RunFolder) -> Any:
+    """Returns the update of the best evaluation, if the run keeps its checkpoint and its file is whole."""
+    best = folder.read_best()
+    return None if best is None else best["update"]
+
+
+def _note_on_loss(config: Config) -> str:
+    """Returns why the training loss lies above the held-out loss, if it does because of the config."""
+    data, model = config.data, config.model
+    reasons = [
+        (config.optim.label_smoothing > 0, "label smoothing"),
+        (data.mixup_alpha > 0, "mixup"),
+        (data.cutmix_alpha > 0, "cutmix"),
+        (model.dropout > 0 or model.attention_dropout > 0 or model.drop_path > 0, "dropout"),
+        (data.rand_augment is not None or data.auto_augment is not None, "augmentation"),
+    ]
+    named = [reason for holds, reason in reasons if holds]
+    if not named:
+        return ""
+    return f"<p>The training loss is that of training with {', '.join(named)}; the held-out loss is without.</p>"
+
+
+def _skipped(folder: RunFolder) -> str:
+    try:
+        lines = read_text(folder.skipped).splitlines()
+    except (OSError, ValueError) as error:
+        return f"<p>{html.escape(escaped(f'{folder.skipped.name} cannot be read: {reason_of(error)}'))}</p>"
+    items = "".join(f"<li>{html.escape(escaped(line))}</li>" for line in lines[:_MOST_SKIPPED])
+    more = f"<p>{len(lines) - _MOST_SKIPPED:,} more are in {folder.skipped.name}.</p>"
+    return f"<ul>{items}</ul>{more if len(lines) > _MOST_SKIPPED else ''}"
+
+
+def _config(config: Config, text: str) -> str:
+    """Returns the settings that differ from the defaults, and all of them folded."""
+    everything = f"<details><summary>All settings</summary><pre>{html.escape(text)}</pre></details>"
+    return f"<pre>{html.escape(changed_settings(config))}</pre>{everything}"
+
+
+def environment_rows(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Returns the rows of the table of what the run ran on."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return [
-        ("Device", f"{_device(environment)} ({environment['hardware']})"),
+        ("Device", f"{device_of(environment)} ({environment['hardware']})"),
         ("Simulated", "yes" if environment["simulated"] else "no"),
         ("Precision", environment["compute"]),
         ("Versions", f"vit_ipu {environment['vit_ipu']}, Python {environment['python']}, {versions}"),
         ("Commit", environment["commit"] or "not a checkout"),
         ("Command", " ".join(environment["command"])),
         ("Started", environment["time"]),
-        *[("Resumed", f"{facts['time']} on {_device(facts)}") for facts in environment.get("resumed", [])],
+        *[("Resumed", f"{facts['time']} on {device_of(facts)}") for facts in environment.get("resumed", [])],
     ]
 
 
-def _device(environment: Dict[str, Any]) -> str:
+def device_of(environment: Dict[str, Any]) -> str:
     """Returns the device, with the numerics if it was simulated by a version that states them."""
     numerics = environment.get("numerics")
     return f"{environment['device']}, {numerics} numerics" if numerics else str(environment["device"])
 
 
-def _table(rows: Sequence[Tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><th>{name}</th><td>{html.escape(escaped(str(value)))}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
+def _ran_on_ipus(environment: Dict[str, Any]) -> bool:
+    return str(environment["device"]).startswith("ipu")
 
 
 def _pipeline(config: Config) -> str:
@@ -130,4 +167,4 @@ def _pipeline(config: Config) -> str:
         ),
     ]
     picture = timetable_svg(ipus, plan.gradient_accumulation)
-    return f'{_table(rows)}<div class="wide">{picture}</div>'
+    return f'{table(rows)}<div class="wide">{picture}</div>'

@@ -20,7 +20,8 @@ def timetable_svg(num_ipus: int, gradient_accumulation: int) -> str:
     slots, cycles = timetable(num_ipus, drawn), num_cycles(num_ipus, drawn)
     width, height = _LEFT + max(cycles * _CELL, 520) + 8, _TOP + num_ipus * _ROW + 44
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        '<svg role="img" aria-label="timetable of the pipeline" xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="system-ui, sans-serif" font-size="11">'
     ]
     parts += [_label(6, _TOP + ipu * _ROW + 20, f"IPU {ipu}", anchor="start") for ipu in range(num_ipus)]
@@ -39,7 +40,7 @@ def _slot(slot: Slot, *, half: bool) -> str:
         y += height
     color = SECOND if slot.backward else FIRST
     box = f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{height}" fill="{color}" rx="2"/>'
-    return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color="#ffffff")
+    return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color="var(--on-bar)")
 
 
 def _legend(y: int, drawn: int, gradient_accumulation: int) -> List[str]:

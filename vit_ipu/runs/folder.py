@@ -28,6 +28,8 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
+        self.evaluation = path / "evaluation.json"
+        self.skipped = path / "skipped.txt"
         self.best = path / "best.json"
         self.divergence = path / "diverged.json"
         self._lock_path = path / ".lock"
@@ -142,6 +144,15 @@ class RunFolder:
             )
         return facts
 
+    def read_best(self) -> Optional[Dict[str, Any]]:
+        """Returns what best.json says of the best evaluation; None if there is none, or if it is damaged."""
+        try:
+            best = read_json(self.best)
+        except (OSError, ValueError):
+            return None
+        update = best.get("update") if isinstance(best, dict) else None
+        return best if type(update) is int and 0 <= update < 1 << 31 else None
+
     def release(self) -> None:
         """Removes what this process made for a run that never started; unlocks the folder for other processes."""
         for path in reversed(self._made):
@@ -171,7 +182,8 @@ class RunFolder:
 
     def _files(self) -> Tuple[Path, ...]:
         """Returns the files that this program writes directly into the folder, except the lock."""
-        return (self.config, self.environment, self.metrics, self.report, self.best, self.divergence)
+        written = (self.metrics, self.evaluation, self.skipped, self.report, self.best, self.divergence)
+        return (self.config, self.environment, *written)
 
     def _reserved(self) -> List[Path]:
         """Returns what is in the folder under the names of a run's files, and is not what a killed start leaves."""

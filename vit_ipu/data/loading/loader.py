@@ -133,14 +133,17 @@ class EvaluationLoader:
         if steps:
             entries = ([(0, index) for index in step] for step in steps)
             fill = _EvaluationFill(self._source, self._config)
-            for filled in _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps)):
+            filled_steps = _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps))
+            for filled, step in zip(filled_steps, steps):  # in this order, so that the end of filling is reached
                 self.skipped.update(dict.fromkeys(filled.skipped))
-                read = filled.labels >= 0
-                images, labels = filled.images, filled.labels
-                yield HostBatch(images[read], labels[read]) if filled.skipped else HostBatch(images, labels)
+                images, labels, indices = filled.images, filled.labels, torch.arange(step.start, step.stop)
+                if filled.skipped:
+                    images, labels, indices = (tensor[filled.labels >= 0] for tensor in (images, labels, indices))
+                yield HostBatch(images, labels, indices=indices)
         for _ in range(most - len(steps)):
             side = self._config.model.image_size
-            yield HostBatch(torch.empty(0, 3, side, side, dtype=dtype), torch.empty(0, dtype=torch.int64))
+            none = torch.empty(0, dtype=torch.int64)
+            yield HostBatch(torch.empty(0, 3, side, side, dtype=dtype), none, indices=none)
 
 
 def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:

@@ -1,0 +1,226 @@
+"""The report: what its sections hold, of runs of every kind, and the comparison of runs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import pytest
+from helpers import tiny_values, vit_ipu, write_config, write_image_folder
+from PIL import Image
+
+from vit_ipu.config_file import parse_config
+from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
+from vit_ipu.report.settings import changed_settings
+from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
+
+
+def picture(side):
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def evaluation(num_classes=3, **changes):
+    mistake = {"label": 0, "predicted": 1, "probability": 0.75, "loss": 2.0, "name": "a/b.png", "picture": picture(28)}
+    values = {
+        "update": 4,
+        "classes": [f"<class {number}>" for number in range(num_classes)],
+        "confusion": [(0, 0, 3), (0, 1, 1), (1, 1, 5)],
+        "mistakes": [mistake],
+    }
+    return LastEvaluation.model_validate(dict(values, **changes))
+
+
+def trained(run, folder, device, **options):
+    config = write_config(folder, run=dict({"updates": 4, "evaluate_every": 2}, **options))
+    run("train", config, "--device", device, "--output", f"run-{device}")
+    return (folder / f"run-{device}" / "report.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------ one run
+
+
+def test_the_page_shows_mistakes_confusions_and_classes_of_the_last_evaluation(run, empty_folder):
+    page = trained(run, empty_folder, "cpu")
+    found = read_last_evaluation(RunFolder(empty_folder / "run-cpu"))
+    assert found.update == 4
+    assert int(found.matrix.sum()) == 50
+    assert page.count("<img") == len(found.mistakes) > 0
+    losses = [mistake.loss for mistake in found.mistakes]
+    assert losses == sorted(losses, reverse=True)
+    assert "Evaluation at update 4." in page
+    assert "Accuracy by class" in page
+    image = Image.open(io.BytesIO(base64.b64decode(found.mistakes[0].picture)))
+    assert (image.format, image.size) == ("PNG", (28, 28))
+
+
+def test_pages_need_nothing_from_elsewhere(run, empty_folder):
+    page = trained(run, empty_folder, "cpu")
+    assert not re.search(r'(?:src|href)="(?!#|data:image/png;base64,)', page)
+    assert "url(" not in re.sub(r"url\(#", "", page)
+    assert "<script" not in page
+
+
+def test_only_a_run_on_ipus_shows_their_placement(run, empty_folder):
+    assert "IPU 3" in trained(run, empty_folder, "ipu-sim")
+    assert "IPU" not in re.sub(r"(?s)<details>.*?</details>", "", trained(run, empty_folder, "cpu"))
+
+
+def test_the_best_update_is_marked(run, empty_folder):
+    trained(run, empty_folder, "cpu", keep_best="loss", checkpoint_every=2)
+    best = json.loads((empty_folder / "run-cpu" / "best.json").read_text())["update"]
+    from vit_ipu.report import page as module
+
+    assert module._best_update(RunFolder(empty_folder / "run-cpu")) == best
+
+
+def test_the_config_shows_what_differs_and_folds_all(run, empty_folder):
+    page = trained(run, empty_folder, "cpu")
+    shown, folded = page.split("<h2>Config</h2>")[1].split("<details>")
+    assert "updates: 4" in shown
+    assert "tracking" not in shown
+    assert "tracking: none" in folded
+
+
+def test_changed_settings_are_those_without_a_default_and_those_that_differ():
+    text = changed_settings(parse_config(tiny_values(optim={"optimizer": "adamw", "weight_decay": 0.0})))
+    assert "optimizer: adamw" in text
+    assert "weight_decay" not in text
+
+
+def test_skipped_images_are_listed(run, empty_folder):
+    write_image_folder(empty_folder / "images", count=8)
+    (empty_folder / "images" / "val" / "dog" / "1.png").write_text("no image")
+    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None, "on_error": "skip"}
+    config = write_config(empty_folder, data=data, model={"num_classes": 2}, run={"updates": 2})
+    run("train", config, "--device", "cpu", "--output", "run")
+    page = (empty_folder / "run" / "report.html").read_text()
+    assert "<h2>Skipped images</h2>" in page
+    assert "val/dog/1.png" in page.split("<h2>Skipped images</h2>")[1]
+    (empty_folder / "run" / "skipped.txt").write_bytes(b"\xff")
+    run("report", "run")
+    assert "skipped.txt cannot be read" in (empty_folder / "run" / "report.html").read_text()
+
+
+def test_a_run_that_fails_has_its_report(run, monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 40, "evaluate_every": 1}, optim={"learning_rate": 1e6})
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")
+    assert code == 1
+    assert "lower optim.learning_rate" in err
+    assert "<h2>Curves</h2>" in (empty_folder / "run" / "report.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------ the parts
+
+
+def test_names_are_escaped():
+    for part in (mistakes_grid, confusion_table, classes_table):
+        assert "<class" not in part(evaluation())
+        assert "&lt;class 0&gt;" in part(evaluation())
+
+
+def test_small_pictures_keep_their_pixels():
+    assert '<img class="small"' in mistakes_grid(evaluation())
+    large = dict(evaluation().mistakes[0].model_dump(), picture=picture(128))
+    assert "<img src" in mistakes_grid(evaluation(mistakes=[large]))
+    assert mistakes_grid(evaluation(mistakes=[])) == "<p>There is no mistake to show.</p>"
+
+
+def test_a_matrix_of_many_classes_is_a_list_of_pairs():
+    assert "Rows: the class of the images" in confusion_table(evaluation(30))
+    listed = confusion_table(evaluation(31))
+    assert "taken for" in listed
+    assert listed.count("<tr>") == 2
+
+
+def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
+    table = classes_table(evaluation())
+    assert table.index("75.0%") < table.index("100.0%")
+    assert "class 2" not in table
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confusion": [(0, 3, 1)]},
+        {"classes": []},
+        {"update": -1},
+        {"mistakes": [{"name": "a"}]},
+        {"extra": 1},
+    ],
+    ids=["a class without a name", "no classes", "update", "mistake", "another key"],
+)
+def test_a_damaged_evaluation_is_left_out(tmp_path, changes):
+    folder = RunFolder(tmp_path)
+    values = evaluation().model_dump()
+    folder.evaluation.write_text(json.dumps(values))
+    assert read_last_evaluation(folder) is not None
+    folder.evaluation.write_text(json.dumps(dict(values, **changes)))
+    assert read_last_evaluation(folder) is None
+
+
+# ----------------------------------------------------------------------------------------- several runs
+
+
+def test_runs_are_compared_side_by_side(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    trained(run, empty_folder, "ipu-sim", keep_checkpoints=1)
+    assert run("report", "run-cpu", "run-ipu-sim").strip() == "comparison.html"
+    page = (empty_folder / "comparison.html").read_text()
+    assert re.search(r"Device</th><td>cpu</td><td>ipu-sim, exact numerics</td>", page)
+    assert re.search(r"run\.keep_checkpoints</th><td>2</td><td>1</td>", page)
+    assert "run.updates" not in page
+    assert json.loads(run("report", "run-cpu", "run-ipu-sim", "--output", "x.html", "--json")) == {"report": "x.html"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["run-cpu", "run-cpu"], "run-cpu is given twice: compare different runs"),
+        (["run-cpu", "other"], "other is not a run folder: it does not contain environment.json"),
+        (
+            ["run-cpu", "--output", "no/x.html"],
+            "--output no/x.html: no is not a folder: make it first, or give another",
+        ),
+        (["run-cpu", "--output", "run-cpu"], "--output run-cpu is a folder: give the path of a file"),
+    ],
+)
+def test_mistakes_in_a_report_are_one_line(run, monkeypatch, capsys, empty_folder, arguments, error):
+    trained(run, empty_folder, "cpu")
+    capsys.readouterr()
+    code, out, err = vit_ipu(monkeypatch, capsys, "report", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"vit-ipu: {error}")
+    assert err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate_tells_each_class_and_each_image(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    evaluate = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--device", "cpu", "--json"]
+    found = json.loads(run(*evaluate, "--predictions", "all.csv"))
+    confusion = found["confusion"]
+    assert sum(map(sum, confusion)) == found["num_images"] == 50
+    assert [entry["num_images"] for entry in found["per_class"]] == [sum(row) for row in confusion]
+    right = sum(confusion[label][label] for label in range(10))
+    assert found["top1"] == pytest.approx(100 * right / 50)
+    lines = (empty_folder / "all.csv").read_text().splitlines()
+    assert lines[0] == "image,class,predicted,probability,loss"
+    rows = [line.split(",") for line in lines[1:]]
+    assert len({row[0] for row in rows}) == 50
+    assert sum(row[1] == row[2] for row in rows) == right
+
+
+def test_predictions_need_a_folder(run, monkeypatch, capsys, empty_folder):
+    trained(run, empty_folder, "cpu")
+    capsys.readouterr()
+    arguments = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--predictions", "no/all.csv"]
+    code, _, err = vit_ipu(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "--predictions no/all.csv: no is not a folder" in err

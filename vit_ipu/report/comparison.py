@@ -1,0 +1,59 @@
+"""Comparison of several runs: one HTML page with their results, their curves and the settings that differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+from vit_ipu.config_file import load_config
+from vit_ipu.errors import UserError
+from vit_ipu.files import write_whole
+from vit_ipu.report.curves import comparison_svg
+from vit_ipu.report.layout import page, section, table
+from vit_ipu.report.page import device_of, figures
+from vit_ipu.report.settings import all_settings
+from vit_ipu.runs.folder import RunFolder
+from vit_ipu.runs.metrics import read_metrics
+
+_NONE = "-"
+
+
+def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
+    """Writes a page that compares two or more runs. Raises UserError if one is not a run folder, or is given twice."""
+    names = [str(folder.path) for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is given twice: compare different runs")
+    environments = [folder.read_environment() for folder in folders]
+    metrics = [read_metrics(folder.metrics) for folder in folders]
+    results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
+    settings = [all_settings(load_config(folder.config)) for folder in folders]
+    differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
+    sections = [
+        section("Results", f'<div class="wide">{table(results, head=("", *names))}</div>'),
+        section("Curves", f'<div class="wide">{comparison_svg(list(zip(names, metrics)))}</div>'),
+        section("Settings that differ", f'<div class="wide">{table(differing, head=("", *names))}</div>'),
+    ]
+    write_whole(target, page(f"Comparison of {len(folders)} runs", sections))
+
+
+def _results(environment: Dict[str, Any], metrics: List[Dict[str, Any]]) -> Dict[str, Any]:
+    evaluations = [line for line in metrics if "top1" in line]
+    best = max(evaluations, key=lambda line: float(line["top1"]), default=None)
+    rows = {"Device": device_of(environment), **dict(figures(metrics))}
+    if best is not None:
+        rows["Best top-1"] = f"{best['top1']:.2f} % at update {best['update']:,}"
+    return rows
+
+
+def _side_by_side(columns: Sequence[Dict[str, Any]]) -> List[Tuple[str, ...]]:
+    """Returns a row for each key that occurs: the key, and its value in each column."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return [(key, *(_text(column.get(key)) for column in columns)) for key in keys]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return _NONE
+    return value if isinstance(value, str) else json.dumps(value)

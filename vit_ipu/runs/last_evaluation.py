@@ -1,0 +1,109 @@
+"""What a run keeps of its last evaluation for the report: evaluation.json, with small pictures of mistakes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any, List, Optional, Tuple
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+from typing_extensions import Annotated
+
+from vit_ipu.data.sources.base import Source
+from vit_ipu.errors import DataError
+from vit_ipu.files import write_whole
+from vit_ipu.runs.folder import RunFolder
+from vit_ipu.scores import Mistake
+from vit_ipu.small_files import read_json
+
+NUM_MISTAKES = 24
+_SIDE = 128
+"""Most pixels of a picture's side."""
+_LONGEST_PICTURE = 1 << 17
+"""Characters of a picture in base64; 128 x 128 pixels of noise have 66,000."""
+_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class ShownMistake(BaseModel):
+    """A mistake with its picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """Path of the image, or what else a person finds it by."""
+    label: _Count
+    predicted: _Count
+    probability: Annotated[float, Field(ge=0, le=1)]
+    loss: Annotated[float, Field(ge=0)]
+    picture: Annotated[str, Field(pattern="^[A-Za-z0-9+/=]*$", max_length=_LONGEST_PICTURE)]
+    """A PNG file in base64."""
+
+
+class LastEvaluation(BaseModel):
+    """The contents of evaluation.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    update: _Count
+    classes: List[str]
+    confusion: List[Tuple[_Count, _Count, _Count]]
+    """Class, predicted class and number of images, for each pair that occurs; empty if there are too many classes."""
+    mistakes: Annotated[List[ShownMistake], Field(max_length=NUM_MISTAKES)]
+    """The worst mistakes, by loss."""
+
+    @model_validator(mode="after")
+    def _labels_have_classes(self) -> LastEvaluation:
+        labels = [label for pair in self.confusion for label in pair[:2]]
+        labels += [label for mistake in self.mistakes for label in (mistake.label, mistake.predicted)]
+        if labels and max(labels) >= len(self.classes):
+            raise ValueError(f"class {max(labels)} has no name")
+        return self
+
+    @property
+    def matrix(self) -> Tensor:
+        """The confusion matrix (K, K) int64, by class along dim 0 and by predicted class along dim 1."""
+        matrix = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
+        for label, predicted, count in self.confusion:
+            matrix[label, predicted] = count
+        return matrix
+
+
+def write_last_evaluation(
+    folder: RunFolder, update: int, confusion: Optional[Tensor], mistakes: Tuple[Mistake, ...], source: Source
+) -> None:
+    """Writes evaluation.json; mistakes whose images cannot be read any more are left out."""
+    shown = []
+    for mistake in mistakes:
+        try:
+            picture = _encoded(source.image(mistake.index))
+        except DataError:
+            continue
+        values = {"label": mistake.label, "predicted": mistake.predicted, "probability": mistake.probability}
+        shown.append(dict(values, name=source.name(mistake.index), loss=mistake.loss, picture=picture))
+    entries = []
+    if confusion is not None:
+        pairs = confusion.nonzero()
+        entries = [[*pair, count] for pair, count in zip(pairs.tolist(), confusion[tuple(pairs.t())].tolist())]
+    evaluation = {"update": update, "classes": list(source.classes), "confusion": entries, "mistakes": shown}
+    write_whole(folder.evaluation, json.dumps(evaluation))
+
+
+def read_last_evaluation(folder: RunFolder) -> Optional[LastEvaluation]:
+    """Returns the run's last evaluation; None if there was none, or if its file is damaged."""
+    try:
+        values: Any = read_json(folder.evaluation)
+        return LastEvaluation.model_validate(values)
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def _encoded(image: Image.Image) -> str:
+    image = image.convert("RGB")
+    image.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
