@@ -46,6 +46,17 @@ def ipu_violations(
     config: Config, device_kind: str = "ipu", num_instances: int = 1, *, training: bool = True
 ) -> List[str]:
     """Returns what PopTorch, PopART or the IPU would refuse or silently change, each with its numbers and remedy."""
+    found = _apply_rules(config, device_kind, num_instances, training=training)
+    return list(dict.fromkeys(text for text in found if text))
+
+
+def num_rules(config: Config) -> int:
+    """Returns how many rules `ipu_violations` applies to a config: those of placement count for evaluation too."""
+    return len(_apply_rules(config, "ipu", 1, training=True))
+
+
+def _apply_rules(config: Config, device_kind: str, num_instances: int, *, training: bool) -> List[Optional[str]]:
+    """Returns the result of each rule: what is violated, or None."""
     found = [_io_tiles(config)]
     if training:
         found += _placement(config, num_instances, _TRAINING_KEYS)
@@ -55,8 +66,7 @@ def ipu_violations(
         found += [_too_few_micro_batches(config), _loss_scale(config), _clipping(config), _second_moment(config)]
         found.append(_shards_on_io_tiles(config, num_instances))
     found.append(_number_format(config, device_kind))
-    found += [_gelu(config.model), _layer_norm(config.model), _attention(config.model)]
-    return list(dict.fromkeys(text for text in found if text))
+    return [*found, _gelu(config.model), _layer_norm(config.model), _attention(config.model)]
 
 
 class _Keys(NamedTuple):

@@ -16,6 +16,7 @@ from typing_extensions import Annotated
 from vit_ipu.cli.console import error_line, exit_code, make_console, print_error, standard_streams
 from vit_ipu.cli.output import (
     interrupted_pack,
+    print_check,
     print_compilation,
     print_conversion,
     print_evaluation,
@@ -273,6 +274,21 @@ def plan(
     from vit_ipu.plan import describe_plan
 
     print_plan(describe_plan(load_config(config, overrides or ())), as_json=as_json)
+
+
+@app.command()
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> Optional[int]:
+    """Check whether PopTorch would take the model and the config. The exit code is 2 if not."""
+    from vit_ipu.check import check_config
+    from vit_ipu.config_file import load_config
+
+    report = check_config(load_config(config, overrides or ()))
+    print_check(make_console(as_json), config.name, report, as_json=as_json)
+    return None if report.accepted else 2
 
 
 @app.command()

@@ -9,15 +9,16 @@ import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
 
-from vit_ipu.text import escaped, message
+from vit_ipu.text import counted, escaped, message
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vit_ipu.backends.contract import Device
     from vit_ipu.benchmark import Throughput
+    from vit_ipu.check import CheckReport, Finding
     from vit_ipu.config import Config
     from vit_ipu.data.packing.pack import PackedSplit
     from vit_ipu.evaluate import CheckpointEvaluation
@@ -201,6 +202,54 @@ def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
         )
     for violation in plan["violations"]:
         print(f"PopTorch would refuse: {violation}")
+
+
+def print_check(console: "Console", name: str, report: "CheckReport", *, as_json: bool) -> None:
+    """Prints what PopTorch would refuse in a config and its model, with the place and the remedy; then the verdict."""
+    if as_json:
+        print_json(report.as_values())
+        return
+    for violation in report.violations:
+        _print_wrapped(console, "refused: ", violation)
+    for finding, programs in report.findings():
+        console.print()
+        for label, text in _lines_of(finding, programs):
+            _print_wrapped(console, label, text)
+    if report.violations or report.findings():
+        console.print()
+    for program in report.programs:
+        what = f"{program.num_operations:,} operations of {program.num_kinds} kinds"
+        console.print(f"{program.name}: {what}, {counted(len(program.refused), 'place')} refused")
+        if program.stopped is not None:
+            _print_wrapped(console, "not judged to its end: ", program.stopped)
+    console.print(f"settings: {report.num_rules} rules, {len(report.violations)} violated")
+    verdict = "would accept" if report.accepted else "would refuse"
+    _print_wrapped(console, "", f"PopTorch {verdict} {name}. Only PopTorch and an IPU can tell {report.not_checked}.")
+
+
+_SPOKEN = {"__bool__": "if or bool()", "__float__": "float()", "__int__": "int()", "__getitem__": "indexing"}
+"""How a program calls methods of tensors that it does not call by their names."""
+
+
+def _lines_of(finding: "Finding", programs: "Sequence[str]") -> List[Tuple[str, str]]:
+    """Returns the labels and texts of a finding."""
+    caller = _SPOKEN.get(finding.function, f"torch's {finding.function}")
+    called = f", called by {caller}" if finding.function not in ("", finding.operation) else ""
+    times = f", {finding.count} times" if finding.count > 1 else ""
+    return [
+        (f"{finding.verdict}: ", f"{finding.operation}{called}{times} ({' and '.join(programs)})"),
+        ("  where: ", finding.where),
+        ("  why: ", finding.reason),
+        ("  do: ", finding.remedy),
+    ]
+
+
+def _print_wrapped(console: "Console", label: str, text: str) -> None:
+    """Prints a label and a text in lines of at most 80 characters; words, such as paths, are not broken."""
+    indent = " " * min(len(label), 9)
+    options: Dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    for line in textwrap.wrap(label + message(text), 80, subsequent_indent=indent, drop_whitespace=True, **options):
+        console.print(line)
 
 
 def print_compilation(console: "Console", config: "Config", device: "Device", seconds: float, *, as_json: bool) -> None:

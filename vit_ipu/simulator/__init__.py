@@ -81,6 +81,7 @@ from vit_ipu.simulator.printing import (
     module_repr,
     print,
 )
+from vit_ipu.simulator.tracing.judging import judge
 
 __simulated__ = True
 
@@ -146,6 +147,7 @@ __all__ = [
     "ipuHardwareVersion",
     "ipu_print_tensor",
     "isRunningOnIpu",
+    "judge",
     "load",
     "module_repr",
     "nearest",

@@ -36,11 +36,15 @@ class Weights:
         return [tensor for _, tensor in self.items()]
 
 
+def _raise(refused: Exception) -> None:
+    raise refused
+
+
 @contextmanager
-def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
+def swapped_weights(model: nn.Module, weights: Weights, refuse: Callable[[Exception], None] = _raise) -> Iterator[None]:
     """Gives the model `weights` in place of its own tensors inside the `with` block.
 
-    Raises Error if the model replaced or removed one of `weights`.
+    `refuse` receives an Error for each of `weights` that the model replaced or removed. It raises by default.
     """
     lent = dict(weights.items())
     places = list(_places(model))
@@ -51,7 +55,7 @@ def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
         yield
         for registry, key, name in places:
             if registry.get(key) is not lent[name]:
-                raise _replaced(name, is_buffer=name in weights.buffers, is_removed=key not in registry)
+                refuse(_replaced(name, is_buffer=name in weights.buffers, is_removed=key not in registry))
     finally:
         for (registry, key, _), tensor in zip(places, own):
             registry[key] = tensor

@@ -18,13 +18,14 @@ _FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.to, getattr(Tensor, "ipu")) 
 class ReplacedFormats(TorchFunctionMode):
     """A mode in which a model that asks for a format of `replacements` gets the format's replacement.
 
-    `used` tells whether the model has asked for such a format.
+    `on_use` is called each time the model asks for such a format.
     """
 
-    def __init__(self, replacements: Dict[torch.dtype, torch.dtype]) -> None:
+    def __init__(
+        self, replacements: Dict[torch.dtype, torch.dtype], on_use: Optional[Callable[[], None]] = None
+    ) -> None:
         super().__init__()
-        self._replacements = replacements
-        self.used = False
+        self._replacements, self._on_use = replacements, on_use
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
@@ -38,5 +39,6 @@ class ReplacedFormats(TorchFunctionMode):
     def _replaced(self, value: Any) -> Any:
         if not isinstance(value, torch.dtype) or value not in self._replacements:
             return value
-        self.used = True
+        if self._on_use is not None:
+            self._on_use()
         return self._replacements[value]

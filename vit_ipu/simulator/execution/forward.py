@@ -17,7 +17,8 @@ from vit_ipu.simulator.tracing.autograd_functions import forward_gradients, with
 from vit_ipu.simulator.tracing.comparisons import Comparisons
 from vit_ipu.simulator.tracing.device_names import DeviceNames
 from vit_ipu.simulator.tracing.host_state import as_before
-from vit_ipu.simulator.tracing.trace import LossCatcher, LossId, Trace
+from vit_ipu.simulator.tracing.losses import LossCatcher
+from vit_ipu.simulator.tracing.trace import LossId, Trace
 from vit_ipu.simulator.weights import swapped_weights
 
 

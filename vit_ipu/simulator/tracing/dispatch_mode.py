@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vit_ipu.simulator.errors import cpp_error
 from vit_ipu.simulator.nested import flatten
+from vit_ipu.simulator.tracing.argument_limits import check_arguments
 from vit_ipu.simulator.tracing.flops import flops_of
 from vit_ipu.simulator.tracing.graph import Graph, Kind, Operation, Value
 from vit_ipu.simulator.tracing.library_ops import check_kernel, is_outside_torch, refusal
@@ -38,16 +39,6 @@ _TRIU = "torch.triu is only supported within constant expressions, for example t
 # Operations of autograd itself, and operations that only give a tensor another name.
 _NOT_RECORDED = frozenset(("aten::detach", "aten::detach_", "aten::alias", "aten::lift_fresh", "aten::lift"))
 
-# Positions of weight and bias among the arguments of normalisations.
-_AFFINE = {
-    "aten::native_layer_norm": (2, 3),
-    "aten::native_group_norm": (1, 2),
-    "aten::native_batch_norm": (1, 2),
-    "aten::_native_batch_norm_legit": (1, 2),
-}
-
-_ONLY_NEAREST = ("aten::upsample_linear1d", "aten::upsample_trilinear3d")
-
 # c10's names of scalar types.
 _TYPE_NAMES = {
     torch.uint8: "Byte",
@@ -65,7 +56,7 @@ _TYPE_NAMES = {
     torch.complex128: "ComplexDouble",
 }
 _MASK_TYPES = (torch.bool, torch.uint8)
-_UNSUPPORTED_TYPES = (torch.bfloat16, torch.complex32, torch.complex64, torch.complex128)
+UNSUPPORTED_TYPES = (torch.bfloat16, torch.complex32, torch.complex64, torch.complex128)
 
 
 class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -84,9 +75,10 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
         with torch._C.DisableTorchFunction():  # torch 2.0.1 leaves function modes on in this method
-            return self._dispatch(func, args, kwargs or {})
+            return self.run(func, args, kwargs or {})
 
-    def _dispatch(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    def run(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """Runs, records and checks an operation. Raises Error for one that PopTorch refuses immediately."""
         name = func._schema.name
         tensors = flatten((args, kwargs))
         read = [tensor for tensor in tensors if tensor.is_meta]
@@ -116,7 +108,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         stage, ipu = self._place()
         graph.operations.append(
             Operation(
-                _full_name(func),
+                full_name(func),
                 stage,
                 ipu,
                 graph.num_segments - 1,
@@ -132,18 +124,21 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises Error for an operation that PopTorch refuses immediately.
         """
         if is_outside_torch(name):
-            self._not_lowered.add(name)
+            self.note_not_lowered(name)
             return
-        if verdict(_full_name(func)) == Verdict.UNSUPPORTED and not takes_whole(self.function):
+        if verdict(full_name(func)) == Verdict.UNSUPPORTED and not takes_whole(self.function):
             if name in ("aten::triu", "aten::triu_"):
                 raise cpp_error(_TRIU)
-            self._unsupported.add(name)
-        if name in _ONLY_NEAREST:
-            raise cpp_error(f"Unsupported upsample mode {name}: currently only 'nearest' is supported")
-        if name in _AFFINE:
-            weight, bias = (args[position] for position in _AFFINE[name])
-            if (weight is None) != (bias is None):
-                raise cpp_error("isNone(*weight) != isNone(*bias)")
+            self.note_unsupported(name)
+        check_arguments(name, args)
+
+    def note_unsupported(self, name: str) -> None:
+        """Keeps the name of an operation without a handler."""
+        self._unsupported.add(name)
+
+    def note_not_lowered(self, name: str) -> None:
+        """Keeps the name of an operation from outside torch that PopTorch does not handle."""
+        self._not_lowered.add(name)
 
     def raise_if_unsupported(self) -> None:
         """Raises Error if the model has used operations that PopTorch does not support."""
@@ -171,7 +166,7 @@ def raise_not_inferred(name: str) -> NoReturn:
 
 def check_type(tensor: Tensor) -> None:
     """Raises Error if IPUs lack the tensor's type."""
-    if tensor.dtype in _UNSUPPORTED_TYPES:
+    if tensor.dtype in UNSUPPORTED_TYPES:
         raise cpp_error(f"Unsupported tensor input type from pytorch: {_TYPE_NAMES[tensor.dtype]}")
 
 
@@ -179,7 +174,7 @@ def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors
     """Raises Error if a tensor leaves the IPU, or if a host tensor is used that was not moved to the IPU."""
     if name == "aten::_local_scalar_dense":
         raise cpp_error(ITEM)
-    if name == "aten::_to_copy" and _is_host(kwargs.get("device")):
+    if name == "aten::_to_copy" and is_host(kwargs.get("device")):
         raise cpp_error(_ILLEGAL_MOVE)
     if name == "aten::copy_":
         if not args[0].is_meta:
@@ -194,13 +189,13 @@ def _check_moves(name: str, args: Sequence[Any], kwargs: Dict[str, Any], tensors
             )
 
 
-def _is_host(device: Any) -> bool:
+def is_host(device: Any) -> bool:
     return device is not None and torch.device(device).type != "meta"
 
 
 def _run(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], function: str) -> Any:
     """Runs an operation, which the torch function named `function` has called."""
-    name = _full_name(func)
+    name = full_name(func)
     on_ipu = any(tensor.is_meta for tensor in flatten((args, kwargs)))
     if on_ipu:
         _check_inferred(func, name, args, function)
@@ -231,7 +226,7 @@ def _is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
-def _full_name(func: Any) -> str:
+def full_name(func: Any) -> str:
     """Returns the operation's name with its overload, as in "aten::add.Tensor"."""
     overload = func._schema.overload_name
     return f"{func._schema.name}.{overload}" if overload else func._schema.name

@@ -5,13 +5,16 @@ The messages come from poptorch/source/popart_canonicalization and dispatch_trac
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Sequence
+import math
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.errors import cpp_error, error
 from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.tracing.dispatch_mode import ITEM, raise_not_inferred
 from vit_ipu.simulator.tracing.library_ops import operation_name, traced_form
@@ -31,6 +34,20 @@ def _check_cross_entropy(
     smooths = bool(kwargs.get("label_smoothing"))
     if smooths and reduction == "mean" and weight is None and not target.is_floating_point():
         raise_not_inferred("aten::masked_select")
+
+
+def _check_dropout(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool = True
+) -> None:
+    """Raises Error for a probability of 1 (popart dropoutbase.cpp:38-46)."""
+    if training and train and not 0 <= p < 1:
+        raise error(f"ratio value {p} is not valid. Please use a value in the interval [0,1)", "popart_exception")
+
+
+def _check_attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, *args: Any, **kwargs: Any
+) -> None:
+    _check_dropout(query, dropout_p)
 
 
 def _check_allclose(input: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -91,6 +108,10 @@ _CHECKS: Dict[str, Callable[..., None]] = {
     "allclose": _check_allclose,
     "combinations": _refused_part("aten::masked_select"),
     "cross_entropy": _check_cross_entropy,
+    "dropout": _check_dropout,
+    "dropout1d": _check_dropout,
+    "dropout2d": _check_dropout,
+    "dropout3d": _check_dropout,
     "gru": _recurrent_check("GRU", None, "bidirectional GRU not supported"),
     "linalg_matrix_norm": _check_matrix_norm,
     "lstm": _recurrent_check("LSTM", "LSTM without biases not supported", "bidirectional LSTM not supported"),
@@ -98,7 +119,22 @@ _CHECKS: Dict[str, Callable[..., None]] = {
     "repeat_interleave": _refused_part("aten::repeat_interleave.Tensor"),
     "rnn_relu": _plain_rnn,
     "rnn_tanh": _plain_rnn,
+    "scaled_dot_product_attention": _check_attention,
 }
+
+
+@contextmanager
+def initialised_as_in_torch_2_0() -> Iterator[None]:
+    """Makes `trunc_normal_` run the operations of torch 2.0.1 inside the `with` block; newer ones loop over a test."""
+    with patch.object(nn.init, "_no_grad_trunc_normal_", _trunc_normal):
+        yield
+
+
+def _trunc_normal(tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> Tensor:
+    low, high = (math.erf((bound - mean) / std / math.sqrt(2)) for bound in (a, b))
+    with torch.no_grad():
+        tensor.uniform_(low, high, generator=generator).erfinv_()
+        return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(min=a, max=b)
 
 
 def stand_in_for(func: Callable[..., Any], arguments: Any) -> Callable[..., Any]:

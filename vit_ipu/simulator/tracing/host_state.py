@@ -63,13 +63,13 @@ def as_before(changes: List[Change]) -> Iterator[None]:
     last micro-batch gave it.
     """
     for change in changes:
-        _restore(change, change.before)
+        restore(change, change.before)
     try:
         yield
     finally:
         for change in changes:
             if not _without_data(change.after.content):
-                _restore(change, change.after)
+                restore(change, change.after)
 
 
 def _attributes(module: nn.Module) -> Dict[str, Kept]:
@@ -101,7 +101,7 @@ def _same(old: Any, new: Any) -> bool:
     return isinstance(old, (bool, int, float, str)) and bool(old == new)
 
 
-def _restore(change: Change, kept: Kept) -> None:
+def restore(change: Change, kept: Kept) -> None:
     """Gives an attribute its kept value; lists and dictionaries stay the same objects, because hooks may hold them."""
     attributes, value = change.module.__dict__, kept.value
     if kept is _ABSENT:

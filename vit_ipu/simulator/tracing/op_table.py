@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, Set
+from typing import Dict, Optional, Set
 
 from vit_ipu.simulator.logs import logger
 
@@ -79,12 +79,26 @@ def verdict(name: str) -> Verdict:
         return Verdict.TAKEN
     if name in _WITHOUT_META:
         return Verdict.NOT_INFERRED
-    name = _OLD_NAMES.get(name, _TAKEN_WHOLE.get(name, _HIDDEN_PARTS.get(name, name)))
-    status = _statuses().get(name)
+    status = _statuses().get(_known_as(name))
     if status is None:
         _warn_of_unknown(name)
         return Verdict.TAKEN
     return _VERDICTS[status]
+
+
+def is_known(name: str) -> bool:
+    """Tells whether the table has an operation, named with its overload."""
+    return not name.startswith("aten::") or name in _WITHOUT_META or _known_as(name) in _statuses()
+
+
+def part_without_handler(name: str) -> Optional[str]:
+    """Returns the part that has no handler if torch decomposes the operation where the simulator cannot see it."""
+    return _HIDDEN_PARTS.get(name)
+
+
+def _known_as(name: str) -> str:
+    """Returns the operation under which the table lists an operation."""
+    return _OLD_NAMES.get(name, _TAKEN_WHOLE.get(name, _HIDDEN_PARTS.get(name, name)))
 
 
 def takes_whole(function_name: str) -> bool:

@@ -10,17 +10,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
 from vit_ipu.simulator import context
 from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
 from vit_ipu.simulator.arithmetic.mode import chosen
 from vit_ipu.simulator.arithmetic.replaced_formats import ReplacedFormats
 from vit_ipu.simulator.dtypes import are_float64
-from vit_ipu.simulator.errors import cpp_error
+from vit_ipu.simulator.errors import Error, cpp_error
 from vit_ipu.simulator.logs import logger
 from vit_ipu.simulator.nested import flatten
 from vit_ipu.simulator.options.strategies import StageManager
@@ -36,23 +34,13 @@ from vit_ipu.simulator.tracing.autograd_functions import (
 from vit_ipu.simulator.tracing.comparisons import Answers, Comparisons
 from vit_ipu.simulator.tracing.device_names import DeviceNames, NewTensors
 from vit_ipu.simulator.tracing.dispatch_mode import RecordingMode, check_type
-from vit_ipu.simulator.tracing.functions import check_function, stand_in_for
+from vit_ipu.simulator.tracing.function_mode import FunctionMode
+from vit_ipu.simulator.tracing.functions import initialised_as_in_torch_2_0
 from vit_ipu.simulator.tracing.graph import Graph, Kind
 from vit_ipu.simulator.tracing.host_state import Change, HostState
-from vit_ipu.simulator.tracing.library_ops import named_refusal
+from vit_ipu.simulator.tracing.losses import makes_loss
 from vit_ipu.simulator.tracing.overlaps import Overlaps
 from vit_ipu.simulator.weights import Weights, swapped_weights
-
-LOSS_FUNCTIONS: Set[Callable[..., Any]] = {
-    getattr(F, name)
-    for name in (
-        "binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy ctc_loss "
-        "hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss multi_margin_loss "
-        "multilabel_margin_loss multilabel_soft_margin_loss nll_loss poisson_nll_loss smooth_l1_loss "
-        "soft_margin_loss triplet_margin_loss"
-    ).split()
-}
-
 
 _MAKE_CONSTANTS = (torch.tensor, torch.as_tensor)
 
@@ -79,7 +67,7 @@ class Trace:
         self._marked_losses: List[_Loss] = []
         """Losses that identity_loss marked."""
         self._function_losses: List[_Loss] = []
-        """Losses that a function of LOSS_FUNCTIONS returned."""
+        """Losses that loss functions of torch returned."""
         self.graph = Graph()
         self.parameters: Set[str] = set()
         self.stage_ipus = [0]
@@ -111,13 +99,45 @@ class Trace:
         """The IPUs of each stage, by the number that the execution strategy gives the stage."""
         self._ipu: Optional[int] = 0
         self._strategy_stage = 0
+        self._names_of_weights: Dict[int, str] = {}
+
+    def refuse(self, refused: Exception, subject: str = "") -> None:
+        """Raises what PopTorch raises about a weight or an input; a trace that judges keeps it, and continues."""
+        raise refused
+
+    def recording_mode(self) -> RecordingMode:
+        """Returns the mode that records and checks operations."""
+        return RecordingMode(self.graph, self.place)
+
+    def function_mode(self, recording_mode: RecordingMode) -> FunctionMode:
+        """Returns the mode that checks calls of torch's functions."""
+        return FunctionMode(recording_mode, self.note_call)
 
     def begin(self, weights: Weights, inputs: Arguments) -> None:
         """Records the weights and inputs that the model is about to run with."""
         self.uses_half = any(t.dtype == torch.float16 for t in weights.tensors() + inputs.tensors())
         self.overlaps.begin(inputs.tensors())
         self.parameters = set(weights.parameters)
-        _add_arguments(self.graph, weights, inputs)
+        self._names_of_weights = {id(tensor): name for name, tensor in weights.items() if tensor.is_floating_point()}
+        self._add_arguments(weights, inputs)
+
+    def _add_arguments(self, weights: Weights, inputs: Arguments) -> None:
+        """Adds weights and inputs to the graph.
+
+        PopART has no integer variables: an integer buffer is a constant (JitDispatch.cpp, addParameter).
+        """
+        for name, tensor in weights.items():
+            self.check_type(tensor, f"weight {name}")
+            self.graph.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
+        for tensor in inputs.tensors():
+            self.graph.add(tensor, Kind.INPUT)
+
+    def check_type(self, tensor: Tensor, subject: str) -> None:
+        """Refuses a weight or an input of a type that IPUs lack."""
+        try:
+            check_type(tensor)
+        except Error as refused:
+            self.refuse(refused, subject)
 
     def meta_like(self, tensor: Tensor) -> Tensor:
         """Returns a tensor on "meta" in the shape and the format that `tensor` has on an IPU."""
@@ -158,8 +178,25 @@ class Trace:
             self.place()
         for tensor in flatten(result):
             self.uses_half |= tensor.dtype == torch.float16
-        if function in LOSS_FUNCTIONS and isinstance(result, Tensor):
+        if makes_loss(function, *arguments) and isinstance(result, Tensor):
             self._function_losses.append(self._loss(result))
+
+    def note_call(self, function: Callable[..., Any], arguments: Any, result: Any) -> None:
+        """Records that the model has called a function of torch, and on which IPU the model uses a weight."""
+        if function in _MAKE_CONSTANTS and result.is_meta:  # torch makes these without an operation
+            self.graph.add(result, Kind.CONSTANT)
+        if not flatten(result):
+            return
+        self.overlaps.use(arguments)
+        self.operation(function, arguments, result)
+        for tensor in flatten(arguments):
+            name = self._names_of_weights.get(id(tensor))
+            if name is not None:
+                self.ipus_of_weights.setdefault(name, set()).add(self.stage_ipus[-1])
+
+    def note_float64(self) -> None:
+        """Records that the forward asks for float64."""
+        self.asks_for_float64 = True
 
     def note_function(self, cls: Any) -> None:
         """Records a torch.autograd.Function, and warns about its backward the first time."""
@@ -223,7 +260,14 @@ def trace_model(
     Raises Error if the forward pass does something that PopTorch refuses.
     """
     trace = Trace(is_training)
-    _check_inputs(arguments)
+    fill_trace(trace, model, weights, arguments, manager)
+    return trace
+
+
+def fill_trace(trace: Trace, model: nn.Module, weights: Weights, arguments: Arguments, manager: StageManager) -> None:
+    """Runs `model` as `trace_model` does, and records its forward pass in `trace`."""
+    is_training = trace.is_training
+    _check_inputs(trace, arguments)
     for name in hooked_parameters(model) if is_training else ():
         warn_of_ignored_hook(f"hooks of {name}")
     with ExitStack() as stack:
@@ -233,14 +277,13 @@ def trace_model(
         meta = weights.map(trace.meta_like)
         inputs = arguments.with_tensors([trace.meta_like(tensor) for tensor in arguments.tensors()])
         trace.begin(meta, inputs)
-        stack.enter_context(swapped_weights(model, meta))
+        stack.enter_context(swapped_weights(model, meta, trace.refuse))
         comparisons = Comparisons()
         stack.enter_context(_session_of(trace, manager, comparisons))
         state = HostState(model)
-        _run_model(model, inputs, trace, meta, comparisons)
+        _run_model(model, inputs, trace, comparisons)
         trace.host_changes = state.changes()
     trace.mutates_buffers = any(t._version for t in meta.tensors() if t.is_floating_point())
-    return trace
 
 
 @contextmanager
@@ -261,21 +304,22 @@ def _session_of(trace: Trace, manager: StageManager, comparisons: Comparisons) -
         manager.on_begin = None
 
 
-def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weights, comparisons: Comparisons) -> None:
+def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, comparisons: Comparisons) -> None:
     """Runs `model` under all modes and hooks that record what the model does."""
-    recording_mode = RecordingMode(trace.graph, trace.place)
+    recording_mode = trace.recording_mode()
     names = DeviceNames(torch.device("meta"))
-    formats = ReplacedFormats({} if trace.keeps_float64 else {torch.float64: torch.float32})
+    formats = ReplacedFormats({} if trace.keeps_float64 else {torch.float64: torch.float32}, trace.note_float64)
     with ExitStack() as stack:
         stack.enter_context(NewTensors(torch.device("meta")))
         stack.enter_context(context.unvalidated_distributions())
         stack.enter_context(saved_tensors_hooks(_saver(trace), lambda tensor: tensor))
         stack.enter_context(recording_mode)
-        stack.enter_context(_Functions(trace, recording_mode, weights))
+        stack.enter_context(trace.function_mode(recording_mode))
         stack.enter_context(MixedFormats())
         stack.enter_context(comparisons)
         stack.enter_context(names)  # nearly the last, because the other modes look at the real devices
         stack.enter_context(formats)
+        stack.enter_context(initialised_as_in_torch_2_0())
         stack.enter_context(without_checkpoints(trace.note_checkpoint))
         stack.enter_context(without_hooks(trace.note_hook))
         if trace.is_training:
@@ -285,7 +329,6 @@ def _run_model(model: nn.Module, inputs: Arguments, trace: Trace, weights: Weigh
     trace.graph.note_outputs(flatten(trace.outputs))
     trace.names_devices = names.used
     trace.comparisons = comparisons.answers if comparisons.used else None
-    trace.asks_for_float64 = formats.used
 
 
 def keeps_float64(weights: Weights) -> bool:
@@ -297,28 +340,17 @@ def keeps_float64(weights: Weights) -> bool:
     return not chosen().is_ipu and are_float64(weights.parameters.values())
 
 
-def _check_inputs(arguments: Arguments) -> None:
+def _check_inputs(trace: Trace, arguments: Arguments) -> None:
     for tensor in arguments.tensors():
         if 0 in tensor.shape:
-            raise cpp_error(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)}).")
-        check_type(tensor)
+            refused = cpp_error(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)}).")
+            trace.refuse(refused, "input")
+        trace.check_type(tensor, "input")
         if tensor.requires_grad:
             logger.warning(
                 "Input tensor has requires_grad=True set. This tensor will be detached because backward pass via "
                 "inputs is not supported."
             )
-
-
-def _add_arguments(graph: Graph, weights: Weights, inputs: Arguments) -> None:
-    """Adds weights and inputs to the graph.
-
-    PopART has no integer variables: an integer buffer is a constant (JitDispatch.cpp, addParameter).
-    """
-    for name, tensor in weights.items():
-        check_type(tensor)
-        graph.add(tensor, Kind.WEIGHT if tensor.is_floating_point() else Kind.CONSTANT, name)
-    for tensor in inputs.tensors():
-        graph.add(tensor, Kind.INPUT)
 
 
 def _saver(trace: Trace) -> Callable[[Tensor], Tensor]:
@@ -327,53 +359,3 @@ def _saver(trace: Trace) -> Callable[[Tensor], Tensor]:
         return tensor.detach()  # an output that its own autograd graph kept would never be freed
 
     return save
-
-
-class LossCatcher(TorchFunctionMode):
-    """Collects the losses that loss functions of torch return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.losses: List[Tensor] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in LOSS_FUNCTIONS:
-            self.losses.append(result)
-        return result
-
-
-class _Functions(TorchFunctionMode):
-    """Tells the trace which function of torch the model calls, and on which IPU the model uses a weight."""
-
-    def __init__(self, trace: Trace, recording_mode: RecordingMode, weights: Weights) -> None:
-        super().__init__()
-        self._trace, self._recording_mode = trace, recording_mode
-        self._weights = {id(tensor): name for name, tensor in weights.items() if tensor.is_floating_point()}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "__get__":
-            return func(*args, **kwargs)
-        check_function(func, args, kwargs)
-        self._recording_mode.function = getattr(func, "__name__", "")
-        with named_refusal(func):
-            result = stand_in_for(func, (args, kwargs))(*args, **kwargs)
-        self._recording_mode.function = ""
-        if func in _MAKE_CONSTANTS and result.is_meta:  # torch makes these without an operation
-            self._trace.graph.add(result, Kind.CONSTANT)
-        if flatten(result):
-            self._trace.overlaps.use((args, kwargs))
-            self._trace.operation(func, (args, kwargs), result)
-            self._note_weights((args, kwargs))
-        return result
-
-    def _note_weights(self, arguments: Any) -> None:
-        for tensor in flatten(arguments):
-            name = self._weights.get(id(tensor))
-            if name is not None:
-                self._trace.ipus_of_weights.setdefault(name, set()).add(self._trace.stage_ipus[-1])
