@@ -68,9 +68,10 @@ def _hardware(config: Config, name: Optional[str]) -> Hardware:
 def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> List[Candidate]:
     """Returns the fastest configs that are predicted to fit on a POD; None: the smallest that has the config's IPUs.
 
-    Raises ConfigError if the kind of IPU or the POD is unknown.
+    Raises ConfigError if the kind of IPU or the POD is unknown, or if the config cannot be searched.
     """
-    return search(config, _hardware(config, hardware), pod or pod_for(num_ipus(config)))
+    ipus = pod_for(num_ipus(config)) if pod is None else pod
+    return search(config, _hardware(config, hardware), ipus)
 
 
 def describe_candidate(candidate: Candidate) -> Dict[str, Any]:

@@ -115,13 +115,14 @@ def test_the_search_as_json(run):
 
 
 def test_a_search_without_result_says_so(run):
-    text = run("plan", "quickstart", "--search", "--set", "pipeline.io_tiles=null", "--set", "model.width=16384")
+    text = run("plan", "quickstart", "--search", "--set", "model.width=16384")
     assert "--search: nothing on this POD is predicted to fit for sure" in text
 
 
 MISTAKES = [
     (["--hardware", "mk1"], "--hardware mk1: unknown: use one of gc200, bow"),
     (["--search", "--pod", "5"], "--pod 5: there is no such POD: use one of 4, 16, 64, 256"),
+    (["--search", "--pod", "0"], "--pod 0: there is no such POD: use one of 4, 16, 64, 256"),
     (["--pod", "4"], "--pod has no effect without --search: add --search"),
     (["--output", "plans"], "--output has no effect without --search: add --search"),
     (

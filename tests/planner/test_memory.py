@@ -50,6 +50,26 @@ def test_published_configs_fit(name, hardware):
     assert fits_together(ipus) is True, [(ipu.by_kind, ipu.range, ipu.capacity) for ipu in ipus]
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        # graphcore/examples, vision/vit/pytorch/README.md: "micro_batch_size can be set to 14"
+        (
+            "graphcore_vit_base_patch16_pretrain_pod16",
+            ["pipeline.micro_batch_size=14", "pipeline.global_batch_size=7168"],
+        ),
+        # an older README of it: micro-batch 12, accumulation 1365
+        (
+            "graphcore_vit_base_patch16_pretrain_lamb_pod16",
+            ["pipeline.micro_batch_size=12", "pipeline.global_batch_size=65520"],
+        ),
+    ],
+)
+def test_the_largest_published_micro_batches_of_pre_training_fit(name, overrides):
+    ipus = memory(name, *overrides)
+    assert fits_together(ipus) is True
+
+
 def test_b16_without_recomputation_does_not_fit():
     ipus = memory(FINE_TUNE, "pipeline.recompute=none", "pipeline.recompute_mid_layers=[]")
     assert ipus[0].by_kind["stash"] == pytest.approx(2.8e9, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from helpers import tiny_config
@@ -61,6 +62,24 @@ def test_advice_makes_it_fit():
     for size in larger:
         changed = load_config(FINE_TUNE, [*TOO_LARGE, f"pipeline.micro_batch_size={size}"])
         assert fits_together(memory_per_ipu(changed, GC200)) is not True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pipeline": {"micro_batch_size": 1 << 29, "global_batch_size": 1 << 30}},
+        {"model": {"width": 1 << 24}},
+        {"model": {"image_size": 7 * (1 << 20), "patch_size": 7}},
+        {"model": {"num_classes": 1 << 30}, "data": {"source": "imagefolder", "path": "images"}},
+    ],
+    ids=["micro-batch", "width", "tokens", "classes"],
+)
+def test_enormous_numbers_are_answered_at_once(change):
+    start = time.perf_counter()
+    found = predict(tiny_config(**change), GC200)
+    values = json.dumps(found.as_json(), allow_nan=False)
+    assert found.fits is False, values
+    assert time.perf_counter() - start < 10
 
 
 def test_a_model_that_no_single_setting_makes_fit_gets_the_search():

@@ -124,3 +124,5 @@ def test_wrong_requests_are_refused():
         search(tiny_config(), BOW, 5)
     with pytest.raises(ConfigError, match="pipeline.execution sharded: --search splits pipelines: use pipelined"):
         search(tiny_config(pipeline={"execution": "sharded"}), BOW, 4)
+    with pytest.raises(ConfigError, match="model.depth 65: --search splits at most 64 blocks: leave out --search"):
+        search(tiny_config(model={"depth": 65}, pipeline={"layers_per_ipu": None}), BOW, 4)

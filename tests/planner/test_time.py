@@ -74,6 +74,15 @@ def test_the_host_link_carries_the_images_of_the_first_ipu():
     assert time("pipeline.synthetic_data=true").ipus[0].by_kind[HOST] == 0
 
 
+@pytest.mark.parametrize(
+    ("layers", "replicas", "sharing"), [([12], 1, 1), ([12], 4, 4), ([6, 6], 4, 2), ([6, 6], 1, 1)]
+)
+def test_short_replicas_share_a_gateway(layers, replicas, sharing):
+    overrides = [f"pipeline.layers_per_ipu={layers}", f"pipeline.replication_factor={replicas}"]
+    found = time(*overrides, "pipeline.recompute=auto", "pipeline.recompute_mid_layers=[]").ipus[0].by_kind[HOST]
+    assert found == pytest.approx(sharing * 17 * 3 * 224 * 224 / 5.5e9)
+
+
 def test_overlapped_transfers_hide_behind_the_computation():
     sharded = ["pipeline.execution=sharded", "pipeline.recompute=none", "pipeline.recompute_mid_layers=[]"]
     overlapped = [*sharded, "pipeline.io_tiles=32", "pipeline.overlap_io=accumulation_loop"]

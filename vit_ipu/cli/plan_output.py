@@ -80,6 +80,7 @@ def _print_memory(plan: Dict[str, Any]) -> None:
         bar = _bar(total, row["memory_high"], row["memory_capacity"])
         verdict = _VERDICTS[row["fits"]]
         print(f"{row['ipu']:3} {' '.join(sizes)} {total / _MEGABYTE:5.0f} {bar} {ends:>9} {verdict:>4}")
+    print("# predicted, - up to the highest of its range, ? not known: docs/planner.md")
     _print_verdict(plan)
 
 

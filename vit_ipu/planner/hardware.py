@@ -58,8 +58,10 @@ class Hardware:
     """IPUs that IPU-Links connect; gateways connect more. graphcore/examples vision/vit/pytorch/benchmarks.yml starts
     64 IPUs as 8 IPU-Link domains (poprun --num-ilds=8), and nlp/bert/popart 16 as one."""
     host_bytes_per_second: float = 5.5e9
-    """From the host to the first IPU of a replica: the rate through the gateway that graphcore/examples
-    vision/efficientdet/tensorflow2 README gives. The chip's PCIe link has 64 GB/s (chip)."""
+    """Between the host and a gateway: the rate in the README of graphcore/examples vision/efficientdet/tensorflow2. The
+    chip's PCIe link has 64 GB/s (chip)."""
+    gateway_ipus: int = 4
+    """IPUs that share a gateway: those of an M2000 or a Bow-2000 (Bow)."""
     streaming_bytes_per_second: float = 5.5e9
     """Of one IPU to its Streaming Memory. No figure is published; assumption: as to the host."""
     code_bytes: int = 70_000_000

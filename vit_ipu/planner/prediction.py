@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
+from math import isqrt
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from vit_ipu.config import Config
@@ -89,9 +91,11 @@ def predict(config: Config, hardware: Hardware) -> Prediction:
 
 def advice(config: Config, hardware: Hardware) -> List[str]:
     """Returns single changes of the config that make it fit, or else what to try."""
-    found = [text for text, changed in _changes(config) if fits_together(memory_per_ipu(changed, hardware))]
-    smaller = [text for text, changed in _smaller(config) if fits_together(memory_per_ipu(changed, hardware))]
-    found += smaller[:1]
+
+    def fitting(changes: Iterator[Tuple[str, Config]]) -> Iterator[str]:
+        return (text for text, changed in changes if fits_together(memory_per_ipu(changed, hardware)))
+
+    found = [*fitting(_changes(config)), *islice(fitting(_smaller(config)), 1)]
     return found or ["no single setting makes it fit for sure: try --search, or more IPUs a replica"]
 
 
@@ -113,10 +117,11 @@ def _smaller(config: Config) -> Iterator[Tuple[str, Config]]:
     """Returns the config with each smaller micro-batch, the largest first."""
     pipeline = config.pipeline
     share = pipeline.global_batch_size // pipeline.replication_factor
-    for size in range(pipeline.micro_batch_size - 1, 0, -1):
-        smaller = _with(config, micro_batch_size=size)
-        if share % size == 0 and not (size == 1 and config.data.mixes):
-            yield smaller
+    small = [size for size in range(1, isqrt(share) + 1) if share % size == 0]
+    smallest = 2 if config.data.mixes else 1
+    for size in sorted({*small, *(share // size for size in small)}, reverse=True):
+        if smallest <= size < pipeline.micro_batch_size:
+            yield _with(config, micro_batch_size=size)
 
 
 def _with(config: Config, **changes: Any) -> Tuple[str, Config]:

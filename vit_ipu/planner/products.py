@@ -11,7 +11,6 @@ https://docs.graphcore.ai/projects/available-memory.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil
 from typing import Any, List, NamedTuple
 
 import numpy as np
@@ -22,6 +21,9 @@ GROUP = 16
 """Columns and depth of the block that a tile's matrix unit holds, in float16."""
 WORKERS = 6
 """Threads of a tile, which share the rows of a piece (Bow-2000 data sheet: 8,832 threads on 1,472 tiles)."""
+
+MOST_COUNTS = 150
+"""Numbers of pieces that are tried along one direction; products of ViTs in use have fewer that are useful."""
 
 
 class Product(NamedTuple):
@@ -62,35 +64,52 @@ class ProductCost(NamedTuple):
 @lru_cache(maxsize=None)
 def product_cost(product: Product, formats: Formats, hardware: Hardware) -> ProductCost:
     """Returns the cost of the fastest split of a product."""
+    piece = _pieces_of(product, hardware.tiles)
     size, partial = formats.element_bytes, formats.partial_bytes
-    groups, columns, depths = _splits(product, hardware.tiles)
-    used = groups * columns * depths
-    rows = np.ceil(product.rows / np.clip(hardware.tiles // used, 1, product.rows))
-    pairs = np.ceil(product.pairs / groups)
-    blocks_across = np.ceil(ceil(product.columns / GROUP) / columns)
-    blocks_deep = np.ceil(ceil(product.depth / GROUP) / depths)
-    left, right = rows * blocks_deep * GROUP * size, blocks_across * blocks_deep * GROUP**2 * size
-    sums = rows * blocks_across * GROUP * partial
-    budget = formats.proportion * hardware.tile_bytes
-    passes = np.clip(np.ceil((right + sums) / np.maximum(budget - left, 1)), 1, blocks_across)
-    cycles_per_row = GROUP**2 / hardware.macs_per_cycle(size, partial)
+    left, right = piece.rows * piece.deep * GROUP * size, piece.across * piece.deep * GROUP**2 * size
+    sums = piece.rows * piece.across * GROUP * partial
+    room = np.maximum(formats.proportion * hardware.tile_bytes - left, 1)
+    passes = np.clip(np.ceil((right + sums) / room), 1, piece.across)
+    per_row = WORKERS * np.ceil(piece.rows / WORKERS) * GROUP**2 / hardware.macs_per_cycle(size, partial)
     load = GROUP**2 * size / hardware.weight_load_bytes_per_cycle
-    compute = pairs * blocks_across * blocks_deep * (load + cycles_per_row * WORKERS * np.ceil(rows / WORKERS))
-    is_cut = depths > 1
-    compute = compute + np.where(is_cut, pairs * sums / hardware.vector_bytes, 0)
-    received = pairs * (passes * left + right + np.where(is_cut, sums, 0))
-    exchange = received / hardware.exchange_bytes_per_cycle
-    best = np.unravel_index(np.argmin(np.where(used <= hardware.tiles, compute + exchange, np.inf)), used.shape)
+    reduced = np.where(piece.is_cut_in_depth, sums, 0)
+    compute = piece.pairs * (piece.across * piece.deep * (load + per_row) + reduced / hardware.vector_bytes)
+    exchange = piece.pairs * (passes * left + right + reduced) / hardware.exchange_bytes_per_cycle
+    best = np.unravel_index(np.argmin(np.where(piece.exists, compute + exchange, np.inf)), compute.shape)
     temporary = (left + (right + sums) / passes)[best] * hardware.tiles
     return ProductCost(float(compute[best]), float(exchange[best]), float(temporary))
 
 
-def _splits(product: Product, tiles: int) -> Any:
-    """Returns a grid of the numbers of pieces along pairs, columns and depth."""
-    lengths = (product.pairs, ceil(product.columns / GROUP), ceil(product.depth / GROUP))
-    return np.meshgrid(*(_pieces(length, tiles) for length in lengths), indexing="ij")
+class _Pieces(NamedTuple):
+    """For each split, the size of the largest piece: pairs, rows, and blocks across the columns and along the depth."""
+
+    pairs: Any
+    rows: Any
+    across: Any
+    deep: Any
+    is_cut_in_depth: Any
+    exists: Any
+    """Whether there are enough tiles."""
 
 
-def _pieces(length: int, most: int) -> np.ndarray:
-    """Returns the useful numbers of pieces: the fewest for each size of the largest piece."""
-    return np.unique([ceil(length / size) for size in range(1, length + 1) if ceil(length / size) <= most])
+def _pieces_of(product: Product, tiles: int) -> _Pieces:
+    """Returns arrays over all useful splits along pairs, columns and depth; the other tiles split the rows."""
+    across, deep = -(-product.columns // GROUP), -(-product.depth // GROUP)
+    lengths = (product.pairs, across, deep)
+    by_pairs, by_columns, by_depth = np.meshgrid(*(_counts(length, tiles) for length in lengths), indexing="ij")
+    used = by_pairs * by_columns * by_depth
+    return _Pieces(
+        pairs=np.ceil(product.pairs / by_pairs),
+        rows=np.ceil(product.rows / np.clip(tiles // used, 1, min(product.rows, tiles))),
+        across=np.ceil(across / by_columns),
+        deep=np.ceil(deep / by_depth),
+        is_cut_in_depth=by_depth > 1,
+        exists=used <= tiles,
+    )
+
+
+def _counts(length: int, tiles: int) -> np.ndarray:
+    """Returns the useful numbers of pieces: the fewest for each size of the largest piece, and at most MOST_COUNTS."""
+    counts = [count for count in range(1, min(length, tiles) + 1) if -(-length // -(-length // count)) == count]
+    step = -(-len(counts) // MOST_COUNTS)
+    return np.array(counts[::step])

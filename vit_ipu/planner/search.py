@@ -23,6 +23,8 @@ from vit_ipu.planner.time import stage_time, update_time
 MOST_IPUS_PER_REPLICA = 16
 MOST_SAMPLES = 256
 """Largest micro-batch that is tried."""
+MOST_BLOCKS = 64
+"""Deepest model whose splits are searched: each number of blocks on an IPU is costed."""
 RECOMPUTE = ("every_block", "auto", "none")
 
 
@@ -36,14 +38,10 @@ class Candidate(NamedTuple):
 def search(config: Config, hardware: Hardware, num_ipus: int, *, most: int = 3) -> List[Candidate]:
     """Returns the fastest configs on `num_ipus` IPUs that fit, at most one for each length of pipeline and micro-batch.
 
-    Raises ConfigError if `num_ipus` is not a POD's, or if the config's stages take turns (sharded).
+    Raises ConfigError if `num_ipus` is not a POD's, if the config's stages take turns (sharded), or if the model is
+    deeper than MOST_BLOCKS.
     """
-    if num_ipus not in PODS:
-        raise ConfigError(f"--pod {num_ipus}: there is no such POD: use one of {', '.join(map(str, PODS))}")
-    if config.pipeline.execution != "pipelined":
-        raise ConfigError(
-            f"pipeline.execution {config.pipeline.execution}: --search splits pipelines: use pipelined, or no --search"
-        )
+    _check(config, num_ipus)
     best: Dict[Tuple[int, int], Candidate] = {}
     for ipus, micro_batch in _shapes(config, num_ipus):
         for variant in _variants(config, num_ipus, ipus, micro_batch):
@@ -53,6 +51,19 @@ def search(config: Config, hardware: Hardware, num_ipus: int, *, most: int = 3) 
                 best[key] = found
     ranked = sorted(best.values(), key=lambda candidate: -candidate.images_per_second)
     return [candidate for candidate in ranked if not ipu_violations(candidate.config)][:most]
+
+
+def _check(config: Config, num_ipus: int) -> None:
+    if num_ipus not in PODS:
+        raise ConfigError(f"--pod {num_ipus}: there is no such POD: use one of {', '.join(map(str, PODS))}")
+    if config.pipeline.execution != "pipelined":
+        raise ConfigError(
+            f"pipeline.execution {config.pipeline.execution}: --search splits pipelines: use pipelined, or no --search"
+        )
+    if config.model.depth > MOST_BLOCKS:
+        raise ConfigError(
+            f"model.depth {config.model.depth}: --search splits at most {MOST_BLOCKS} blocks: leave out --search"
+        )
 
 
 def best_split(config: Config, hardware: Hardware, num_ipus: int) -> Optional[Tuple[int, ...]]:

@@ -110,7 +110,7 @@ def stage_time(config: Config, hardware: Hardware, stage: Stage) -> IpuTime:
             for kind, seconds in _layer_seconds(unit_work(config, unit), again, formats, hardware).items():
                 by_kind[kind] += count * seconds
     by_kind[LINKS] = stream_bytes(config) / hardware.neighbour_bytes_per_second if stage.num_ipus > 1 else 0.0
-    by_kind[HOST] = _host_seconds(config, hardware, sum(by_kind.values())) if stage.is_first else 0.0
+    by_kind[HOST] = _host_seconds(config, hardware, stage.num_ipus, sum(by_kind.values())) if stage.is_first else 0.0
     return IpuTime(by_kind)
 
 
@@ -137,13 +137,17 @@ def seconds_of_work(work: Work, formats: Formats, hardware: Hardware) -> Dict[st
     return {kind: count / (hardware.clock_hertz * hardware.fitted_share) for kind, count in zip(ON_CHIP, cycles)}
 
 
-def _host_seconds(config: Config, hardware: Hardware, computing: float) -> float:
-    """Returns the seconds that the first IPU waits for a micro-batch of images; overlapped transfers cost only the
-    part that is longer than the computation."""
+def _host_seconds(config: Config, hardware: Hardware, num_ipus: int, computing: float) -> float:
+    """Returns the seconds that the first IPU waits for a micro-batch of images.
+
+    Replicas of fewer IPUs than a gateway's share its bandwidth. Overlapped transfers cost only the part that is longer
+    than the computation.
+    """
     pipeline = config.pipeline
     if pipeline.synthetic_data:
         return 0.0
-    seconds = pipeline.micro_batch_size * input_bytes(config) / hardware.host_bytes_per_second
+    sharing = min(max(hardware.gateway_ipus // num_ipus, 1), pipeline.replication_factor)
+    seconds = sharing * pipeline.micro_batch_size * input_bytes(config) / hardware.host_bytes_per_second
     return seconds if pipeline.overlap_io == "none" else max(seconds - computing, 0.0)
 
 
