@@ -1,16 +1,40 @@
-"""Plan of a config: placement of units, batch arithmetic, and settings that PopTorch would refuse."""
+"""Plan of a config: placement, batch arithmetic, what PopTorch would refuse, and predicted memory and time."""
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
 
 from vit_ipu.config import Config
+from vit_ipu.config_file import dump_config
+from vit_ipu.errors import ConfigError
+from vit_ipu.files import write_whole
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_units, utilisation
+from vit_ipu.planner.hardware import BOW, GC200, Hardware, hardware_named, pod_for
+from vit_ipu.planner.prediction import predict
+from vit_ipu.planner.search import Candidate, search
+
+_SEARCHED_KEYS = (
+    "micro_batch_size",
+    "replication_factor",
+    "layers_per_ipu",
+    "recompute",
+    "recompute_mid_layers",
+    "available_memory_proportion",
+    "replicated_tensor_sharding",
+    "optimizer_state",
+)
+"""Keys of `pipeline` that the search sets."""
 
 
-def describe_plan(config: Config) -> Dict[str, Any]:
-    """Returns the plan of a config as values for JSON."""
+def describe_plan(config: Config, hardware: Optional[str] = None) -> Dict[str, Any]:
+    """Returns the plan of a config as values for JSON, with predictions for a kind of IPU; None: the config's.
+
+    Raises ConfigError if the kind is unknown.
+    """
     training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
     ipus, in_evaluation = len(config.layers_per_ipu), config.for_evaluation()
     return {
@@ -31,4 +55,51 @@ def describe_plan(config: Config) -> Dict[str, Any]:
         "evaluation_num_ipus": num_ipus(in_evaluation),
         "evaluation_samples_per_step": evaluation.samples_per_step,
         "violations": ipu_violations(config),
+        **predict(config, _hardware(config, hardware)).as_json(),
     }
+
+
+def _hardware(config: Config, name: Optional[str]) -> Hardware:
+    if name is not None:
+        return hardware_named(name)
+    return GC200 if config.pipeline.ipu_version == 2 else BOW
+
+
+def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> List[Candidate]:
+    """Returns the fastest configs that are predicted to fit on a POD; None: the smallest that has the config's IPUs.
+
+    Raises ConfigError if the kind of IPU or the POD is unknown, or if the config cannot be searched.
+    """
+    ipus = pod_for(num_ipus(config)) if pod is None else pod
+    return search(config, _hardware(config, hardware), ipus)
+
+
+def describe_candidate(candidate: Candidate) -> Dict[str, Any]:
+    """Returns a found config as values for JSON: its prediction, the keys that the search set, and the config."""
+    values = candidate.config.model_dump(mode="json")
+    return {
+        "predicted": {"images_per_second": candidate.images_per_second},
+        "pipeline": {key: values["pipeline"][key] for key in _SEARCHED_KEYS},
+        "config": values,
+    }
+
+
+def pipeline_yaml(candidate: Candidate) -> str:
+    """Returns the keys of `pipeline` that the search set, as YAML."""
+    return yaml.safe_dump(describe_candidate(candidate)["pipeline"], sort_keys=False, default_flow_style=None)
+
+
+def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path]:
+    """Writes the found configs as plan-1.yaml, plan-2.yaml, ..., ready to run; returns their paths.
+
+    Raises ConfigError if a file exists.
+    """
+    paths = [folder / f"plan-{number}.yaml" for number in range(1, len(candidates) + 1)]
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"--output {folder}: {path.name} exists: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, candidate in zip(paths, candidates):
+        head = f"# vit-ipu train {path}\n# Predicted: {candidate.images_per_second:,.0f} images/s. Not yet measured.\n"
+        write_whole(path, head + dump_config(candidate.config))
+    return paths

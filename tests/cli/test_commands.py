@@ -270,7 +270,6 @@ def test_plan_shows_placement_and_arithmetic(run):
     assert "evaluation 8 IPUs = 2 a replica x 4 replicas" in text
     plan = json.loads(run("plan", "quickstart", "--json"))
     assert (plan["num_ipus"], plan["gradient_accumulation"], plan["violations"]) == (4, 8, [])
-    assert "PopTorch would refuse: model.gelu erf" in run("plan", "quickstart", "--set", "model.gelu=erf")
 
 
 def test_models_lists_variants_with_their_figures(run):

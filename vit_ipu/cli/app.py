@@ -23,7 +23,6 @@ from vit_ipu.cli.output import (
     print_json,
     print_models,
     print_packed,
-    print_plan,
     print_predictions,
     print_run_header,
     print_summary,
@@ -266,14 +265,44 @@ def predict(
 @app.command()
 def plan(
     config: ConfigPath,
+    hardware: Annotated[
+        Optional[str],
+        typer.Option("--hardware", metavar="gc200|bow", help="IPUs to predict for; the config's if not given."),
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search for faster splits, micro-batches and memory settings that fit.")
+    ] = False,
+    pod: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="4|16|64|256", help="With --search: IPUs of the POD; as many as the config's if not given."
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help="With --search: folder to write the configs to that the search finds.")
+    ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
-) -> None:
-    """Show the units of each IPU, and how batches divide."""
+) -> Optional[int]:
+    """Show the units of each IPU, batches, and predicted memory and time. Exits with 2 if PopTorch would refuse it."""
+    from vit_ipu.cli.plan_output import print_candidates, print_plan
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_plan
+    from vit_ipu.plan import describe_candidate, describe_plan, search_plans, write_candidates
 
-    print_plan(describe_plan(load_config(config, overrides or ())), as_json=as_json)
+    if (pod is not None or output is not None) and not search:
+        raise ConfigError(f"--{'output' if pod is None else 'pod'} has no effect without --search: add --search")
+    loaded = load_config(config, overrides or ())
+    described = describe_plan(loaded, hardware)
+    found = search_plans(loaded, hardware, pod) if search else []
+    paths = write_candidates(found, output) if output is not None else []
+    if as_json:
+        candidates = {"search": [describe_candidate(candidate) for candidate in found]} if search else {}
+        print_json({**described, **candidates})
+    else:
+        print_plan(described)
+        if search:
+            print_candidates(found, paths)
+    return 2 if described["violations"] else None
 
 
 @app.command()

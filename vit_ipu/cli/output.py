@@ -167,41 +167,7 @@ def print_predictions(
             print(f"  {100 * probability:6.2f} %  {message(name)}")
 
 
-# ------------------------------------------------------------------------- plan, compile, benchmark
-
-
-def print_plan(plan: Dict[str, Any], *, as_json: bool) -> None:
-    """Prints the units of each IPU, the batch sizes, and the settings that PopTorch would refuse."""
-    from vit_ipu.pipeline import BatchPlan
-
-    if as_json:
-        print_json(plan)
-        return
-    batches = BatchPlan(**{field: plan[field] for field in BatchPlan.__dataclass_fields__})
-    for ipu, units in enumerate(plan["placement"]):
-        print(f"IPU {ipu}: {', '.join(units)}")
-    print()
-    print(f"{plan['num_ipus']} IPUs = {plan['ipus_per_replica']} a replica x {plan['replication_factor']} replicas")
-    print(batches.equation)
-    print(
-        f"host step {plan['samples_per_step']:,} = global batch {plan['global_batch_size']:,} x device iterations "
-        f"{plan['device_iterations']}"
-    )
-    print(
-        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: with ramp-up and "
-        f"ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
-    )
-    print(f"evaluation {plan['evaluation_samples_per_step']:,} images per inference call")
-    layout = [plan["placement"], plan["replication_factor"]]
-    if layout != [plan["evaluation_placement"], plan["evaluation_replication_factor"]]:
-        for ipu, units in enumerate(plan["evaluation_placement"]):
-            print(f"evaluation IPU {ipu}: {', '.join(units)}")
-        print(
-            f"evaluation {plan['evaluation_num_ipus']} IPUs = {len(plan['evaluation_placement'])} a replica x "
-            f"{plan['evaluation_replication_factor']} replicas"
-        )
-    for violation in plan["violations"]:
-        print(f"PopTorch would refuse: {violation}")
+# ------------------------------------------------------------------------------- compile, benchmark
 
 
 def print_check(console: "Console", name: str, report: "CheckReport", *, as_json: bool) -> None:

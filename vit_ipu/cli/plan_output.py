@@ -1,0 +1,150 @@
+"""Output of `plan`: placement, batch arithmetic, predicted memory and time, and what the search found."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence
+
+from vit_ipu.text import counted
+
+if TYPE_CHECKING:
+    from vit_ipu.planner.search import Candidate
+
+_MEGABYTE = 1e6
+_BAR = 10
+_COLUMNS = {
+    "parameters": ("param", 5),
+    "gradients": ("grad", 4),
+    "optimizer_state": ("state", 5),
+    "stash": ("stash", 5),
+    "activations": ("activ", 5),
+    "temporaries": ("temp", 4),
+    "buffers": ("buf", 3),
+    "code": ("code", 4),
+}
+"""Heading and width of the column of each kind of memory."""
+_VERDICTS = {True: "yes", False: "no", None: "?"}
+_WIDTH = 80
+
+
+def print_plan(plan: Dict[str, Any]) -> None:
+    """Prints the placement, the batch sizes, the predictions, and the settings that PopTorch would refuse."""
+    _print_batches(plan)
+    _print_evaluation(plan)
+    _print_memory(plan)
+    _print_time(plan)
+    for violation in plan["violations"]:
+        print(f"PopTorch would refuse: {violation}")
+
+
+def _print_batches(plan: Dict[str, Any]) -> None:
+    from vit_ipu.pipeline import BatchPlan
+
+    batches = BatchPlan(**{field: plan[field] for field in BatchPlan.__dataclass_fields__})
+    for ipu, units in enumerate(plan["placement"]):
+        print(f"IPU {ipu}: {', '.join(units)}")
+    print()
+    print(f"{plan['num_ipus']} IPUs = {plan['ipus_per_replica']} a replica x {plan['replication_factor']} replicas")
+    print(batches.equation)
+    print(
+        f"host step {plan['samples_per_step']:,} = global batch {plan['global_batch_size']:,} x device iterations "
+        f"{plan['device_iterations']}"
+    )
+    _print_wrapped(
+        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: with ramp-up and "
+        f"ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
+    )
+
+
+def _print_evaluation(plan: Dict[str, Any]) -> None:
+    print(f"evaluation {plan['evaluation_samples_per_step']:,} images per inference call")
+    layout = [plan["placement"], plan["replication_factor"]]
+    if layout != [plan["evaluation_placement"], plan["evaluation_replication_factor"]]:
+        for ipu, units in enumerate(plan["evaluation_placement"]):
+            print(f"evaluation IPU {ipu}: {', '.join(units)}")
+        print(
+            f"evaluation {plan['evaluation_num_ipus']} IPUs = {len(plan['evaluation_placement'])} a replica x "
+            f"{plan['evaluation_replication_factor']} replicas"
+        )
+
+
+def _print_memory(plan: Dict[str, Any]) -> None:
+    capacity = plan["ipus"][0]["memory_capacity"] / _MEGABYTE
+    print()
+    print(f"Predicted memory in training, MB of the {capacity:.0f} MB of each {plan['hardware']} IPU:")
+    heads = " ".join(f"{head:>{width}}" for head, width in _COLUMNS.values())
+    print(f"IPU {heads} total {'':{_BAR + 2}} {'range':>9} fits")
+    for row in plan["ipus"]:
+        sizes = (f"{row['memory_bytes'][kind] / _MEGABYTE:{width}.0f}" for kind, (_, width) in _COLUMNS.items())
+        total = sum(row["memory_bytes"].values())
+        ends = "-".join(f"{row[end] / _MEGABYTE:.0f}" for end in ("memory_low", "memory_high"))
+        bar = _bar(total, row["memory_high"], row["memory_capacity"])
+        verdict = _VERDICTS[row["fits"]]
+        print(f"{row['ipu']:3} {' '.join(sizes)} {total / _MEGABYTE:5.0f} {bar} {ends:>9} {verdict:>4}")
+    print("# predicted, - up to the highest of its range, ? not known: docs/planner.md")
+    _print_verdict(plan)
+
+
+def _bar(total: int, high: int, capacity: int) -> str:
+    """Returns a bar of the predicted memory (#) and its upper range (-) on the IPU's memory."""
+    filled, possible = (min(round(_BAR * size / capacity), _BAR) for size in (total, high))
+    return f"[{'#' * filled}{'-' * (possible - filled)}{' ' * (_BAR - possible)}]"
+
+
+def _print_verdict(plan: Dict[str, Any]) -> None:
+    text = {
+        True: "Predicted to fit.",
+        False: "Predicted not to fit: the lowest total of an IPU is more than its memory.",
+        None: "Not known whether it fits: an IPU's memory is within the range of its total.",
+    }[plan["fits"]]
+    _print_wrapped(text)
+    if plan["advice"]:
+        _print_wrapped(f"What would fit, each alone: {', '.join(plan['advice'][:4])}")
+
+
+def _print_time(plan: Dict[str, Any]) -> None:
+    print()
+    print(f"Predicted time of a cycle, on {plan['hardware']} IPUs:")
+    print("IPU       ms   busy  most of it")
+    for row in plan["ipus"]:
+        kind = max(row["seconds_by_kind"], key=lambda name: row["seconds_by_kind"][name])
+        print(f"{row['ipu']:3} {1e3 * row['seconds']:8.2f} {100 * row['utilisation']:4.0f} %  {kind}")
+    predicted = plan["predicted"]
+    print(
+        f"Predicted {predicted['images_per_second']:,.0f} images/s in training, between {predicted['low']:,.0f} and "
+        f"{predicted['high']:,.0f}"
+    )
+    print(f"Predicted {predicted['seconds_per_update']:.3g} s an update, limited by {predicted['limited_by']}")
+    if predicted["seconds_to_finish"] is not None:
+        print(f"Predicted {_duration(predicted['seconds_to_finish'])} for the run, without evaluations")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _print_wrapped(text: str) -> None:
+    for line in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False):
+        print(line)
+
+
+def print_candidates(candidates: "Sequence[Candidate]", paths: "Sequence[Path]") -> None:
+    """Prints what the search found, as YAML for the section `pipeline`, and the files written."""
+    print()
+    if not candidates:
+        print("--search: nothing on this POD is predicted to fit for sure; use more IPUs or a smaller image")
+    for number, candidate in enumerate(candidates, 1):
+        print(f"# {number}: predicted {candidate.images_per_second:,.0f} images/s, predicted to fit")
+        print("\n".join(_yaml_lines(candidate)))
+    for path in paths:
+        print(f"written {path}")
+    if paths:
+        print(f"{counted(len(paths), 'config')} ready to run: vit-ipu train {paths[0]}")
+
+
+def _yaml_lines(candidate: "Candidate") -> List[str]:
+    from vit_ipu.plan import pipeline_yaml
+
+    return ["pipeline:", *(f"  {line}" for line in pipeline_yaml(candidate).splitlines())]
