@@ -13,7 +13,7 @@ from vit_ipu.errors import ConfigError
 from vit_ipu.files import write_whole
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_units, utilisation
-from vit_ipu.planner.hardware import BOW, GC200, Hardware, hardware_named, pod_for
+from vit_ipu.planner.hardware import Hardware, hardware_named, hardware_of, pod_for
 from vit_ipu.planner.prediction import predict
 from vit_ipu.planner.search import Candidate, search
 
@@ -62,7 +62,7 @@ def describe_plan(config: Config, hardware: Optional[str] = None) -> Dict[str, A
 def _hardware(config: Config, name: Optional[str]) -> Hardware:
     if name is not None:
         return hardware_named(name)
-    return GC200 if config.pipeline.ipu_version == 2 else BOW
+    return hardware_of(config.pipeline.ipu_version)
 
 
 def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> List[Candidate]:

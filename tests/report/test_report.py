@@ -70,6 +70,16 @@ def test_only_a_run_on_ipus_shows_their_placement(run, empty_folder):
     assert "IPU" not in re.sub(r"(?s)<details>.*?</details>", "", trained(run, empty_folder, "cpu"))
 
 
+def test_the_pipeline_shows_the_predicted_memory_of_each_ipu(run, empty_folder):
+    page = trained(run, empty_folder, "ipu-sim")
+    assert "Predicted megabytes in training on each gc200 IPU, not measured" in page
+    table = page.split('<table class="memory">')[1].split("</table>")[0]
+    plan = json.loads(run("plan", "tiny.yaml", "--json"))
+    totals = [f"{sum(ipu['memory_bytes'].values()) / 1e6:,.0f}" for ipu in plan["ipus"]]
+    rows = re.findall(r"<tr><th scope=\"row\">IPU \d</th>(.*?)</tr>", table)
+    assert [re.findall(r'class="number">([\d,]+)<', row)[-1] for row in rows] == totals
+
+
 def test_the_best_update_is_marked(run, empty_folder):
     trained(run, empty_folder, "cpu", keep_best="loss", checkpoint_every=2)
     best = json.loads((empty_folder / "run-cpu" / "best.json").read_text())["update"]

@@ -17,6 +17,7 @@ from vit_ipu.config import Config
 from vit_ipu.errors import DeviceError, UserError
 from vit_ipu.ipu_rules import require_runnable
 from vit_ipu.pipeline import BatchPlan, num_ipus
+from vit_ipu.text import counted
 
 DEVICES = ("auto", "ipu", "ipu-sim", "ipu-sim:cuda", "cuda", "cpu")
 NUMERICS = ("exact", "ipu")
@@ -140,7 +141,7 @@ def describe_hardware(device: Device) -> str:
     """Describes the hardware of the device, for records and environment files: that of all processes of torchrun."""
     if device.kind == "ipu":
         return "IPU"
-    on_cpu = f"CPU, {torch.get_num_threads()} threads"
+    on_cpu = f"CPU, {counted(torch.get_num_threads(), 'thread')}"
     hardware = torch.cuda.get_device_name() if device.tensors == "cuda" else on_cpu
     if not device.simulated and num_processes() > 1:
         hardware = f"{num_processes()} x {hardware}"

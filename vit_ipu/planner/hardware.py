@@ -104,6 +104,11 @@ def hardware_named(name: str) -> Hardware:
     return HARDWARE[name]
 
 
+def hardware_of(ipu_version: int) -> Hardware:
+    """Returns the figures of the IPUs of a config's `pipeline.ipu_version`: 2 is a Mk2, 21 a Bow."""
+    return GC200 if ipu_version == 2 else BOW
+
+
 def pod_for(num_ipus: int) -> int:
     """Returns the IPUs of the smallest POD that has `num_ipus`. Raises ConfigError if no POD has as many."""
     for ipus in PODS:

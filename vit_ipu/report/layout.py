@@ -31,6 +31,9 @@ pre {{ background: var(--block); padding: .8rem; overflow-x: auto; font-size: 13
 .confusion td {{ text-align: right; min-width: 2.2rem; font-variant-numeric: tabular-nums; }}
 .confusion thead th {{ vertical-align: bottom; max-width: 6rem; }}
 .bar {{ display: inline-block; height: .7rem; background: var(--first); vertical-align: middle; }}
+.bar.possible {{ opacity: .35; }}
+.scale {{ display: inline-block; height: .9rem; line-height: .9rem; white-space: nowrap; background: var(--grid); }}
+.memory {{ font-size: 13px; }}
 summary {{ cursor: pointer; }}
 @media print {{ section {{ break-inside: avoid; }} body {{ margin: 0; }} }}
 </style></head><body>

@@ -13,6 +13,7 @@ from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
 from vit_ipu.report.layout import page, section, table
+from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
 from vit_ipu.report.settings import changed_settings
 from vit_ipu.report.timetable import timetable_svg
@@ -167,4 +168,4 @@ def _pipeline(config: Config) -> str:
         ),
     ]
     picture = timetable_svg(ipus, plan.gradient_accumulation)
-    return f'{table(rows)}<div class="wide">{picture}</div>'
+    return f'{table(rows)}<div class="wide">{picture}</div>{memory_table(config)}'

@@ -1,0 +1,50 @@
+"""Table of the predicted memory of each IPU against what the IPU has."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+from vit_ipu.config import Config
+from vit_ipu.planner.hardware import hardware_of
+from vit_ipu.planner.memory import KINDS, IpuMemory, memory_per_ipu
+from vit_ipu.report.layout import cell
+
+_MEGABYTE = 1e6
+_WIDTH = 9
+"""Width of a bar, in units of the font's size, that stands for all memory of an IPU."""
+_VERDICTS = {True: "fits", False: "does not fit", None: "not known"}
+
+
+def memory_table(config: Config) -> str:
+    """Returns predicted megabytes by kind and IPU, with a bar for the total and its range, as HTML."""
+    hardware = hardware_of(config.pipeline.ipu_version)
+    ipus = memory_per_ipu(config, hardware)
+    names = ["", *(kind.replace("_", " ") for kind in KINDS), "total", f"of {ipus[0].capacity / _MEGABYTE:,.0f} MB", ""]
+    head = "".join(f'<th scope="col">{cell(name)}</th>' for name in names)
+    rows = "".join(_row(number, memory) for number, memory in enumerate(ipus))
+    note = (
+        f"<p>Predicted megabytes in training on each {cell(hardware.name)} IPU, not measured. The light part of a bar "
+        "is what the total may be at most.</p>"
+    )
+    return f'{note}<div class="wide"><table class="memory"><thead><tr>{head}</tr></thead>{rows}</table></div>'
+
+
+def _row(number: int, memory: IpuMemory) -> str:
+    sizes = [*(memory.by_kind[kind] for kind in KINDS), memory.total]
+    numbers = "".join(f'<td class="number">{size / _MEGABYTE:,.0f}</td>' for size in sizes)
+    bar = "".join(_piece(share, kind) for share, kind in _pieces(memory))
+    verdict = _VERDICTS[memory.fits]
+    return (
+        f'<tr><th scope="row">IPU {number}</th>{numbers}<td><span class="scale" style="width: {_WIDTH}em">{bar}</span>'
+        f"</td><td>{verdict}</td></tr>"
+    )
+
+
+def _pieces(memory: IpuMemory) -> List[Tuple[float, str]]:
+    """Returns the shares of the memory that the total takes, and that it may take besides, at most all together."""
+    total, high = (min(size / memory.capacity, 1.0) for size in (memory.total, memory.range[1]))
+    return [(total, "bar"), (max(0.0, high - total), "bar possible")]
+
+
+def _piece(share: float, kind: str) -> str:
+    return f'<span class="{kind}" style="width: {_WIDTH * share:.2f}em"></span>'
