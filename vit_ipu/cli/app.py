@@ -133,6 +133,9 @@ def train(
         Optional[List[str]],
         typer.Option(metavar="SECTION.KEY", help="With --resume: accept another value of this setting."),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove an earlier run of this config from the run folder, and start.")
+    ] = False,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
     rescan: Rescan = False,
@@ -142,18 +145,20 @@ def train(
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
-    from vit_ipu.train import open_run_folder
+    from vit_ipu.train import open_run_folder, remove_earlier_run
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
     loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    path = output or _default_output(config, resume=resume)
+    path = output or _default_output(config, resume=resume, restart=restart)
     if not _is_first_instance(loaded, resolved):
         _train_beside_the_first(loaded, resolved, path, options)
         return None
     changes = allow_config_change or ()
+    if restart:
+        remove_earlier_run(path, loaded, resume=resume)
     with open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print) as folder:
         try:
             print_run_header(console, loaded, resolved, folder)
@@ -449,10 +454,10 @@ def _prepare(
     return loaded, resolved
 
 
-def _default_output(config: Path, *, resume: bool) -> Path:
-    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume, the last one that exists."""
+def _default_output(config: Path, *, resume: bool, restart: bool = False) -> Path:
+    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume or restart, the last that exists."""
     paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
     taken = [path for path in paths if (path / "config.yaml").exists()]
-    if resume:
+    if resume or restart:
         return taken[-1] if taken else paths[0]
     return next(path for path in paths if path not in taken)
