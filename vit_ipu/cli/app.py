@@ -16,6 +16,7 @@ from vit_ipu.cli.console import error_line, exit_code, make_console, print_error
 from vit_ipu.cli.output import (
     interrupted_pack,
     print_compilation,
+    print_config,
     print_conversion,
     print_evaluation,
     print_json,
@@ -24,6 +25,8 @@ from vit_ipu.cli.output import (
     print_plan,
     print_predictions,
     print_run_header,
+    print_shipped,
+    print_started,
     print_summary,
     print_throughput,
     print_verified,
@@ -184,6 +187,52 @@ def _train_beside_the_first(config: "Config", device: "Device", path: Path, opti
     from vit_ipu.train import train as run
 
     run(config, device, RunFolder(path), **options)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Images, in one folder for each class.")],
+    model: Annotated[
+        Optional[str], typer.Option(metavar="WEIGHTS", help="Weights to fine-tune; random weights if not given.")
+    ] = None,
+    device: DeviceName = "auto",
+    output: Annotated[Optional[Path], typer.Option(help="Config to write; FOLDER's name.yaml if not given.")] = None,
+    num_heads: NumHeads = None,
+    sha256: Annotated[Optional[str], typer.Option(help="SHA-256 of WEIGHTS; needed for https.")] = None,
+    trust_pickle: TrustPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Look at a folder of images and at weights, and write a config that trains."""
+    from vit_ipu.init import init as run
+
+    console = make_console(as_json)
+    options: Dict[str, Any] = {"num_heads": num_heads, "sha256": sha256, "trust_pickle": trust_pickle}
+    found = run(folder, model=model, device=device, output=output, notify=console.print, **options)
+    print_started(console, found, as_json=as_json)
+
+
+@app.command()
+def config(
+    name: Annotated[
+        Optional[str], typer.Argument(metavar="[NAME]", help="A shipped config or a YAML file; all if not given.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a config, for editors.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped configs, show one with all its keys, or print the JSON schema."""
+    from vit_ipu.config_file import describe_shipped, load_config
+
+    if schema:
+        from vit_ipu.config_reference import json_schema
+
+        print_json(json_schema())
+    elif name is not None:
+        print_config(load_config(name, overrides or ()), as_json=as_json)
+    elif overrides:
+        raise ConfigError("--set needs the NAME of a config: vit-ipu config NAME --set SECTION.KEY=VALUE")
+    else:
+        print_shipped(describe_shipped(), as_json=as_json)
 
 
 @app.command()
