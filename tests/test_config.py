@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.config_file import _load_yaml, dump_config, load_config, parse_config, shipped_configs
 from vit_ipu.errors import ConfigError, suggest
-from vit_ipu.ipu_rules import ipu_violations
+from vit_ipu.ipu_rules import ipu_violations, require_runnable
+from vit_ipu.pipeline import num_ipus
 from vit_ipu.unused_options import unused_options
 from vit_ipu.variants import VARIANTS
 
@@ -35,20 +36,34 @@ def test_every_row_of_the_reference_table_has_a_config():
     rows = {"quickstart", *PUBLISHED}
     rows |= {f"mmcls_vit_{v}_pretrain_224" for v in ("base_patch16", "base_patch32", "large_patch16")}
     rows |= {f"mmcls_vit_{v}_finetune_384" for v in ("base_patch16", "base_patch32", "large_patch16")}
-    assert set(SHIPPED) == rows
+    assert set(SHIPPED) == rows | {"own_folder_gpu", "own_folder_pod4", "own_folder_pod16"}
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own_folder_gpu"}))
 def test_shipped_config_is_valid_and_runs_on_ipus(name):
     assert ipu_violations(load_config(SHIPPED[name])) == []
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_the_config_for_a_gpu_runs_on_one_device_without_a_note(kind):
+    config = load_config(SHIPPED["own_folder_gpu"])
+    assert require_runnable(config, kind) == []
+    assert unused_options(config) == []
+
+
+@pytest.mark.parametrize(("name", "ipus"), [("own_folder_pod4", 4), ("own_folder_pod16", 16)])
+def test_the_configs_for_pods_take_all_their_ipus(name, ipus):
+    assert num_ipus(load_config(SHIPPED[name])) == ipus
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_config_opens_with_its_command_and_reference(name):
     header = SHIPPED[name].read_text().split("\nmodel:")[0]
-    assert f"vit-ipu train pipeline_configs/{name}.yaml --device ipu" in header
+    device = "cuda" if name == "own_folder_gpu" else "ipu"
+    assert header.startswith("# yaml-language-server: $schema=config.schema.json\n")
+    assert f"vit-ipu train pipeline_configs/{name}.yaml --device {device}" in header
     if name != "quickstart":
-        assert "Reference" in header
+        assert "Derived, unpublished" in header if name.startswith("own_folder") else "Reference" in header
         assert "Not yet measured here" in header
 
 
@@ -421,8 +436,6 @@ def test_all_missing_keys_are_told_at_once(change, expected):
 
 
 def test_pipeline_may_be_left_out_on_one_device_but_not_on_ipus():
-    from vit_ipu.ipu_rules import require_runnable
-
     values = tiny_values(model={"gelu": "erf"})
     del values["pipeline"]
     config = parse_config(values)

@@ -150,6 +150,7 @@ def describe_shipped() -> Dict[str, str]:
 def _purpose(text: str) -> str:
     """Returns the first sentence of the second paragraph of a header; the first paragraph is the command."""
     lines = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    lines = [line for line in lines if not line.startswith(SCHEMA_COMMENT)]
     paragraph = "\n".join(line[1:].strip() for line in lines).partition("\n\n")[2]
     return re.split(r"(?<=[^ ]{2}[.:])\s", single_line(paragraph), maxsplit=1)[0].rstrip(".:")
 

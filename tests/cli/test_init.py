@@ -110,6 +110,18 @@ def test_the_name_is_that_of_the_folder_and_the_first_line_names_the_schema(run,
     assert load_config("../here.yaml").data.path == "."
 
 
+@pytest.mark.parametrize(
+    ("name", "device"), [("own_folder_gpu", "cpu"), ("own_folder_pod4", "ipu-sim"), ("own_folder_pod16", "ipu-sim")]
+)
+def test_the_shipped_configs_for_ones_own_folder_train(run, folder, name, device):
+    small = ["model.variant=vit_test", "model.image_size=28", "pipeline.global_batch_size=224", "data.num_workers=0"]
+    own = ["data.path=pictures", "model.num_classes=3", "model.init=null", "optim.warmup_updates=0", "run.epochs=1"]
+    if device == "ipu-sim":
+        small.append("pipeline.layers_per_ipu=[1, 1, 1, 1]")
+    sets = [part for override in small + own for part in ("--set", override)]
+    assert "top-1" in run("train", name, "--device", device, "--output", "run", *sets)
+
+
 def test_names_with_line_breaks_stay_in_their_comment(run, folder):
     os.rename("pictures/cat", "pictures/x\nmodel: {}")
     run("init", "pictures", "--device", "cpu")

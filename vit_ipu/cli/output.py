@@ -42,7 +42,8 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
     ipus = len(config.layers_per_ipu)
     compute = config.precision.resolve_compute(device.kind)
     console.print(f"{device}: {describe_hardware(device)}, {compute}")
-    console.print(f"{BatchPlan.of(config).equation}, on {ipus} {'IPU' if ipus == 1 else 'IPUs'} each")
+    each = "" if config.batch_sizes_left_out else f", on {ipus} {'IPU' if ipus == 1 else 'IPUs'} each"
+    console.print(f"{BatchPlan.of(config).equation}{each}")
     console.print(f"run folder {folder.path}")
 
 
