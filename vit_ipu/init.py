@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Optional
 
 from vit_ipu import __version__
 from vit_ipu.backends.build import DEVICES, resolve_device
@@ -105,14 +106,25 @@ def _folder_name(folder: str) -> str:
 
 
 def _write_new(target: Path, text: str) -> None:
-    """Writes a file that does not exist yet. Raises UserError if it cannot be written."""
+    """Writes a file that does not exist yet, completely or not at all. Raises UserError if it cannot be written."""
     try:
-        with target.open("x", encoding="utf-8") as file:
+        with target.open("x", encoding="utf-8") as file, _removed_on_error(target):
             file.write(text)
+            file.flush()
     except OSError as error:
         raise UserError(
             f"cannot write {escaped(str(target))}: {reason_of(error)}; name another file with --output"
         ) from None
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Removes the file if the body raises, such as on a full disk."""
+    try:
+        yield
+    except BaseException:
+        path.unlink()
+        raise
 
 
 # ------------------------------------------------------------------------------------------ weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from safetensors.torch import save_file
 from vit_ipu.config import ModelConfig
 from vit_ipu.config_file import load_config, parse_config, shipped_configs
 from vit_ipu.config_reference import json_schema
+from vit_ipu.errors import UserError
+from vit_ipu.init import init
 from vit_ipu.model import ViT
 
 CLASSES = ("cat", "dog", "owl")
@@ -120,6 +123,20 @@ def test_the_shipped_configs_for_ones_own_folder_train(run, folder, name, device
         small.append("pipeline.layers_per_ipu=[1, 1, 1, 1]")
     sets = [part for override in small + own for part in ("--set", override)]
     assert "top-1" in run("train", name, "--device", device, "--output", "run", *sets)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_config_that_cannot_be_written_completely_leaves_no_file(folder, monkeypatch, error):
+    class Full(io.TextIOWrapper):
+        def write(self, text):
+            raise error
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: Full(original(path, f"{mode}b")))
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        init("pictures", device="cpu", output=folder / "new.yaml")
+    monkeypatch.undo()
+    assert not (folder / "new.yaml").exists()
 
 
 def test_names_with_line_breaks_stay_in_their_comment(run, folder):
