@@ -64,10 +64,11 @@ lock:
 	$(LOCK) --extra dev --extra bench --python-version 3.11 -o $(LOCKED)/development.txt
 	$(LOCK) --extra test --python-version 3.8 -c constraints-ipu.txt -o $(LOCKED)/ipu-host.txt
 
+# --restart removes an earlier run of the quickstart from RUN, and refuses any other folder.
+quickstart: export QUICKSTART_RUN = $(value RUN)
 quickstart: setup
-	rm -rf $(RUN)
-	$(BIN)/vit-ipu train $(QUICKSTART) --device ipu-sim --output $(RUN)
-	$(BIN)/vit-ipu predict $(RUN) $(RUN)/examples/0[0-3]_*.png
+	$(BIN)/vit-ipu train $(QUICKSTART) --device ipu-sim --restart --output "$$QUICKSTART_RUN"
+	$(BIN)/vit-ipu predict "$$QUICKSTART_RUN" "$$QUICKSTART_RUN"/examples/0[0-3]_*.png
 
 test: setup
 	$(PYTEST)
@@ -120,5 +121,7 @@ wheel: setup
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+# VENV may come from the environment: it is removed only if it is a virtual environment that make setup made.
 clean:
-	rm -rf $(VENV) $(HOST_VENV) dist
+	test ! -f "$(VENV)/.ready" || test ! -f "$(VENV)/pyvenv.cfg" || rm -rf "$(VENV)"
+	rm -rf $(HOST_VENV) dist

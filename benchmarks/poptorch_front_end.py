@@ -35,7 +35,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         install_front_end(checkout, Path(folder))
         for name, path in shipped_configs().items():
-            print(f"{name}: {', '.join(check(load_config(path)))}")
+            config = load_config(path)
+            if not config.batch_sizes_left_out:  # which is for a GPU
+                print(f"{name}: {', '.join(check(config))}")
 
 
 def install_front_end(checkout: Path, folder: Path) -> None:

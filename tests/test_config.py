@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import tiny_config, tiny_values
 from pydantic import ValidationError
 
 from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.config_file import _load_yaml, dump_config, load_config, parse_config, shipped_configs
 from vit_ipu.errors import ConfigError, suggest
-from vit_ipu.ipu_rules import ipu_violations
+from vit_ipu.ipu_rules import ipu_violations, require_runnable
+from vit_ipu.pipeline import num_ipus
 from vit_ipu.unused_options import unused_options
 from vit_ipu.variants import VARIANTS
 
@@ -34,31 +36,46 @@ def test_every_row_of_the_reference_table_has_a_config():
     rows = {"quickstart", "quickstart_pretrain", "vit_small_patch14_finetune_fashion_mnist_ipu", *PUBLISHED}
     rows |= {f"mmcls_vit_{v}_pretrain_224" for v in ("base_patch16", "base_patch32", "large_patch16")}
     rows |= {f"mmcls_vit_{v}_finetune_384" for v in ("base_patch16", "base_patch32", "large_patch16")}
-    assert set(SHIPPED) == rows
+    assert set(SHIPPED) == rows | {"own_folder_gpu", "own_folder_pod4", "own_folder_pod16"}
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"own_folder_gpu"}))
 def test_shipped_config_is_valid_and_runs_on_ipus(name):
     assert ipu_violations(load_config(SHIPPED[name])) == []
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_the_config_for_a_gpu_runs_on_one_device_without_a_note(kind):
+    config = load_config(SHIPPED["own_folder_gpu"])
+    assert require_runnable(config, kind) == []
+    assert unused_options(config) == []
+
+
+@pytest.mark.parametrize(("name", "ipus"), [("own_folder_pod4", 4), ("own_folder_pod16", 16)])
+def test_the_configs_for_pods_take_all_their_ipus(name, ipus):
+    assert num_ipus(load_config(SHIPPED[name])) == ipus
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_config_opens_with_its_command_and_reference(name):
     header = SHIPPED[name].read_text().split("\nmodel:")[0]
-    assert f"vit-ipu train pipeline_configs/{name}.yaml --device ipu" in header
+    device = "cuda" if name == "own_folder_gpu" else "ipu"
+    assert header.startswith("# yaml-language-server: $schema=config.schema.json\n")
+    assert f"vit-ipu train pipeline_configs/{name}.yaml --device {device}" in header
     if name != "quickstart":
-        assert "Reference" in header
+        assert "Derived, unpublished" in header if name.startswith("own_folder") else "Reference" in header
         assert "Not yet measured here" in header
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_config_states_only_what_differs_from_the_defaults(name):
     config = load_config(SHIPPED[name])
+    declared = {"width", "depth", "num_heads", "patch_size", "global_batch_size", "micro_batch_size"}
     defaults = {section: type(getattr(config, section)).model_fields for section in Config.model_fields}
     repeated = [
         f"{section}.{key}"
         for section, fields in defaults.items()
-        for key in getattr(config, section).model_fields_set - {"width", "depth", "num_heads", "patch_size"}
+        for key in getattr(config, section).model_fields_set - declared
         if not fields[key].is_required() and fields[key].default == getattr(getattr(config, section), key)
     ]
     assert repeated == []
@@ -330,6 +347,174 @@ def test_unreadable_file_is_refused(tmp_path, make, reason):
     make(path)
     with pytest.raises(ConfigError, match=reason):
         load_config(path)
+
+
+# Keys that other programs have, with the text that the message must contain.
+FOREIGN = {
+    "optim.lr": "did you mean 'optim.learning_rate'?",
+    "optim.learning_rte": "did you mean 'learning_rate'?",
+    "optim.LR": "did you mean 'optim.learning_rate'?",
+    "optim.warmup_steps": "did you mean 'optim.warmup_updates'?",
+    "optim.clip-grad": "did you mean 'optim.max_grad_norm'?",
+    "optim.epochs": "did you mean 'run.epochs'?",
+    "optim.layer_decay": "all layers have one learning rate here",
+    "run.ema": "there is no moving average of the weights here; run.keep_best keeps the best checkpoint",
+    "run.batch_size": "did you mean 'pipeline.global_batch_size'?",
+    "run.max_steps": "did you mean 'run.updates'?",
+    "run.output_dir": "it is an option of the command: --output FOLDER",
+    "run.early_stopping": "a run always trains to its end",
+    "pipeline.gradient_accumulation_steps": "it follows from pipeline.global_batch_size / (micro_batch_size x",
+    "model.img_size": "did you mean 'model.image_size'?",
+    "model.pretrained": "did you mean 'model.init'?",
+    "model.learning_rate": "did you mean 'optim.learning_rate'?",
+    "data.val_split": "did you mean 'data.holdout'?",
+    "data.workers": "did you mean 'data.num_workers'?",
+    "data.shuffle": "training images are always shuffled",
+    "precision.fp16": "did you mean 'precision.compute'?",
+    "data.qqq": ": use one of source, path",
+}
+
+
+@pytest.mark.parametrize("key", list(FOREIGN))
+def test_keys_of_other_programs_get_the_right_suggestion(key):
+    section, _, name = key.partition(".")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tiny_values(**{section: {name: 1}}))
+    assert str(caught.value).startswith(f"{key}: unknown key")
+    assert FOREIGN[key] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("lr", 0.1, "did you mean 'optim.learning_rate'?"),
+        ("learning_rate", 0.1, "did you mean 'optim.learning_rate'?"),
+        ("optimizer", {"lr": 1}, "did you mean 'optim'?"),
+        ("optimizer", "adamw", "did you mean 'optim.optimizer'?"),
+        ("training", {}, "did you mean 'run'?"),
+        ("ema", True, "there is no moving average"),
+        ("pipline", {}, "did you mean 'pipeline'?"),
+        ("zzz", {}, "use one of model, data, pipeline"),
+    ],
+)
+def test_sections_of_other_programs_get_the_right_suggestion(name, value, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**tiny_values(), name: value})
+    assert str(caught.value).startswith(f"{name}: unknown key")
+    assert expected in str(caught.value)
+
+
+def test_every_suggestion_is_a_key():
+    from vit_ipu import config_mistakes
+
+    assert set(config_mistakes._RENAMED) <= set(config_mistakes.all_keys())
+    names = {key.partition(".")[2] for key in config_mistakes.all_keys()}
+    assert not names & set(config_mistakes._WHY_ABSENT)
+    assert not set(config_mistakes._BY_FOREIGN_NAME) & set(config_mistakes._WHY_ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"optim": {}}, "these keys are missing: optim.optimizer, optim.learning_rate"),
+        ({"optim": None, "run": None}, "these keys are missing: optim.optimizer, optim.learning_rate, run.epochs"),
+        ({"model": {}, "data": {}}, "these keys are missing: model.variant, data.source"),
+        ({"model": {"width": 32, "depth": 4}}, "these keys are missing: model.num_heads, model.patch_size"),
+        ({"optim": {"optimizer": "sgd"}}, "optim.learning_rate: is missing"),
+        (
+            {"optim": {"lr": 0.1}, "data": {}},
+            "optim.lr: unknown key; did you mean 'optim.learning_rate'?; data.source, optim.optimizer are missing",
+        ),
+    ],
+)
+def test_all_missing_keys_are_told_at_once(change, expected):
+    values = {**tiny_values(), **change}
+    values = {name: part for name, part in values.items() if part is not None}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    assert str(caught.value).startswith(expected)
+
+
+def test_pipeline_may_be_left_out_on_one_device_but_not_on_ipus():
+    values = tiny_values(model={"gelu": "erf"})
+    del values["pipeline"]
+    config = parse_config(values)
+    assert (config.pipeline.global_batch_size, config.pipeline.gradient_accumulation) == (64, 8)
+    assert require_runnable(config, "cpu") == require_runnable(config, "cuda") == []
+    for kind in ("ipu", "ipu-sim"):
+        with pytest.raises(
+            ConfigError, match=r"pipeline.global_batch_size and pipeline.micro_batch_size must be given"
+        ):
+            require_runnable(config, kind)
+    half = parse_config({**values, "pipeline": {"global_batch_size": 32}})
+    with pytest.raises(ConfigError, match=r"^pipeline.micro_batch_size must be given for IPUs"):
+        require_runnable(half, "ipu")
+    assert parse_config(yaml.safe_load(dump_config(config))).batch_sizes_left_out == ()
+
+
+BLAMED = {
+    ("optim.lr=1",): "--set optim.lr=1: unknown key; did you mean 'optim.learning_rate'?",
+    ("run.updates=many",): "--set run.updates=many: should be a valid integer, got 'many'",
+    ("model.image_size=29",): "--set model.image_size=29: model: image_size 29 is not a multiple of patch_size 7",
+    ("run.seed=1", "pipeline.global_batch_size=33"): "--set pipeline.global_batch_size=33: pipeline: global_batch_size",
+    ("model.depth=2", "run.updates=3"): "--set model.depth=2: pipeline.layers_per_ipu [1, 1, 1, 1] sums to 4",
+    ("lr=1",): "--set lr=1: expected section.key=value; did you mean 'optim.learning_rate'?",
+    ("batch=1",): "--set batch=1: expected section.key=value; did you mean 'pipeline.global_batch_size'?",
+    ("zzz=1",): "--set zzz=1: expected section.key=value",
+    ("optimizer.lr=1",): "--set optimizer.lr=1: no section 'optimizer'; did you mean 'optim'?",
+    ("run.updates=[",): "--set run.updates=[: line 1:",
+    ("data.crop_scale=[1, 2",): "--set data.crop_scale=[1, 2: line 1:",
+}
+
+
+@pytest.mark.parametrize("overrides", list(BLAMED))
+def test_a_mistake_in_an_override_is_blamed_on_it(tmp_path, overrides):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_values()))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert str(caught.value).startswith(BLAMED[overrides])
+    assert str(path) not in str(caught.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_an_override(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_values(optim={"lr": 1})))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["run.updates=3"])
+    assert str(caught.value).startswith(f"{path}: optim.lr: unknown key")
+
+
+def test_two_overrides_that_do_not_fit_together_are_both_blamed(tmp_path):
+    overrides = ["optim.learning_rate=0.1", "optim.min_learning_rate=0.2"]
+    with pytest.raises(ConfigError, match=r"^--set optim.min_learning_rate=0.2: optim: min_learning_rate 0.2 is above"):
+        parse_config(tiny_values(optim={"learning_rate": 0.3}), overrides[::-1])
+    both = ["pipeline.global_batch_size=33", "pipeline.micro_batch_size=5"]
+    with pytest.raises(ConfigError, match=r"^--set pipeline.global_batch_size=33 --set pipeline.micro_batch_size=5: "):
+        parse_config(tiny_values(), both)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quikstart", "did you mean quickstart?"),
+        ("pipeline_configs/quickstrt.yaml", "did you mean quickstart?"),
+        ("mmcls_vit_base_patch16_finetune_385", "did you mean mmcls_vit_base_patch16_finetune_384?"),
+        ("mypetz.yaml", "did you mean mypets.yaml?"),
+        ("zzzzzz.yaml", "`vit-ipu config` lists the shipped configs, and `vit-ipu init FOLDER` writes one"),
+        ("photos", "`vit-ipu init photos` writes a config for images"),
+        ("run", "give run/config.yaml"),
+    ],
+)
+def test_misspelt_names_of_configs_get_a_suggestion(empty_folder, name, expected):
+    Path("mypets.yaml").write_text("")
+    Path("photos").mkdir()
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert str(caught.value).startswith(f"cannot read the config {name}: ")
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(

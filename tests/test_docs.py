@@ -41,7 +41,7 @@ def test_commands_in_the_readme_exist():
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\$ vit-ipu ([a-z]+)", readme, re.M)) <= commands
-    assert set(re.findall(r"^\| `([a-z]+) [A-Z]", readme, re.M)) | {"models"} == commands
+    assert set(re.findall(r"^\| `([a-z]+) [A-Z]", readme, re.M)) | {"models", "config"} == commands
 
 
 def test_the_map_of_modules_is_correct_and_complete():

@@ -168,6 +168,9 @@ class DataConfig(Section):
     eval_path: Optional[Name] = None
     """Held-out shards of `shards`, if `path` contains only the training shards: a folder of tar files, or a pattern
     such as imagenet-val-{00..63}.tar."""
+    holdout: Optional[Annotated[float, Field(gt=0, lt=1)]] = None
+    """`imagefolder` with the class folders directly in `path`: share of the images of each class that is held out for
+    evaluation, chosen by the names of the files; null: `path` has train/ and val/."""
     download: bool = False
     """Downloads a torchvision data set into `path` if it is missing there."""
     num_train: Optional[Positive] = None
@@ -238,6 +241,11 @@ class DataConfig(Section):
                     )
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
             raise ValueError(f"download: source {self.source} cannot be downloaded: remove the key")
+        if self.holdout is not None and self.source != "imagefolder":
+            raise ValueError(
+                f"holdout {self.holdout} divides only a folder of class folders (source imagefolder), but source is "
+                f"{self.source}, which has held-out images of its own: remove the key"
+            )
         if self.auto_augment is not None and self.rand_augment is not None:
             raise ValueError(
                 f"auto_augment {self.auto_augment} and rand_augment {list(self.rand_augment)} exclude each other: "
@@ -263,56 +271,63 @@ def _check_layers(key: str, layers: Optional[Tuple[int, ...]]) -> None:
 
 
 class PipelineConfig(Section):
-    """Split of the model over IPUs, and batch sizes, from which gradient accumulation is derived."""
+    """Split of the model over IPUs, and batch sizes, from which gradient accumulation is derived.
 
-    global_batch_size: Positive
-    """Number of samples per weight update, the same on every device."""
-    micro_batch_size: Positive
-    """Number of samples that pass through a stage at a time, on one replica."""
+    Only IPUs need this section: on a CPU or a GPU its defaults train.
+    """
+
+    global_batch_size: Positive = 64
+    """Number of samples per weight update, the same on every device; IPUs need it."""
+    micro_batch_size: Positive = 8
+    """Number of samples that pass through a stage at a time, on one replica; IPUs need it. Mixing takes the samples of
+    a micro-batch on every device."""
     replication_factor: Positive = 1
-    """Number of copies of the pipeline, in total over all hosts."""
+    """IPU: number of copies of the pipeline, in total over all hosts."""
     device_iterations: Positive = 1
     """Number of weight updates per host step, which is one call of the device."""
     layers_per_ipu: Optional[Ints] = None
-    """Number of transformer blocks on each IPU of a replica; null: all blocks on one IPU. The first IPU also takes the
-    embedding and the last IPU the head; with 0 blocks, the first or the last IPU has only the embedding or the head."""
+    """IPU: number of transformer blocks on each IPU of a replica; null: all blocks on one IPU. The first IPU also takes
+    the embedding and the last IPU the head; with 0 blocks, the first or the last IPU has only the embedding or the
+    head."""
     native_micro_batch_size: Optional[Positive] = None
-    """Number of samples that a CPU or GPU takes at a time, by merging micro-batches; null: as many as a measurement of
-    the GPU's memory allows, and on a CPU as many as it computes fastest."""
+    """CUDA and CPU: number of samples that the device takes at a time, by merging micro-batches; null: as many as a
+    measurement of the GPU's memory allows, and on a CPU as many as it computes fastest."""
     execution: Literal["pipelined", "sharded"] = "pipelined"
-    """Schedule of the stages: all at work on different micro-batches (pipelined), or one at a time (sharded)."""
+    """IPU: schedule of the stages: all at work on different micro-batches (pipelined), or one at a time (sharded)."""
     recompute: Literal["auto", "none", "every_block"] = "auto"
-    """Activations kept for the backward pass: PopTorch's choice (auto), all activations (none), or only each block's
-    output (every_block)."""
+    """IPU: activations kept for the backward pass: PopTorch's choice (auto), all activations (none), or only each
+    block's output (every_block)."""
     recompute_mid_layers: Ints = ()
-    """Blocks, counted from 0, whose activation between attention and MLP is also kept: one block on each IPU lowers the
-    peak of memory, because each half of the block is computed again on its own."""
+    """IPU: blocks, counted from 0, whose activation between attention and MLP is also kept: one block on each IPU
+    lowers the peak of memory, because each half of the block is computed again on its own."""
     available_memory_proportion: Optional[Proportions] = None
-    """Share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one for each IPU."""
+    """IPU: share of an IPU's memory for temporaries of matrix products: one number for all IPUs, or one for each
+    IPU."""
     replicated_tensor_sharding: bool = False
-    """Spreads the optimizer state over the replicas."""
+    """IPU: spreads the optimizer state over the replicas."""
     optimizer_state: Literal["on_chip", "off_chip"] = "on_chip"
-    """Memory that holds the optimizer state: the IPU's SRAM (on_chip) or streaming memory (off_chip)."""
+    """IPU: memory that holds the optimizer state: the IPU's SRAM (on_chip) or streaming memory (off_chip)."""
     io_tiles: Optional[int] = None
-    """Number of tiles reserved for input and output: an even number from 32 to 192; null: none."""
+    """IPU: number of tiles reserved for input and output: an even number from 32 to 192; null: none."""
     overlap_io: Literal["none", "accumulation_loop", "device_iteration_loop"] = "none"
-    """Copies the next input while the IPU computes: within a weight update (accumulation_loop) or also across updates
-    (device_iteration_loop). Needs `io_tiles` and `execution: sharded`."""
+    """IPU: copies the next input while the IPU computes: within a weight update (accumulation_loop) or also across
+    updates (device_iteration_loop). Needs `io_tiles` and `execution: sharded`."""
     prefetch_depth: Positive = 2
-    """Number of inputs that the host prepares ahead for each stream to the IPU."""
+    """IPU: number of inputs that the host prepares ahead for each stream to the IPU."""
     popart_options: Dict[str, Any] = {}
-    """Further options of popart::SessionOptions by name, such as `outlineThreshold: 10.0`, and `patterns`: names of
-    PopART's patterns with true or false. Enums are numbers. They replace what this program sets itself."""
+    """IPU: further options of popart::SessionOptions by name, such as `outlineThreshold: 10.0`, and `patterns`: names
+    of PopART's patterns with true or false. Enums are numbers. They replace what this program sets itself."""
     engine_options: Dict[str, Any] = {}
-    """Further options of Poplar's engine by name, such as `opt.internalExchangeOptimisationTarget: memory`."""
+    """IPU: further options of Poplar's engine by name, such as `opt.internalExchangeOptimisationTarget: memory`."""
     ipu_version: Literal[2, 21] = 2
-    """Kind of IPU that `vit-ipu compile --offline` compiles for: Mk2 (2) or Bow (21)."""
+    """IPU: kind of IPU that `vit-ipu compile --offline` compiles for: Mk2 (2) or Bow (21)."""
     executable_cache: Optional[Name] = None
-    """Folder that keeps compiled programs, so that a second start loads them; null: programs are not kept."""
+    """IPU: folder that keeps compiled programs, so that a second start loads them; null: programs are not kept."""
     synthetic_data: bool = False
-    """Makes random inputs on the IPU, so that a benchmark leaves out the host. The model learns nothing from them."""
+    """IPU: makes random inputs on the IPU, so that a benchmark leaves out the host. The model learns nothing from
+    them."""
     profile: Optional[Name] = None
-    """Folder for a PopVision report of the compilation and the run."""
+    """IPU: folder for a PopVision report of the compilation and the run."""
 
     @model_validator(mode="after")
     def _check_options(self) -> PipelineConfig:
@@ -417,7 +432,7 @@ class OptimConfig(Section):
     bias_correction: bool = True
     """LAMB: divides the moments by 1 - beta**update, which removes their bias towards 0 at the start."""
     use_combined_accum: bool = False
-    """SGD on IPUs: adds gradients directly to the velocity, which saves the memory of the accumulated gradient."""
+    """IPU: for SGD, adds gradients directly to the velocity, which saves the memory of the accumulated gradient."""
     max_weight_norm: Optional[Rate] = None
     """LAMB: upper clamp of the weight norm in the trust ratio; null: 65500, as in PopTorch."""
     exempt_max_weight_norm: Optional[Rate] = None
@@ -513,7 +528,7 @@ class Config(Section):
 
     model: ModelConfig
     data: DataConfig
-    pipeline: PipelineConfig
+    pipeline: PipelineConfig = PipelineConfig()
     precision: PrecisionConfig = PrecisionConfig()
     optim: OptimConfig
     run: RunConfig
@@ -574,6 +589,12 @@ class Config(Section):
                 f"optim.warmup_updates {self.optim.warmup_updates} is more than the {total_updates} updates of the "
                 "run: shorten the warmup"
             )
+
+    @property
+    def batch_sizes_left_out(self) -> Tuple[str, ...]:
+        """Batch sizes that the config does not state: only one CPU or GPU can do without."""
+        stated = self.pipeline.model_fields_set if "pipeline" in self.model_fields_set else set()
+        return tuple(name for name in ("global_batch_size", "micro_batch_size") if name not in stated)
 
     @property
     def layers_per_ipu(self) -> Tuple[int, ...]:

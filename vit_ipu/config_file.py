@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import yaml
 from pydantic import ValidationError
 
 from vit_ipu.config import Config
-from vit_ipu.errors import ConfigError, suggest
+from vit_ipu.config_mistakes import LONGEST_VALUE, find_mistakes, shown, suggest_file, suggest_section
+from vit_ipu.errors import ConfigError
 from vit_ipu.small_files import MAX_DEPTH, MAX_DIGITS, read_text
 from vit_ipu.text import reason_of, shortened, single_line
 
@@ -18,8 +21,13 @@ MAX_CONFIG_BYTES = 64 << 10
 """Bytes of a config, of which PyYAML reads 100,000 a second; the longest shipped config has 3,000."""
 MAX_CONFIG_VALUES = 10_000
 """Keys and values of a config, each alias counted as all that it repeats: a few lines of aliases can mean billions."""
-_LONGEST_VALUE = 200
-"""Characters of a wrong value that a message shows."""
+SCHEMA_COMMENT = "# yaml-language-server: $schema="
+"""Start of the line that tells an editor where the schema of a config is."""
+_SCHEMA = "config.schema.json"
+
+
+class OverrideError(ConfigError):
+    """A mistake in an override from the command line: the message starts with --set."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,7 +84,7 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag != "tag:yaml.org,2002:str" or not isinstance(key, str):
                 raise ConfigError(f"line {line}: key {_key_text(key_node) or '(empty)'} must be a string")
             if key in seen:
-                raise ConfigError(f"line {line}: key {_shown(key)} is given twice: remove one")
+                raise ConfigError(f"line {line}: key {shown(key)} is given twice: remove one")
             seen.add(key)
         result: Dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
@@ -85,7 +93,7 @@ class _Loader(yaml.SafeLoader):
 def _key_text(node: yaml.Node) -> str:
     """Returns a key as one line of text; for a list or a mapping, only its kind."""
     if isinstance(node, yaml.ScalarNode):
-        return shortened(single_line(node.value), _LONGEST_VALUE)
+        return shortened(single_line(node.value), LONGEST_VALUE)
     return "(a list)" if isinstance(node, yaml.SequenceNode) else "(a mapping)"
 
 
@@ -113,11 +121,18 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
         path = _shipped(Path(path))
         text = read_text(path, limit=MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the config {path}: {reason_of(error)}") from None
+        raise ConfigError(f"cannot read the config {path}: {reason_of(error)}{_instead_of(Path(path))}") from None
     try:
-        return parse_config(_load_yaml(text), overrides)
+        return parse_text(text, overrides)
+    except OverrideError:
+        raise
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_text(text: str, overrides: Sequence[str] = ()) -> Config:
+    """Validates the YAML of a config. Raises ConfigError as `load_config` does."""
+    return parse_config(_load_yaml(text), overrides)
 
 
 def shipped_configs() -> Dict[str, Path]:
@@ -127,24 +142,111 @@ def shipped_configs() -> Dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def describe_shipped() -> Dict[str, str]:
+    """Returns the first sentence about each shipped config, from its header, by name."""
+    return {name: _purpose(read_text(path)) for name, path in shipped_configs().items()}
+
+
+def _purpose(text: str) -> str:
+    """Returns the first sentence of the second paragraph of a header; the first paragraph is the command."""
+    lines = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    lines = [line for line in lines if not line.startswith(SCHEMA_COMMENT)]
+    paragraph = "\n".join(line[1:].strip() for line in lines).partition("\n\n")[2]
+    return re.split(r"(?<=[^ ]{2}[.:])\s", single_line(paragraph), maxsplit=1)[0].rstrip(".:")
+
+
+def schema_file() -> Optional[Path]:
+    """Returns the JSON schema beside the shipped configs, for editors; None if there is none."""
+    configs = list(shipped_configs().values())
+    path = configs[0].with_name(_SCHEMA) if configs else Path(_SCHEMA)
+    return path.resolve() if path.is_file() else None
+
+
 def _shipped(path: Path) -> Path:
     if path.exists() or str(path.parent) not in (".", "pipeline_configs"):
         return path
     return shipped_configs().get(path.stem, path)
 
 
+def _instead_of(path: Path) -> str:
+    """Returns the end of a message about a config that cannot be read: what was probably meant."""
+    with suppress(OSError, ValueError):
+        if path.is_dir():
+            is_run = (path / "config.yaml").is_file()
+            return f"; give {path / 'config.yaml'}" if is_run else f"; `vit-ipu init {path}` writes a config for images"
+        if not path.exists():
+            beside = [str(path.with_name(found.name)) for found in path.parent.glob("*.y*ml")]
+            shipped = [name for name in shipped_configs() if str(path.parent) in (".", "pipeline_configs")]
+            name = path.stem if path.suffix in (".yaml", ".yml") else path.name
+            by_name = {Path(found).stem: found for found in beside}
+            by_name.update({name: name for name in shipped if name not in by_name})
+            return suggest_file(name, by_name)
+    return ""
+
+
 def parse_config(values: Any, overrides: Sequence[str] = ()) -> Config:
     """Validates a mapping of sections, such as `yaml.safe_load` returns. Raises ConfigError, as `load_config` does."""
     if not isinstance(values, dict):
         raise ConfigError(f"not a config: expected the sections {', '.join(Config.model_fields)} at the top")
-    # copies, so that overrides do not change the caller's values; an empty section takes the defaults
-    values = {k: {} if v is None else dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    for override in overrides:
-        _apply_override(values, override)
+    if not overrides:
+        return _validated(values)
     try:
-        return Config.model_validate(values)
+        return _validated(_overridden(values, overrides))
+    except _Invalid as error:
+        raise _blamed(values, overrides, error) from None
+
+
+class _Invalid(ConfigError):
+    """A config that is not valid."""
+
+    def __init__(self, where: str, text: str) -> None:
+        super().__init__(f"{where}: {text}" if where else text)
+        self.where, self.text = where, text
+
+
+def _validated(values: Dict[str, Any]) -> Config:
+    """Returns the config of some sections; an empty section takes the defaults. Raises ConfigError."""
+    try:
+        return Config.model_validate({name: {} if part is None else part for name, part in values.items()})
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise _Invalid(*find_mistakes(error)) from None
+
+
+def _overridden(values: Dict[str, Any], overrides: Sequence[str]) -> Dict[str, Any]:
+    """Returns a copy of the sections with the overrides applied."""
+    changed = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    for override in overrides:
+        _apply_override(changed, override)
+    return changed
+
+
+def _blamed(values: Dict[str, Any], overrides: Sequence[str], error: _Invalid) -> ConfigError:
+    """Returns the error that names the override that causes a mistake; the error itself if the file causes it."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if error.where == key or error.where.startswith(f"{key}."):
+            return OverrideError(f"--set {shortened(override, LONGEST_VALUE)}: {error.text}")
+    for index, override in enumerate(overrides):
+        if _is_valid(values, [*overrides[:index], *overrides[index + 1 :]]):
+            return OverrideError(f"--set {shortened(override, LONGEST_VALUE)}: {error}")
+    if _is_valid(values, []):
+        all_of_them = " ".join(f"--set {override}" for override in overrides)
+        return OverrideError(f"{shortened(all_of_them, LONGEST_VALUE)}: {error}")
+    return error
+
+
+def _is_valid(values: Dict[str, Any], overrides: Sequence[str]) -> bool:
+    try:
+        _validated(_overridden(values, overrides))
+    except ConfigError:
+        return False
+    return True
+
+
+def yaml_value(value: Any) -> str:
+    """Returns a value as YAML on one line, which `load_config` reads back."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return str(text).strip()[1:-1]
 
 
 def dump_config(config: Config) -> str:
@@ -173,34 +275,17 @@ def _load_yaml(text: str) -> Any:
 def _apply_override(values: Dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.partition(".")
+    where = f"--set {shortened(override, LONGEST_VALUE)}"
     if not equals or not dot or not name:
-        raise ConfigError(f"--set {shortened(override, _LONGEST_VALUE)}: expected section.key=value")
+        meant = "" if dot else suggest_section(section, is_mapping=False).partition(": use")[0]
+        raise OverrideError(f"{where}: expected section.key=value{meant}")
     if section not in Config.model_fields:
-        known = suggest(section, Config.model_fields)
-        raise ConfigError(f"--set {shortened(override, _LONGEST_VALUE)}: no section {_shown(section)}{known}")
-    if not isinstance(values.setdefault(section, {}), dict):
+        raise OverrideError(f"{where}: no section {shown(section)}{suggest_section(section)}")
+    if values.get(section) is None:
+        values[section] = {}
+    if not isinstance(values[section], dict):
         raise ConfigError(f"{section}: expected a mapping of keys")
-    values[section][name] = _load_yaml(text)
-
-
-def _shown(value: Any) -> str:
-    return shortened(repr(value), _LONGEST_VALUE)
-
-
-def _one_line(error: ValidationError) -> str:
-    """Returns the first mistake as `section.key: what is wrong`, and the number of further mistakes."""
-    errors = error.errors(include_url=False)
-    first = min(errors, key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
-    where = shortened(".".join(str(part) for part in first["loc"]), _LONGEST_VALUE)
-    section = Config.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-    if first["type"] == "extra_forbidden":
-        known = Config.model_fields if len(first["loc"]) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
-        text = f"unknown key{suggest(str(first['loc'][-1]), known)}"
-    elif first["type"] == "missing":
-        text = "is missing"
-    elif first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
-    else:
-        text = f"{first['msg'].replace('Input should be', 'should be')}, got {_shown(first['input'])}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {text}{more}" if where else f"{text}{more}"
+    try:
+        values[section][name] = _load_yaml(text)
+    except ConfigError as error:
+        raise OverrideError(f"{where}: {error}") from None

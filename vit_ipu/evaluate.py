@@ -168,7 +168,17 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
         f"{key} is {now}, but {guessed if key.partition('.')[2] in trained.assumed else known} {before}"
         for key, now, before in compared
         if now != before
-    ]
+    ] + _other_holdout(trained, config)
+
+
+def _other_holdout(trained: ModelDescription, config: Config) -> List[str]:
+    """Returns a note if the run that trained the checkpoint held out another share of the images."""
+    before = None if trained.trained is None else trained.trained.config.data.holdout
+    now = config.data.holdout
+    if now is None or before == now or trained.trained is None:
+        return []
+    known = "null" if before is None else before
+    return [f"data.holdout is {now}, but was {known} in training: some of these images may have been trained on"]
 
 
 def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:

@@ -34,6 +34,8 @@ def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *
                 f"precision.compute float16 is for IPUs; on {device_kind} use auto, which is "
                 f"{PrecisionConfig().resolve_compute(device_kind)}"
             )
+        if config.batch_sizes_left_out:  # the config is not written for IPUs
+            return []
         return [f"only on IPUs: {text}" for text in ipu_violations(config, "ipu", num_instances, training=training)]
     violations = ipu_violations(config, device_kind, num_instances, training=training)
     if violations:
@@ -57,7 +59,7 @@ def num_rules(config: Config) -> int:
 
 def _apply_rules(config: Config, device_kind: str, num_instances: int, *, training: bool) -> List[Optional[str]]:
     """Returns the result of each rule: what is violated, or None."""
-    found = [_io_tiles(config)]
+    found = [_batch_sizes(config), _io_tiles(config)]
     if training:
         found += _placement(config, num_instances, _TRAINING_KEYS)
     found += _placement(config.for_evaluation(), num_instances, _evaluation_keys(config))
@@ -67,6 +69,17 @@ def _apply_rules(config: Config, device_kind: str, num_instances: int, *, traini
         found.append(_shards_on_io_tiles(config, num_instances))
     found.append(_number_format(config, device_kind))
     return [*found, _gelu(config.model), _layer_norm(config.model), _attention(config.model)]
+
+
+def _batch_sizes(config: Config) -> Optional[str]:
+    """Returns what is missing for a pipeline, whose batch sizes have no defaults that fit every number of stages."""
+    if not config.batch_sizes_left_out:
+        return None
+    missing = " and ".join(f"pipeline.{name}" for name in config.batch_sizes_left_out)
+    return (
+        f"{missing} must be given for IPUs, and pipeline.layers_per_ipu for more than one: a pipeline has no default "
+        "batch sizes; vit-ipu init FOLDER --device ipu writes them"
+    )
 
 
 class _Keys(NamedTuple):

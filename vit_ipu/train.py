@@ -39,6 +39,7 @@ from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
 from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until, require_tracking
+from vit_ipu.runs.removal import remove_run
 from vit_ipu.signals import StopSignal
 from vit_ipu.text import Notify, reason_of, shortened, single_line
 from vit_ipu.weights.fit import load_initial_weights
@@ -101,6 +102,13 @@ def open_run_folder(
         raise
     finally:
         folder.release()
+
+
+def remove_earlier_run(path: Path, config: Config, *, resume: bool) -> None:
+    """Removes an earlier run of this config from the run folder. Raises UserError as `remove_run` does."""
+    if resume:
+        raise UserError("--resume and --restart exclude each other: --restart removes the run that --resume continues")
+    remove_run(path, config)
 
 
 def train(

@@ -16,12 +16,13 @@ PROGRAM = """
 import json, os, signal, sys
 import popdist, torch
 from pathlib import Path
-from vit_ipu import train
+from importlib import import_module
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.backends.ipu.executor import IpuBackend
 from vit_ipu.config_file import load_config
 from vit_ipu.errors import RunFailed
 
+train = import_module("vit_ipu.train")
 event = sys.argv[2]
 config, device = load_config(sys.argv[1]), resolve_device("ipu-sim")
 original, steps = IpuBackend.train_step, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_ctrl_c_in_a_command_is_reported(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_ipu.predict.predict", interrupt)
+    monkeypatch.setattr(import_module("vit_ipu.predict"), "predict", interrupt)
     assert vit_ipu(monkeypatch, capsys, "predict", "run", "a.png", "--device", "cpu") == (
         130,
         "",
@@ -63,7 +64,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_full_disk_while_training_is_named(monkeypatch, capsys, empty_folder):
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     def refuse(*args):
         raise OSError(28, "No space left on device")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -291,7 +292,7 @@ def test_a_real_process_shows_no_traceback_unless_debugged(tmp_path):
 def test_a_bug_of_the_program_is_one_line_and_exit_1(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
-    monkeypatch.setattr("vit_ipu.plan.describe_plan", lambda *arguments: json.loads("{"))
+    monkeypatch.setattr(import_module("vit_ipu.plan"), "describe_plan", lambda *arguments: json.loads("{"))
     code, _, err = vit_ipu(monkeypatch, capsys, "plan", "tiny.yaml")
     assert code == 1
     assert err.startswith("vit-ipu: JSONDecodeError: ")

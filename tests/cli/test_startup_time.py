@@ -13,7 +13,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["models"], ["plan", "quickstart"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["train", "--help"], ["models"], ["plan", "quickstart"], ["config"], ["config", "--schema"]]
+)
 def test_no_torch_before_it_is_needed(command):
     imported = run("-X", "importtime", "-m", "vit_ipu", *command).stderr
     assert "| vit_ipu" in imported or "vit_ipu.cli.app" in imported
@@ -36,7 +38,18 @@ def test_help_answers_within_half_a_second():
 
 def test_help_names_every_command():
     text = run("-m", "vit_ipu", "--help").stdout
-    for command in ("train", "evaluate", "predict", "plan", "compile", "benchmark", "models", "report"):
+    for command in (
+        "train",
+        "evaluate",
+        "predict",
+        "plan",
+        "compile",
+        "benchmark",
+        "models",
+        "report",
+        "init",
+        "config",
+    ):
         assert f"\n  {command} " in text
 
 

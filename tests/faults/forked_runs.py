@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -206,7 +207,7 @@ def _run(
 
 def _kill_in_evaluation(batches: int) -> None:
     """Makes the process kill itself when an evaluation has had so many batches."""
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     original = train.evaluate_batches
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
 from small_runs import metrics_without_times
 
-from vit_ipu import train
 from vit_ipu.backends.contract import StepResult
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.data.loading.loader import TrainingStream
@@ -24,6 +24,8 @@ from vit_ipu.evaluate import Evaluation
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import checkpoints_in
+
+train = import_module("vit_ipu.train")
 
 
 def names_in(folder):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ AUGMENTED = {
 
 def interrupted_after(monkeypatch, updates):
     """Stops the run in its `updates`-th host step, as Ctrl-C does."""
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     original, steps = train.RunLogger.step, []
 
@@ -106,7 +107,7 @@ def test_a_resumed_float16_run_keeps_what_exact_numerics_do_not_round(monkeypatc
 def test_a_job_that_is_started_again_trains_whether_the_signal_came_during_the_start_or_later(
     monkeypatch, capsys, empty_folder
 ):
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     config = write_config(empty_folder, run={"updates": 2})
     command = ["train", config, "--device", "cpu", "--output", "runs/mine"]
@@ -224,7 +225,7 @@ def test_the_command_to_continue_has_the_numerics(monkeypatch, capsys, empty_fol
 
 def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys, empty_folder):
     """A crash, unlike Ctrl-C, loses what came after the last checkpoint, metrics included."""
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     config = write_config(empty_folder, run={"updates": 8, "checkpoint_every": 2})
     original = train.RunLogger.step
@@ -340,7 +341,7 @@ def test_weights_are_kept_when_the_evaluation_fails(monkeypatch, capsys, empty_f
 
 
 def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, empty_folder):
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     config = write_config(empty_folder)
     original = train.evaluation_loader
@@ -366,7 +367,7 @@ STOPS = {"before": "step", "at its start": "evaluation_loader", "at its end": "e
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_evaluation_that_was_lost_is_made_up_before_training_continues(monkeypatch, empty_folder, stop, how, number):
     """The first evaluation is due in the middle of the run, the second one at its end."""
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     config = small_config(updates=4, evaluate_every=2, checkpoint_every=2)
     train_in(empty_folder / "whole", config)
@@ -393,7 +394,7 @@ def test_an_evaluation_that_was_lost_is_made_up_before_training_continues(monkey
 
 
 def test_all_processes_evaluate_if_one_of_them_has_not_and_nothing_is_recorded_twice(monkeypatch, empty_folder):
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     config = small_config(updates=2)
     train_in(empty_folder / "run", config)

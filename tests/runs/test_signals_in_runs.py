@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 from helpers import vit_ipu, write_config
@@ -48,7 +49,7 @@ def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):
     ],
 )
 def test_every_signal_ends_a_run_with_a_checkpoint(monkeypatch, capsys, empty_folder, number, in_job, code):
-    from vit_ipu import train
+    train = import_module("vit_ipu.train")
 
     original = train.RunLogger.step
 

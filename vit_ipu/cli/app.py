@@ -18,6 +18,7 @@ from vit_ipu.cli.output import (
     interrupted_pack,
     print_check,
     print_compilation,
+    print_config,
     print_conversion,
     print_evaluation,
     print_json,
@@ -25,6 +26,8 @@ from vit_ipu.cli.output import (
     print_packed,
     print_predictions,
     print_run_header,
+    print_shipped,
+    print_started,
     print_summary,
     print_throughput,
     print_verified,
@@ -135,6 +138,9 @@ def train(
         Optional[List[str]],
         typer.Option(metavar="SECTION.KEY", help="With --resume: accept another value of this setting."),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove an earlier run of this config from the run folder, and start.")
+    ] = False,
     overrides: Overrides = None,
     trust_pickle: TrustPickle = False,
     rescan: Rescan = False,
@@ -144,18 +150,20 @@ def train(
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
-    from vit_ipu.train import open_run_folder
+    from vit_ipu.train import open_run_folder, remove_earlier_run
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
     loaded, resolved = _prepare(config, device, overrides, console, numerics=numerics)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    path = output or _default_output(config, resume=resume)
+    path = output or _default_output(config, resume=resume, restart=restart)
     if not _is_first_instance(loaded, resolved):
         _train_beside_the_first(loaded, resolved, path, options)
         return None
     changes = allow_config_change or ()
+    if restart:
+        remove_earlier_run(path, loaded, resume=resume)
     with open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print) as folder:
         try:
             print_run_header(console, loaded, resolved, folder)
@@ -193,6 +201,52 @@ def _train_beside_the_first(config: "Config", device: "Device", path: Path, opti
     from vit_ipu.train import train as run
 
     run(config, device, RunFolder(path), **options)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Images, in one folder for each class.")],
+    model: Annotated[
+        Optional[str], typer.Option(metavar="WEIGHTS", help="Weights to fine-tune; random weights if not given.")
+    ] = None,
+    device: DeviceName = "auto",
+    output: Annotated[Optional[Path], typer.Option(help="Config to write; FOLDER's name.yaml if not given.")] = None,
+    num_heads: NumHeads = None,
+    sha256: Annotated[Optional[str], typer.Option(help="SHA-256 of WEIGHTS; needed for https.")] = None,
+    trust_pickle: TrustPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Look at a folder of images and at weights, and write a config that trains."""
+    from vit_ipu.init import init as run
+
+    console = make_console(as_json)
+    options: Dict[str, Any] = {"num_heads": num_heads, "sha256": sha256, "trust_pickle": trust_pickle}
+    found = run(folder, model=model, device=device, output=output, notify=console.print, **options)
+    print_started(console, found, as_json=as_json)
+
+
+@app.command()
+def config(
+    name: Annotated[
+        Optional[str], typer.Argument(metavar="[NAME]", help="A shipped config or a YAML file; all if not given.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a config, for editors.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped configs, show one with all its keys, or print the JSON schema."""
+    from vit_ipu.config_file import describe_shipped, load_config
+
+    if schema:
+        from vit_ipu.config_reference import json_schema
+
+        print_json(json_schema())
+    elif name is not None:
+        print_config(load_config(name, overrides or ()), as_json=as_json)
+    elif overrides:
+        raise ConfigError("--set needs the NAME of a config: vit-ipu config NAME --set SECTION.KEY=VALUE")
+    else:
+        print_shipped(describe_shipped(), as_json=as_json)
 
 
 @app.command()
@@ -531,10 +585,10 @@ def _prepare(
     return loaded, resolved
 
 
-def _default_output(config: Path, *, resume: bool) -> Path:
-    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume, the last one that exists."""
+def _default_output(config: Path, *, resume: bool, restart: bool = False) -> Path:
+    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume or restart, the last that exists."""
     paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
     taken = [path for path in paths if (path / "config.yaml").exists()]
-    if resume:
+    if resume or restart:
         return taken[-1] if taken else paths[0]
     return next(path for path in paths if path not in taken)

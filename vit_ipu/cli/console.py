@@ -155,7 +155,9 @@ def make_console(as_json: bool, *, keep_going: bool = False) -> "Console":
     stream: Any = sys.stderr if as_json else sys.stdout
     if as_json or keep_going:
         stream = _LossyOutput(stream, "standard error" if as_json else "standard output")
-    return SafeConsole(file=_AnyText(stream), soft_wrap=True, highlight=False, markup=False)  # type: ignore[arg-type]
+    options: Any = {"soft_wrap": True, "highlight": False, "markup": False}
+    # A notebook gets plain lines, like a file: rich would show each line as an output of its own.
+    return SafeConsole(file=_AnyText(stream), force_jupyter=False, **options)  # type: ignore[arg-type]
 
 
 class _AnyText:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vit_ipu.config import Config
     from vit_ipu.data.packing.pack import PackedSplit
     from vit_ipu.evaluate import CheckpointEvaluation
+    from vit_ipu.init import Started
     from vit_ipu.predict import Prediction
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import Summary
@@ -44,7 +45,8 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
     ipus = len(config.layers_per_ipu)
     compute = config.precision.resolve_compute(device.kind)
     console.print(f"{device}: {describe_hardware(device)}, {compute}")
-    console.print(f"{BatchPlan.of(config).equation}, on {ipus} {'IPU' if ipus == 1 else 'IPUs'} each")
+    each = "" if config.batch_sizes_left_out else f", on {ipus} {'IPU' if ipus == 1 else 'IPUs'} each"
+    console.print(f"{BatchPlan.of(config).equation}{each}")
     console.print(f"run folder {folder.path}")
 
 
@@ -103,6 +105,54 @@ def _command_to_resume(folder: "RunFolder", device: "Device") -> str:
 
 def _has_option(arguments: List[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+# --------------------------------------------------------------------------------- init and config
+
+
+def print_started(console: "Console", found: "Started", *, as_json: bool) -> None:
+    """Prints what `init` found in the folder, the model, the config that it wrote, and the next command."""
+    folder = found.folder
+    if as_json:
+        values = dict(asdict(folder), config=str(found.path), model=found.model, device=found.device)
+        print_json(dict(values, next=found.train_command))
+        return
+    images = f"{folder.num_train:,} images to train on ({folder.fewest:,} to {folder.most:,} a class)"
+    console.print(f"{folder.path}: {len(folder.classes):,} classes, {images}, {folder.num_eval:,} held out")
+    if folder.holdout is not None:
+        console.print(f"held out: {100 * folder.holdout:g} % of each class, chosen by the names of the files")
+    console.print(f"median size: {folder.width} x {folder.height} pixels, of {folder.num_probed:,} images looked at")
+    if folder.unreadable:
+        console.print(
+            f"{len(folder.unreadable)} of {folder.num_probed:,} cannot be read and are left out in training "
+            f"(data.on_error: skip), such as: {folder.unreadable[0]}"
+        )
+    console.print(f"model: {found.model}")
+    console.print(f"wrote {found.path}, for {found.device}; train with:")
+    console.print(f"  {found.train_command}")
+
+
+def print_config(config: "Config", *, as_json: bool) -> None:
+    """Prints a config with all its keys."""
+    from vit_ipu.config_file import dump_config
+
+    if as_json:
+        print_json(config.model_dump(mode="json"))
+    else:
+        print(dump_config(config), end="")
+
+
+def print_shipped(shipped: Dict[str, str], *, as_json: bool) -> None:
+    """Prints the names of the shipped configs, each with what it is for."""
+    if as_json:
+        print_json({"configs": shipped})
+        return
+    for name, purpose in shipped.items():
+        print(name)
+        print(textwrap.fill(purpose, 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+    print()
+    print("vit-ipu config NAME shows one; vit-ipu train NAME trains it; vit-ipu init FOLDER")
+    print("writes one for your images.")
 
 
 # ------------------------------------------------------------------------------ evaluate and predict

@@ -32,7 +32,7 @@ class RunFolder:
         self.skipped = path / "skipped.txt"
         self.best = path / "best.json"
         self.divergence = path / "diverged.json"
-        self._lock_path = path / ".lock"
+        self.lock_path = path / ".lock"
         self._lock: Optional[TextIO] = None
         self._made: List[Path] = []
         """Files and folders that this process has made for a run that has not started yet."""
@@ -73,7 +73,7 @@ class RunFolder:
         folder._require_own_checkpoints()
         if folder._was_never_begun():
             return cls.create(path, config)
-        changed = _differences(folder._read_config(), config)
+        changed = differing_settings(folder._read_config(), config)
         folder._accept(changed, allowed, config, notify)
         with folder._released_on_error():
             folder._acquire()
@@ -193,9 +193,7 @@ class RunFolder:
 
     def _was_never_begun(self) -> bool:
         """Tells whether the folder is what a start leaves that was killed before it had written config.yaml."""
-        is_ours = (
-            self._lock_path.is_file() or self.checkpoints.is_dir() or (self.path.is_dir() and _is_empty(self.path))
-        )
+        is_ours = self.lock_path.is_file() or self.checkpoints.is_dir() or (self.path.is_dir() and _is_empty(self.path))
         return is_ours and not self._reserved()
 
     def _make_folders(self) -> None:
@@ -205,9 +203,9 @@ class RunFolder:
             self._made.append(path)
 
     def _acquire(self) -> None:
-        if not self._lock_path.exists():
-            self._made.append(self._lock_path)
-        self._lock = open(str(self._lock_path), "a", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
+        if not self.lock_path.exists():
+            self._made.append(self.lock_path)
+        self._lock = open(str(self.lock_path), "a", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         if not lock(self._lock):
             self._made.clear()  # the other process needs them
             raise UserError(f"another process is training in {self.path}: wait for it, or stop it")
@@ -276,7 +274,7 @@ def _require_known(allowed: Sequence[str]) -> None:
             )
 
 
-def _differences(before: Config, after: Config) -> Dict[str, Tuple[Any, Any]]:
+def differing_settings(before: Config, after: Config) -> Dict[str, Tuple[Any, Any]]:
     """Returns the values before and now of each setting that must not differ but does, by its key."""
     old, new = (config.model_dump(mode="json") for config in (before, after))
     return {

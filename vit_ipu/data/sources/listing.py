@@ -16,7 +16,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import IO, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -42,9 +42,19 @@ class ListingCache:
     """A cache on the disk for arrays that take long to compute."""
 
     def __init__(self, *, rescan: bool = False, notify: Notify = lambda line: None) -> None:
-        """`rescan`: ignore cached arrays. `notify` is told of slow listings, omitted files, and an unwritable cache."""
-        self.rescan, self.notify = rescan, notify
+        """`rescan`: ignore cached arrays. `notify` is told of slow listings, omitted files, and an unwritable cache.
+
+        Each line is told once, because training and held-out images may be in one folder.
+        """
+        self.rescan, self._notify = rescan, notify
+        self._told: Set[str] = set()
         self._said_unwritable = False
+
+    def notify(self, text: str) -> None:
+        """Tells the user a line that has not been told yet."""
+        if text not in self._told:
+            self._told.add(text)
+            self._notify(text)
 
     def get(self, name: str, made_of: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
         """Returns the arrays called `name` from the cache, or else from `make`, which reads the paths `made_of`."""

@@ -64,7 +64,7 @@ def _open(config: DataConfig, model: ModelConfig, split: str, cache: ListingCach
         "fashion_mnist": lambda: open_fashion_mnist(_path(config), split, download=config.download),
         "cifar10": lambda: open_cifar("cifar10", _path(config), split, download=config.download),
         "cifar100": lambda: open_cifar("cifar100", _path(config), split, download=config.download),
-        "imagefolder": lambda: open_folders(_path(config), split, cache),
+        "imagefolder": lambda: open_folders(_path(config), split, cache, config.holdout),
         "imagenet": lambda: open_imagenet(_path(config), split, cache),
         "shards": lambda: open_shards(_named_path(config), config, model.num_classes, split, cache),
         "huggingface": lambda: open_saved(_path(config), split),

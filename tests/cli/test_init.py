@@ -1,0 +1,320 @@
+"""`init` and `config`: from a folder of images to a trained model, and every mistake as one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import tiny_values, vit_ipu, write_config, write_image_folder
+from PIL import Image
+from safetensors.torch import save_file
+
+from vit_ipu.config import ModelConfig
+from vit_ipu.config_file import load_config, parse_config, shipped_configs
+from vit_ipu.config_reference import json_schema
+from vit_ipu.errors import UserError
+from vit_ipu.init import init
+from vit_ipu.model import ViT
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def write_weights(path: Path, **shape) -> None:
+    """Writes random weights by timm's names, of a shape whose heads are known, in a file without a description."""
+    model = ModelConfig(**{"variant": "vit_tiny_patch16", "depth": 12, "image_size": 32, "num_classes": 7, **shape})
+    torch.manual_seed(0)
+    save_file({name: value.contiguous() for name, value in ViT(model).state_dict().items()}, str(path))
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    root = tmp_path_factory.mktemp("material")
+    write_image_folder(root, splits=["pictures"], classes=CLASSES, count=12)
+    write_image_folder(root / "divided", classes=CLASSES, count=4)
+    write_weights(root / "vit.safetensors")
+    return root
+
+
+@pytest.fixture
+def folder(material, empty_folder):
+    """Changes into a folder with pictures (12 of 3 classes), divided (train and val) and vit.safetensors."""
+    for entry in material.iterdir():
+        if entry.is_dir():
+            shutil.copytree(str(entry), entry.name)
+        else:
+            os.link(str(entry), entry.name)
+    return empty_folder
+
+
+def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
+    out = run("init", "pictures", "--model", "vit.safetensors", "--device", "cpu")
+    assert "pictures: 3 classes, 30 images to train on (10 to 10 a class), 6 held out\n" in out
+    assert "model: vit_tiny_patch16 at 32 px from vit.safetensors, with a new head for 3 classes\n" in out
+    assert "wrote pictures.yaml, for cpu; train with:\n  vit-ipu train pictures.yaml --device cpu\n" in out
+    commands = re.findall(r"^# vit-ipu (.*)$", Path("pictures.yaml").read_text(), re.M)
+    assert [command.split()[0] for command in commands] == ["train", "evaluate", "convert"]
+    out = run(*commands[0].split(), "--set", "run.epochs=2")
+    assert re.search(r"top-1 [0-9.]+ % after 7 updates", out)
+    assert "note: " not in out.replace("note: assumed for vit.safetensors", "")
+    assert re.search(r"top-1 [0-9.]+ %, .*\n6 images, runs/pictures", run(*commands[1].split()))
+    run(*commands[2].split())
+    assert Path("pictures.onnx").is_file()
+    assert "cat" in run("predict", "runs/pictures", "pictures/cat/0.png")
+
+
+def test_a_divided_folder_is_used_as_it_is(run, folder):
+    found = json.loads(run("init", "divided", "--device", "cuda", "--json"))
+    assert (found["num_train"], found["num_eval"], found["holdout"], found["device"]) == (12, 12, None, "cuda")
+    assert load_config("divided.yaml").data.path == "divided"
+    shutil.rmtree("divided/val")
+    found = json.loads(run("init", "divided", "--output", "other.yaml", "--json"))
+    data = load_config("other.yaml").data
+    assert (data.path, data.holdout) == ("divided/train", 0.2) == (found["path"], found["holdout"])
+
+
+def test_odd_files_are_named_and_left_out(run, folder):
+    Path("pictures/cat/notes.txt").write_text("x")
+    Path("pictures/dog/cut.jpg").write_bytes(b"\xff\xd8\xff")
+    Path("pictures/stray.png").write_bytes(b"")
+    Path("pictures/cat/Thumbs.db").write_bytes(b"")
+    out = run("init", "pictures", "--device", "cpu")
+    assert "note: left out 1 entry in pictures (such as in cat)" in out
+    assert "note: left out 1 image directly in pictures, such as stray.png" in out
+    assert re.search(r"1 of \d+ cannot be read and are left out in training .*cut\.jpg", out)
+    assert load_config("pictures.yaml").data.on_error == "skip"
+
+
+def test_a_config_for_ipus_has_a_pipeline(run, folder):
+    run("init", "pictures", "--device", "ipu", "--model", "vit.safetensors")
+    config = load_config("pictures.yaml")
+    assert config.pipeline.layers_per_ipu == (3, 3, 3, 3)
+    assert "PopTorch would refuse" not in run("plan", "pictures.yaml")
+    assert "rules hold" in run("compile", "pictures.yaml", "--device", "ipu-sim")
+
+
+def test_the_name_is_that_of_the_folder_and_the_first_line_names_the_schema(run, folder):
+    Path("a: b").mkdir()
+    shutil.move("pictures", "a: b/my pets")
+    run("init", "a: b/my pets/", "--device", "cpu")
+    first, second, *_ = Path("my pets.yaml").read_text().splitlines()
+    schema = Path(shipped_configs()["quickstart"]).with_name("config.schema.json").resolve()
+    assert first == f"# yaml-language-server: $schema={schema.as_uri()}"
+    assert second == "# vit-ipu train 'my pets.yaml' --device cpu"
+    assert load_config("my pets.yaml").data.path == "a: b/my pets/"
+    os.chdir("a: b/my pets")
+    run("init", ".", "--output", "../here.yaml")
+    assert load_config("../here.yaml").data.path == "."
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("own_folder_gpu", "cpu"), ("own_folder_pod4", "ipu-sim"), ("own_folder_pod16", "ipu-sim")]
+)
+def test_the_shipped_configs_for_ones_own_folder_train(run, folder, name, device):
+    small = ["model.variant=vit_test", "model.image_size=28", "pipeline.global_batch_size=224", "data.num_workers=0"]
+    own = ["data.path=pictures", "model.num_classes=3", "model.init=null", "optim.warmup_updates=0", "run.epochs=1"]
+    if device == "ipu-sim":
+        small.append("pipeline.layers_per_ipu=[1, 1, 1, 1]")
+    sets = [part for override in small + own for part in ("--set", override)]
+    assert "top-1" in run("train", name, "--device", device, "--output", "run", *sets)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_config_that_cannot_be_written_completely_leaves_no_file(folder, monkeypatch, error):
+    class Full(io.TextIOWrapper):
+        def write(self, text):
+            raise error
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: Full(original(path, f"{mode}b")))
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        init("pictures", device="cpu", output=folder / "new.yaml")
+    monkeypatch.undo()
+    assert not (folder / "new.yaml").exists()
+
+
+def test_names_with_line_breaks_stay_in_their_comment(run, folder):
+    os.rename("pictures/cat", "pictures/x\nmodel: {}")
+    run("init", "pictures", "--device", "cpu")
+    assert load_config("pictures.yaml").model.num_classes == 3
+
+
+def a_class_of(count, name="bird"):
+    def prepare(root: Path) -> None:
+        (root / "pictures" / name).mkdir()
+        for index in range(count):
+            Image.new("RGB", (30, 30)).save(str(root / "pictures" / name / f"{index}.png"))
+
+    return prepare
+
+
+def only(*kept):
+    return lambda root: [shutil.rmtree(str(path)) for path in (root / "pictures").iterdir() if path.name not in kept]
+
+
+def broken_images(root: Path) -> None:
+    for path in root.glob("pictures/*/*.png"):
+        path.write_bytes(b"GIF")
+
+
+INIT = ["init", "pictures", "--device", "cpu"]
+WITH_WEIGHTS = [*INIT, "--model"]
+# What is prepared, the command, and the texts that its error line must contain.
+MISTAKES = {
+    "no folder": (None, ["init"], ["FOLDER"]),
+    "a folder that is not there": (None, ["init", "nowhere"], ["nowhere does not exist", "one folder of images"]),
+    "a file": (None, ["init", "vit.safetensors"], ["vit.safetensors is a file", "one folder of images"]),
+    "an empty folder": (lambda p: (p / "empty").mkdir(), ["init", "empty"], ["neither images nor folders"]),
+    "images without folders": (None, ["init", "pictures/cat"], ["12 images but no folders", "folder of their own"]),
+    "one class": (only("cat"), INIT, ["only one class folder, cat", "a second class"]),
+    "a folder too many": (
+        lambda p: ((p / "zip").mkdir(), shutil.move(str(p / "pictures"), str(p / "zip/pictures"))),
+        ["init", "zip"],
+        ["only one class folder, pictures", "give zip/pictures"],
+    ),
+    "an empty class": (a_class_of(0), INIT, ["no images in the class folder pictures/bird", "remove empty"]),
+    "one image a class": (
+        lambda p: write_image_folder(p, splits=["few"], count=1),
+        ["init", "few"],
+        ["every class in few has one image", "add images"],
+    ),
+    "images that cannot be read": (broken_images, INIT, ["none of 30 images can be read"]),
+    "train and val under other names": (
+        lambda p: ((p / "divided/train").rename(p / "divided/Train"), (p / "divided/val").rename(p / "divided/dev")),
+        ["init", "divided"],
+        ["have folders instead of images", "call them train and val"],
+    ),
+    "no training images": (
+        lambda p: shutil.rmtree(str(p / "divided/train")),
+        ["init", "divided"],
+        ["held-out images but no folder train", "divided/train"],
+    ),
+    "classes that differ": (
+        lambda p: (p / "divided/val/cat").rename(p / "divided/val/kat"),
+        ["init", "divided"],
+        ["different classes", "cat", "only in train"],
+    ),
+    "a Hugging Face set": (lambda p: (p / "pictures/dataset_dict.json").touch(), INIT, ["data.source huggingface"]),
+    "shards": (lambda p: (p / "pictures/train-0.tar").touch(), INIT, ["data.source shards", "pipeline_configs"]),
+    "ImageNet": (lambda p: (p / "pictures/ILSVRC").mkdir(), INIT, ["data.source imagenet"]),
+    "a home folder that does not exist": (None, ["init", "~nobody_here/x"], ["cannot expand ~", "absolute path"]),
+    "a config that exists": (lambda p: (p / "pictures.yaml").write_text("mine"), INIT, ["exists and stays as it is"]),
+    "an output that exists": (None, [*INIT, "--output", "vit.safetensors"], ["exists and stays as it is", "--output"]),
+    "an output that is a folder": (None, [*INIT, "--output", "divided"], ["divided is a folder", "--output"]),
+    "an output without a folder": (None, [*INIT, "--output", "no/x.yaml"], ["there is no folder no"]),
+    "an output with a long name": (None, [*INIT, "--output", "x" * 300], ["File name too long"]),
+    "an output that is a dead link": (
+        lambda p: (p / "pictures.yaml").symlink_to("nowhere"),
+        INIT,
+        ["pictures.yaml exists and stays as it is"],
+    ),
+    "an unknown device": (None, ["init", "pictures", "--device", "gpu"], ["--device gpu: unknown", "cuda"]),
+    "weights that are not there": (None, [*WITH_WEIGHTS, "no.safetensors"], ["--model: no checkpoint at no.safe"]),
+    "a variant as weights": (None, [*WITH_WEIGHTS, "vit_base_patch16"], ["name of a shape", "leave --model out"]),
+    "weights without a hash": (None, [*WITH_WEIGHTS, "https://x.org/a.pth"], ["--model:", "sha256"]),
+    "weights with another hash": (None, [*WITH_WEIGHTS, "vit.safetensors", "--sha256", "0" * 64], ["has the sha256"]),
+    "weights that are an image": (None, [*WITH_WEIGHTS, "pictures/cat/0.png"], ["--model:", "0.png"]),
+    "a folder without weights": (None, [*WITH_WEIGHTS, "divided"], ["--model: divided holds no weights"]),
+    "weights that are damaged": (
+        lambda p: (p / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}"),
+        [*WITH_WEIGHTS, "cut.safetensors"],
+        ["--model: cannot read cut.safetensors"],
+    ),
+    "weights of another network": (
+        lambda p: save_file({"conv1.weight": torch.zeros(2)}, str(p / "resnet.safetensors")),
+        [*WITH_WEIGHTS, "resnet.safetensors"],
+        ["--model: resnet.safetensors", "conv1.weight"],
+    ),
+    "heads that are not known": (
+        lambda p: write_weights(p / "odd.safetensors", width=48, num_heads=4),
+        [*WITH_WEIGHTS, "odd.safetensors"],
+        ["the number of attention heads is not known", "--num-heads"],
+    ),
+    "heads that do not divide": (
+        None,
+        [*WITH_WEIGHTS, "vit.safetensors", "--num-heads", "5"],
+        ["width 192 is not a multiple of num_heads 5"],
+    ),
+    "a config of that name": (None, ["config", "quikstart"], ["quikstart", "did you mean quickstart?"]),
+    "a config with a mistake": (
+        lambda p: (p / "bad.yaml").write_text("model: {variant: vit_test}\nlr: 1\n"),
+        ["config", "bad.yaml"],
+        ["bad.yaml: lr: unknown key", "'optim.learning_rate'", "data.source"],
+    ),
+    "a setting for all configs": (None, ["config", "--set", "run.seed=1"], ["--set needs the NAME of a config"]),
+    "a setting that is wrong": (None, ["config", "quickstart", "--set", "run.sed=1"], ["--set run.sed=1: unknown key"]),
+    "a holdout of everything": (
+        lambda p: write_config(p, data={"source": "imagefolder", "path": "pictures", "holdout": 1.0}),
+        ["train", "tiny.yaml", "--device", "cpu"],
+        ["tiny.yaml: data.holdout: should be less than 1, got 1.0"],
+    ),
+    "a holdout of a divided folder": (
+        lambda p: write_config(
+            p, model={"num_classes": 3}, data={"source": "imagefolder", "path": "divided", "holdout": 0.1}
+        ),
+        ["train", "tiny.yaml", "--device", "cpu"],
+        ["data.holdout 0.1: divided has the folder train", "remove data.holdout"],
+    ),
+    "classes without a holdout": (
+        lambda p: write_config(p, model={"num_classes": 3}, data={"source": "imagefolder", "path": "pictures"}),
+        ["train", "tiny.yaml", "--device", "cpu"],
+        ["no folder train in pictures", "set data.holdout: 0.1"],
+    ),
+    "IPUs without a pipeline": (
+        lambda p: (p / "one.yaml").write_text(
+            yaml.safe_dump({name: part for name, part in tiny_values().items() if name != "pipeline"})
+        ),
+        ["train", "one.yaml", "--device", "ipu-sim"],
+        ["pipeline.global_batch_size and pipeline.micro_batch_size must be given for IPUs", "vit-ipu init FOLDER"],
+    ),
+    "a folder as a config": (None, ["train", "pictures"], ["cannot read the config pictures", "vit-ipu init pictures"]),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_one_line_and_writes_nothing(monkeypatch, capsys, folder, name):
+    prepare, command, expected = MISTAKES[name]
+    if prepare is not None:
+        prepare(folder)
+    before = {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    code, out, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 2, (out, err)
+    assert err.startswith("vit-ipu: ")
+    assert err.count("\n") == 1
+    for text in expected:
+        assert text in err
+    assert {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))} == before
+
+
+def test_there_are_enough_kinds_of_mistakes():
+    assert len(MISTAKES) >= 40
+
+
+# ------------------------------------------------------------------------------------------- config
+
+
+def test_the_list_names_every_shipped_config(run):
+    out = run("config")
+    for name in shipped_configs():
+        assert f"\n{name}\n  " in f"\n{out}"
+    assert max(map(len, out.splitlines())) <= 80
+    listed = json.loads(run("config", "--json"))["configs"]
+    assert list(listed) == list(shipped_configs())
+    assert all(len(purpose) > 15 for purpose in listed.values())
+
+
+def test_a_config_is_shown_with_all_its_keys(run):
+    shown = yaml.safe_load(run("config", "quickstart", "--set", "run.seed=7"))
+    assert parse_config(json.loads(run("config", "quickstart", "--json"))) == load_config("quickstart")
+    assert shown["run"]["seed"] == 7
+    assert set(shown["pipeline"]) == set(type(load_config("quickstart").pipeline).model_fields)
+
+
+def test_the_schema_is_printed(run):
+    assert json.loads(run("config", "--schema")) == json_schema()

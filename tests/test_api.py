@@ -1,0 +1,172 @@
+"""The functions that `from vit_ipu import ...` gives: they do what the commands do, and docs/python.md is true."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_config, write_config
+
+import vit_ipu
+from vit_ipu import Config, convert, evaluate, load_config, load_model, plan, predict, train
+from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.runs.metrics import read_metrics
+
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+NAMES = ("Config", "load_config", "train", "evaluate", "predict", "load_model", "plan", "convert")
+
+
+def test_the_code_of_the_page_runs(empty_folder, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(blocks) >= 6
+    values = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), values)
+    out = capsys.readouterr().out
+    assert "did you mean quickstart?" in out
+    assert out.count("examples/") == 10
+    assert set(NAMES) <= set(re.findall(r"\w+", "\n".join(blocks))) | {"Config"}
+
+
+def test_names_are_imported_without_torch():
+    code = f"import sys, vit_ipu; from vit_ipu import {', '.join(NAMES)}; load_config('quickstart'); plan('quickstart')"
+    code += "; assert 'torch' not in sys.modules; assert set(vit_ipu.__all__) <= set(dir(vit_ipu))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, vit_ipu; assert not {'pydantic', 'numpy', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["", "import vit_ipu.train, vit_ipu.plan", "from vit_ipu.evaluate import Evaluation"])
+def test_a_name_stays_a_function_whatever_was_imported(first):
+    code = f"""
+{first}
+import inspect, sys, vit_ipu
+from vit_ipu import train
+from vit_ipu.train import Summary
+import vit_ipu.train, vit_ipu.plan
+for name in ("train", "evaluate", "predict", "plan"):
+    assert inspect.isfunction(getattr(vit_ipu, name)), name
+assert vit_ipu.train is train and inspect.ismodule(sys.modules["vit_ipu.train"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_name_is_typed_and_documented():
+    assert (Path(vit_ipu.__file__).parent / "py.typed").is_file()
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        vit_ipu.trian  # noqa: B018
+    for name in ("train", "evaluate", "predict", "load_model", "plan", "convert"):
+        function = getattr(vit_ipu, name)
+        assert function.__doc__.strip()
+        signature = inspect.signature(function)
+        assert all(part.annotation is not part.empty for part in signature.parameters.values())
+        assert signature.return_annotation is not signature.empty
+
+
+@pytest.fixture
+def trained(empty_folder):
+    return train(write_config(empty_folder), device="cpu", quiet=True)
+
+
+def test_results_are_those_of_the_commands(run, trained, empty_folder):
+    assert trained.path == Path("runs/tiny")
+    assert trained.finished
+    assert trained.report.is_file()
+    assert (trained.updates, trained.total_updates) == (4, 4)
+    last = read_metrics(trained.path / "metrics.jsonl")[-1]
+    assert (trained.evaluation.top1, trained.evaluation.loss) == (last["top1"], last["evaluation_loss"])
+    found = evaluate("tiny.yaml", trained.path, device="cpu", quiet=True).evaluation
+    told = json.loads(run("evaluate", "tiny.yaml", "--checkpoint", "runs/tiny", "--device", "cpu", "--json"))
+    assert (found.top1, found.loss) == (told["top1"], told["loss"])
+    images = sorted(trained.path.glob("examples/*.png"))
+    told = json.loads(run("predict", "runs/tiny", *images, "--device", "cpu", "--json"))["predictions"]
+    for prediction, expected in zip(predict(trained.path, images, device="cpu", quiet=True), told):
+        assert [name for name, _ in prediction.classes] == [row["name"] for row in expected["classes"]]
+    assert plan("tiny.yaml") == json.loads(run("plan", "tiny.yaml", "--json"))
+    weights = convert(trained.path, "out.safetensors", "timm", quiet=True)
+    assert weights.num_classes == 10
+    assert Path("out.safetensors").is_file()
+
+
+def test_a_loaded_model_computes_the_probabilities_of_predict(trained):
+    images = sorted(trained.path.glob("examples/*.png"))
+    state = torch.get_rng_state()
+    model = load_model(trained.path, quiet=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.module.training
+    with torch.inference_mode():
+        probabilities = model.module(model.preprocess(images)).softmax(1)
+    for row, prediction in zip(probabilities, predict(trained.path, images, device="cpu", quiet=True)):
+        name, value = prediction.classes[0]
+        assert model.classes[int(row.argmax())] == name
+        assert float(row.max()) == pytest.approx(value, rel=1e-4)
+    assert model.preprocess(str(images[0])).shape == (1, 3, 28, 28)
+
+
+def test_a_config_object_trains_into_the_folder_that_is_named(empty_folder):
+    config = tiny_config()
+    assert isinstance(config, Config)
+    assert train(config, device="cpu", quiet=True).path == Path("runs/run")
+    assert train(config, device="ipu-sim", output=empty_folder / "sim", quiet=True).finished
+    assert train(config, device="cpu", restart=True, quiet=True).finished
+    assert train(config, device="cpu", resume=True, quiet=True).finished
+
+
+def test_notes_and_progress_are_lines_in_a_notebook(empty_folder, monkeypatch):
+    class ZMQInteractiveShell:
+        """The class of the shell in a notebook, by whose name rich knows one."""
+
+    class Cell(io.StringIO):
+        """Standard output in a notebook, which has no file."""
+
+        def fileno(self):
+            raise io.UnsupportedOperation("fileno")
+
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    cell = Cell()
+    monkeypatch.setattr(sys, "stdout", cell)
+    train(tiny_config(data={"path": "nowhere"}), device="cpu")
+    lines = cell.getvalue().splitlines()
+    assert "note: data.path has no effect with source sample" in lines
+    assert any(re.fullmatch(r"update 4 of 4: loss [0-9.]+, learning rate .*, .* images/s", line) for line in lines)
+    assert any(line.startswith("update 4: top-1 ") for line in lines)
+    before = cell.getvalue()
+    predict("runs/run", sorted(Path("runs/run/examples").glob("*.png")), device="cpu", quiet=True)
+    assert cell.getvalue() == before
+
+
+MISTAKES = {
+    "a config that does not exist": (lambda: train("quikstart"), ConfigError, "did you mean quickstart?"),
+    "an override that is wrong": (lambda: plan("quickstart", overrides=["run.x=1"]), ConfigError, "--set run.x=1"),
+    "overrides of a config": (lambda: plan(tiny_config(), overrides=["run.seed=1"]), ConfigError, "to load_config"),
+    "an unknown device": (lambda: train(tiny_config(), device="tpu"), UserError, "tpu: unknown; use one of auto"),
+    "no checkpoint": (lambda: load_model("nowhere"), UserError, "no checkpoint at nowhere"),
+    "no checkpoint to evaluate": (lambda: evaluate(tiny_config(), "nowhere", device="cpu"), UserError, "nowhere"),
+    "an unknown format": (lambda: convert("nowhere", "out", "keras"), UserError, "keras"),
+    "a run that exists": (lambda: [train(tiny_config(), device="cpu") for _ in range(2)], UserError, "already holds"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_an_error_of_one_line(empty_folder, name):
+    call, kind, text = MISTAKES[name]
+    with pytest.raises(kind) as caught:
+        call()
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_cannot_be_read_is_named(trained):
+    with pytest.raises(DataError, match="no image at nowhere.png"):
+        predict(trained.path, "nowhere.png", device="cpu", quiet=True)
+
+
+def test_load_config_reads_what_the_commands_read():
+    assert load_config("quickstart", ["run.seed=3"]).run.seed == 3

@@ -1,0 +1,193 @@
+"""First config for a folder of images: looks at the folder and at the weights, and writes a YAML file that trains."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional
+
+from vit_ipu import __version__
+from vit_ipu.backends.build import DEVICES, resolve_device
+from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
+from vit_ipu.data.sources.survey import FolderSurvey, survey_folder
+from vit_ipu.errors import CheckpointError, DeviceError, UserError
+from vit_ipu.files import expand_home
+from vit_ipu.starter_config import Pictures, StartingWeights, config_text, describe_shape, model_shape
+from vit_ipu.text import Notify, counted, escaped, reason_of
+from vit_ipu.variants import VARIANTS
+from vit_ipu.weights.describe import assumptions, describe, with_heads
+from vit_ipu.weights.read import read_weights
+
+_LONGEST_NAMES = 60
+"""Characters of the class names that a comment gives as examples."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A config that was written, and what it is about."""
+
+    path: Path
+    """File of the config."""
+    folder: FolderSurvey
+    model: str
+    """The model's shape and where its weights come from, for people."""
+    device: str
+    train_command: str
+    """Command that trains with the config."""
+
+
+def init(
+    folder: str,
+    *,
+    model: Optional[str] = None,
+    device: str = "auto",
+    output: Optional[Path] = None,
+    num_heads: Optional[int] = None,
+    sha256: Optional[str] = None,
+    trust_pickle: bool = False,
+    notify: Notify = lambda text: None,
+) -> Started:
+    """Writes a short commented config that trains on the images in `folder`, and returns its path and what was found.
+
+    `model` are weights to fine-tune, as `model.init` names them; None: a small model from random weights. `device` is
+    a name of `--device`; that device need not be in this machine. `output` is <folder's name>.yaml in the current
+    folder if not given. `num_heads`, `sha256` and `trust_pickle` are as for `convert`. `notify` receives notes on
+    files that are left out and on settings that are assumed. Raises UserError if the file exists, and for a folder or
+    weights that cannot be used; nothing is written then.
+    """
+    kind = _device_kind(device)
+    target = _free_path(output, folder)
+    survey = survey_folder(folder, notify=notify)
+    weights = None
+    if model is not None:
+        weights = _starting_weights(model, num_heads, sha256, trust_pickle, notify)
+    pictures = Pictures(
+        survey.path,
+        len(survey.classes),
+        survey.num_train,
+        min(survey.width, survey.height),
+        survey.holdout,
+        len(survey.unreadable),
+    )
+    command = shlex.join(["vit-ipu", "train", str(target), *([] if device == "auto" else ["--device", device])])
+    text = _header(target, survey, device, kind, command) + config_text(pictures, weights, kind)
+    parse_text(text)
+    _write_new(target, text)
+    return Started(target, survey, _model_text(pictures, weights), kind, command)
+
+
+def _device_kind(name: str) -> str:
+    """Returns the kind of device that a name means; only `auto` looks at this machine."""
+    if name not in DEVICES:
+        raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
+    return resolve_device(name).kind if name == "auto" else name.partition(":")[0]
+
+
+# --------------------------------------------------------------------------------------------- file
+
+
+def _free_path(output: Optional[Path], folder: str) -> Path:
+    """Returns the path of the new config. Raises UserError if it exists or has no folder."""
+    target = output if output is not None else Path(f"{_folder_name(folder)}.yaml")
+    if os.path.lexists(str(target)):
+        kind = "is a folder: give a file" if target.is_dir() else "exists and stays as it is: give another file"
+        raise UserError(f"{escaped(str(target))} {kind} with --output")
+    if not target.parent.is_dir():
+        raise UserError(f"--output {escaped(str(target))}: there is no folder {escaped(str(target.parent))}; make it")
+    return target
+
+
+def _folder_name(folder: str) -> str:
+    name = os.path.basename(os.path.abspath(str(expand_home(folder))))
+    return name or "images"
+
+
+def _write_new(target: Path, text: str) -> None:
+    """Writes a file that does not exist yet, completely or not at all. Raises UserError if it cannot be written."""
+    try:
+        with target.open("x", encoding="utf-8") as file, _removed_on_error(target):
+            file.write(text)
+            file.flush()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {escaped(str(target))}: {reason_of(error)}; name another file with --output"
+        ) from None
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Removes the file if the body raises, such as on a full disk."""
+    try:
+        yield
+    except BaseException:
+        path.unlink()
+        raise
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+def _starting_weights(
+    source: str, num_heads: Optional[int], sha256: Optional[str], trust_pickle: bool, notify: Notify
+) -> StartingWeights:
+    """Reads weights to fine-tune. Raises CheckpointError if they cannot be read or are not a plain ViT."""
+    if source in VARIANTS and not os.path.exists(source):
+        raise CheckpointError(
+            f"--model {source} is the name of a shape, not of weights: give a file, a folder or hf-hub:owner/name, or "
+            "leave --model out to start from random weights"
+        )
+    try:
+        weights = with_heads(read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify), num_heads)
+        description = describe(weights, headless=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"--model: {error}") from None
+    for note in assumptions(source, description):
+        notify(f"note: {note}")
+    return StartingWeights(source, description.model, description.preprocessing, sha256)
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command: str) -> str:
+    run = shlex.quote(f"runs/{target.stem}")
+    schema = schema_file()
+    lines = [f"{SCHEMA_COMMENT}{schema.as_uri()}"] if schema is not None else []
+    lines += [
+        f"# {command}",
+        f"# vit-ipu evaluate {shlex.quote(str(target))} --checkpoint {run}",
+        f"# vit-ipu convert {run} {shlex.quote(f'{target.stem}.onnx')} --to onnx",
+        "#",
+        f"# Written by vit-ipu init {__version__} for {_DEVICE_TEXTS[kind]}.",
+        f"# {_classes_text(survey)}",
+        f"# {counted(survey.num_train, 'image')} to train on ({survey.fewest:,} to {survey.most:,} a class), "
+        f"{survey.num_eval:,} held out. Not yet measured.",
+        "# All keys: vit-ipu config --schema, and docs/config.md. Change one for a run: --set optim.learning_rate=3e-5",
+    ]
+    return "\n".join(escaped(line) for line in lines) + "\n"
+
+
+_DEVICE_TEXTS = {
+    "cpu": "a CPU",
+    "cuda": "a GPU",
+    "ipu": "four IPUs (a POD16 has room for pipeline.replication_factor 4)",
+    "ipu-sim": "four simulated IPUs",
+}
+
+
+def _classes_text(survey: FolderSurvey) -> str:
+    """Returns the number of classes and the names of the first ones."""
+    names = ", ".join(survey.classes)
+    shown = names if len(names) <= _LONGEST_NAMES else f"{names[:_LONGEST_NAMES].rpartition(',')[0]}, ..."
+    return f"{counted(len(survey.classes), 'class', 'classes')}: {shown}"
+
+
+def _model_text(pictures: Pictures, weights: Optional[StartingWeights]) -> str:
+    """Returns the model's shape, and where its weights come from."""
+    name, size = describe_shape(model_shape(pictures, weights))
+    if weights is None:
+        return f"{name} at {size} from random weights; --model WEIGHTS fine-tunes, and needs far fewer images"
+    return f"{name} at {size} from {weights.source}, with a new head for {pictures.num_classes} classes"
