@@ -194,7 +194,7 @@ def test_overflows_of_a_bad_loss_scale_are_counted_and_told(monkeypatch, capsys,
     ) in told
     assert f"report.html float16 overflow: {sum(counts):,} values became 65504" in told  # the summary
     page = (empty_folder / "run" / "report.html").read_text()
-    assert f"<th>Float16 overflows</th><td>{sum(counts):,} values became 65504</td>" in page
+    assert f'<th scope="row">Float16 overflows</th><td>{sum(counts):,} values became 65504</td>' in page
     assert "run on ipu-sim, ipu numerics" in page
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-FIRST, SECOND, INK, GRID = "var(--first)", "var(--second)", "var(--ink)", "var(--grid)"
+FIRST, SECOND, INK = "var(--first, #2f6bb0)", "var(--second, #b85c00)", "var(--ink, #222222)"
+GRID, ON_BAR = "var(--grid, #dddddd)", "var(--on-bar, #ffffff)"
+"""Each with the colour of a picture that stands alone."""
 STYLE_LIGHT = (
     "--paper: #ffffff; --ink: #222222; --block: #f3f4f6; --notice: #fff4dc; --grid: #dddddd; --first: #2f6bb0; "
     "--second: #b85c00; --heat: 47, 107, 176; --on-bar: #ffffff;"

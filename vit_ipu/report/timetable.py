@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List
 
 from vit_ipu.pipeline import Slot, num_cycles, num_stages, timetable
-from vit_ipu.report.colors import FIRST, INK, SECOND
+from vit_ipu.report.colors import FIRST, INK, ON_BAR, SECOND
 
 _CELL, _ROW, _LEFT, _TOP = 26, 34, 64, 22
 """Pixels: width of a cycle, height of an IPU's row, left margin and top margin."""
@@ -40,7 +40,7 @@ def _slot(slot: Slot, *, half: bool) -> str:
         y += height
     color = SECOND if slot.backward else FIRST
     box = f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{height}" fill="{color}" rx="2"/>'
-    return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color="var(--on-bar)")
+    return box + _label(x + _CELL // 2 - 1, y + height // 2 + 4, str(slot.micro_batch), color=ON_BAR)
 
 
 def _legend(y: int, drawn: int, gradient_accumulation: int) -> List[str]:
