@@ -186,7 +186,7 @@ SETTINGS = {
     "deep list": ("model.depth=" + "[" * 5_000, "nested too deeply"),
     "aliases": ("model.depth=[&a [1, 1], &b [*a, *a], *c]", "undefined alias"),
     "escapes of a terminal": ('model."\x1b[2J"=3', "\\x1b[2J"),
-    "newline in a key": ("model.a\nb=3", "model.a b: unknown key"),
+    "newline in a key": ("model.a\nb=3", "--set model.a b=3: unknown key"),
     "mean of text": ("data.mean=[a, b, c]", "data.mean"),
     "mean of two": ("data.mean=[0.5, 0.5]", "data.mean"),
     "std of zero": ("data.std=[0.0, 0.5, 0.5]", "std"),
