@@ -313,6 +313,8 @@ class RunLogger:
         """Shows where a resumed run continues."""
         none_yet = "" if progress.update else ": there is no checkpoint yet, so the run starts from the beginning"
         self.notify(f"resuming at update {progress.update:,}{none_yet}")
+        if self.writes:
+            self._remove_old_checkpoints()  # the run may have ended before it could
 
     def step(self, progress: Progress, result: StepResult, rate: float, loader: TrainingLoader) -> None:
         """Logs a host step; a GPU still computes it, so it is logged with the next call, or before what needs it.
@@ -463,16 +465,23 @@ class RunLogger:
         try:
             where, numerics = self._folder.checkpoints, device.numerics
             save_checkpoint(where, state, progress, description, device_kind=device.kind, numerics=numerics)
-            self._remove_old_checkpoints()
         except (OSError, RunFailed) as error:
             raise RunFailed(
                 f"cannot write the checkpoint of update {progress.update:,}: {reason_of(error)}; the last whole one is "
                 f"{self._folder.newest_checkpoint() or 'none'}: free some space, and continue with --resume"
             ) from None
+        self._remove_old_checkpoints()
 
     def _remove_old_checkpoints(self) -> None:
+        """Removes the checkpoints that the config does not keep. Raises RunFailed if that is not possible."""
         best = None if self._best is None else self._best.kept
-        remove_old_checkpoints(self._folder.checkpoints, self._config.run.keep_checkpoints, best=best)
+        try:
+            remove_old_checkpoints(self._folder.checkpoints, self._config.run.keep_checkpoints, best=best)
+        except OSError as error:
+            raise RunFailed(
+                f"cannot remove old checkpoints in {self._folder.checkpoints}: {reason_of(error)}; all newer ones are "
+                "whole: continue with --resume, which tries again"
+            ) from None
 
     def _seconds_since_last(self) -> float:
         """Returns the seconds since the last host step, evaluation or checkpoint ended."""

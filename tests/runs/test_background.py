@@ -14,7 +14,7 @@ from helpers import backend_for, equal_states, random_batch, tiny_config, vit_ip
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu.backends.native.backend import NativeBackend
-from vit_ipu.runs import background
+from vit_ipu.runs import background, checkpoint
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.weights import native
@@ -186,6 +186,27 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(monkeypatc
     assert names_in(empty_folder / "run" / "checkpoints") == ([] if update == 2 else ["update-00000006"])
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run", "--resume")[0] == 0
     load_checkpoint(empty_folder / "run" / "checkpoints" / "update-00000008", device_kind="cpu")
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_the_run_and_a_resumed_run_removes_it(
+    monkeypatch, capsys, empty_folder
+):
+    def refuse(path):
+        raise OSError(13, "Permission denied")
+
+    config = write_config(empty_folder, run={"updates": 4, "checkpoint_every": 2, "keep_checkpoints": 1})
+    train_it = ("train", config, "--device", "cpu", "--output", "run")
+    with monkeypatch.context() as context:
+        context.setattr(checkpoint, "remove_whole", refuse)
+        code, _, err = vit_ipu(monkeypatch, capsys, *train_it)
+    assert code == 1
+    assert err == (
+        "vit-ipu: cannot remove old checkpoints in run/checkpoints: Permission denied; all newer ones are whole: "
+        "continue with --resume, which tries again\n"
+    )
+    assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000002", "update-00000004"]
+    assert vit_ipu(monkeypatch, capsys, *train_it, "--resume")[0] == 0
+    assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000004"]
 
 
 def test_a_stop_waits_for_the_checkpoint_that_is_being_written(monkeypatch, empty_folder):
