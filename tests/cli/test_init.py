@@ -132,7 +132,13 @@ def test_a_config_that_cannot_be_written_completely_leaves_no_file(folder, monke
             raise error
 
     original = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: Full(original(path, f"{mode}b")))
+
+    def opened(path, mode="r", *arguments, **options):
+        return (
+            Full(original(path, f"{mode}b")) if "new.yaml" in path.name else original(path, mode, *arguments, **options)
+        )
+
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises((UserError, KeyboardInterrupt)):
         init("pictures", device="cpu", output=folder / "new.yaml")
     monkeypatch.undo()

@@ -43,7 +43,7 @@ def test_activations_without_recomputation_by_hand():
     assert ipus[1].by_kind["stash"] == 5 * 4 * block
 
 
-@pytest.mark.parametrize("name", sorted(shipped_configs()))
+@pytest.mark.parametrize("name", sorted(set(shipped_configs()) - {"own_folder_gpu"}))
 @pytest.mark.parametrize("hardware", list(HARDWARE.values()), ids=list(HARDWARE))
 def test_published_configs_fit(name, hardware):
     ipus = memory_per_ipu(load_config(name), hardware)

@@ -13,6 +13,7 @@ from helpers import vit_ipu, write_config
 
 from vit_ipu.config_file import load_config, shipped_configs
 from vit_ipu.errors import UserError
+from vit_ipu.runs import removal
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.removal import remove_run
 
@@ -28,6 +29,9 @@ def finished(tmp_path_factory):
     config = load_config(write_config(folder, run={"checkpoint_every": 2, "keep_best": "top1", "evaluate_every": 2}))
     train_in(folder / "run", config)
     (folder / "run" / "report.html").write_text("<html>")
+    (folder / "run" / "skipped.txt").write_text("image 3\n")
+    (folder / "run" / "tensorboard").mkdir()
+    (folder / "run" / "tensorboard" / "events.out.tfevents.1.host").write_text("")
     (folder / "run" / "checkpoints" / "update-00000002").rename(folder / "run/checkpoints/damaged-update-00000002")
     (folder / "run" / "checkpoints" / ".writing-update-00000009").mkdir()
     return folder / "run", config
@@ -51,6 +55,13 @@ def test_a_run_of_this_config_is_removed(run_folder):
     path.mkdir()
     remove_run(path, config)
     assert path.is_dir()
+
+
+def test_every_file_of_a_run_is_known(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = [path.name for path in (*folder._files(), folder.lock_path)]
+    assert len(names) > 8
+    assert [name for name in names if not removal._WRITTEN.fullmatch(name)] == []
 
 
 FOREIGN = {

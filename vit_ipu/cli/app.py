@@ -172,8 +172,9 @@ def train(
             print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
             return INTERRUPTED
         except RunFailed:
-            with suppress(UserError, OSError):  # the error of the run matters more
-                write_report(folder)
+            if os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun may be about to end this process
+                with suppress(UserError, OSError):  # the error of the run matters more
+                    write_report(folder)
             raise
     write_report(folder)
     print_summary(console, summary, folder, resolved, as_json=as_json)

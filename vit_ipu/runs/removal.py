@@ -15,7 +15,8 @@ from vit_ipu.runs.folder import RunFolder, differing_settings
 from vit_ipu.text import escaped, reason_of
 
 _WRITTEN = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|report\.html|best\.json|diverged\.json|\.lock"
+    r"config\.yaml|(environment|evaluation|best|diverged)\.json|metrics\.jsonl|skipped\.txt|report\.html|\.lock"
+    r"|tensorboard/events\.out\.tfevents\.[^/]*"
     r"|examples/\d\d_[^/]*\.png"
     r"|checkpoints/([a-z]+-)?update-\d+/(model\.safetensors|optimizer\.safetensors|(state|config|checksums)\.json)"
 )
