@@ -40,6 +40,13 @@ def test_the_best_five_are_all_if_there_are_fewer():
     assert found == [False, False, True, True, True, True, True]
 
 
+def test_equal_logits_count_in_both_measures_or_in_none():
+    found = Scores.of(torch.arange(200), torch.zeros(200, 100), torch.arange(200) % 100)
+    right = found.predicted == found.labels
+    assert 0 < int(right.sum()) <= int(found.in_top5.sum())
+    assert bool(found.in_top5[right].all())
+
+
 def test_many_classes_have_no_confusion_matrix(monkeypatch):
     monkeypatch.setattr(scores, "MOST_CONFUSED", 2)
     assert joined().confusion is None

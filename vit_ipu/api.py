@@ -9,6 +9,7 @@ a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`,
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -110,7 +111,7 @@ def train(
     from vit_ipu.report.page import write_report
     from vit_ipu.runs.display import NO_DISPLAY
     from vit_ipu.runs.folder import RunFolder
-    from vit_ipu.train import open_run_folder, remove_earlier_run
+    from vit_ipu.train import earlier_run_replaced, open_run_folder
     from vit_ipu.train import train as run
 
     console = _console(quiet)
@@ -120,10 +121,13 @@ def train(
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     if find_instances(loaded, resolved).index > 0:  # one of the processes of torchrun or poprun that write no files
         return _result(run(loaded, resolved, RunFolder(path), **options), path, loaded)
-    if restart:
-        remove_earlier_run(path, loaded, resume=resume)
     changes = allow_config_change
-    with open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print) as folder:
+    with ExitStack() as stack:
+        if restart:
+            stack.enter_context(earlier_run_replaced(path, loaded, resume=resume))
+        folder = stack.enter_context(
+            open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
+        )
         display = NO_DISPLAY if quiet else TrainingBar(console)
         summary = run(loaded, resolved, folder, display=display, **options)
     write_report(folder)

@@ -49,8 +49,8 @@ class Scores:
     def of(cls, indices: Tensor, logits: Tensor, labels: Tensor) -> Scores:
         """Returns the scores of logits (n, K), images whose places are `indices`, and labels, both (n,)."""
         logits = logits.to(torch.float64)
-        probabilities, predicted = logits.softmax(dim=1).max(dim=1)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (n, 5), whose first is the prediction
+        probabilities, predicted = logits.softmax(dim=1).gather(1, best[:, :1]).flatten(), best[:, 0]
         losses = F.cross_entropy(logits, labels, reduction="none")
         in_top5 = (best == labels[:, None]).any(dim=1)
         return cls(indices, labels.clone(), predicted, probabilities, losses, in_top5, logits.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed, UserError
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
-from vit_ipu.files import write_whole
+from vit_ipu.files import remove, write_whole
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.runs.background import BackgroundWriter
@@ -39,7 +40,7 @@ from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
 from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until, require_tracking
-from vit_ipu.runs.removal import remove_run
+from vit_ipu.runs.removal import set_run_aside
 from vit_ipu.signals import StopSignal
 from vit_ipu.text import Notify, reason_of, shortened, single_line
 from vit_ipu.weights.fit import load_initial_weights
@@ -104,11 +105,22 @@ def open_run_folder(
         folder.release()
 
 
-def remove_earlier_run(path: Path, config: Config, *, resume: bool) -> None:
-    """Removes an earlier run of this config from the run folder. Raises UserError as `remove_run` does."""
+@contextmanager
+def earlier_run_replaced(path: Path, config: Config, *, resume: bool) -> Iterator[None]:
+    """Sets an earlier run of this config aside, and removes it at the end if a new one has begun in its place.
+
+    If the new run could not begin, the earlier one is put back. Raises UserError as `set_run_aside` does.
+    """
     if resume:
         raise UserError("--resume and --restart exclude each other: --restart removes the run that --resume continues")
-    remove_run(path, config)
+    aside = set_run_aside(path, config)
+    try:
+        yield
+    finally:
+        if aside is not None and RunFolder(path).environment.exists():
+            remove(aside)
+        elif aside is not None and not os.path.lexists(str(path)):
+            os.replace(str(aside), str(path))
 
 
 def train(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import shutil
 
 import pytest
 from helpers import tiny_values, vit_ipu, write_config, write_image_folder
@@ -161,8 +163,10 @@ def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
         {"update": -1},
         {"mistakes": [{"name": "a"}]},
         {"extra": 1},
+        {"classes": ["c"] * 100_000},
+        {"mistakes": [dict(evaluation().mistakes[0].model_dump(), picture="A=")]},
     ],
-    ids=["a class without a name", "no classes", "update", "mistake", "another key"],
+    ids=["a class without a name", "no classes", "update", "mistake", "another key", "too many classes", "picture"],
 )
 def test_a_damaged_evaluation_is_left_out(tmp_path, changes):
     folder = RunFolder(tmp_path)
@@ -187,9 +191,32 @@ def test_runs_are_compared_side_by_side(run, empty_folder):
     assert json.loads(run("report", "run-cpu", "run-ipu-sim", "--output", "x.html", "--json")) == {"report": "x.html"}
 
 
+def test_names_of_runs_are_shown_as_they_are(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    for name in (r"$\foo$", "_hidden"):
+        shutil.copytree("run-cpu", name)
+    run("report", "run-cpu", r"$\foo$", "_hidden")
+    page = (empty_folder / "comparison.html").read_text()
+    for name in ("run-cpu", r"$\foo$", "_hidden"):
+        assert f'<th scope="col">{name}</th>' in page
+    assert page.count("_hidden -->") == 4
+
+
+def test_an_evaluation_that_is_not_the_last_is_not_shown(run, empty_folder):
+    assert "Worst mistakes" in trained(run, empty_folder, "cpu")
+    metrics = empty_folder / "run-cpu" / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(True) if json.loads(line)["update"] < 4]
+    metrics.write_text("".join(kept))  # as a run that resumes from an earlier checkpoint
+    run("report", "run-cpu")
+    assert "Worst mistakes" not in (empty_folder / "run-cpu" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        (["run-cpu", "./run-cpu"], "run-cpu is given twice: compare different runs"),
+        (["run-cpu", "damaged"], "damaged/environment.json is damaged: it must be the JSON object that the run wrote"),
+        (["run-cpu", "--output", "pipe"], "--output pipe is not a file: give the path of a file"),
         (["run-cpu", "run-cpu"], "run-cpu is given twice: compare different runs"),
         (["run-cpu", "other"], "other is not a run folder: it does not contain environment.json"),
         (
@@ -201,6 +228,9 @@ def test_runs_are_compared_side_by_side(run, empty_folder):
 )
 def test_mistakes_in_a_report_are_one_line(run, monkeypatch, capsys, empty_folder, arguments, error):
     trained(run, empty_folder, "cpu")
+    shutil.copytree("run-cpu", "damaged")
+    (empty_folder / "damaged" / "environment.json").write_text('{"simulated": false}')
+    os.mkfifo("pipe")
     capsys.readouterr()
     code, out, err = vit_ipu(monkeypatch, capsys, "report", *arguments)
     assert (code, out) == (2, "")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,33 @@ def test_a_run_that_another_process_trains_in_is_refused(run_folder):
     with pytest.raises(UserError, match="another process is training in"):
         remove_run(path, config)
     folder.release()
+
+
+def test_a_run_on_other_images_is_another_run(run_folder):
+    path, config = run_folder
+    other = config.model_copy(update={"data": config.data.model_copy(update={"path": "other"})})
+    with pytest.raises(UserError, match=r"is a run of another config: data\.path differs; nothing was removed"):
+        remove_run(path, other)
+    assert (path / "metrics.jsonl").is_file()
+
+
+def test_a_restart_that_cannot_begin_keeps_the_earlier_run(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 2})
+    command = ("train", config, "--device", "cpu", "--output", "run")
+    assert vit_ipu(monkeypatch, capsys, *command)[0] == 0
+    before = snapshot(empty_folder / "run")
+
+    def fail(*arguments, **options):
+        raise UserError("the images are gone")
+
+    with monkeypatch.context() as context:
+        context.setattr(import_module("vit_ipu.train"), "open_source", fail)
+        code, _, err = vit_ipu(monkeypatch, capsys, *command, "--restart")
+    assert (code, err) == (2, "vit-ipu: the images are gone\n")
+    assert snapshot(empty_folder / "run") == before
+    assert [path.name for path in empty_folder.iterdir() if path.name.startswith(".")] == []
+    assert vit_ipu(monkeypatch, capsys, *command, "--restart")[0] == 0
+    assert [path.name for path in empty_folder.iterdir() if path.name.startswith(".")] == []
 
 
 def test_restart_trains_the_same_config_again(monkeypatch, capsys, empty_folder):

@@ -5,7 +5,7 @@ Annotations are not postponed here, because on Python 3.8 typer cannot resolve A
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
@@ -150,7 +150,7 @@ def train(
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
-    from vit_ipu.train import open_run_folder, remove_earlier_run
+    from vit_ipu.train import earlier_run_replaced, open_run_folder
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
@@ -162,9 +162,12 @@ def train(
         _train_beside_the_first(loaded, resolved, path, options)
         return None
     changes = allow_config_change or ()
-    if restart:
-        remove_earlier_run(path, loaded, resume=resume)
-    with open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print) as folder:
+    with ExitStack() as stack:
+        if restart:
+            stack.enter_context(earlier_run_replaced(path, loaded, resume=resume))
+        folder = stack.enter_context(
+            open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
+        )
         try:
             print_run_header(console, loaded, resolved, folder)
             summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
@@ -185,8 +188,9 @@ def _require_parent(path: Path, option: str) -> None:
     """Raises UserError unless a file can be made at `path`, as far as its folder tells."""
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: {path.parent} is not a folder: make it first, or give another path")
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder: give the path of a file")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a file"
+        raise UserError(f"{option} {path} is {kind}: give the path of a file")
 
 
 def _is_first_instance(config: "Config", device: "Device") -> bool:

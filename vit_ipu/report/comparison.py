@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -11,7 +12,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
 from vit_ipu.report.layout import page, section, table
-from vit_ipu.report.page import device_of, figures
+from vit_ipu.report.page import device_of, environment_of, figures
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -22,10 +23,11 @@ _NONE = "-"
 def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     """Writes a page that compares two or more runs. Raises UserError if one is not a run folder, or is given twice."""
     names = [str(folder.path) for folder in folders]
-    for name in names:
-        if names.count(name) > 1:
+    places = [os.path.realpath(name) for name in names]
+    for name, place in zip(names, places):
+        if places.count(place) > 1:
             raise UserError(f"{name} is given twice: compare different runs")
-    environments = [folder.read_environment() for folder in folders]
+    environments = [environment_of(folder) for folder in folders]
     metrics = [read_metrics(folder.metrics) for folder in folders]
     results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
     settings = [all_settings(load_config(folder.config)) for folder in folders]

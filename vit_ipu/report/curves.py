@@ -15,6 +15,8 @@ _STAND_INS = {FIRST: "#010203", SECOND: "#010204", INK: "#010205", GRID: "#01020
 """Colours that matplotlib draws with, in whose place the page's own are then written: they differ on a dark screen."""
 _KEYS = {"loss": "Loss (nats)", "top1": "Top-1 (%)", "learning_rate": "Learning rate", "images_per_second": "Images/s"}
 """What runs are compared by."""
+_LINES = ("-", "--", ":", "-.")
+"""Styles of lines, for every ten runs another one."""
 
 
 def curves_svg(metrics: Metrics, *, best: Optional[int] = None) -> str:
@@ -44,9 +46,15 @@ def comparison_svg(runs: Sequence[Tuple[str, Metrics]]) -> str:
     figure = _figure((10, 6))
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, _KEYS.items()):
         for number, (name, metrics) in enumerate(runs):
-            _curve(axes, metrics, key, name, f"C{number}", marker="o" if key == "top1" else "")
+            style = {"marker": "o" if key == "top1" else "", "linestyle": _LINES[number // 10 % len(_LINES)]}
+            _curve(axes, metrics, key, _legend_text(name), f"C{number % 10}", **style)
         _finish(axes, title)
     return _svg(figure, "curves of the runs")
+
+
+def _legend_text(name: str) -> str:
+    """Returns a name that matplotlib shows as it is: neither as a formula, nor hidden because of a leading _."""
+    return "\u200b" + name.replace("$", r"\$")
 
 
 def _figure(size: Tuple[float, float]) -> Any:
@@ -97,8 +105,8 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = chosen
 
 
-def _curve(axes: Any, metrics: Metrics, key: str, label: Any, color: str, marker: str = "") -> None:
+def _curve(axes: Any, metrics: Metrics, key: str, label: Any, color: str, **style: str) -> None:
     points = [(line["update"], line[key]) for line in metrics if key in line]
     if points:
         color = _STAND_INS.get(color, color)
-        axes.plot(*zip(*points), color=color, label=label, marker=marker, markersize=4, linewidth=1.4)
+        axes.plot(*zip(*points), color=color, label=label, markersize=4, linewidth=1.4, **style)

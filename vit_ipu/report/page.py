@@ -29,18 +29,15 @@ _MOST_SKIPPED = 50
 
 def write_report(folder: RunFolder, target: Optional[Path] = None) -> None:
     """Writes report.html of a finished or unfinished run, or another file. Raises UserError if there is no run."""
-    environment = folder.read_environment()
+    environment = environment_of(folder)
     config = load_config(folder.config)
     metrics = read_metrics(folder.metrics)
-    try:
-        rows = environment_rows(environment)
-    except (LookupError, TypeError, AttributeError):
-        raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
+    rows = environment_rows(environment)
     curves = curves_svg(metrics, best=_best_update(folder)) if metrics else "<p>No metrics yet.</p>"
     sections = [
         _notice(environment),
         table(figures(metrics)),
-        _predictions(read_last_evaluation(folder)),
+        _predictions(read_last_evaluation(folder), metrics),
         section("Curves", f'<div class="wide">{curves}</div>{_note_on_loss(config)}'),
         section("Pipeline", _pipeline(config)) if _ran_on_ipus(environment) else "",
         section("Skipped images", _skipped(folder)) if folder.skipped.exists() else "",
@@ -49,6 +46,16 @@ def write_report(folder: RunFolder, target: Optional[Path] = None) -> None:
     ]
     title = f"{folder.path.name} on {device_of(environment)}"
     write_whole(target or folder.report, page(title, sections))  # replaces a link instead of writing to its target
+
+
+def environment_of(folder: RunFolder) -> Dict[str, Any]:
+    """Returns what a run ran on. Raises UserError if its file is missing, or is not what the run wrote."""
+    environment = folder.read_environment()
+    try:
+        environment_rows(environment)
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
+    return environment
 
 
 def _notice(environment: Dict[str, Any]) -> str:
@@ -76,9 +83,13 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
     return rows
 
 
-def _predictions(evaluation: Any) -> str:
-    """Returns the sections on what the model predicts, nothing if the run has no evaluation."""
-    if not isinstance(evaluation, LastEvaluation):
+def _predictions(evaluation: Optional[LastEvaluation], metrics: List[Dict[str, Any]]) -> str:
+    """Returns the sections on what the model predicts, nothing if they are not of the run's last evaluation.
+
+    A run that resumes from before its last evaluation has older metrics until it evaluates again.
+    """
+    last = [line["update"] for line in metrics if "top1" in line][-1:]
+    if evaluation is None or last != [evaluation.update]:
         return ""
     where = f"<p>Evaluation at update {evaluation.update:,}.</p>"
     parts = [section("Worst mistakes", where + mistakes_grid(evaluation))]

@@ -17,7 +17,7 @@ from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
 from vit_ipu.files import write_whole
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.scores import Mistake
+from vit_ipu.scores import MOST_CONFUSED, Mistake
 from vit_ipu.small_files import read_json
 
 NUM_MISTAKES = 24
@@ -25,6 +25,8 @@ _SIDE = 128
 """Most pixels of a picture's side."""
 _LONGEST_PICTURE = 1 << 17
 """Characters of a picture in base64; 128 x 128 pixels of noise have 66,000."""
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_MOST_CLASSES = 100_000
 _Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -39,7 +41,7 @@ class ShownMistake(BaseModel):
     predicted: _Count
     probability: Annotated[float, Field(ge=0, le=1)]
     loss: Annotated[float, Field(ge=0)]
-    picture: Annotated[str, Field(pattern="^[A-Za-z0-9+/=]*$", max_length=_LONGEST_PICTURE)]
+    picture: Annotated[str, Field(pattern=_BASE64, max_length=_LONGEST_PICTURE)]
     """A PNG file in base64."""
 
 
@@ -49,7 +51,7 @@ class LastEvaluation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     update: _Count
-    classes: List[str]
+    classes: Annotated[List[str], Field(max_length=_MOST_CLASSES)]
     confusion: List[Tuple[_Count, _Count, _Count]]
     """Class, predicted class and number of images, for each pair that occurs; empty if there are too many classes."""
     mistakes: Annotated[List[ShownMistake], Field(max_length=NUM_MISTAKES)]
@@ -57,6 +59,8 @@ class LastEvaluation(BaseModel):
 
     @model_validator(mode="after")
     def _labels_have_classes(self) -> LastEvaluation:
+        if self.confusion and len(self.classes) > MOST_CONFUSED:
+            raise ValueError(f"a confusion matrix of {len(self.classes)} classes is not counted")
         labels = [label for pair in self.confusion for label in pair[:2]]
         labels += [label for mistake in self.mistakes for label in (mistake.label, mistake.predicted)]
         if labels and max(labels) >= len(self.classes):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
 from vit_ipu.errors import ConfigError, UserError
-from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_whole
+from vit_ipu.files import REMOVING, TEMPORARY, lock, remove
 from vit_ipu.runs.folder import RunFolder, differing_settings
 from vit_ipu.text import escaped, reason_of
 
@@ -24,23 +24,33 @@ _WRITTEN = re.compile(
 
 
 def remove_run(path: Path, config: Config) -> None:
-    """Removes the folder of an earlier run of `config`; does nothing if the folder is missing or empty.
+    """Removes the folder of an earlier run of `config`. Raises UserError as `set_run_aside` does."""
+    aside = set_run_aside(path, config)
+    if aside is not None:
+        remove(aside)
 
-    Raises UserError, and removes nothing, if the folder is not that of a run of this config, if it holds a file that
+
+def set_run_aside(path: Path, config: Config) -> Optional[Path]:
+    """Renames the folder of an earlier run of `config`, and returns its new path; None if it is missing or empty.
+
+    Raises UserError, and renames nothing, if the folder is not that of a run of this config, if it holds a file that
     this program does not write, or if another process trains in it.
     """
     if not os.path.lexists(str(path)) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
-        return
+        return None
     problem = _problem(path, config)
     if problem is not None:
         raise UserError(f"--restart: {path} {problem}; nothing was removed: give another --output")
+    aside = path.with_name(f"{REMOVING}{path.name}")
     with RunFolder(path).lock_path.open("a", encoding="utf-8") as file:
         if not lock(file):
             raise UserError(f"another process is training in {path}: wait for it, or stop it")
         try:
-            remove_whole(path)
+            remove(aside)
+            os.replace(str(path), str(aside))
         except OSError as error:
             raise UserError(f"--restart: cannot remove {path}: {reason_of(error)}") from None
+    return aside
 
 
 def _problem(path: Path, config: Config) -> Optional[str]:
@@ -53,7 +63,8 @@ def _problem(path: Path, config: Config) -> Optional[str]:
         if not _WRITTEN.fullmatch(name):
             return f"holds {escaped(name)}, which a run does not write"
     try:
-        changed = list(differing_settings(load_config(path / "config.yaml"), config))
+        before = load_config(path / "config.yaml")
+        changed = [*differing_settings(before, config), *_other_images(before, config)]
     except ConfigError as error:
         return f"has a config that cannot be read ({error})"
     return f"is a run of another config: {changed[0]} differs" if changed else None
@@ -67,3 +78,8 @@ def _files_in(folder: Path) -> Iterator[str]:
         for name in [*files, *links]:
             if not name.startswith((TEMPORARY, REMOVING)):
                 yield os.path.relpath(os.path.join(parent, name), str(folder))
+
+
+def _other_images(before: Config, after: Config) -> List[str]:
+    """Returns the keys of paths to images that differ: a resumed run checks that they hold the same ones."""
+    return [f"data.{key}" for key in ("path", "eval_path") if getattr(before.data, key) != getattr(after.data, key)]
