@@ -196,7 +196,7 @@ def _bounds(schema: Dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}"
 
 
 def _plain(value: Any) -> Any:
