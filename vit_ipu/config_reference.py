@@ -69,6 +69,8 @@ def json_schema() -> Dict[str, Any]:
             devices = "" if key.devices == "all" else f"{key.devices} only: "
             property["description"] = f"{devices}{key.meaning}"
             property.pop("title", None)
+            if property.get("additionalProperties") is True:  # the default, which pydantic states since 2.11
+                del property["additionalProperties"]
     model = _definition(schema, "model")
     model["properties"]["variant"]["enum"] = [*VARIANTS, None]
     model["required"] = [name for name in model.get("required", ()) if name not in _SHAPE]
@@ -196,7 +198,8 @@ def _bounds(schema: Dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}"
+    is_whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e5)  # pydantic's versions differ
+    return f"{int(value):,}" if is_whole else f"{value:g}"
 
 
 def _plain(value: Any) -> Any:
