@@ -16,6 +16,7 @@ from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_
 from vit_ipu.planner.hardware import Hardware, hardware_named, hardware_of, pod_for
 from vit_ipu.planner.prediction import predict
 from vit_ipu.planner.search import Candidate, search
+from vit_ipu.text import escaped
 
 _SEARCHED_KEYS = (
     "micro_batch_size",
@@ -92,14 +93,16 @@ def pipeline_yaml(candidate: Candidate) -> str:
 def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path]:
     """Writes the found configs as plan-1.yaml, plan-2.yaml, ..., ready to run; returns their paths.
 
-    Raises ConfigError if a file exists.
+    Raises ConfigError if a file exists, or if `folder` is not a folder.
     """
     paths = [folder / f"plan-{number}.yaml" for number in range(1, len(candidates) + 1)]
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is not a folder: give a folder for the found configs")
     for path in paths:
         if path.exists():
             raise ConfigError(f"--output {folder}: {path.name} exists: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for path, candidate in zip(paths, candidates):
-        head = f"# vit-ipu train {path}\n# Predicted: {candidate.images_per_second:,.0f} images/s. Not yet measured.\n"
-        write_whole(path, head + dump_config(candidate.config))
+        predicted = f"# Predicted: {candidate.images_per_second:,.0f} images/s. Not yet measured.\n"
+        write_whole(path, f"# vit-ipu train {escaped(str(path))}\n{predicted}{dump_config(candidate.config)}")
     return paths

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.config_file import yaml_value
+from vit_ipu.text import counted
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.native import Preprocessing
 
@@ -207,7 +208,7 @@ def _run(num_train: int, weights: Optional[StartingWeights], batch: int, kind: s
     every = each * ceil(epochs / 10)
     return [
         _Line("epochs", epochs, f"passes over {num_train:,} images"),
-        _Line("evaluate_every", every, f"updates; {each:,} updates are an epoch"),
+        _Line("evaluate_every", every, f"updates; an epoch has {counted(each, 'update')}"),
         _Line("keep_best", "top1", "keeps the checkpoint of the best evaluation, too"),
     ]
 

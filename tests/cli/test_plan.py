@@ -130,6 +130,7 @@ MISTAKES = [
         "pipeline.execution sharded: --search splits pipelines: use pipelined, or no --search",
     ),
     (["--search", "--output", "full"], "--output full: plan-1.yaml exists: give another folder"),
+    (["--search", "--output", "tiny.yaml"], "--output tiny.yaml is not a folder: give a folder for the found configs"),
 ]
 
 
