@@ -96,7 +96,8 @@ def _free_path(output: Optional[Path], folder: str) -> Path:
         kind = "is a folder: give a file" if target.is_dir() else "exists and stays as it is: give another file"
         raise UserError(f"{escaped(str(target))} {kind} with --output")
     if not target.parent.is_dir():
-        raise UserError(f"--output {escaped(str(target))}: there is no folder {escaped(str(target.parent))}; make it")
+        path, folder = (escaped(str(place)) for place in (target, target.parent))
+        raise UserError(f"--output {path}: {folder} is not a folder: make it first")
     return target
 
 

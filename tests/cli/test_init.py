@@ -213,7 +213,7 @@ MISTAKES = {
     "a config that exists": (lambda p: (p / "pictures.yaml").write_text("mine"), INIT, ["exists and stays as it is"]),
     "an output that exists": (None, [*INIT, "--output", "vit.safetensors"], ["exists and stays as it is", "--output"]),
     "an output that is a folder": (None, [*INIT, "--output", "divided"], ["divided is a folder", "--output"]),
-    "an output without a folder": (None, [*INIT, "--output", "no/x.yaml"], ["there is no folder no"]),
+    "an output without a folder": (None, [*INIT, "--output", "no/x.yaml"], ["no/x.yaml: no is not a folder: make it"]),
     "an output with a long name": (None, [*INIT, "--output", "x" * 300], ["File name too long"]),
     "an output that is a dead link": (
         lambda p: (p / "pictures.yaml").symlink_to("nowhere"),
