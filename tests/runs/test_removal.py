@@ -21,6 +21,14 @@ from vit_ipu.runs.removal import remove_run
 ROOT = Path(__file__).parent.parent.parent
 
 
+def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs make in the repository as from a shell: `make test`, too, sets variables that would change what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment.update(variables)
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, env=environment, cwd=str(ROOT), capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Returns the folder of a finished run that has every kind of file, and its config."""
@@ -171,9 +179,7 @@ def test_make_quickstart_removes_only_a_run_of_the_quickstart(empty_folder):
     (bin_folder.parent / ".ready").touch()
 
     def quickstart(run: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", "--silent", "quickstart", f"VENV={bin_folder.parent}"]
-        environment = dict(os.environ, RUN=run, PYTHONPATH=str(ROOT))
-        return subprocess.run(command, env=environment, cwd=str(ROOT), capture_output=True, text=True, check=False)
+        return make("--silent", "quickstart", f"VENV={bin_folder.parent}", RUN=run, PYTHONPATH=str(ROOT))
 
     photos = empty_folder / "my photos; rm -rf $HOME"
     (photos / "2019").mkdir(parents=True)
@@ -199,12 +205,7 @@ def test_make_clean_leaves_what_setup_did_not_make(empty_folder, made):
     (empty_folder / "mine").mkdir()
     for name in made:
         (empty_folder / "mine" / name).touch()
-    recipe = subprocess.run(
-        ["make", "--dry-run", "clean", f"VENV={empty_folder / 'mine'}"],
-        cwd=str(ROOT),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    subprocess.run(recipe.splitlines()[0], shell=True, check=True)
+    recipe = make("--dry-run", "clean", f"VENV={empty_folder / 'mine'}")
+    assert recipe.returncode == 0
+    subprocess.run(recipe.stdout.splitlines()[0], shell=True, check=True)
     assert (empty_folder / "mine").is_dir()
