@@ -1,7 +1,7 @@
 """Python functions that do what the commands do, and return their results as objects.
 
-A config is a `Config`, or what the commands take: the path of a YAML file, or the name of a shipped config. A device is
-a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails raises
+A config is a `Config`, or what the commands take: the path of a YAML file, the name of a shipped config, or a run folder.
+A device is a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails raises
 `vit_ipu.errors.RunFailed`, each with a message of one line. Progress and notes are printed, also in a notebook, unless
 `quiet` is true. Nothing here imports torch before a function is called.
 """
@@ -105,7 +105,8 @@ def train(
     form `section.key=value`. Ctrl-C ends the run after the current host step with a checkpoint; the result is then not
     `finished`. Raises UserError for a mistake of the caller, and RunFailed if the run diverges or cannot write.
     """
-    from vit_ipu.backends.build import find_instances
+    from vit_ipu.cli.paths import output_of_run
+    from vit_ipu.cli.preparation import is_first_instance
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
@@ -115,11 +116,14 @@ def train(
     from vit_ipu.train import train as run
 
     console = _console(quiet)
-    loaded, resolved = _prepare(config, overrides, device, numerics, console.print)
+    loaded = _loaded(config, overrides)
     path = Path(output) if output is not None else Path("runs") / _name(config)
+    if output is None and not isinstance(config, Config) and Path(config).is_dir():
+        path = output_of_run(Path(config), None, resume=resume, restart=restart)
+    resolved, notes = _prepare(loaded, device, numerics, initial_weights=not resume)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    if find_instances(loaded, resolved).index > 0:  # one of the processes of torchrun or poprun that write no files
+    if not is_first_instance(loaded, resolved):  # one of the processes of torchrun or poprun that write no files
         return _result(run(loaded, resolved, RunFolder(path), **options), path, loaded)
     changes = allow_config_change
     with ExitStack() as stack:
@@ -128,6 +132,7 @@ def train(
         folder = stack.enter_context(
             open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
         )
+        _show(notes, console.print)
         display = NO_DISPLAY if quiet else TrainingBar(console)
         summary = run(loaded, resolved, folder, display=display, **options)
     write_report(folder)
@@ -136,7 +141,7 @@ def train(
 
 def evaluate(
     config: AnyConfig,
-    checkpoint: Paths,
+    checkpoint: Optional[Paths] = None,
     *,
     device: str = "auto",
     numerics: Optional[str] = None,
@@ -148,17 +153,23 @@ def evaluate(
 ) -> CheckpointEvaluation:
     """Measures top-1 and top-5 in per cent and the mean loss over every held-out image, as `vit-ipu evaluate` does.
 
-    `checkpoint` is a run, a checkpoint or weights in any known naming. Raises UserError if it belongs to another model
-    or to other classes than the images.
+    `checkpoint` is a run, a checkpoint or weights in any known naming. If `config` is a run folder, it may be left out:
+    the run's best checkpoint is evaluated, or else its last one. Raises UserError if the checkpoint belongs to another
+    model or to other classes than the images.
     """
+    from vit_ipu.cli.preparation import checkpoint_to_evaluate
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
     notify = _console(quiet).print
-    loaded, resolved = _prepare(config, overrides, device, numerics, notify, training=False)
+    loaded = _loaded(config, overrides)
+    resolved, notes = _prepare(loaded, device, numerics, training=False)
+    run_folder = None if isinstance(config, Config) else Path(config)
+    weights = checkpoint_to_evaluate(run_folder, None if checkpoint is None else os.fspath(checkpoint))
+    _show(notes, notify)
     cache = ListingCache(rescan=rescan, notify=notify)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
-    return run(loaded, resolved, str(checkpoint), notify=notify, **options)
+    return run(loaded, resolved, weights, notify=notify, **options)
 
 
 def predict(
@@ -260,24 +271,16 @@ def _loaded(config: AnyConfig, overrides: Sequence[str]) -> Config:
     return load_config(os.fspath(config), overrides)
 
 
-def _prepare(
-    config: AnyConfig,
-    overrides: Sequence[str],
-    device: str,
-    numerics: Optional[str],
-    notify: Notify,
-    *,
-    training: bool = True,
-) -> Tuple[Config, Device]:
-    """Returns the config and the device, once they are known to fit; `notify` receives notes on the config."""
-    from vit_ipu.backends.build import require_runnable_on, resolve_device
-    from vit_ipu.unused_options import unused_options
+def _prepare(config: Config, device: str, numerics: Optional[str], **options: bool) -> Tuple[Device, List[str]]:
+    """Returns the device and notes on the config, as the commands do before they begin."""
+    from vit_ipu.cli.preparation import prepare
 
-    loaded = _loaded(config, overrides)
-    resolved = resolve_device(device, numerics=numerics)
-    for note in require_runnable_on(loaded, resolved, training=training) + unused_options(loaded):
+    return prepare(config, device, numerics=numerics, **options)
+
+
+def _show(notes: Sequence[str], notify: Notify) -> None:
+    for note in notes:
         notify(f"note: {note}")
-    return loaded, resolved
 
 
 def _name(config: AnyConfig) -> str:

@@ -112,7 +112,7 @@ def check(
     from vit_ipu.config_file import load_config
 
     report = check_config(load_config(config, overrides or ()))
-    print_check(make_console(as_json), config.name, report, as_json=as_json)
+    print_check(make_console(as_json), config.name or str(config), report, as_json=as_json)
     return None if report.accepted else 2
 
 

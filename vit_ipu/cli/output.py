@@ -50,6 +50,12 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
     console.print(f"run folder {folder.path}")
 
 
+def print_notes(console: "Console", notes: Sequence[str]) -> None:
+    """Prints notes on settings of a config."""
+    for note in notes:
+        console.print(f"note: {note}")
+
+
 def print_summary(
     console: "Console", summary: "Summary", folder: "RunFolder", device: "Device", *, as_json: bool
 ) -> None:

@@ -22,19 +22,18 @@ from vit_ipu.cli.options import (
     Overrides,
     Rescan,
     TrustPickle,
-    is_first_instance,
-    prepare,
-    require_parent,
 )
 from vit_ipu.cli.output import (
     print_compilation,
     print_evaluation,
+    print_notes,
     print_predictions,
     print_run_header,
     print_summary,
     print_throughput,
     write_predictions,
 )
+from vit_ipu.cli.paths import output_of_run, require_parent
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.signals import INTERRUPTED, exit_code_of_stopped_run
 
@@ -62,18 +61,22 @@ def train(
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune, evaluate, and write a run folder."""
+    from vit_ipu.cli.preparation import is_first_instance, prepare
     from vit_ipu.cli.progress import TrainingBar
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
     from vit_ipu.train import earlier_run_replaced, open_run_folder
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics)
+    loaded = load_config(config, overrides or ())
+    path = output_of_run(config, output, resume=resume, restart=restart)
+    resolved, notes = prepare(loaded, device, numerics=numerics, initial_weights=not resume)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    path = output or default_output(config, resume=resume, restart=restart)
-    if not is_first_instance(loaded, resolved):
+    console.quiet = not is_first_instance(loaded, resolved)
+    if console.quiet:
         _train_beside_the_first(loaded, resolved, path, options)
         return None
     changes = allow_config_change or ()
@@ -84,6 +87,7 @@ def train(
             open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
         )
         try:
+            print_notes(console, notes)
             print_run_header(console, loaded, resolved, folder)
             summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
         except KeyboardInterrupt:
@@ -107,18 +111,15 @@ def _train_beside_the_first(config: "Config", device: "Device", path: Path, opti
     run(config, device, RunFolder(path), **options)
 
 
-def default_output(config: Path, *, resume: bool, restart: bool = False) -> Path:
-    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume or restart, the last that exists."""
-    paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
-    taken = [path for path in paths if (path / "config.yaml").exists()]
-    if resume or restart:
-        return taken[-1] if taken else paths[0]
-    return next(path for path in paths if path not in taken)
-
-
 def evaluate(
     config: ConfigPath,
-    checkpoint: Annotated[str, typer.Option(help="A run, a checkpoint, or weights of any known naming.")],
+    checkpoint: Annotated[
+        Optional[str],
+        typer.Option(
+            help="A run, a checkpoint, or weights of any known naming. If CONFIG is a run folder: its best checkpoint, "
+            "or else its last one, if not given."
+        ),
+    ] = None,
     device: DeviceName = "auto",
     numerics: Numerics = None,
     overrides: Overrides = None,
@@ -133,6 +134,8 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5 and mean loss. Each held-out image counts exactly once."""
     from vit_ipu.backends.build import require_one_process
+    from vit_ipu.cli.preparation import checkpoint_to_evaluate, is_first_instance, prepare
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
@@ -140,14 +143,17 @@ def evaluate(
     if predictions is not None:
         require_one_process("evaluate --predictions")
         require_parent(predictions, "--predictions")
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics, training=False)
-    is_first = is_first_instance(loaded, resolved)
+    loaded = load_config(config, overrides or ())
+    resolved, notes = prepare(loaded, device, numerics=numerics, training=False)
+    weights = checkpoint_to_evaluate(config, checkpoint)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     cache = ListingCache(rescan=rescan, notify=console.print)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
-    found = run(loaded, resolved, checkpoint, notify=console.print, **options)
+    found = run(loaded, resolved, weights, notify=console.print, **options)
     if predictions is not None:
         write_predictions(predictions, found)
-    if is_first:
+    if not console.quiet:
         print_evaluation(console, found, resolved, as_json=as_json)
 
 
@@ -192,11 +198,16 @@ def compile(
     as_json: Json = False,
 ) -> None:
     """Compile the programs of training and evaluation into the executable cache."""
+    from vit_ipu.cli.preparation import is_first_instance, prepare
     from vit_ipu.compile import compile_program
+    from vit_ipu.config_file import load_config
 
     console = make_console(as_json)
-    options: Dict[str, Any] = {"numerics": numerics, "offline": offline, "allow_synthetic": True}
-    loaded, resolved = prepare(config, device, overrides, console, **options)
+    loaded = load_config(config, overrides or ())
+    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": False}
+    resolved, notes = prepare(loaded, device, numerics=numerics, **options)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     seconds = compile_program(loaded, resolved, offline=offline)
     print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
@@ -218,12 +229,16 @@ def benchmark(
 ) -> None:
     """Measure the throughput of the training step."""
     from vit_ipu.benchmark import benchmark as run
+    from vit_ipu.cli.preparation import is_first_instance, prepare
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
 
     console = make_console(as_json)
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics, allow_synthetic=True)
-    is_first = is_first_instance(loaded, resolved)
+    loaded = load_config(config, overrides or ())
+    resolved, notes = prepare(loaded, device, numerics=numerics, allow_synthetic=True, images=real_data)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     cache = ListingCache(rescan=rescan, notify=console.print)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
-    if is_first:
+    if not console.quiet:
         print_throughput(console, loaded, resolved, found, as_json=as_json)

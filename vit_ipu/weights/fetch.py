@@ -49,25 +49,64 @@ def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str],
 
     `notify` is called with a line about each download.
     """
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
-    pinned = sha256.lower() if sha256 is not None else None
-    scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
+    pinned = _checked_sha256(sha256)
+    scheme = _scheme_of(source)
     if scheme is None:
         return _from_disk(source, pinned)
-    if scheme.group() == "hf-hub:":
+    if scheme == "hf-hub:":
         return _from_hub(source, pinned)
-    if scheme.group().lower() != "https://":
+    _check_address(source, scheme, pinned)
+    assert pinned is not None
+    return Located(_downloaded(source, pinned, notify), verified=True)
+
+
+def require_source(source: str, *, sha256: Optional[str] = None) -> None:
+    """Raises CheckpointError if a source cannot be read as far as its name tells: a file is missing, or an address is
+    not https, has no sha256, or is not that of a repository. Nothing is read or fetched."""
+    pinned = _checked_sha256(sha256)
+    location, _ = split_part(source)
+    scheme = _scheme_of(location)
+    if scheme is None:
+        _existing_path(location)
+    elif scheme == "hf-hub:":
+        _repository_and_revision(location)
+    else:
+        _check_address(location, scheme, pinned)
+
+
+def _checked_sha256(sha256: Optional[str]) -> Optional[str]:
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
+    return sha256.lower() if sha256 is not None else None
+
+
+def _scheme_of(source: str) -> Optional[str]:
+    """Returns the scheme of an address, such as `https://`; None for a path."""
+    scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
+    return None if scheme is None else scheme.group().lower()
+
+
+def _check_address(source: str, scheme: str, pinned: Optional[str]) -> None:
+    if scheme != "https://":
         raise CheckpointError(f"cannot fetch {source}: use https:// or a local path")
     if pinned is None:
         raise CheckpointError(f"cannot fetch {source} without its sha256: give model.init_sha256 (or --sha256)")
-    return Located(_downloaded(source, pinned, notify), verified=True)
 
 
 # --------------------------------------------------------------------------------------------- disk
 
 
 def _from_disk(source: str, pinned: Optional[str]) -> Located:
+    path = _existing_path(source)
+    if pinned is not None:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder: a sha256 pins a file, so name its file of weights")
+        _check_sha256(path, pinned)
+    return Located(path, verified=pinned is not None)
+
+
+def _existing_path(source: str) -> Path:
+    """Returns the path of a source on the disk. Raises CheckpointError if it does not exist."""
     try:
         path = expand_home(source)
         exists = path.exists()
@@ -77,11 +116,7 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
         raise CheckpointError(f"cannot read {source}: {reason_of(error)}") from None
     if not exists:
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
-    if pinned is not None:
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder: a sha256 pins a file, so name its file of weights")
-        _check_sha256(path, pinned)
-    return Located(path, verified=pinned is not None)
+    return path
 
 
 def _check_sha256(path: Path, pinned: str) -> None:
@@ -174,10 +209,7 @@ def _open_url(url: str) -> Any:
 
 def _from_hub(source: str, pinned: Optional[str]) -> Located:
     """Returns the snapshot folder of a repository in huggingface_hub's cache, with its config and its weights."""
-    match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
-    if match is None:
-        raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
-    repository = _Repository(source, match.group(1), match.group(2))
+    repository = _Repository(source, *_repository_and_revision(source))
     for name in _DESCRIPTIONS:
         repository.fetch(name)
     weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
@@ -192,6 +224,13 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     if pinned is not None:
         _check_sha256(weights, pinned)
     return Located(weights.parent, verified=pinned is not None)
+
+
+def _repository_and_revision(source: str) -> Tuple[str, Optional[str]]:
+    match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
+        raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
+    return match.group(1), match.group(2)
 
 
 class _Repository:

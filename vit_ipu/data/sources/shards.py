@@ -63,6 +63,15 @@ class ShardSource(EncodedSource):
         self._shards.close()
 
 
+def require_shard_folder(path: str, config: DataConfig) -> None:
+    """Raises DataError if `path` must be a folder, because no `config.eval_path` is given, and is none."""
+    if config.eval_path is None and not expand_home(path).is_dir():
+        raise DataError(
+            f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
+            "the held-out shards"
+        )
+
+
 def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
     """Opens the images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
 
@@ -71,11 +80,7 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
     the index.
     """
     eval_path = config.eval_path
-    if eval_path is None and not expand_home(path).is_dir():
-        raise DataError(
-            f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
-            "the held-out shards"
-        )
+    require_shard_folder(path, config)
     if eval_path is None:
         root = expand_home(path)
         needed = ("train", split) if has_split(root, "train") else (split,)

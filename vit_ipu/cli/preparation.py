@@ -1,0 +1,68 @@
+"""What commands and Python functions do before they print, load or make anything: devices, settings and paths are
+checked, so that a mistake is the only line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+from vit_ipu.backends.build import find_instances, require_runnable_on, resolve_device
+from vit_ipu.backends.contract import Device
+from vit_ipu.config import Config
+from vit_ipu.data.sources.registry import require_images_at
+from vit_ipu.errors import CheckpointError, UserError
+from vit_ipu.run_config import run_folder_of
+from vit_ipu.runs.best import best_checkpoint
+from vit_ipu.unused_options import unused_options
+from vit_ipu.weights.fetch import require_source
+
+
+def prepare(
+    config: Config,
+    device: str,
+    *,
+    numerics: Optional[str],
+    offline: bool = False,
+    training: bool = True,
+    allow_synthetic: bool = False,
+    images: bool = True,
+    initial_weights: bool = False,
+) -> Tuple[Device, List[str]]:
+    """Returns the device, and notes on the config, once the device is known to run it and its paths exist.
+
+    `images`: the images of the config will be read. `initial_weights`: those of model.init will be read. Raises
+    UserError.
+    """
+    resolved = resolve_device(device, numerics=numerics, offline=offline)
+    notes = require_runnable_on(config, resolved, training=training, allow_synthetic=allow_synthetic)
+    if images:
+        require_images_at(config.data)
+    if initial_weights and config.model.init is not None:
+        try:
+            require_source(config.model.init, sha256=config.model.init_sha256)
+        except CheckpointError as error:
+            raise CheckpointError(f"model.init: {error}") from None
+    return resolved, notes + unused_options(config)
+
+
+def is_first_instance(config: Config, device: Device) -> bool:
+    """Tells whether this is the only process of the run that writes files and shows results."""
+    return find_instances(config, device).index == 0
+
+
+def checkpoint_to_evaluate(config: Optional[Path], checkpoint: Optional[str]) -> str:
+    """Returns the weights to evaluate: those that are given, or the best checkpoint of the run that `config` names.
+
+    Without a best checkpoint, it is the run, which means its newest whole one. Raises UserError if nothing is given, or
+    if the weights do not exist.
+    """
+    if checkpoint is None:
+        run = run_folder_of(config) if config is not None else None
+        if run is None:
+            raise UserError(
+                "--checkpoint is missing: name a run, a checkpoint or weights to evaluate, or give a run folder instead "
+                "of the config"
+            )
+        return str(best_checkpoint(run))
+    require_source(checkpoint)
+    return checkpoint
