@@ -1,9 +1,9 @@
 """Python functions that do what the commands do, and return their results as objects.
 
-A config is a `Config`, or what the commands take: the path of a YAML file, the name of a shipped config, or a run folder.
-A device is a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails raises
-`vit_ipu.errors.RunFailed`, each with a message of one line. Progress and notes are printed, also in a notebook, unless
-`quiet` is true. Nothing here imports torch before a function is called.
+A config is a `Config`, or what the commands take: the path of a YAML file, the name of a shipped config, or a run
+folder. A device is a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails
+raises `vit_ipu.errors.RunFailed`, each with a message of one line. Progress and notes are printed, also in a notebook,
+unless `quiet` is true. Nothing here imports torch before a function is called.
 """
 
 from __future__ import annotations

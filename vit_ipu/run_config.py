@@ -29,15 +29,14 @@ def stated_settings(values: Any, folder: Path) -> Any:
     """Returns the sections of a run's config without the keys whose values are defaults.
 
     The batch sizes stay, unless the run was on one CPU or GPU, with the default of every key of `pipeline`: then its
-    config was not written for IPUs. What is not a mapping of sections is returned as it is, for the validation to refuse.
+    config was not written for IPUs. What is not a mapping is returned as it is: it is refused later.
     """
     if not isinstance(values, dict):
         return values
     stated = {name: _without_defaults(name, part) for name, part in values.items()}
-    for key in _BATCH_SIZES:
-        if isinstance(values.get("pipeline"), dict) and key in values["pipeline"]:
-            if stated["pipeline"] or _was_on_ipus(folder):
-                stated["pipeline"].setdefault(key, values["pipeline"][key])
+    pipeline = values.get("pipeline")
+    if isinstance(pipeline, dict) and (stated["pipeline"] or _was_on_ipus(folder)):
+        stated["pipeline"].update({key: pipeline[key] for key in _BATCH_SIZES if key in pipeline})
     return stated
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vit_ipu.data.packing.pack import PackedSplit
     from vit_ipu.evaluate import CheckpointEvaluation
     from vit_ipu.init import Started
-    from vit_ipu.predict import Prediction
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import Summary
     from vit_ipu.weights.read import Weights
@@ -207,20 +206,14 @@ def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: 
     console.print(f"{evaluation.num_images:,} images, {found.checkpoint}")
 
 
-def print_predictions(
-    predictions: "List[Prediction]", unreadable: Dict[str, str], device: "Device", *, as_json: bool
+def print_prediction_file(
+    console: "Console", path: Path, count: int, unreadable: Dict[str, str], device: "Device", *, as_json: bool
 ) -> None:
-    """Prints classes with probabilities; `unreadable` has the errors of the images without a prediction, by path."""
+    """Prints the file that predictions were written to, and their number; the JSON has the errors of other images."""
     if as_json:
-        rows = [
-            {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
-        ]
-        print_json({"predictions": rows, "unreadable": unreadable, **device.facts})
-        return
-    for prediction in predictions:
-        print(message(prediction.path))
-        for name, probability in prediction.classes:
-            print(f"  {100 * probability:6.2f} %  {message(name)}")
+        print_json({"output": str(path), "num_images": count, "unreadable": unreadable, **device.facts})
+    else:
+        console.print(f"{path}: predictions for {counted(count, 'image')}")
 
 
 # ------------------------------------------------------------------------------- compile, benchmark

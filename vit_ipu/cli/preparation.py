@@ -60,8 +60,8 @@ def checkpoint_to_evaluate(config: Optional[Path], checkpoint: Optional[str]) ->
         run = run_folder_of(config) if config is not None else None
         if run is None:
             raise UserError(
-                "--checkpoint is missing: name a run, a checkpoint or weights to evaluate, or give a run folder instead "
-                "of the config"
+                "--checkpoint is missing: name a run, a checkpoint or weights to evaluate, or give a run folder "
+                "instead of the config"
             )
         return str(best_checkpoint(run))
     require_source(checkpoint)

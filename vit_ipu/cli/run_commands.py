@@ -5,6 +5,7 @@ on Python 3.8 typer cannot resolve Annotated in a postponed annotation.
 """
 
 import os
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
@@ -27,7 +28,7 @@ from vit_ipu.cli.output import (
     print_compilation,
     print_evaluation,
     print_notes,
-    print_predictions,
+    print_prediction_file,
     print_run_header,
     print_summary,
     print_throughput,
@@ -161,18 +162,31 @@ def predict(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, or weights of any known naming.")
     ],
-    images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
     device: DeviceName = "auto",
     numerics: Numerics = None,
     trust_pickle: TrustPickle = False,
     num_heads: NumHeads = None,
+    output: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write the predictions to a file .csv or .json.")
+    ] = None,
     as_json: Json = False,
 ) -> Optional[int]:
     """Print the five most probable classes of each image. The exit code is 2 if an image cannot be read."""
     from vit_ipu.backends.build import require_one_process, resolve_device
-    from vit_ipu.predict import predict as run
+    from vit_ipu.cli.prediction_output import open_writer, require_prediction_file
+    from vit_ipu.cli.progress import CountBar
+    from vit_ipu.data.sources.image_list import find_images
+    from vit_ipu.predict import predictions
+    from vit_ipu.weights.fetch import require_source
 
     require_one_process("predict")
+    if output is not None:
+        require_prediction_file(output)
+    resolved = resolve_device(device, numerics=numerics)
+    require_source(checkpoint)
+    console = make_console(as_json)
+    found = find_images(images, console.print)
     unreadable: Dict[str, str] = {}
 
     def leave_out(path: str, error: Exception) -> None:
@@ -180,10 +194,15 @@ def predict(
         print_error(unreadable[path])
 
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": leave_out}
-    notify = make_console(as_json).print
-    resolved = resolve_device(device, numerics=numerics)
-    found = run(checkpoint, images, resolved, notify=notify, **options)
-    print_predictions(found, unreadable, resolved, as_json=as_json)
+    shows_text = output is None and not as_json
+    with CountBar(console, "images", quiet=shows_text) as bar:
+        options["progress"] = lambda done: bar.show("predict", done, len(found))
+        with open_writer(output, stdout=sys.stdout, as_json=as_json) as writer:
+            for prediction in predictions(checkpoint, found, resolved, notify=console.print, **options):
+                writer.write(prediction)
+            writer.end(unreadable, resolved.facts)
+    if output is not None:
+        print_prediction_file(console, output, len(found) - len(unreadable), unreadable, resolved, as_json=as_json)
     return 2 if unreadable else None
 
 
