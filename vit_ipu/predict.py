@@ -75,9 +75,9 @@ def predictions(
 
     The `top` most probable classes of each image are given, and `progress` receives the number of images that were
     read. An image that cannot be read has no prediction: `on_error` receives its path and the UserError. Without
-    `on_error` the UserError is raised. `num_heads` are the attention heads of weights that do not state them; `notify` receives a
-    note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that was
-    trained with erf GELU, which is noted.
+    `on_error` the UserError is raised. `num_heads` are the attention heads of weights that do not state them; `notify`
+    receives a note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that
+    was trained with erf GELU, which is noted.
     """
     if top < 1:
         raise UserError(f"top {top}: give the number of classes to name for each image, 1 or more")

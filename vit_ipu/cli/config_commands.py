@@ -84,10 +84,12 @@ def plan(
     """Show the units of each IPU, batches, and predicted memory and time. Exits with 2 if PopTorch would refuse it."""
     from vit_ipu.cli.plan_output import print_candidates, print_plan
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_candidate, describe_plan, search_plans, write_candidates
+    from vit_ipu.plan import describe_candidate, describe_plan, require_free_folder, search_plans, write_candidates
 
     if (pod is not None or output is not None) and not search:
         raise ConfigError(f"--{'output' if pod is None else 'pod'} has no effect without --search: add --search")
+    if output is not None:
+        require_free_folder(output)
     loaded = load_config(config, overrides or ())
     described = describe_plan(loaded, hardware)
     found = search_plans(loaded, hardware, pod) if search else []

@@ -40,12 +40,3 @@ def require_parent(path: Path, option: str) -> None:
         raise UserError(f"{option} {path} is {kind}: give the path of a file")
     if not os.access(str(path.parent), os.W_OK | os.X_OK):
         raise UserError(f"{option} {path}: {path.parent} cannot be written: give a path in another folder")
-
-
-def require_writable_place(path: Path, option: str) -> None:
-    """Raises UserError unless a folder or a file can be made at `path`, together with the folders above that lack."""
-    above = next((folder for folder in path.parents if os.path.lexists(str(folder))), Path())
-    if not above.is_dir():
-        raise UserError(f"{option} {path}: {above} is not a folder: give another path")
-    if not os.access(str(above), os.W_OK | os.X_OK):
-        raise UserError(f"{option} {path}: {above} cannot be written: give a path in another folder")

@@ -64,7 +64,9 @@ class ShardSource(EncodedSource):
 
 
 def require_shard_folder(path: str, config: DataConfig) -> None:
-    """Raises DataError if `path` must be a folder, because no `config.eval_path` is given, and is none."""
+    """Raises DataError unless `path` is a folder, or `path` and `config.eval_path` each name shards that exist."""
+    for place in () if config.eval_path is None else (path, config.eval_path):
+        _find_shards(place)
     if config.eval_path is None and not expand_home(path).is_dir():
         raise DataError(
             f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
