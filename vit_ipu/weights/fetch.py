@@ -19,6 +19,7 @@ from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
 from vit_ipu.text import reason_of
 from vit_ipu.weights.choose import WEIGHT_FILES, WEIGHT_SUFFIXES, is_index, weight_map
+from vit_ipu.weights.network import can_reach
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 _MAX_DOWNLOAD = 32 << 30
@@ -245,18 +246,20 @@ class _Repository:
             raise CheckpointError(f"{source} needs the extra hub: pip install 'vit-ipu[hub]'") from None
         self._hub: Any = huggingface_hub
         self._source, self._name, self._revision = source, name, revision
+        self._cache_only = self._is_offline or not can_reach(huggingface_hub.constants.ENDPOINT)
 
     def fetch(self, name: str) -> Optional[Path]:
         """Returns the path of a file in the cache; None if the repository (offline: the cache) lacks the file."""
         errors = self._hub.errors
         try:
-            path = Path(self._hub.hf_hub_download(self._name, name, revision=self._revision))
+            options = {"local_files_only": True} if self._cache_only else {}
+            path = Path(self._hub.hf_hub_download(self._name, name, revision=self._revision, **options))
         except errors.LocalEntryNotFoundError as error:
             if self._is_offline or self._is_known_to_lack(name):
                 return None
             raise CheckpointError(
                 f"cannot reach the Hugging Face Hub for {name} of {self._source}, and the cache "
-                f"{self._hub.constants.HF_HUB_CACHE} lacks it: check the network"
+                f"{self._hub.constants.HF_HUB_CACHE} lacks it: check the network, or give a file or folder of weights"
             ) from error
         except errors.EntryNotFoundError:
             return None
