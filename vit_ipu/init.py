@@ -208,4 +208,7 @@ def _model_text(pictures: Pictures, weights: Optional[StartingWeights]) -> str:
     name, size = describe_shape(model_shape(pictures, weights))
     if weights is None:
         return f"{name} at {size} from random weights; --model WEIGHTS fine-tunes, and needs far fewer images"
-    return f"{name} at {size} from {weights.source}, with a new head for {pictures.num_classes} classes"
+    return (
+        f"{name} at {size} from {weights.source}, with a new head for "
+        f"{counted(pictures.num_classes, 'class', 'classes')}"
+    )

@@ -42,7 +42,7 @@ from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
 from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until, require_tracking
 from vit_ipu.runs.removal import set_run_aside
 from vit_ipu.signals import StopSignal
-from vit_ipu.text import Notify, reason_of, shortened, single_line
+from vit_ipu.text import Notify, counted, reason_of, shortened, single_line
 from vit_ipu.weights.fit import load_initial_weights
 from vit_ipu.weights.native import ModelDescription, checkpoints_in, first_whole
 
@@ -366,7 +366,8 @@ class RunLogger:
             return
         self._warned_of_overflow = True
         self.notify(
-            f"warning: float16 overflow: {count:,} values became 65504 at update {progress.update:,}, as on an IPU: "
+            f"warning: float16 overflow: {counted(count, 'value')} became 65504 at update "
+            f"{progress.update:,}, as on an IPU: "
             f"lower precision.loss_scale ({precision.loss_scale:g}), or optim.learning_rate if the scale is small; "
             f"{self._folder.metrics.name} counts the next ones"
         )

@@ -77,7 +77,7 @@ def test_the_bar_follows_a_terminal_that_becomes_narrow():
 @pytest.mark.parametrize(("width", "words"), [(80, " images left "), (60, " left "), (40, " -:--:--")])
 def test_the_bar_of_counts_fits_into_one_line(width, words):
     console = terminal(width)
-    with CountBar(console, "images") as bar:
+    with CountBar(console, "image") as bar:
         bar.show("verify train", 600_000, 1_281_167)
         (line,) = shown(console, bar)
     assert len(line) <= width

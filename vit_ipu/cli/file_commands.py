@@ -95,7 +95,7 @@ def pack(
     count = workers or os.cpu_count() or 1
     cache = ListingCache(rescan=rescan, notify=console.print)
     try:
-        with CountBar(console, "images", quiet=as_json) as bar:
+        with CountBar(console, "image", quiet=as_json) as bar:
             if verify:
                 counts = packing.verify(target, workers=count, progress=bar.show)
             else:

@@ -9,6 +9,8 @@ from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vit_ipu.text import counted
+
 _SECONDS_BETWEEN_LINES = 10.0
 _UNBOUNDED = 10_000
 """Columns of a terminal on which every layout has room."""
@@ -52,9 +54,9 @@ def _training_layouts() -> Sequence[Sequence[Any]]:
     )
 
 
-def _counting_layouts(unit: str) -> Sequence[Sequence[Any]]:
+def _counting_layouts(noun: str) -> Sequence[Sequence[Any]]:
     what, counts, left = TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("left")
-    units, elapsed, remaining = TextColumn(unit), TimeElapsedColumn(), TimeRemainingColumn()
+    units, elapsed, remaining = TextColumn(f"{noun}s"), TimeElapsedColumn(), TimeRemainingColumn()
     return (
         (what, counts, BarColumn(bar_width=24), units, elapsed, left, remaining),
         (what, counts, BarColumn(bar_width=12), units, left, remaining),
@@ -100,10 +102,10 @@ class TrainingBar:
 class CountBar:
     """Progress bar with the number of items of each kind that are done, and the time left."""
 
-    def __init__(self, console: Console, unit: str, *, quiet: bool = False) -> None:
-        self._console, self._unit, self._quiet = console, unit, quiet
+    def __init__(self, console: Console, noun: str, *, quiet: bool = False) -> None:
+        self._console, self._noun, self._quiet = console, noun, quiet
         self._last_line = time.monotonic()
-        self._bar = _FittingProgress(_counting_layouts(unit), console, disable=quiet or not console.is_terminal)
+        self._bar = _FittingProgress(_counting_layouts(noun), console, disable=quiet or not console.is_terminal)
         self._tasks: Dict[str, Any] = {}
 
     def __enter__(self) -> CountBar:
@@ -121,5 +123,5 @@ class CountBar:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES and not (self._quiet or self._console.is_terminal):
             self._last_line = now
-            text = f"{what}: {done:,} of {total:,} {self._unit}"
+            text = f"{what}: {done:,} of {counted(total, self._noun)}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -195,7 +195,7 @@ def predict(
 
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": leave_out}
     shows_text = output is None and not as_json
-    with CountBar(console, "images", quiet=shows_text) as bar:
+    with CountBar(console, "image", quiet=shows_text) as bar:
         options["progress"] = lambda done: bar.show("predict", done, len(found))
         with open_writer(output, stdout=sys.stdout, as_json=as_json) as writer:
             for prediction in predictions(checkpoint, found, resolved, notify=console.print, **options):

@@ -57,7 +57,7 @@ from vit_ipu.data.sources.shard_index import (
 )
 from vit_ipu.errors import DataError, PackInterrupted, UserError
 from vit_ipu.files import place_problem, write_whole
-from vit_ipu.text import and_more, single_line
+from vit_ipu.text import and_more, counted, single_line
 
 SPLITS = {"train": "train", "eval": "val"}
 """The folder name of each split."""
@@ -235,7 +235,7 @@ class _Packer:
             raise PackInterrupted(f"{len(finished)} {of_all}shards of {self._name} are done") from None
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
-            raise DataError(f"none of the {len(self._source):,} images of {self._name} can be read")
+            raise DataError(f"none of the {counted(len(self._source), 'image')} of {self._name} can be read")
         for name in filter(self._is_shard, self._surplus - set(self._plan)):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
@@ -355,6 +355,6 @@ def _shard_names(split: str, num_shards: int) -> List[str]:
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
     if key.startswith(("images", "labels")):
-        found = f"{before} images, not {value}" if key == "images" else "other image or class names"
+        found = f"{counted(before, 'image')}, not {value}" if key == "images" else "other image or class names"
         return f"{folder} was packed with {found}: give another TARGET, or --rescan to repack everything"
     return f"{folder} was packed with {key} {before}, not {value}: pack with the same options, or give another TARGET"

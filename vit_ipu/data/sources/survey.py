@@ -64,7 +64,9 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
     counts = np.bincount(train.labels, minlength=len(train.classes))
     sizes, unreadable = _probe(train)
     if not sizes:
-        raise DataError(f"{escaped(str(root))}: none of {len(unreadable)} images can be read: {unreadable[0]}")
+        raise DataError(
+            f"{escaped(str(root))}: none of {counted(len(unreadable), 'image')} can be read: {unreadable[0]}"
+        )
     width, height = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
     shown = folder if path == root else str(Path(folder) / "train")
     return FolderSurvey(
