@@ -23,11 +23,8 @@ AT_LEAST_TWO = {
     ("ipu_rules.py", "1 << total.bit_length()"),
     ("ipu_rules.py", "per_process"),  # above 64
     ("planner/hardware.py", "num_ipus"),  # more than the largest POD has
-    ("report/comparison.py", "len(folders)"),
-    ("report/mistakes.py", "len(found)"),  # more than are shown
     ("backends/native/micro_batches.py", "num_processes"),
     ("config.py", "known"),  # classes of the known sources
-    ("weights/describe.py", "weights.metadata.embedding"),
     ("weights/inert.py", "count"),  # limits of the reader of pickles
     ("weights/inert.py", "hashed.work"),
 }
