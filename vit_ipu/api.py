@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from vit_ipu.config import Config
-from vit_ipu.config_file import load_config
-from vit_ipu.errors import ConfigError
+from vit_ipu.config_file import load_config as read_config
+from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.option_names import for_python, in_python
 from vit_ipu.text import Notify
 
 if TYPE_CHECKING:
@@ -74,16 +75,32 @@ class LoadedModel:
     """Config of the run that trained the model; for weights of other programs, a config for inference only."""
 
     def preprocess(self, images: Union[Paths, Sequence[Paths]]) -> Tensor:
-        """Returns normalised pixels (B, 3, S, S) float32 of image files. Raises DataError if one cannot be read."""
+        """Returns normalised pixels (B, 3, S, S) float32 of image files.
+
+        Raises DataError if there is none, or if one cannot be read.
+        """
         from vit_ipu.data.images.image_file import open_picture
         from vit_ipu.data.images.transforms import EvalTransform
         from vit_ipu.data.loading.loader import stack_images
 
+        paths = _listed(images)
+        if not paths:
+            raise DataError("there are no images to preprocess: give one image file or several")
         data = self.config.data.model_copy(update={"transfer": "float32"})
         transform = EvalTransform(data, self.config.model.image_size)
-        return stack_images([transform(open_picture(path)) for path in _listed(images)], data)
+        return stack_images([transform(open_picture(path)) for path in paths], data)
 
 
+@for_python
+def load_config(path: Paths, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, a shipped config by its name, or the config of a run folder, and applies the overrides.
+
+    `overrides` are of the form `section.key=value`. Raises ConfigError, a UserError, with a message of one line.
+    """
+    return read_config(os.fspath(path), _list_of("overrides", overrides))
+
+
+@for_python
 def train(
     config: AnyConfig,
     *,
@@ -106,7 +123,7 @@ def train(
     `finished`. Raises UserError for a mistake of the caller, and RunFailed if the run diverges or cannot write.
     """
     from vit_ipu.cli.paths import output_of_run
-    from vit_ipu.cli.preparation import is_first_instance
+    from vit_ipu.cli.preparation import is_first_instance, report_if_failed
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
@@ -125,7 +142,7 @@ def train(
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     if not is_first_instance(loaded, resolved):  # one of the processes of torchrun or poprun that write no files
         return _result(run(loaded, resolved, RunFolder(path), **options), path, loaded)
-    changes = allow_config_change
+    changes = _list_of("allow_config_change", allow_config_change)
     with ExitStack() as stack:
         if restart:
             stack.enter_context(earlier_run_replaced(path, loaded, resume=resume))
@@ -134,11 +151,13 @@ def train(
         )
         _show(notes, console.print)
         display = NO_DISPLAY if quiet else TrainingBar(console)
-        summary = run(loaded, resolved, folder, display=display, **options)
+        with report_if_failed(folder):
+            summary = run(loaded, resolved, folder, display=display, **options)
     write_report(folder)
     return _result(summary, path, loaded)
 
 
+@for_python
 def evaluate(
     config: AnyConfig,
     checkpoint: Optional[Paths] = None,
@@ -172,6 +191,7 @@ def evaluate(
     return run(loaded, resolved, weights, notify=notify, **options)
 
 
+@for_python
 def predict(
     checkpoint: Paths,
     images: Union[Paths, Sequence[Paths]],
@@ -185,17 +205,21 @@ def predict(
 ) -> List[Prediction]:
     """Returns the `top` most probable classes of each image file, best first, as `vit-ipu predict` does.
 
-    Raises DataError, a UserError, if an image cannot be read.
+    A folder stands for all images below it. Raises DataError, a UserError, if an image cannot be read, or if there is
+    none, and UserError if `top` is below 1.
     """
     from vit_ipu.backends.build import require_one_process, resolve_device
     from vit_ipu.predict import predict as run
+    from vit_ipu.predict import require_top
 
+    require_top(top)
     require_one_process("predict")
     resolved = resolve_device(device, numerics=numerics)
     options: Dict[str, Any] = {"top": top, "trust_pickle": trust_pickle, "num_heads": num_heads}
     return run(str(checkpoint), _listed(images), resolved, notify=_console(quiet).print, **options)
 
 
+@for_python
 def load_model(
     checkpoint: Paths, *, trust_pickle: bool = False, num_heads: Optional[int] = None, quiet: bool = False
 ) -> LoadedModel:
@@ -222,6 +246,7 @@ def load_model(
     return LoadedModel(module, description.classes, inference_config(description, weights.path))
 
 
+@for_python
 def plan(config: AnyConfig, *, overrides: Sequence[str] = ()) -> Dict[str, Any]:
     """Returns the units of each IPU and the batch sizes of a config, by the names of `vit-ipu plan --json`."""
     from vit_ipu.plan import describe_plan
@@ -229,6 +254,7 @@ def plan(config: AnyConfig, *, overrides: Sequence[str] = ()) -> Dict[str, Any]:
     return describe_plan(_loaded(config, overrides))
 
 
+@for_python
 def convert(
     source: Paths,
     target: Paths,
@@ -259,6 +285,12 @@ def _console(quiet: bool) -> Console:
 
     console = make_console(False, keep_going=True)
     console.quiet = quiet
+    write = console.print
+
+    def show(*objects: Any, **options: Any) -> None:
+        write(*(in_python(part) if isinstance(part, str) else part for part in objects), **options)
+
+    console.print = show  # type: ignore[method-assign]
     return console
 
 
@@ -268,7 +300,14 @@ def _loaded(config: AnyConfig, overrides: Sequence[str]) -> Config:
         if overrides:
             raise ConfigError("overrides change a config when it is read: give them to load_config")
         return config
-    return load_config(os.fspath(config), overrides)
+    return read_config(os.fspath(config), _list_of("overrides", overrides))
+
+
+def _list_of(name: str, texts: Sequence[str]) -> Sequence[str]:
+    """Returns the texts of an argument. Raises UserError for a single string, whose letters would count as texts."""
+    if isinstance(texts, str):
+        raise UserError(f"{name} must be a list, but is the string {texts!r}: give [{texts!r}]")
+    return texts
 
 
 def _prepare(config: Config, device: str, numerics: Optional[str], **options: bool) -> Tuple[Device, List[str]]:

@@ -59,6 +59,12 @@ def predict(
     return list(predictions(checkpoint, find_images(images, notify), device, top=top, notify=notify, **options))  # type: ignore[arg-type]
 
 
+def require_top(top: int) -> None:
+    """Raises UserError unless `top` is a number of classes to name."""
+    if top < 1:
+        raise UserError(f"top {top}: give the number of classes to name for each image, 1 or more")
+
+
 def predictions(
     checkpoint: str,
     images: ImageList,
@@ -79,8 +85,7 @@ def predictions(
     receives a note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that
     was trained with erf GELU, which is noted.
     """
-    if top < 1:
-        raise UserError(f"top {top}: give the number of classes to name for each image, 1 or more")
+    require_top(top)
     weights = with_heads(read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify), num_heads)
     description = describe(weights)
     to_probabilities = _activation(description, checkpoint)

@@ -6,7 +6,7 @@ import csv
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, TextIO
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, TextIO
 
 from typing_extensions import Protocol
 
@@ -82,7 +82,7 @@ class CsvWriter:
             self._writer.writerow(["path", *columns])
 
 
-_WRITERS = {".csv": CsvWriter, ".json": JsonWriter}
+_WRITERS: Dict[str, Callable[[TextIO], PredictionWriter]] = {".csv": CsvWriter, ".json": JsonWriter}
 
 
 def require_prediction_file(path: Path) -> None:

@@ -3,16 +3,20 @@ checked, so that a mistake is the only line."""
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from vit_ipu.backends.build import find_instances, require_runnable_on, resolve_device
 from vit_ipu.backends.contract import Device
 from vit_ipu.config import Config
 from vit_ipu.data.sources.registry import require_images_at
 from vit_ipu.errors import CheckpointError, UserError
+from vit_ipu.report.page import write_report
 from vit_ipu.run_config import run_folder_of
 from vit_ipu.runs.best import best_checkpoint
+from vit_ipu.runs.folder import RunFolder
 from vit_ipu.unused_options import unused_options
 from vit_ipu.weights.fetch import require_source
 
@@ -48,6 +52,20 @@ def prepare(
 def is_first_instance(config: Config, device: Device) -> bool:
     """Tells whether this is the only process of the run that writes files and shows results."""
     return find_instances(config, device).index == 0
+
+
+@contextmanager
+def report_if_failed(folder: RunFolder) -> Iterator[None]:
+    """Writes the report of a run whose training, the body, fails; not for a mistake of the user, or under torchrun."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun may be about to end this process
+            with suppress(UserError, OSError):  # the error of the run matters more
+                write_report(folder)
+        raise
 
 
 def checkpoint_to_evaluate(config: Optional[Path], checkpoint: Optional[str]) -> str:

@@ -4,9 +4,8 @@ Each command makes its heavy imports itself, so that the program starts quickly.
 on Python 3.8 typer cannot resolve Annotated in a postponed annotation.
 """
 
-import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -35,7 +34,6 @@ from vit_ipu.cli.output import (
     write_predictions,
 )
 from vit_ipu.cli.paths import output_of_run, require_parent
-from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.signals import INTERRUPTED, exit_code_of_stopped_run
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def train(
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune, evaluate, and write a run folder."""
-    from vit_ipu.cli.preparation import is_first_instance, prepare
+    from vit_ipu.cli.preparation import is_first_instance, prepare, report_if_failed
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
@@ -90,15 +88,11 @@ def train(
         try:
             print_notes(console, notes)
             print_run_header(console, loaded, resolved, folder)
-            summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
+            with report_if_failed(folder):
+                summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
         except KeyboardInterrupt:
             print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
             return INTERRUPTED
-        except RunFailed:
-            if os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun may be about to end this process
-                with suppress(UserError, OSError):  # the error of the run matters more
-                    write_report(folder)
-            raise
     write_report(folder)
     print_summary(console, summary, folder, resolved, as_json=as_json)
     return exit_code_of_stopped_run(summary.stopped_by) if summary.interrupted else None
