@@ -18,7 +18,7 @@ def can_reach(url: str, *, seconds: float = 3.0) -> bool:
     The lookup of the name counts towards the time too. It is done in a thread, because it cannot be interrupted.
     """
     place = _first_hop(url)
-    if place is None:  # whoever uses the address says what is wrong with it
+    if place is None:  # the request will say what is wrong with the address
         return True
     answers: List[bool] = []
 
