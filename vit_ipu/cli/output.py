@@ -79,6 +79,7 @@ def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -
         run=str(folder.path),
         update=summary.progress.update,
         total_updates=summary.total_updates,
+        stopped_early=summary.stopped_early,
         samples=summary.progress.samples,
         seconds=summary.seconds,
         checkpoint=str(summary.checkpoint) if summary.checkpoint is not None else None,

@@ -6,11 +6,9 @@ import json
 from typing import Any, Dict, Optional, Sequence
 
 from vit_ipu.files import remove, write_whole
+from vit_ipu.runs.early_stopping import KEYS
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.weights.native import checkpoints_in, update_of
-
-_KEYS = {"top1": "top1", "top5": "top5", "loss": "evaluation_loss"}
-"""Key of each measure in metrics.jsonl."""
 
 
 class BestCheckpoint:
@@ -30,7 +28,7 @@ class BestCheckpoint:
         """
         paths = {update_of(path): path for path in checkpoints_in(self._folder.checkpoints)}
         values = {
-            line["update"]: line[_KEYS[self._measure]]
+            line["update"]: line[KEYS[self._measure]]
             for line in evaluations
             if self._measure is not None and line["update"] in paths
         }
