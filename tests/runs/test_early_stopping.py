@@ -18,6 +18,7 @@ from vit_ipu.unused_options import unused_options
 
 training = import_module("vit_ipu.train")
 
+BEST = "run.keep_best=top1"
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
 """The pretended top-1 at each update; the loss falls as top-1 rises."""
 
@@ -124,6 +125,8 @@ def test_the_command_says_that_the_run_has_ended(chosen_evaluations, monkeypatch
     assert "stopped early" in out
     assert "top-1 30.00 % after 8 updates" in out
     assert "interrupted" not in out
+    code, out, _ = vit_ipu(monkeypatch, capsys, "train", path, "--device", "cpu", "--output", "other", "--set", BEST)
+    assert "the best evaluation is that of update 4; other now means its checkpoint" in out
 
 
 def test_without_evaluations_it_is_refused():

@@ -6,7 +6,7 @@ F is the number of forward stages, i the stage; m, T and D as in `work.py`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Dict, FrozenSet, List, NamedTuple, Sequence
+from typing import Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
 
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.model_cost import parameters_per_ipu
@@ -80,6 +80,12 @@ def num_trained_tensors(config: Config, stage: Stage) -> int:
     return sum(count * tensors[unit] for unit, count in stage.units.items()) - sum(
         sizes.get(unit, 12) for unit in frozen
     )
+
+
+def count_trained(config: Config) -> Tuple[int, int]:
+    """Returns the trained parameters of a model, and all."""
+    [stage] = stages_of((config.model.depth,))
+    return trained_parameters(config, stage), stage_parameters(config, stage)
 
 
 def _frozen_units(config: Config, stage: Stage) -> FrozenSet[str]:
