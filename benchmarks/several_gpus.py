@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 from record import write_record
 
@@ -27,6 +27,7 @@ from vit_ipu.backends.build import resolve_device
 from vit_ipu.backends.contract import HostBatch, Instances
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.backends.native.distributed import local_device
+from vit_ipu.backends.native.passes import Passes
 from vit_ipu.benchmark import random_batch
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, parse_config
@@ -37,6 +38,7 @@ BURN_IN, STEPS = 4, 20
 KILLED = """
 import os, signal
 from vit_ipu.backends.native.backend import NativeBackend
+from vit_ipu.backends.native.passes import Passes
 from vit_ipu.__main__ import main
 original, steps = NativeBackend.train_step, []
 def train_step(self, batch, rate):
@@ -160,8 +162,7 @@ def speed(arguments: argparse.Namespace, batch: int) -> Dict[str, Any]:
     together = seconds_of(backend, on_device)
     alone = together
     if processes > 1:
-        with ExitStack() as stack:
-            stack.enter_context(backend._passes._parallel.no_sync())  # type: ignore[union-attr]
+        with without_exchange(backend._passes):
             alone = seconds_of(backend, on_device)
     if batch == arguments.batches[-1]:
         backend.close()
@@ -171,6 +172,15 @@ def speed(arguments: argparse.Namespace, batch: int) -> Dict[str, Any]:
         "seconds_without_exchange": alone,
         "waiting": max(0.0, 1 - alone / together),
     }
+
+
+@contextmanager
+def without_exchange(passes: Passes) -> Iterator[None]:
+    """Makes the processes keep their gradients to themselves while the body runs."""
+    mean, passes._mean = passes._mean, None
+    with nullcontext() if passes._parallel is None else passes._parallel.no_sync():
+        yield
+    passes._mean = mean
 
 
 def seconds_of(backend: NativeBackend, batch: HostBatch) -> float:

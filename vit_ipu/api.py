@@ -51,11 +51,13 @@ class TrainedRun:
     """The newest checkpoint; None if there is none."""
     seconds: float
     """Wall time of training, evaluations included, in this process."""
+    stopped_early: bool = False
+    """Tells whether the run has ended before its last update, as `run.early_stopping` says."""
 
     @property
     def finished(self) -> bool:
-        """Tells whether the run has reached its last update and evaluated it; if not, `resume=True` continues it."""
-        return self.updates == self.total_updates and self.evaluation is not None
+        """Tells whether the run has reached its end and evaluated it; if not, `resume=True` continues it."""
+        return (self.updates == self.total_updates or self.stopped_early) and self.evaluation is not None
 
     @property
     def report(self) -> Path:
@@ -342,4 +344,5 @@ def _result(summary: Any, path: Path, config: Config) -> TrainedRun:
         summary.evaluation,
         summary.checkpoint,
         summary.seconds,
+        summary.stopped_early,
     )

@@ -25,6 +25,7 @@ from typing_extensions import Annotated, Literal
 from vit_ipu.errors import ConfigError, suggest
 from vit_ipu.popart_options import popart_options_problem
 from vit_ipu.text import counted
+from vit_ipu.units import frozen_units
 from vit_ipu.variants import VARIANTS
 
 # Number of classes of each source whose labels are known before the source is read.
@@ -454,6 +455,16 @@ class OptimConfig(Section):
     first of n has 1/n and the last the peak. At 0 the first host step learns nothing, as in some published recipes."""
     min_learning_rate: Rate = 0.0
     """Learning rate at the end of cosine and linear schedules."""
+    layer_decay: Optional[Annotated[float, Field(gt=0, le=1)]] = None
+    """Factor on the learning rate from each layer to the one before it, as in timm (arXiv:2003.10555): the head has the
+    full rate, the last block this factor, the embedding its power of `depth` + 1; null: one rate for all."""
+    freeze: Annotated[Tuple[Name, ...], Field(strict=False)] = ()
+    """Parts of the model that keep their weights: `embed`, `blocks`, `blocks.3`, `blocks.0-7`, `norm`, `pre_logits`.
+    The head is always trained; `[embed, blocks, norm]` trains only the head (a linear probe)."""
+    ema_decay: Optional[Annotated[float, Field(gt=0, lt=1)]] = None
+    """Decay per update of the exponential moving average of the weights, which evaluation, prediction and export then
+    use; null: no average. It changes after each host step, by the decay to the power of `device_iterations`. On IPUs,
+    each host step then copies the weights to the host."""
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> OptimConfig:
@@ -502,8 +513,14 @@ class RunConfig(Section):
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept."""
     keep_best: Optional[Literal["top1", "top5", "loss"]] = None
-    """Measure by which the checkpoint of the best evaluation is kept too; each evaluation then comes with a checkpoint.
-    null: only the newest checkpoints are kept."""
+    """Measure by which the checkpoint of the best evaluation is kept too, and used where the run is given for its
+    weights; each evaluation then comes with a checkpoint. null: only the newest checkpoints are kept."""
+    early_stopping: Optional[Positive] = None
+    """Number of evaluations in a row that are not better than the best one, by the measure of `keep_best` (null: top1),
+    after which the run ends; null: it always lasts to its end."""
+    early_stopping_margin: Rate = 0.0
+    """Difference by which an evaluation must be better to count as better: per cent for top1 and top5, nats for
+    loss."""
     max_loss_factor: Optional[Annotated[float, Field(gt=1, allow_inf_nan=False)]] = 10.0
     """A run stops as diverged if an update's mean loss is more than this factor times ln(num_classes), the loss of a
     guess; null: only if the loss is not finite."""
@@ -515,6 +532,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_evaluation(self) -> RunConfig:
         _check_layers("evaluation_layers_per_ipu", self.evaluation_layers_per_ipu)
+        if self.early_stopping is not None and self.evaluate_every is None:
+            raise ValueError(
+                f"early_stopping {self.early_stopping} counts evaluations, but the only one is at the end: set "
+                "evaluate_every"
+            )
         return self
 
     @model_validator(mode="after")
@@ -553,6 +575,7 @@ class Config(Section):
                     f"pipeline.recompute_mid_layers: there is no block {layer}: the blocks are 0 to "
                     f"{self.model.depth - 1}"
                 )
+        self._check_freeze()
         known = SOURCE_CLASSES.get(self.data.source)
         if known is not None and known != self.model.num_classes:
             raise ValueError(
@@ -571,6 +594,14 @@ class Config(Section):
                 f"centre crop would not fit: use {self.model.image_size} or more"
             )
         return self
+
+    def _check_freeze(self) -> None:
+        try:
+            frozen_units(self.optim.freeze, self.model.depth)
+        except ValueError as error:
+            raise ValueError(f"optim.freeze: {error}") from None
+        if "pre_logits" in self.optim.freeze and self.model.representation_size is None:
+            raise ValueError("optim.freeze: the model has no pre_logits: remove it, or set model.representation_size")
 
     def _check_counts_of_updates(self) -> None:
         iterations = self.pipeline.device_iterations

@@ -73,6 +73,11 @@ _RENAMED = {
     "data.eval_resize": "crop_pct resize eval_size val_resize_size",
     "precision.compute": "amp fp16 bf16 dtype half mixed_precision amp_dtype",
     "precision.torch_compile": "compile torchcompile",
+    "optim.ema_decay": "ema model_ema model_ema_decay use_ema swa",
+    "optim.layer_decay": "llrd layerwise_decay layer_wise_lr_decay layer_lr_decay lr_mult head_lr",
+    "optim.freeze": "freeze_backbone freeze_layers frozen_stages linear_probe",
+    "run.early_stopping": "early_stop patience early_stopping_patience",
+    "run.early_stopping_margin": "min_delta early_stopping_threshold early_stopping_min_delta",
 }
 """Names that other programs give to a key of this program."""
 _BY_FOREIGN_NAME = {name: key for key, names in _RENAMED.items() for name in names.split()}
@@ -85,17 +90,9 @@ _SECTION_NAMES = {
     "run": "train training trainer runtime experiment",
 }
 _BY_SECTION_NAME = {name: section for section, names in _SECTION_NAMES.items() for name in names.split()}
-_NO_AVERAGE = "there is no moving average of the weights here; run.keep_best keeps the best checkpoint"
-_ONE_RATE = "all layers have one learning rate here; lower optim.learning_rate instead"
-_ALL_TRAINED = "all weights are trained here; lower optim.learning_rate instead"
-_NO_EARLY_STOP = "a run always trains to its end; run.keep_best keeps the best checkpoint"
 _DERIVED = "it follows from pipeline.global_batch_size / (micro_batch_size x replication_factor)"
 _OPTION = "it is an option of the command"
 _ABSENT = {
-    _NO_AVERAGE: "ema model_ema ema_decay model_ema_decay use_ema swa",
-    _ONE_RATE: "layer_decay llrd layerwise_decay layer_wise_lr_decay layer_lr_decay lr_mult head_lr",
-    _ALL_TRAINED: "freeze freeze_backbone freeze_layers frozen_stages linear_probe",
-    _NO_EARLY_STOP: "early_stopping early_stop patience early_stopping_patience",
     _DERIVED: "gradient_accumulation gradient_accumulation_steps accumulation_steps accumulate_grad_batches accum_iter "
     "grad_accum_steps grad_accum accum_steps update_freq",
     f"{_OPTION}: --output FOLDER": "output output_dir work_dir save_dir log_dir out_dir",

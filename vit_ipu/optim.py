@@ -1,15 +1,16 @@
-"""Parameter groups, learning rate schedule and LAMB, shared by every backend."""
+"""Trained parameters and their groups, learning rate schedule and LAMB, shared by every backend."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from vit_ipu.config import OptimConfig
+from vit_ipu.units import frozen_units, unit_of
 
 DEFAULT_MAX_WEIGHT_NORM = 65500.0
 """PopTorch's default for LAMB (python/optim.py:685)."""
@@ -17,25 +18,56 @@ DEFAULT_MAX_WEIGHT_NORM = 65500.0
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share their weight decay and, for LAMB, the clamp of their weight norm."""
+    """Parameters that share their weight decay, their learning rate and, for LAMB, the clamp of their weight norm."""
 
     names: Tuple[str, ...]
     weight_decay: float
     max_weight_norm: float
+    learning_rate_scale: float = 1.0
+    """Factor on the learning rate of the schedule."""
+
+
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Excludes the parameters that `optim.freeze` names from training, before an optimizer or a copy is made."""
+    frozen = frozen_units(config.freeze, _depth(model))
+    for name, parameter in model.named_parameters():
+        if unit_of(name) in frozen:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> List[ParameterGroup]:
-    """Returns the decayed and the exempt parameters by name, in the model's order; empty groups are left out."""
-    decayed: List[str] = []
-    exempt: List[str] = []
-    for name, parameter in model.named_parameters():
-        (exempt if _kind_of(name, parameter) in config.decay_exempt else decayed).append(name)
+    """Returns the trained parameters by name: the decayed and the exempt ones, in the model's order.
+
+    With layer decay, there are these groups for each layer, from the embedding to the head. Empty groups are left out.
+    """
     clamp, exempt_clamp = _or_default(config.max_weight_norm), _or_default(config.exempt_max_weight_norm)
-    groups = [
-        ParameterGroup(tuple(decayed), config.weight_decay, clamp),
-        ParameterGroup(tuple(exempt), 0.0, exempt_clamp),
-    ]
-    return [group for group in groups if group.names]
+    names: Dict[Tuple[int, bool], List[str]] = {}
+    depth = _depth(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = 0 if config.layer_decay is None else _layer_of(name, depth)
+            names.setdefault((layer, _kind_of(name, parameter) in config.decay_exempt), []).append(name)
+    groups = []
+    for (layer, is_exempt), members in sorted(names.items()):
+        decay, norm = (0.0, exempt_clamp) if is_exempt else (config.weight_decay, clamp)
+        scale = 1.0 if config.layer_decay is None else config.layer_decay ** (depth + 1 - layer)
+        groups.append(ParameterGroup(tuple(members), decay, norm, scale))
+    return groups
+
+
+def _layer_of(name: str, depth: int) -> int:
+    """Returns the layer of a parameter for layer decay, as timm counts them (optim/_param_groups.py).
+
+    The embedding is 0, block N is N + 1, the final norm belongs to the last block, and the head is depth + 1.
+    """
+    unit = unit_of(name)
+    if unit.startswith("blocks."):
+        return int(unit.partition(".")[2]) + 1
+    return {"embed": 0, "norm": depth}.get(unit, depth + 1)
+
+
+def _depth(model: nn.Module) -> int:
+    return len({unit_of(name) for name, _ in model.named_parameters() if name.startswith("blocks.")})
 
 
 def optimizer_groups(model: nn.Module, config: OptimConfig) -> List[Dict[str, Any]]:
@@ -44,9 +76,17 @@ def optimizer_groups(model: nn.Module, config: OptimConfig) -> List[Dict[str, An
     groups: List[Dict[str, Any]] = []
     for group in parameter_groups(model, config):
         groups.append({"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay})
+        if config.layer_decay is not None:
+            groups[-1]["lr"] = config.learning_rate * group.learning_rate_scale
         if config.optimizer == "lamb":
             groups[-1]["max_weight_norm"] = group.max_weight_norm
     return groups
+
+
+def set_learning_rate(optimizer: Any, groups: Sequence[ParameterGroup], learning_rate: float) -> None:
+    """Sets the learning rate of the schedule in the groups of an optimizer, which were made of `groups`."""
+    for group, values in zip(groups, optimizer.param_groups):
+        values["lr"] = learning_rate * group.learning_rate_scale
 
 
 def _or_default(max_weight_norm: Optional[float]) -> float:

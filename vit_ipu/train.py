@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
 import torch
 
+from vit_ipu.averaging import share_of_start
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances, StepResult
 from vit_ipu.config import Config
@@ -36,6 +37,7 @@ from vit_ipu.runs.checkpoint import (
 )
 from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state, record_divergence, set_aside_exploded
+from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
@@ -68,10 +70,13 @@ class Summary:
     """Signal that this process received to stop; None if there was none."""
     overflows: Optional[int] = None
     """Number of float16 values that training has clipped since the run began; None if the device counts none."""
+    stopped_early: bool = False
+    """Whether the run has ended before its last update, as `run.early_stopping` says."""
 
     @property
     def interrupted(self) -> bool:
-        return self.progress.update < self.total_updates or self.evaluation is None
+        is_short = self.progress.update < self.total_updates and not self.stopped_early
+        return is_short or self.evaluation is None
 
 
 @contextmanager
@@ -150,6 +155,7 @@ def train(
             progress = restore(backend, description, folder, device, display.notify)
         else:
             progress = start(backend, config, display, trust_pickle=trust_pickle)
+            warn_of_start_in_average(config, total_updates, display.notify)
         if resume:
             require_agreement(backend.instances, progress, folder)
         if progress.update < total_updates:
@@ -163,7 +169,7 @@ def train(
             if evaluates_at(progress.update, total_updates, config):  # a resumed run may have been stopped before it
                 logger.evaluate(progress, eval_source, stop)
             loader = training_loader(train_source, config, backend, progress, total_updates)
-            for batch in stop.until_stopped(loader, agree=backend.instances.any):
+            for batch in logger.until_early_stop(stop.until_stopped(loader, agree=backend.instances.any)):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
@@ -180,10 +186,12 @@ def train(
                 logger.evaluate(progress, eval_source, stop)
         if logger.writes:
             save_examples(eval_source, folder.examples)
-        evaluation = logger.evaluation_at(total_updates, len(eval_source))
-        overflows = backend.num_overflows
+        last_update = progress.update if logger.stops_early else total_updates
+        evaluation = logger.evaluation_at(last_update, len(eval_source))
+        overflows, checkpoint = backend.num_overflows, folder.newest_checkpoint()
     seconds = time.monotonic() - started
-    return Summary(progress, total_updates, evaluation, seconds, folder.newest_checkpoint(), stop.number, overflows)
+    early = logger.stops_early and progress.update < total_updates
+    return Summary(progress, total_updates, evaluation, seconds, checkpoint, stop.number, overflows, early)
 
 
 def restore(
@@ -225,6 +233,17 @@ def start(backend: Backend, config: Config, display: TrainingDisplay, *, trust_p
     if config.model.init is not None:
         load_initial_weights(backend, config, trust_pickle=trust_pickle, notify=display.notify)
     return Progress()
+
+
+def warn_of_start_in_average(config: Config, total_updates: int, notify: Notify) -> None:
+    """Warns if more than a tenth of the average of the weights will be the initial weights at the end of the run."""
+    share = share_of_start(config, total_updates)
+    if share > 0.1:
+        enough = 0.01 ** (1 / total_updates)
+        notify(
+            f"warning: after {counted(total_updates, 'update')}, {100 * share:.0f} % of the averaged weights are the "
+            f"initial ones: lower optim.ema_decay ({config.optim.ema_decay}), such as to {enough:.4g}"
+        )
 
 
 def training_loader(
@@ -432,6 +451,22 @@ class RunLogger:
             self._best.find(self._evaluations)
             self._remove_old_checkpoints()
         self._seconds_since_last()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run ends after the evaluations so far, as `run.early_stopping` says."""
+        return stops_early(self._evaluations, self._config.run)
+
+    def until_early_stop(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        """Yields the batches until the evaluations end the run; no batch is loaded after that."""
+        while not self.stops_early:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+        self.finish_step()
+        measure, count = self._config.run.keep_best or "top1", self._config.run.early_stopping
+        self.notify(f"stopped early: {measure} has not become better in {counted(count or 0, 'evaluation')}")
 
     def _writing_from_first(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
         """Yields the batches, and begins to write a prepared checkpoint once the loader has started."""

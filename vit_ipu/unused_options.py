@@ -37,6 +37,10 @@ def unused_options(config: Config) -> List[str]:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
     if config.run.keep_best is not None and config.run.evaluate_every is None:
         notes.append("run.keep_best has no effect without evaluate_every: the only evaluation is at the end")
+    if config.run.early_stopping is None and "early_stopping_margin" in config.run.model_fields_set:
+        notes.append("run.early_stopping_margin has no effect without early_stopping")
+    if config.optim.freeze and config.model.init is None:
+        notes.append("optim.freeze keeps random weights as they are, because model.init gives no others")
     if config.data.path is not None and config.data.source in ("sample", "generated"):
         notes.append(f"data.path has no effect with source {config.data.source}")
     if config.data.eval_path is not None and config.data.source != "shards":

@@ -17,6 +17,7 @@ from vit_ipu.backends.build import require_one_process, resolve_device
 from vit_ipu.backends.contract import Instances
 from vit_ipu.backends.native import distributed
 from vit_ipu.backends.native.micro_batches import first_size, merged_sizes
+from vit_ipu.config_file import load_config
 from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import ConfigError, DeviceError, RunFailed
@@ -97,6 +98,27 @@ def test_several_processes_train_and_evaluate_as_one(tmp_path, whole, processes)
     facts = json.loads((run / "environment.json").read_text())
     assert facts["hardware"].startswith(f"{processes} x CPU")
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_share_the_gradients_of_a_working_copy(tmp_path, processes):
+    """In bfloat16, one process and several make the same passes, whose gradients are added up in float32."""
+    config = config_of(
+        tmp_path,
+        pipeline={"native_micro_batch_size": 8},
+        precision={"compute": "bfloat16"},
+        optim={"freeze": ["blocks.1"], "ema_decay": 0.5},
+        run={"evaluate_every": None, "checkpoint_every": None},
+    )
+    (_, alone), (done, shared) = train(tmp_path, 1, config, "alone"), train(tmp_path, processes, config, "shared")
+    assert done.returncode == 0, done.stderr
+    start = backend_for(load_config(config), "cpu").state_dict()["model"]
+    ours, expected = weights_of(shared), weights_of(alone)
+    moved = {name: (expected[name] - start[name]).norm() for name in start}
+    error = torch.stack([(ours[name] - expected[name]).norm() for name in start]).norm()
+    # The loss of a pass is scaled in bfloat16, by a power of two of one process's scale only if there are two.
+    assert error < {2: 1e-3, 3: 2e-2}[processes] * torch.stack(list(moved.values())).norm()
+    assert sum(value == 0 for value in moved.values()) == 12  # the frozen block
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -310,3 +310,11 @@ def test_a_long_update_is_drawn_in_part():
     picture = timetable_svg(4, 2048)
     assert "drawn for 18 of 2048" in picture
     assert picture.count("<rect") == 2 * 4 * 18 + 2
+
+
+def test_the_header_of_a_run_counts_trained_weights_and_shows_ipus_only_on_ipus(run, empty_folder):
+    path = write_config(empty_folder, optim={"freeze": ["embed", "blocks", "norm"]})
+    out = run("train", path, "--device", "cpu")
+    assert "trains 330 of 56,522 parameters" in out
+    assert "on 4 IPUs each" not in out
+    assert "x replicas 1, on 4 IPUs each" in run("train", path, "--device", "ipu-sim")

@@ -65,8 +65,9 @@ def test_evaluate_takes_the_last_checkpoint_of_a_run_or_the_best_that_it_keeps(c
     told = json.loads(command("evaluate", "best", "--device", "cpu", "--json")[1])
     assert told["checkpoint"] == f"best/{best['checkpoint']}"
     assert told["loss"] == pytest.approx(best["loss"], rel=1e-5)
-    given = json.loads(command("evaluate", "best", "--checkpoint", "best", "--device", "cpu", "--json")[1])
-    assert given["checkpoint"].endswith("update-00000004")
+    last = "best/checkpoints/update-00000004"
+    given = json.loads(command("evaluate", "best", "--checkpoint", last, "--device", "cpu", "--json")[1])
+    assert given["checkpoint"] == last
 
 
 def test_train_resumes_restarts_or_copies_a_run(command):

@@ -18,6 +18,7 @@ from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_gri
 from vit_ipu.report.settings import changed_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
+from vit_ipu.weights.native import best_update
 
 
 def picture(side):
@@ -85,9 +86,7 @@ def test_the_pipeline_shows_the_predicted_memory_of_each_ipu(run, empty_folder):
 def test_the_best_update_is_marked(run, empty_folder):
     trained(run, empty_folder, "cpu", keep_best="loss", checkpoint_every=2)
     best = json.loads((empty_folder / "run-cpu" / "best.json").read_text())["update"]
-    from vit_ipu.report import page as module
-
-    assert module._best_update(RunFolder(empty_folder / "run-cpu")) == best
+    assert best_update(empty_folder / "run-cpu") == best
 
 
 def test_the_config_shows_what_differs_and_folds_all(run, empty_folder):

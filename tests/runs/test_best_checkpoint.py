@@ -89,3 +89,32 @@ def test_an_only_evaluation_at_the_end_needs_no_option():
     assert unused_options(small_config(keep_best="loss")) == [
         "run.keep_best has no effect without evaluate_every: the only evaluation is at the end"
     ]
+
+
+def test_a_run_given_for_its_weights_means_its_best_checkpoint(chosen_evaluations, empty_folder):
+    from vit_ipu.weights.read import read_weights
+
+    run = empty_folder / "run"
+    train_in(run, config("top1"))
+    notes = []
+    assert read_weights(str(run), notify=notes.append).path.name == "update-00000004"
+    assert notes == [f"note: {run}: using the best checkpoint, update-00000004; the newest one is update-00000008"]
+    newest = run / "checkpoints" / "update-00000008"
+    assert read_weights(str(newest), notify=notes.append).path == newest
+    (run / "best.json").write_text("{")  # damaged
+    assert read_weights(str(run), notify=notes.append).path == newest
+    (run / "best.json").write_text('{"update": 5}')  # of a checkpoint that is gone
+    assert read_weights(str(run), notify=notes.append).path == newest
+    assert len(notes) == 1
+
+
+def test_a_damaged_best_checkpoint_is_named_and_the_newest_used(chosen_evaluations, empty_folder):
+    from vit_ipu.weights.read import read_weights
+
+    run = empty_folder / "run"
+    train_in(run, config("top1"))
+    (run / "checkpoints" / "update-00000004" / "model.safetensors").write_bytes(b"")
+    notes = []
+    assert read_weights(str(run), notify=notes.append).path.name == "update-00000008"
+    assert "update-00000004" in notes[-1]
+    assert notes[-1].endswith("update-00000008 is used instead")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs make in the repository as from a shell: `make test`, too, sets variables that would change what it prints."""
+    """Runs make in the repository as from a shell: `make test` sets variables that change what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     environment.update(variables)
     command = ["make", "--no-print-directory", *arguments]

@@ -39,7 +39,14 @@ AUGMENTED = {
         "mixup_alpha": 0.4,
         "cutmix_alpha": 1.0,
     },
-    "optim": {"optimizer": "adamw", "learning_rate": 1e-3, "warmup_updates": 2},
+    "optim": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "warmup_updates": 2,
+        "ema_decay": 0.8,
+        "freeze": ["embed"],
+        "layer_decay": 0.8,
+    },
 }
 
 

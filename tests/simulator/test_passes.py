@@ -121,7 +121,20 @@ def assert_same(found, expected, *, rounding=0.0):
     torch.testing.assert_close(found[1], expected[1], rtol=rounding, atol=rounding)
 
 
-MODELS = {"layers": Layers(), "two stages": TwoStages(), "identity loss": TwoStages(loss="identity")}
+def _with_frozen_parts():
+    """Returns layers whose norm, in the middle, and convolution's weight, at the start, are not trained."""
+    model = Layers()
+    for parameter in (model.norm.weight, model.norm.bias, model.patches.weight):
+        parameter.requires_grad_(False)
+    return model
+
+
+MODELS = {
+    "layers": Layers(),
+    "frozen parts": _with_frozen_parts(),
+    "two stages": TwoStages(),
+    "identity loss": TwoStages(loss="identity"),
+}
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

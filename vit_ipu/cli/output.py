@@ -40,12 +40,16 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
     """Prints the device, the batch sizes and the run folder of a run that is about to start."""
     from vit_ipu.backends.build import describe_hardware
     from vit_ipu.pipeline import BatchPlan
+    from vit_ipu.planner.program import count_trained
 
     ipus = len(config.layers_per_ipu)
     compute = config.precision.resolve_compute(device.kind)
     console.print(f"{device}: {describe_hardware(device)}, {compute}")
-    each = "" if config.batch_sizes_left_out else f", on {counted(ipus, 'IPU')} each"
+    each = f", on {counted(ipus, 'IPU')} each" if device.kind in ("ipu", "ipu-sim") else ""
     console.print(f"{BatchPlan.of(config).equation}{each}")
+    if config.optim.freeze:
+        trained, total = count_trained(config)
+        console.print(f"trains {trained:,} of {counted(total, 'parameter')}")
     console.print(f"run folder {folder.path}")
 
 
@@ -59,6 +63,8 @@ def print_summary(
     console: "Console", summary: "Summary", folder: "RunFolder", device: "Device", *, as_json: bool
 ) -> None:
     """Prints the result of a run, or how to continue an interrupted one."""
+    from vit_ipu.weights.native import best_update
+
     progress = summary.progress
     if as_json:
         print_json(_summary_values(summary, folder, device))
@@ -73,6 +79,9 @@ def print_summary(
             f"{summary.seconds:.0f} s in "
             "this process"
         )
+        best = best_update(folder.path)
+        if best is not None and best != progress.update:
+            console.print(f"the best evaluation is that of update {best:,}; {folder.path} now means its checkpoint")
         console.print(f"report {folder.report}")
     if not as_json and summary.overflows is not None:
         console.print(f"float16 overflow: {counted(summary.overflows, 'value')} became 65504")
@@ -85,6 +94,7 @@ def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -
         run=str(folder.path),
         update=summary.progress.update,
         total_updates=summary.total_updates,
+        stopped_early=summary.stopped_early,
         samples=summary.progress.samples,
         seconds=summary.seconds,
         checkpoint=str(summary.checkpoint) if summary.checkpoint is not None else None,

@@ -15,10 +15,10 @@ from vit_ipu.data.sources.registry import require_images_at
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.report.page import write_report
 from vit_ipu.run_config import run_folder_of
-from vit_ipu.runs.best import best_checkpoint
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.unused_options import unused_options
 from vit_ipu.weights.fetch import require_source
+from vit_ipu.weights.native import newest_checkpoint
 
 
 def prepare(
@@ -69,10 +69,10 @@ def report_if_failed(folder: RunFolder) -> Iterator[None]:
 
 
 def checkpoint_to_evaluate(config: Optional[Path], checkpoint: Optional[str]) -> str:
-    """Returns the weights to evaluate: those that are given, or the best checkpoint of the run that `config` names.
+    """Returns the weights to evaluate: those that are given, or else the run that `config` names.
 
-    Without a best checkpoint, it is the run, which means its newest whole one. Raises UserError if nothing is given, or
-    if the weights do not exist.
+    A run means its best checkpoint, if it keeps one, and its newest whole one otherwise. Raises UserError if nothing is
+    given, or if the weights do not exist.
     """
     if checkpoint is None:
         run = run_folder_of(config) if config is not None else None
@@ -81,6 +81,8 @@ def checkpoint_to_evaluate(config: Optional[Path], checkpoint: Optional[str]) ->
                 "--checkpoint is missing: name a run, a checkpoint or weights to evaluate, or give a run folder "
                 "instead of the config"
             )
-        return str(best_checkpoint(run))
+        if newest_checkpoint(run / "checkpoints") is None:
+            raise CheckpointError(f"{run} has no checkpoint yet: continue the run with --resume")
+        return str(run)
     require_source(checkpoint)
     return checkpoint

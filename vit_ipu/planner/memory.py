@@ -20,7 +20,7 @@ from vit_ipu.planner.program import (
     formats_of,
     gradient_bytes,
     input_bytes,
-    num_tensors,
+    num_trained_tensors,
     recomputes,
     replicas_of_step,
     stage_parameters,
@@ -28,6 +28,7 @@ from vit_ipu.planner.program import (
     stashed_micro_batches,
     state_bytes,
     stream_bytes,
+    trained_parameters,
     unit_work,
     weight_bytes,
 )
@@ -95,7 +96,7 @@ def stage_memory(config: Config, hardware: Hardware, stage: Stage) -> IpuMemory:
     in_stash = activations.stashed if stashed else 0
     by_kind = {
         "parameters": parameters * weight_bytes(config),
-        "gradients": parameters * gradient_bytes(config),
+        "gradients": trained_parameters(config, stage) * gradient_bytes(config),
         "optimizer_state": _state_on_chip(config, stage),
         "stash": stashed * in_stash,
         "activations": max(activations.live - in_stash, 0),
@@ -129,7 +130,8 @@ def optimizer_state_bytes(config: Config, stage: Stage) -> int:
     """Returns the bytes of a stage's optimizer state, wherever it is; Adam and LAMB count updates for each tensor."""
     optim = config.optim
     counts = optim.optimizer != "sgd" and optim.bias_correction
-    return stage_parameters(config, stage) * state_bytes(config) + (4 * num_tensors(config, stage) if counts else 0)
+    num_bytes = trained_parameters(config, stage) * state_bytes(config)
+    return num_bytes + (4 * num_trained_tensors(config, stage) if counts else 0)
 
 
 def _state_on_chip(config: Config, stage: Stage) -> int:

@@ -6,12 +6,13 @@ F is the number of forward stages, i the stage; m, T and D as in `work.py`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
 
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.model_cost import parameters_per_ipu
 from vit_ipu.planner.products import Formats
 from vit_ipu.planner.work import LayerWork, embed_work, head_work, model_block_work
+from vit_ipu.units import frozen_units
 
 DEFAULT_PROPORTION = 0.6
 """poplibs' availableMemoryProportion if none is set (https://docs.graphcore.ai/projects/available-memory)."""
@@ -62,10 +63,37 @@ def stage_parameters(config: Config, stage: Stage) -> int:
     return sum(count * parameters[unit] for unit, count in stage.units.items())
 
 
-def num_tensors(config: Config, stage: Stage) -> int:
-    """Returns the parameter tensors of a stage: 4 of the embedding, 12 a block, 4 or 6 of the head."""
+def trained_parameters(config: Config, stage: Stage) -> int:
+    """Returns the parameters of a stage that `optim.freeze` does not exclude from training."""
+    model, parameters = config.model, unit_parameters(config.model)
+    sizes = {"embed": parameters["embed"], "norm": 2 * model.width}
+    sizes["pre_logits"] = (model.width + 1) * (model.representation_size or 0)
+    frozen = _frozen_units(config, stage)
+    return stage_parameters(config, stage) - sum(sizes.get(unit, parameters["block"]) for unit in frozen)
+
+
+def num_trained_tensors(config: Config, stage: Stage) -> int:
+    """Returns the trained parameter tensors of a stage: 4 of the embedding, 12 a block, 4 or 6 of the head."""
     tensors = {"embed": 4, "block": 12, "head": 6 if config.model.representation_size else 4}
-    return sum(count * tensors[unit] for unit, count in stage.units.items())
+    sizes = {"embed": 4, "norm": 2, "pre_logits": 2}
+    frozen = _frozen_units(config, stage)
+    return sum(count * tensors[unit] for unit, count in stage.units.items()) - sum(
+        sizes.get(unit, 12) for unit in frozen
+    )
+
+
+def count_trained(config: Config) -> Tuple[int, int]:
+    """Returns the trained parameters of a model, and all."""
+    [stage] = stages_of((config.model.depth,))
+    return trained_parameters(config, stage), stage_parameters(config, stage)
+
+
+def _frozen_units(config: Config, stage: Stage) -> FrozenSet[str]:
+    """Returns the frozen units of a stage, by their names in `optim.freeze`."""
+    here = {f"blocks.{stage.first_block + index}" for index in range(stage.num_blocks)}
+    here |= {"embed"} if stage.is_first else set()
+    here |= {"norm", "pre_logits"} if stage.is_last else set()
+    return frozen_units(config.optim.freeze, config.model.depth) & here
 
 
 def weight_bytes(config: Config) -> int:

@@ -22,10 +22,10 @@ from vit_ipu.planner.program import (
     input_bytes,
     recomputes,
     replicas_of_step,
-    stage_parameters,
     stages_of,
     state_bytes,
     stream_bytes,
+    trained_parameters,
     unit_work,
     weight_bytes,
 )
@@ -103,7 +103,7 @@ def update_time(config: Config, hardware: Hardware) -> UpdateTime:
 def stage_time(config: Config, hardware: Hardware, stage: Stage) -> IpuTime:
     """Returns the time of a stage's work on one micro-batch: forward, recomputation, backward and transfers."""
     formats, again = formats_of(config, stage), recomputes(config, stage)
-    accumulation = Work(elements=ACCUMULATION_PASSES * stage_parameters(config, stage))
+    accumulation = Work(elements=ACCUMULATION_PASSES * trained_parameters(config, stage))
     by_kind = seconds_of_work(accumulation, formats, hardware)
     for unit, count in stage.units.items():
         if count:
@@ -160,7 +160,7 @@ def _reduction_seconds(config: Config, hardware: Hardware, stages: Sequence[Stag
     replicas = config.pipeline.replication_factor
     sent = gradient_bytes(config) or weight_bytes(config)
     second = weight_bytes(config) if config.pipeline.replicated_tensor_sharding else sent
-    num_bytes = max(stage_parameters(config, stage) for stage in stages) * (sent + second) / 2
+    num_bytes = max(trained_parameters(config, stage) for stage in stages) * (sent + second) / 2
     return ring_seconds(num_bytes, replicas, len(stages) * replicas, hardware)
 
 
@@ -176,7 +176,7 @@ def ring_seconds(num_bytes: float, replicas: int, ipus: int, hardware: Hardware)
 
 def _optimizer_seconds(config: Config, hardware: Hardware, stages: Sequence[Stage]) -> float:
     """Returns the time of the optimizer step of the IPU with the most parameters; replicas share a sharded step."""
-    parameters = max(stage_parameters(config, stage) for stage in stages) / replicas_of_step(config)
+    parameters = max(trained_parameters(config, stage) for stage in stages) / replicas_of_step(config)
     streamed = state_bytes(config) if config.pipeline.optimizer_state == "off_chip" else 0
     return step_seconds(parameters, OPTIMIZER_PASSES[config.optim.optimizer], streamed, hardware)
 

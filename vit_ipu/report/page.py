@@ -22,6 +22,7 @@ from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
 from vit_ipu.text import counted, escaped, reason_of
+from vit_ipu.weights.native import best_update
 
 _MOST_SKIPPED = 50
 """Skipped images that the page lists."""
@@ -33,7 +34,7 @@ def write_report(folder: RunFolder, target: Optional[Path] = None) -> None:
     config = load_config(folder.config)
     metrics = read_metrics(folder.metrics)
     rows = environment_rows(environment)
-    curves = curves_svg(metrics, best=_best_update(folder)) if metrics else "<p>No metrics yet.</p>"
+    curves = curves_svg(metrics, best=best_update(folder.path)) if metrics else "<p>No metrics yet.</p>"
     sections = [
         _notice(environment),
         table(figures(metrics)),
@@ -97,12 +98,6 @@ def _predictions(evaluation: Optional[LastEvaluation], metrics: List[Dict[str, A
         parts.append(section("Confusions", confusion_table(evaluation)))
         parts.append(section("Accuracy by class", classes_table(evaluation)))
     return "\n".join(parts)
-
-
-def _best_update(folder: RunFolder) -> Any:
-    """Returns the update of the best evaluation, if the run keeps its checkpoint and its file is whole."""
-    best = folder.read_best()
-    return None if best is None else best["update"]
 
 
 def _note_on_loss(config: Config) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
-from vit_ipu.errors import CheckpointError
 from vit_ipu.files import remove, write_whole
+from vit_ipu.runs.early_stopping import KEYS
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.weights.native import checkpoints_in, update_of
-
-_KEYS = {"top1": "top1", "top5": "top5", "loss": "evaluation_loss"}
-"""Key of each measure in metrics.jsonl."""
 
 
 class BestCheckpoint:
@@ -32,7 +28,7 @@ class BestCheckpoint:
         """
         paths = {update_of(path): path for path in checkpoints_in(self._folder.checkpoints)}
         values = {
-            line["update"]: line[_KEYS[self._measure]]
+            line["update"]: line[KEYS[self._measure]]
             for line in evaluations
             if self._measure is not None and line["update"] in paths
         }
@@ -44,16 +40,3 @@ class BestCheckpoint:
         path = paths[self.kept].relative_to(self._folder.path)
         best = {"checkpoint": str(path), "update": self.kept, self._measure: values[self.kept]}
         write_whole(self._folder.best, json.dumps(best, indent=1))
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """Returns the checkpoint of a run's best evaluation; the run itself if it keeps none.
-
-    Raises CheckpointError if the run has no checkpoint.
-    """
-    run = RunFolder(folder)
-    paths = {update_of(path): path for path in checkpoints_in(run.checkpoints)}
-    if not paths:
-        raise CheckpointError(f"{folder} has no checkpoint yet: continue the run with --resume")
-    best = run.read_best()
-    return folder if best is None else paths.get(best["update"], folder)

@@ -14,7 +14,7 @@ from vit_ipu.errors import ConfigError, UserError, suggest
 from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
 from vit_ipu.small_files import read_json
 from vit_ipu.text import Notify, reason_of
-from vit_ipu.weights.native import newest_checkpoint
+from vit_ipu.weights.native import BEST, newest_checkpoint
 
 
 class RunFolder:
@@ -30,7 +30,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.evaluation = path / "evaluation.json"
         self.skipped = path / "skipped.txt"
-        self.best = path / "best.json"
+        self.best = path / BEST
         self.divergence = path / "diverged.json"
         self.lock_path = path / ".lock"
         self._lock: Optional[TextIO] = None
@@ -144,15 +144,6 @@ class RunFolder:
             )
         return facts
 
-    def read_best(self) -> Optional[Dict[str, Any]]:
-        """Returns what best.json says of the best evaluation; None if there is none, or if it is damaged."""
-        try:
-            best = read_json(self.best)
-        except (OSError, ValueError):
-            return None
-        update = best.get("update") if isinstance(best, dict) else None
-        return best if type(update) is int and 0 <= update < 1 << 31 else None
-
     def release(self) -> None:
         """Removes what this process made for a run that never started; unlocks the folder for other processes."""
         for path in reversed(self._made):
@@ -233,6 +224,8 @@ _MAY_CHANGE = {
     "run.tracking",
     "run.evaluate_every",
     "run.checkpoint_every",
+    "run.early_stopping",
+    "run.early_stopping_margin",
     "data.num_workers",
     "data.path",
     "data.eval_path",
@@ -252,6 +245,7 @@ _CANNOT_CHANGE = {
     "pipeline.global_batch_size",
     "pipeline.device_iterations",
     "optim.optimizer",
+    "optim.freeze",
 }
 
 

@@ -26,6 +26,7 @@ from vit_ipu.files import CHECKSUMS, find_damage
 from vit_ipu.text import Notify, reason_of
 
 MODEL, STATE, CONFIG = "model.safetensors", "state.json", "config.json"
+BEST = "best.json"
 PREFIX = "update-"
 """Prefix of the name of a run's checkpoint."""
 Loaded = TypeVar("Loaded")
@@ -204,14 +205,30 @@ def find_checkpoints(path: Path) -> List[Path]:
     raise CheckpointError(f"no checkpoint at {path}: expected a run folder or a checkpoint folder")
 
 
+def best_update(run: Path) -> Optional[int]:
+    """Returns the update of the best checkpoint that best.json in a run folder names; None if there is none."""
+    try:
+        best = small_files.read_json(run / BEST)
+    except (OSError, ValueError):
+        return None
+    update = best.get("update") if isinstance(best, dict) else None
+    return update if type(update) is int and 0 <= update < 1 << 31 else None
+
+
 def load_native(path: Path, *, notify: Notify) -> NativeWeights:
-    """Reads the weights of a checkpoint, or of the newest whole checkpoint of a run folder; `first_whole` has more."""
+    """Reads the weights of a checkpoint, or of a run folder: of its best checkpoint if `run.keep_best` has kept one,
+    else of the newest whole one, as `first_whole` says. `notify` receives a note if the best is not the newest."""
 
     def load(checkpoint: Path) -> NativeWeights:
         require_whole(checkpoint, (MODEL, CONFIG), notify=notify)
         return NativeWeights(checkpoint, load_description(checkpoint), load_tensors(checkpoint / MODEL))
 
-    return first_whole(find_checkpoints(path), load, notify=notify)
+    checkpoints = find_checkpoints(path)
+    best = [checkpoint for checkpoint in checkpoints[:-1] if update_of(checkpoint) == best_update(path)]
+    if best:
+        notify(f"note: {path}: using the best checkpoint, {best[0].name}; the newest one is {checkpoints[-1].name}")
+    others = [checkpoint for checkpoint in checkpoints if checkpoint not in best]
+    return first_whole(others + best, load, notify=notify)
 
 
 def first_whole(checkpoints: Sequence[Path], load: Callable[[Path], Loaded], *, notify: Notify) -> Loaded:

@@ -14,6 +14,7 @@ import poptorch
 import torch
 from torch import Tensor
 
+from vit_ipu.averaging import WeightAverage, trained_weights, weights_state
 from vit_ipu.backends.contract import Device, HostBatch, StepResult
 from vit_ipu.backends.ipu.blocks import IpuTrainingStep, begin_stages, keep_block_outputs, keep_middles
 from vit_ipu.backends.ipu.distributed import instances
@@ -22,6 +23,7 @@ from vit_ipu.backends.ipu.options import DTYPES, inference_options, training_opt
 from vit_ipu.config import Config
 from vit_ipu.mixing import mixing_of_step
 from vit_ipu.model import ViT
+from vit_ipu.optim import freeze, parameter_groups, set_learning_rate
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.step import InferenceStep
 
@@ -39,8 +41,10 @@ class IpuBackend:
         torch.manual_seed(config.run.seed)
         attention = "explicit" if config.model.attention == "auto" else config.model.attention
         model = ViT(config.model, attention=attention)
+        freeze(model, config.optim)
         self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self.float_format).eval()
         self._training_step = IpuTrainingStep(model, config).to(self.float_format).train()
+        self._groups = parameter_groups(model, config.optim)
         self._training: Optional[poptorch.PoplarExecutor] = None
         self._inference: Optional[poptorch.PoplarExecutor] = None
         self._optimizer: Any = None
@@ -49,6 +53,7 @@ class IpuBackend:
         self._saved_optimizer: Optional[Dict[str, Any]] = None
         self._saved_rng: Optional[Dict[str, Any]] = None
         self._num_overflows = self._counted_overflows = 0
+        self._average = WeightAverage.of(config, self._weights())
 
     # ----------------------------------------------------------------------------------- training
 
@@ -60,6 +65,8 @@ class IpuBackend:
         losses = training(self._on_wire(images), *others)  # (D * G * R,)
         self._inference_is_current = False
         self._count_overflows(training)
+        if self._average is not None:
+            self._average.update(self._weights())
         by_update = losses.float().reshape(self._config.pipeline.device_iterations, -1).mean(dim=1)
         values = self.instances.mean(by_update).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
@@ -126,8 +133,7 @@ class IpuBackend:
         if learning_rate == self._learning_rate:
             return
         assert self._training is not None
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, self._groups, learning_rate)
         self._training.setOptimizer(self._optimizer)
         self._learning_rate = learning_rate
 
@@ -151,7 +157,7 @@ class IpuBackend:
         """Returns the inference executor, with the weights that training has reached."""
         inference = self._wrapped_inference()
         if not self._inference_is_current:
-            weights = self._weights()
+            weights = self._weights() if self._average is None else self._in_device_format(self._average.weights)
             self._release_training()
             inference.load_state_dict(_prefixed(weights))
             self._inference_is_current = True
@@ -175,7 +181,11 @@ class IpuBackend:
     # -------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> Dict[str, Any]:
-        state: Dict[str, Any] = {"model": self._weights(), "optimizer": {}, "rng": {}}
+        state: Dict[str, Any] = {
+            **copy.deepcopy(weights_state(self._weights(), self._average)),
+            "optimizer": {},
+            "rng": {},
+        }
         if self.num_overflows is not None:
             state["counts"] = {"overflows": self.num_overflows}
         if self._training is not None and self._training.isCompiled():
@@ -187,8 +197,10 @@ class IpuBackend:
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         target = self._training if self._training is not None else self._training_step
-        target.load_state_dict(_prefixed(state["model"]))
+        target.load_state_dict(_prefixed(trained_weights(state)))
         self._inference_is_current = False
+        if self._average is not None:
+            self._average.load(state["model"])
         self._num_overflows = state.get("counts", {}).get("overflows", self._num_overflows)
         if state.get("optimizer"):
             self._saved_optimizer = state["optimizer"]
@@ -216,6 +228,9 @@ class IpuBackend:
         return {
             name[len(_PREFIX) :]: tensor.detach().clone() for name, tensor in state.items() if name.startswith(_PREFIX)
         }
+
+    def _in_device_format(self, weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        return {name: tensor.to(self.float_format) for name, tensor in weights.items()}
 
     def _load_optimizer(self, saved: Dict[str, Any]) -> None:
         """Loads the optimizer's state on the IPU; the parameter groups stay as the config made them."""

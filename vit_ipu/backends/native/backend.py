@@ -5,6 +5,7 @@ Under torchrun, each process computes a part of the micro-batches of every updat
 
 from __future__ import annotations
 
+import copy
 import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional
@@ -12,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import torch
 from torch import Tensor, nn
 
+from vit_ipu.averaging import WeightAverage, trained_weights, weights_state
 from vit_ipu.backends.contract import HostBatch, StepResult
 from vit_ipu.backends.native.distributed import instances, leave
 from vit_ipu.backends.native.host_memory import keep_freed_memory
@@ -25,7 +27,7 @@ from vit_ipu.backends.native.working_copy import WorkingCopy
 from vit_ipu.config import Config
 from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
-from vit_ipu.optim import parameter_groups
+from vit_ipu.optim import freeze, parameter_groups, set_learning_rate
 from vit_ipu.step import InferenceStep, TrainingStep
 from vit_ipu.text import counted
 
@@ -45,12 +47,17 @@ class NativeBackend:
         torch.manual_seed(config.run.seed)
         dtype = torch.float64 if compute == "float64" else torch.float32
         self._model = ViT(config.model, layers=layers_for(config, device)).to(device, dtype)
+        freeze(self._model, config.optim)
         self._copy = WorkingCopy(self._model) if compute == "bfloat16" else None
         computing = self._model if self._copy is None else self._copy.model
+        self._average = WeightAverage.of(config, self._model.state_dict())
+        self._averaged = None if self._average is None else copy.deepcopy(computing)
+        self._is_averaged_current = False
         self._training_step = TrainingStep(computing, config).to(device)
-        inference_step = InferenceStep(computing, config).to(device)
+        inference_step = InferenceStep(computing if self._averaged is None else self._averaged, config).to(device)
         for step in (self._training_step, inference_step):
             step.normalize.to(dtype)
+        self._groups = parameter_groups(self._model, config.optim)
         self._optimizer = build_optimizer(self._model, config, fused=device.type == "cuda")
         self._passes = Passes(
             self._training_step,
@@ -75,13 +82,15 @@ class NativeBackend:
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
         self._training_step.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, self._groups, learning_rate)
         size = self._config.pipeline.global_batch_size // self.instances.count
         if not self._is_size_measured:
             self._measure_size(batch)
         with self._own_random_numbers():
             losses = torch.stack([self._update(self._uploader.upload(part)) for part in batch.split(size)])
+        if self._average is not None:
+            self._average.update(self._model.state_dict())
+            self._is_averaged_current = False
         if self._device.type == "cuda":
             return self._pending(PendingResult(losses, len(batch), self.instances.mean))
         values = self.instances.mean(losses).tolist()
@@ -134,6 +143,12 @@ class NativeBackend:
     def _refresh_copy(self) -> None:
         if self._copy is not None:
             self._copy.refresh()
+
+    def _refresh_averaged(self) -> None:
+        """Loads the average into the model that predicts with it, after a change."""
+        if self._average is not None and self._averaged is not None and not self._is_averaged_current:
+            self._averaged.load_state_dict(self._average.weights)
+            self._is_averaged_current = True
 
     # ------------------------------------------------------------------------------------- memory
 
@@ -188,6 +203,7 @@ class NativeBackend:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
+        self._refresh_averaged()
         return self._in_memory(lambda: self._predictor.predict(images), self._predictor.lower_batch_size)
 
     # -------------------------------------------------------------------------------------- state
@@ -204,15 +220,21 @@ class NativeBackend:
         by_index = self._optimizer.state_dict()["state"]
         order = self._order_of_names()
         state = {order[index]: values for index, values in by_index.items()}
-        return {
-            "model": _on_host(self._model.state_dict()),
-            "optimizer": _on_host({name: state[name] for name in names if name in state}),
-            "rng": dict(self._rng),
-        }
+        weights = self._model.state_dict()
+        return _on_host(
+            {
+                **weights_state(weights, self._average),
+                "optimizer": {name: state[name] for name in names if name in state},
+                "rng": dict(self._rng),
+            }
+        )
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._model.load_state_dict(state["model"])
+        self._model.load_state_dict(trained_weights(state))
         self._refresh_copy()
+        if self._average is not None:
+            self._average.load({name: tensor.to(self._device) for name, tensor in state["model"].items()})
+            self._is_averaged_current = False
         if "optimizer" in state:
             saved = _on_host(state["optimizer"])  # a copy: torch would update the caller's tensors in place
             by_index = {index: saved[name] for index, name in enumerate(self._order_of_names()) if name in saved}
@@ -243,8 +265,7 @@ class NativeBackend:
 
     def _order_of_names(self) -> List[str]:
         """Lists the names of the parameters in the order of the optimizer's numbering."""
-        groups = parameter_groups(self._model, self._config.optim)
-        return [name for group in groups for name in group.names]
+        return [name for group in self._groups for name in group.names]
 
 
 def _compiles(config: Config, device: torch.device) -> bool:

@@ -1,7 +1,8 @@
 """Several processes on CPUs or GPUs, as torchrun starts them: each takes a part of every update's micro-batches.
 
-The processes hold the same weights. Gradients are averaged by DistributedDataParallel, over NCCL between GPUs and over
-gloo between CPUs; all else that the processes tell each other goes over gloo, so that no GPU is waited for.
+The processes hold the same weights. Gradients are averaged over NCCL between GPUs and over gloo between CPUs: by
+gradient_mean.py where a working copy of the weights computes, and by DistributedDataParallel elsewhere. All else that
+the processes tell each other goes over gloo, so that no GPU is waited for.
 """
 
 from __future__ import annotations

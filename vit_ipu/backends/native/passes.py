@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from vit_ipu.backends.contract import HostBatch
-from vit_ipu.backends.native.distributed import lost_processes_reported, parallel
+from vit_ipu.backends.native.distributed import lost_processes_reported, num_processes, parallel
+from vit_ipu.backends.native.gradient_mean import GradientMean
 from vit_ipu.backends.native.graphs import Graphed
 from vit_ipu.backends.native.working_copy import WorkingCopy
 from vit_ipu.step import TrainingStep
@@ -23,13 +24,16 @@ class Passes:
     ) -> None:
         """`copy` is the working copy that `step` computes with, if not with the masters; the loss is times `factor`."""
         self._step, self._copy, self._device, self._factor = step, copy, device, factor
-        self._parallel = parallel(step, device)
+        self._mean = None if copy is None or num_processes() == 1 else GradientMean(copy.trained)
+        if copy is not None and self._mean is not None:
+            copy.keep_gradients_in(self._mean.gradients)
+        self._parallel = parallel(step, device) if copy is None else None
         self.loss_of: Callable[..., Tensor] = step if self._parallel is None else self._parallel
         if compiles:
             self.loss_of = torch.compile(self.loss_of, dynamic=False)
         self._scale = factor
         self._graph: Optional[Graphed[Tuple[Tensor, List[Tensor]]]] = None
-        if compiles and device.type == "cuda" and copy is not None and self._parallel is None:
+        if compiles and device.type == "cuda" and copy is not None:
             self._graph = Graphed(self._pass_of_copy)
 
     def accumulate(self, batch: HostBatch, micro_batch_size: int) -> Tensor:
@@ -42,6 +46,8 @@ class Passes:
             is_last = number == len(parts) - 1
             loss = self._pass(part) if self._parallel is None else self._joint_pass(part, is_last=is_last)
             total = total + share * loss
+        if self._mean is not None:
+            self._mean.reduce()
         return total
 
     def try_size(self, batch: HostBatch) -> None:
@@ -69,11 +75,7 @@ class Passes:
     def _joint_pass(self, part: HostBatch, *, is_last: bool) -> Tensor:
         """Makes one pass; the last one averages the sums of all processes."""
         assert self._parallel is not None
-        with lost_processes_reported(), ExitStack() as stack:
-            if not is_last:
-                stack.enter_context(self._parallel.no_sync())
-            elif self._copy is not None:
-                self._copy.take_gradients()
+        with lost_processes_reported(), nullcontext() if is_last else self._parallel.no_sync():
             return self._pass(part)
 
     def _pass_of_copy(self, *inputs: Tensor) -> Tuple[Tensor, List[Tensor]]:

@@ -6,7 +6,7 @@ bfloat16 has 8 bits of precision: weights kept in it alone would lose most updat
 from __future__ import annotations
 
 import copy
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,29 @@ class WorkingCopy:
         self.model.register_forward_pre_hook(_to_bfloat16)
         self._masters: List[Tensor] = list(masters.parameters())
         self._copies: List[Tensor] = list(self.model.parameters())
+        self.trained: List[Tensor] = [master for master in self._masters if master.requires_grad]
+        """The masters that training changes."""
+        self._memory: Optional[List[Tensor]] = None
 
     @property
     def gradients(self) -> List[Tensor]:
         """The gradients of the copy, in the order of the masters."""
         return [parameter.grad for parameter in self._copies if parameter.grad is not None]
 
+    def keep_gradients_in(self, memory: List[Tensor]) -> None:
+        """Makes the gradients of the masters that training changes lie in the given tensors."""
+        self._memory = memory
+
     @torch.no_grad()
     def add_gradients(self, gradients: List[Tensor]) -> None:
         """Adds the gradients of the copy to those of the masters, in float32."""
-        if self._masters[0].grad is None:
-            for master in self._masters:
-                master.grad = torch.empty_like(master)
+        if self.trained[0].grad is None:
+            memory = self._memory or [torch.empty_like(master) for master in self.trained]
+            for master, gradient in zip(self.trained, memory):
+                master.grad = gradient
             _copy(self._master_gradients, gradients)
         else:
             torch._foreach_add_(self._master_gradients, gradients)
-
-    @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Moves the gradients of the masters, if there are some, to the copy, whose next pass adds to them."""
-        for master, parameter in zip(self._masters, self._copies):
-            parameter.grad = None if master.grad is None else master.grad.to(parameter.dtype)
-            master.grad = None
 
     def drop_gradients(self) -> None:
         """Frees the gradients of the copy."""

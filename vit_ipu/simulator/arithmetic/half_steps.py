@@ -120,7 +120,7 @@ def _rounded(mode: HalfArithmetic, call: _Call, results: Sequence[Tensor]) -> Co
     """Rounds the results that are float16."""
     round_, halves = mode.rounding.in_float32, [tensor.dtype == _HALF for tensor in results]
     if halves == [True]:
-        return lambda tensors: (round_(call(tensors)),)
+        return lambda tensors: (round_(_listed(call(tensors))[0]),)  # the others may be None, as of frozen weights
 
     def compute(tensors: List[Tensor]) -> Sequence[Tensor]:
         return [round_(value) if half else value for value, half in zip(_listed(call(tensors)), halves)]
