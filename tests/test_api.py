@@ -169,7 +169,7 @@ MISTAKES = {
     "numerics of a CPU": (
         lambda: train(tiny_config(), device="cpu", numerics="ipu"),
         UserError,
-        "numerics ipu: only ipu-sim simulates an IPU's arithmetic, but the device is cpu: add device='ipu-sim'",
+        "numerics='ipu': only ipu-sim simulates an IPU's arithmetic, but the device is cpu: add device='ipu-sim'",
     ),
     "no run to resume": (
         lambda: train(tiny_config(), device="cpu", resume=True),
