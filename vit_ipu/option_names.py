@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any, Callable, TypeVar, cast
+from typing import Any, Callable, Match, TypeVar, cast
 
 from vit_ipu.errors import RunFailed, UserError
 
@@ -28,7 +28,7 @@ def in_python(message: str) -> str:
     return _OPTION.sub(_argument, message)
 
 
-def _argument(option: re.Match[str]) -> str:
+def _argument(option: Match[str]) -> str:
     name, value = option[1].replace("-", "_"), option[2]
     if name == "set":
         return option[0].replace("--set", "override", 1)
