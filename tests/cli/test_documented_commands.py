@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from helpers import TINY, vit_ipu, write_image_folder
+from hub_server import serving_instead_of_the_real_hub
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -107,9 +108,11 @@ def material(tmp_path_factory):
 
 @pytest.fixture
 def folder(material, empty_folder, monkeypatch):
+    """Changes into a folder with the files that the pages name; a hub on this machine takes what commands upload."""
     shutil.copytree(str(material), "here")
     monkeypatch.chdir("here")
-    return Path()
+    with serving_instead_of_the_real_hub(monkeypatch, empty_folder):
+        yield Path()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
