@@ -133,3 +133,17 @@ def start_run(monkeypatch, capsys) -> None:
 
 def test_the_commands_of_the_pages_are_found():
     assert sum(len(commands_of(page)) for page in PAGES) >= 30
+
+
+def test_the_pictures_of_the_first_finetune_are_a_folder_for_init(empty_folder, monkeypatch, capsys):
+    page = (ROOT / "docs" / "first_finetune.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    exec(compile(code, "first_finetune.md", "exec"), {})
+    assert {path.name: len(list(path.iterdir())) for path in Path("pictures").iterdir()} == {
+        "Bag": 400,
+        "Sandal": 400,
+        "Sneaker": 400,
+    }
+    code, out, err = vit_ipu(monkeypatch, capsys, "init", "pictures")
+    assert (code, err) == (0, "")
+    assert "pictures: 3 classes, 1,080 images to train on (360 to 360 a class), 120 held out" in out
