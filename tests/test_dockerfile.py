@@ -1,4 +1,4 @@
-""".ci/Dockerfile fits the repository: docker cannot run in the tests, but its files, extras and commands are checked."""
+""".ci/Dockerfile fits the repository: docker cannot run in the tests, but its files and commands are checked."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from typing import Any, Dict, List, Optional
 from vit_ipu.errors import UserError
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import read_last_evaluation
-from vit_ipu.runs.metrics import evaluations_until, read_metrics
+from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.text import Notify
 from vit_ipu.weights import export
 from vit_ipu.weights.hub_upload import HubUpload
 from vit_ipu.weights.model_card import Results, RunFacts
-from vit_ipu.weights.native import checkpoints_in, update_of
+from vit_ipu.weights.native import best_update, checkpoints_in, update_of
 from vit_ipu.weights.read import Weights
 
 
@@ -69,18 +69,19 @@ def run_facts(checkpoint: Path) -> RunFacts:
 def _results(folder: RunFolder, update: int) -> Optional[Results]:
     """Returns the evaluation at an update; None if there was none."""
     with suppress(OSError, ValueError):
-        for line in evaluations_until(folder.metrics, update):
+        lines = [line for line in read_metrics(folder.metrics) if "top1" in line]
+        best_of = len(lines) if best_update(folder.path) == update else None
+        for line in lines:
             if line["update"] == update:
-                count = line.get("evaluation_images") or _num_images(folder)
-                return Results(line["top1"], line["top5"], line["evaluation_loss"], count)
+                count = line.get("evaluation_images") or _num_images(folder, lines)
+                return Results(line["top1"], line["top5"], line["evaluation_loss"], count, best_of)
     return None
 
 
-def _num_images(folder: RunFolder) -> Optional[int]:
+def _num_images(folder: RunFolder, lines: List[Dict[str, Any]]) -> Optional[int]:
     """Returns the number of all held-out images; None if the last evaluation skipped some or counted no confusions."""
     last = read_last_evaluation(folder)
-    lines = [line for line in read_metrics(folder.metrics) if "top1" in line]
-    if last is None or not last.confusion or not lines or "evaluation_images" in lines[-1]:
+    if last is None or not last.confusion or "evaluation_images" in lines[-1]:
         return None
     return sum(count for _, _, count in last.confusion)
 

@@ -80,18 +80,21 @@ def card_of(description, name="name", source="runs/x", origin="native", facts=No
 
 def test_the_card_states_the_results_of_the_exported_checkpoint(run):
     card = (exported(run) / "README.md").read_text(encoding="utf-8")
-    front, last = front_of(card), read_metrics(run.path / "metrics.jsonl")[-1]
+    front = front_of(card)
+    update = int(re.search(r"by the run itself at update (\d),", card)[1])
+    lines = [line for line in read_metrics(run.path / "metrics.jsonl") if "top1" in line]
+    (line,) = [line for line in lines if line["update"] == update]
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "image-classification"
     assert "license" not in front
     assert "# license:" in card
     metrics = front["model-index"][0]["results"][0]["metrics"]
-    assert metrics[0] == {"type": "accuracy", "value": round(last["top1"] / 100, 6), "name": "Top-1 accuracy"}
+    assert metrics[0] == {"type": "accuracy", "value": round(line["top1"] / 100, 6), "name": "Top-1 accuracy"}
     cells = cells_of(card)
     assert cells[cells.index("held-out images") + 1] == "50"
-    assert cells[cells.index("top-1") + 1] == f"{last['top1']:.2f} %"
+    assert cells[cells.index("top-1") + 1] == f"{line['top1']:.2f} %"
     assert "Ankle boot" in cells
-    assert "Trained on 96 images (`data.source` sample) for 4 weight updates of 32 images each" in card
+    assert f"Trained on 96 images (`data.source` sample) for {update} weight updates of 32 images each" in card
     assert "learning_rate: 0.05" in card
     assert "Python " in card
     assert "imulat" not in card
@@ -139,7 +142,16 @@ def test_an_earlier_checkpoint_has_its_own_results(run):
     lines = [line for line in read_metrics(run.path / "metrics.jsonl") if "top1" in line]
     facts = run_facts(run.path / "checkpoints" / "update-00000002")
     assert facts.updates == 2
-    assert facts.results == Results(lines[0]["top1"], lines[0]["top5"], lines[0]["evaluation_loss"], 50)
+    best = min(lines, key=lambda line: line["evaluation_loss"])
+    best_of = 2 if best is lines[0] else None
+    assert facts.results == Results(lines[0]["top1"], lines[0]["top5"], lines[0]["evaluation_loss"], 50, best_of)
+
+
+def test_a_checkpoint_that_was_chosen_by_its_results_says_so():
+    said = "The checkpoint was chosen as the best of 12 evaluations of the same images."
+    assert said in card_of(a_description(), facts=RunFacts(3, Results(50.0, 100.0, 0.5, 10, best_of=12)))
+    assert "chosen" not in card_of(a_description(), facts=RunFacts(3, Results(50.0, 100.0, 0.5, 10)))
+    assert "chosen" not in card_of(a_description(), facts=RunFacts(3, Results(50.0, 100.0, 0.5, 10, best_of=1)))
 
 
 @pytest.mark.parametrize("init", ["hf-hub:google/vit-base-patch16-224", "hf-hub:google/vit-base-patch16-224@refs/pr/1"])

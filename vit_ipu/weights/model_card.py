@@ -44,6 +44,8 @@ class Results:
     """Mean cross-entropy in nats."""
     num_images: Optional[int]
     """Number of held-out images; None if the run did not record it."""
+    best_of: Optional[int] = None
+    """Number of evaluations of these images of which this is the best, if `run.keep_best` chose the checkpoint so."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,12 @@ def _results(facts: RunFacts) -> str:
     rows = [
         ("top-1", f"{results.top1:.2f} %"),
         ("top-5", f"{results.top5:.2f} %"),
-        ("mean cross-entropy", f"{results.loss:.4f}"),
+        ("loss", f"{results.loss:.4f}"),
         ("held-out images", number),
     ]
     by = f"Measured by the run itself at update {facts.updates:,}, one run, on its held-out images."
+    if results.best_of is not None and results.best_of > 1:
+        by += f" The checkpoint was chosen as the best of {results.best_of:,} evaluations of the same images."
     if any(environment["simulated"] for environment in facts.environments):
         by += " The device was simulated."
     return f"## Results\n\n{_table(('measure', 'value'), rows)}\n\n{by}"
