@@ -13,9 +13,8 @@ import pytest
 from helpers import tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
-from vit_ipu.config_file import parse_config
+from vit_ipu.config_file import changed_settings, parse_config
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
-from vit_ipu.report.settings import changed_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
 from vit_ipu.weights.native import best_update

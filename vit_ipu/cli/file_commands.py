@@ -37,11 +37,22 @@ def convert(
     features: Annotated[
         bool, typer.Option("--features", help="Leave out the head and the representation layer, for fine-tuning.")
     ] = False,
+    push: Annotated[
+        Optional[str],
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Upload the huggingface export to this new or empty repository of the hub, with the token of HF_TOKEN "
+            "or hf auth login. As with huggingface_hub, it is public unless --private or its organisation says "
+            "otherwise.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push private.")] = False,
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> None:
     """Convert checkpoints from and to other tools. Every tensor stays equal to the last bit."""
-    from vit_ipu.weights.export import convert as run
+    from vit_ipu.convert import convert as run
 
     console = make_console(as_json)
     weights = run(
@@ -52,9 +63,11 @@ def convert(
         trust_pickle=trust_pickle,
         num_heads=num_heads,
         features=features,
+        push=push,
+        private=private,
         notify=console.print,
     )
-    print_conversion(console, weights, target, to, as_json=as_json)
+    print_conversion(console, weights, target, to, push=push, as_json=as_json)
 
 
 def pack(

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 from vit_ipu.text import counted, escaped, message
 
@@ -316,17 +316,19 @@ def print_throughput(
 # ------------------------------------------------------------------------- convert, models and pack
 
 
-def print_conversion(console: "Console", weights: "Weights", target: Path, to: str, *, as_json: bool) -> None:
-    """Prints the source and the target of a conversion."""
+def print_conversion(
+    console: "Console", weights: "Weights", target: Path, to: str, *, push: Optional[str], as_json: bool
+) -> None:
+    """Prints the source and the target of a conversion, and the repository that it was uploaded to."""
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
-        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
+        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to, "push": push}
         assumed = list(weights.metadata.assumed)
         print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes, assumed=assumed))
     else:
         console.print(
             f"{weights.source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) "
-            f"written as {to} to {target}"
+            f"written as {to} to {target}{f' and uploaded as {push}' if push else ''}"
         )
 
 

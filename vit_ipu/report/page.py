@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from vit_ipu.config import Config
-from vit_ipu.config_file import load_config
+from vit_ipu.config_file import changed_settings, load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
@@ -15,7 +15,6 @@ from vit_ipu.report.curves import curves_svg
 from vit_ipu.report.layout import page, section, table
 from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
-from vit_ipu.report.settings import changed_settings
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
