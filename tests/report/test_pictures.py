@@ -168,6 +168,11 @@ def test_no_confusions_of_too_many_classes_are_no_picture():
     assert list(by_name(evaluation_pictures(evaluation(confusion=[], mistakes=[]), "t"))) == []
 
 
+def test_the_same_pictures_are_the_same_files():
+    first, again = (list(evaluation_pictures(evaluation(), "t")) for _ in range(2))
+    assert first == again
+
+
 def test_one_class_has_its_pictures():
     values = {"classes": ["only"], "confusion": [(0, 0, 3)], "mistakes": []}
     found = by_name(evaluation_pictures(evaluation(**values), "t"))

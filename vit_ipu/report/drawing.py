@@ -16,8 +16,9 @@ from vit_ipu.text import escaped
 _DOTS_PER_INCH = 150
 PAPER = "#ffffff"
 """Background of pictures that stand alone."""
-_AS_TEXT = {"svg.fonttype": "none"}
-"""Letters of an SVG file are text, which can be searched and edited; in the page they are outlines."""
+_FILE_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "vit_ipu"}
+"""Letters of an SVG file are text, which can be searched and edited; in the page they are outlines. The same picture is
+the same file, because its ids are not random."""
 
 
 class Picture(NamedTuple):
@@ -83,7 +84,7 @@ def for_file(figure: Any, name: str, title: str) -> Picture:
 
     figure.suptitle(plain_text(title), fontsize=9, color=INK, x=0.01, ha="left")
     file = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context(_AS_TEXT):
+    with warnings.catch_warnings(), matplotlib.rc_context(_FILE_SETTINGS):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # an SVG gets it from the viewer's fonts
         svg = _svg(figure)
         figure.set_dpi(_DOTS_PER_INCH)  # an SVG has 72
