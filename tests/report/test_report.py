@@ -87,7 +87,7 @@ def test_the_pipeline_shows_the_predicted_memory_of_each_ipu(run, empty_folder):
     assert [re.findall(r'class="number">([\d,]+)<', row)[-1] for row in rows] == totals
 
 
-def test_thebest_update_is_marked(run, empty_folder):
+def test_the_best_update_is_marked(run, empty_folder):
     trained(run, empty_folder, "cpu", keep_best="loss", checkpoint_every=2)
     best = json.loads((empty_folder / "run-cpu" / "best.json").read_text())["update"]
     assert best_update(empty_folder / "run-cpu") == best
@@ -296,12 +296,17 @@ def test_the_page_says_which_images_the_mistakes_of_several_processes_are_from(r
             "--output no/x.html: no is not a folder: make it first, or give another",
         ),
         (["run-cpu", "--output", "run-cpu"], "--output run-cpu is a folder: give the path of a file"),
+        (["tiny.yaml"], "tiny.yaml is not a run folder: it does not contain environment.json"),
+        (["no-config"], "no-config/config.yaml is missing or not a file: restore it, for example from the config that"),
+        (["run-cpu", "no-config"], "no-config/config.yaml is missing or not a file: restore it, for example from the"),
     ],
 )
 def test_mistakes_in_a_report_are_one_line(run, monkeypatch, capsys, empty_folder, arguments, error):
     trained(run, empty_folder, "cpu")
     shutil.copytree("run-cpu", "damaged")
     (empty_folder / "damaged" / "environment.json").write_text('{"simulated": false}')
+    shutil.copytree("run-cpu", "no-config")
+    (empty_folder / "no-config" / "config.yaml").unlink()
     os.mkfifo("pipe")
     capsys.readouterr()
     code, out, err = vit_ipu(monkeypatch, capsys, "report", *arguments)

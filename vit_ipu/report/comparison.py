@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from vit_ipu.config_file import load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
 from vit_ipu.report.layout import page, section, table
-from vit_ipu.report.page import device_of, environment_of, figures
+from vit_ipu.report.page import config_of, device_of, environment_of, figures
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -26,7 +25,7 @@ def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     runs = named_metrics(folders)
     names, metrics = [name for name, _ in runs], [lines for _, lines in runs]
     results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
-    settings = [all_settings(load_config(folder.config)) for folder in folders]
+    settings = [all_settings(config_of(folder)) for folder in folders]
     differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
     sections = [
         section("Results", f'<div class="wide">{table(results, head=("", *names))}</div>'),

@@ -35,7 +35,7 @@ def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: No
     `notify` receives a note if the run was evaluated, but its mistakes cannot be shown.
     """
     environment = environment_of(folder)
-    config = load_config(folder.config)
+    config = config_of(folder)
     metrics = read_metrics(folder.metrics)
     rows = environment_rows(environment)
     shown = shown_evaluation(folder, metrics)
@@ -69,6 +69,16 @@ def environment_of(folder: RunFolder) -> Dict[str, Any]:
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
     return environment
+
+
+def config_of(folder: RunFolder) -> Config:
+    """Returns the config of a run. Raises UserError if its file is missing or not a file, or ConfigError."""
+    if not folder.config.is_file():
+        raise UserError(
+            f"{folder.config} is missing or not a file: restore it, for example from the config that the run was "
+            "started with"
+        )
+    return load_config(folder.config)
 
 
 def _notice(environment: Dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Iterable, Iterator, List, Sequence
 
-from vit_ipu.config_file import load_config
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.report.comparison import named_metrics
@@ -14,7 +13,7 @@ from vit_ipu.report.curves import comparison_pictures, curve_pictures
 from vit_ipu.report.drawing import Picture
 from vit_ipu.report.evaluation_pictures import evaluation_pictures
 from vit_ipu.report.memory import memory_picture
-from vit_ipu.report.page import device_of, environment_of, ran_on_ipus, title_of
+from vit_ipu.report.page import config_of, device_of, environment_of, ran_on_ipus, title_of
 from vit_ipu.report.shown_evaluation import shown_evaluation
 from vit_ipu.report.timetable import timetable_picture
 from vit_ipu.runs.folder import RunFolder
@@ -38,7 +37,7 @@ def write_pictures(folders: Sequence[RunFolder], target: Path) -> List[Path]:
 
 
 def _of_run(folder: RunFolder) -> Iterable[Picture]:
-    environment, config, metrics = environment_of(folder), load_config(folder.config), read_metrics(folder.metrics)
+    environment, config, metrics = environment_of(folder), config_of(folder), read_metrics(folder.metrics)
     title = title_of(folder, environment)
     simulated = bool(environment["simulated"])
     evaluation = shown_evaluation(folder, metrics).evaluation
