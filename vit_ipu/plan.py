@@ -107,7 +107,7 @@ def pipeline_yaml(candidate: Candidate) -> str:
 def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path]:
     """Writes the found configs as plan-1.yaml, plan-2.yaml, ..., ready to run; returns their paths.
 
-    Raises ConfigError if a file exists, or if `folder` is not a folder.
+    Without configs, no folder is made. Raises ConfigError if a file exists, or if `folder` is not a folder.
     """
     paths = [folder / f"plan-{number}.yaml" for number in range(1, len(candidates) + 1)]
     if folder.exists() and not folder.is_dir():
@@ -115,7 +115,8 @@ def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path
     for path in paths:
         if path.exists():
             raise ConfigError(f"--output {folder}: {path.name} exists: give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    if paths:
+        folder.mkdir(parents=True, exist_ok=True)
     for path, candidate in zip(paths, candidates):
         predicted = f"# Predicted: {candidate.images_per_second:,.0f} images/s. Not yet measured.\n"
         write_whole(path, f"# vit-ipu train {escaped(str(path))}\n{predicted}{dump_config(candidate.config)}")

@@ -80,6 +80,8 @@ def test_plan_exits_with_2_where_poptorch_would_refuse(monkeypatch, capsys, tmp_
         "pipeline.available_memory_proportion=[0.1, 0.2]",
         "pipeline.available_memory_proportion=1.5",
         "pipeline.layers_per_ipu=[1,1,2]",
+        "pipeline.io_tiles=1472",
+        "pipeline.io_tiles=5000",
         "pipeline.global_batch_size=8",
         "precision.compute=float64",
     ],
@@ -120,6 +122,11 @@ def test_a_search_without_result_says_so(run):
     found = json.loads(run(*arguments, "--json"))
     assert found["search"] == []
     assert found["nothing_found"].startswith("nothing on this POD is predicted to fit for sure")
+
+
+def test_a_search_without_result_makes_no_folder(run, empty_folder):
+    run("plan", "quickstart", "--search", "--set", "model.width=16384", "--output", "plans")
+    assert not (empty_folder / "plans").exists()
 
 
 def test_a_search_names_what_poptorch_refuses_and_not_the_memory(monkeypatch, capsys, tmp_path):
