@@ -76,3 +76,9 @@ def require_parent(path: Path, option: str) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a file"
         raise UserError(f"{option} {path} is {kind}: give the path of a file")
+
+
+def require_folder(path: Path, option: str, content: str) -> None:
+    """Raises UserError if `path` is there and is not a folder; `content` is what the folder is for."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{option} {path} is not a folder: give a folder for {content}")
