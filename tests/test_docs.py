@@ -11,7 +11,7 @@ from vit_ipu.config_file import shipped_configs
 from vit_ipu.report.timetable import timetable_svg
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_pipeline_picture_shows_the_timetable():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "vit_ipu").rglob("*.py")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "vit_ipu").rglob("*.py")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 PAGES += [*sorted((ROOT / "pipeline_configs").glob("*.yaml")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 BANNED = {
     r"\banew\b": "again",

@@ -266,16 +266,21 @@ def convert(
     trust_pickle: bool = False,
     num_heads: Optional[int] = None,
     features: bool = False,
+    push: Optional[str] = None,
+    private: bool = False,
     quiet: bool = False,
 ) -> Weights:
     """Writes a checkpoint in another format, as `vit-ipu convert` does, and returns the weights that were read.
 
     `to` is timm, huggingface, torchvision, mmpretrain, google, graphcore, onnx or native; `features` leaves out the
-    head. Raises UserError for a target that exists, and CheckpointError if the format cannot hold the weights.
+    head. `push`, OWNER/NAME, uploads a huggingface export to the Hugging Face Hub; a new repository is public unless
+    `private`. Raises UserError for a target that exists or a hub that refuses, CheckpointError if the format cannot
+    hold the weights, and RunFailed if the upload fails.
     """
-    from vit_ipu.weights.export import convert as run
+    from vit_ipu.convert import convert as run
 
     options: Dict[str, Any] = {"sha256": sha256, "trust_pickle": trust_pickle, "num_heads": num_heads}
+    options.update(push=push, private=private)
     return run(str(source), Path(target), to, features=features, notify=_console(quiet).print, **options)
 
 

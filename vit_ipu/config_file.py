@@ -6,7 +6,7 @@ import itertools
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Container, Dict, Optional, Sequence, Union
 
 import yaml
 from pydantic import ValidationError
@@ -256,6 +256,22 @@ def yaml_value(value: Any) -> str:
 def dump_config(config: Config) -> str:
     """Returns the complete config as YAML that `load_config` reads back."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+def changed_settings(config: Config, *, leave_out: Container[str] = ()) -> str:
+    """Returns the settings that differ from the defaults, and those without a default, as YAML.
+
+    `leave_out` are keys, such as `data.path`, that the text must not have.
+    """
+    changed: Dict[str, Dict[str, Any]] = {}
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        values = section.model_dump(mode="json")
+        for key, field in type(section).model_fields.items():
+            is_changed = field.is_required() or field.default != getattr(section, key)
+            if is_changed and f"{name}.{key}" not in leave_out:
+                changed.setdefault(name, {})[key] = values[key]
+    return yaml.safe_dump(changed, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 def _load_yaml(text: str) -> Any:

@@ -13,9 +13,9 @@ from vit_ipu.errors import ConfigError
 from vit_ipu.files import place_problem, write_whole
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_units, utilisation
-from vit_ipu.planner.hardware import Hardware, hardware_named, hardware_of, pod_for
+from vit_ipu.planner.hardware import Hardware, hardware_named, hardware_names, hardware_of, pod_for
 from vit_ipu.planner.prediction import predict
-from vit_ipu.planner.search import Candidate, search
+from vit_ipu.planner.search import Candidate, SearchResult, search
 from vit_ipu.text import escaped
 
 _SEARCHED_KEYS = (
@@ -34,8 +34,17 @@ _SEARCHED_KEYS = (
 def describe_plan(config: Config, hardware: Optional[str] = None) -> Dict[str, Any]:
     """Returns the plan of a config as values for JSON, with predictions for a kind of IPU; None: the config's.
 
-    Raises ConfigError if the kind is unknown.
+    `hardware` can be several kinds, such as "gc200,bow": their predictions are then in a list, `predictions`. Raises
+    ConfigError if a kind is unknown.
     """
+    if hardware is None or "," not in hardware:
+        return {**_describe_batches(config), **predict(config, _hardware(config, hardware)).as_json()}
+    predictions = [predict(config, hardware_named(name)).as_json() for name in hardware_names(hardware)]
+    return {**_describe_batches(config), "predictions": predictions}
+
+
+def _describe_batches(config: Config) -> Dict[str, Any]:
+    """Returns the placement, the batch sizes, and what PopTorch would refuse."""
     training, evaluation = BatchPlan.of(config), BatchPlan.of_evaluation(config)
     ipus, in_evaluation = len(config.layers_per_ipu), config.for_evaluation()
     return {
@@ -56,7 +65,6 @@ def describe_plan(config: Config, hardware: Optional[str] = None) -> Dict[str, A
         "evaluation_num_ipus": num_ipus(in_evaluation),
         "evaluation_samples_per_step": evaluation.samples_per_step,
         "violations": ipu_violations(config),
-        **predict(config, _hardware(config, hardware)).as_json(),
     }
 
 
@@ -66,13 +74,19 @@ def _hardware(config: Config, name: Optional[str]) -> Hardware:
     return hardware_of(config.pipeline.ipu_version)
 
 
-def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> List[Candidate]:
+def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> SearchResult:
     """Returns the fastest configs that are predicted to fit on a POD; None: the smallest that has the config's IPUs.
 
     Raises ConfigError if the kind of IPU or the POD is unknown, or if the config cannot be searched.
     """
     ipus = pod_for(num_ipus(config)) if pod is None else pod
     return search(config, _hardware(config, hardware), ipus)
+
+
+def describe_search(result: SearchResult) -> Dict[str, Any]:
+    """Returns what the search found as values for JSON, and why it found nothing, if so."""
+    found = {"search": [describe_candidate(candidate) for candidate in result.candidates]}
+    return found if result.nothing_because is None else {**found, "nothing_found": result.nothing_because}
 
 
 def describe_candidate(candidate: Candidate) -> Dict[str, Any]:
@@ -105,11 +119,12 @@ def require_free_folder(folder: Path, count: int = 1) -> None:
 def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path]:
     """Writes the found configs as plan-1.yaml, plan-2.yaml, ..., ready to run; returns their paths.
 
-    Raises ConfigError if a file exists, or if `folder` is not a folder.
+    Without configs, no folder is made. Raises ConfigError if a file exists, or if `folder` is not a folder.
     """
     require_free_folder(folder, len(candidates))
     paths = [folder / f"plan-{number}.yaml" for number in range(1, len(candidates) + 1)]
-    folder.mkdir(parents=True, exist_ok=True)
+    if paths:
+        folder.mkdir(parents=True, exist_ok=True)
     for path, candidate in zip(paths, candidates):
         predicted = f"# Predicted: {candidate.images_per_second:,.0f} images/s. Not yet measured.\n"
         write_whole(path, f"# vit-ipu train {escaped(str(path))}\n{predicted}{dump_config(candidate.config)}")

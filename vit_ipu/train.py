@@ -439,7 +439,8 @@ class RunLogger:
         self.skipped(loader.skipped)
         if self.writes and found.scores is not None:
             worst = found.scores.worst(NUM_MISTAKES)
-            write_last_evaluation(self._folder, progress.update, found.confusion, worst, source)
+            counts = {"num_images": found.num_images, "num_searched": len(found.scores)}
+            write_last_evaluation(self._folder, progress.update, found.confusion, worst, source, **counts)
         fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
         self.notify(

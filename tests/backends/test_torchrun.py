@@ -97,7 +97,10 @@ def test_several_processes_train_and_evaluate_as_one(tmp_path, whole, processes)
     assert "on 700 held-out images" in done.stdout
     facts = json.loads((run / "environment.json").read_text())
     assert facts["hardware"].startswith(f"{processes} x CPU")
-    assert (run / "report.html").is_file()
+    searched = json.loads((run / "evaluation.json").read_text())["num_searched"]
+    assert 0 < searched < 700
+    of_first = f"those among the {searched:,} images that the first process of torchrun evaluated, of 700 in all"
+    assert of_first in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from helpers import TINY, vit_ipu, write_image_folder
+from hub_server import serving_instead_of_the_real_hub
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -107,9 +108,11 @@ def material(tmp_path_factory):
 
 @pytest.fixture
 def folder(material, empty_folder, monkeypatch):
+    """Changes into a folder with the files that the pages name; a hub on this machine takes what commands upload."""
     shutil.copytree(str(material), "here")
     monkeypatch.chdir("here")
-    return Path()
+    with serving_instead_of_the_real_hub(monkeypatch, empty_folder):
+        yield Path()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
@@ -130,3 +133,17 @@ def start_run(monkeypatch, capsys) -> None:
 
 def test_the_commands_of_the_pages_are_found():
     assert sum(len(commands_of(page)) for page in PAGES) >= 30
+
+
+def test_the_pictures_of_the_first_finetune_are_a_folder_for_init(empty_folder, monkeypatch, capsys):
+    page = (ROOT / "docs" / "first_finetune.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    exec(compile(code, "first_finetune.md", "exec"), {})
+    assert {path.name: len(list(path.iterdir())) for path in Path("pictures").iterdir()} == {
+        "Bag": 400,
+        "Sandal": 400,
+        "Sneaker": 400,
+    }
+    code, out, err = vit_ipu(monkeypatch, capsys, "init", "pictures")
+    assert (code, err) == (0, "")
+    assert "pictures: 3 classes, 1,080 images to train on (360 to 360 a class), 120 held out" in out

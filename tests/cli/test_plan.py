@@ -80,6 +80,8 @@ def test_plan_exits_with_2_where_poptorch_would_refuse(monkeypatch, capsys, tmp_
         "pipeline.available_memory_proportion=[0.1, 0.2]",
         "pipeline.available_memory_proportion=1.5",
         "pipeline.layers_per_ipu=[1,1,2]",
+        "pipeline.io_tiles=1472",
+        "pipeline.io_tiles=5000",
         "pipeline.global_batch_size=8",
         "precision.compute=float64",
     ],
@@ -115,12 +117,82 @@ def test_the_search_as_json(run):
 
 
 def test_a_search_without_result_says_so(run):
-    text = run("plan", "quickstart", "--search", "--set", "model.width=16384")
-    assert "--search: nothing on this POD is predicted to fit for sure" in text
+    arguments = ["plan", "quickstart", "--search", "--set", "model.width=16384"]
+    assert "--search: nothing on this POD is predicted to fit for sure" in run(*arguments)
+    found = json.loads(run(*arguments, "--json"))
+    assert found["search"] == []
+    assert found["nothing_found"].startswith("nothing on this POD is predicted to fit for sure")
+
+
+def test_a_search_without_result_makes_no_folder(run, empty_folder):
+    run("plan", "quickstart", "--search", "--set", "model.width=16384", "--output", "plans")
+    assert not (empty_folder / "plans").exists()
+
+
+def test_a_search_names_what_poptorch_refuses_and_not_the_memory(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = vit_ipu(monkeypatch, capsys, "plan", "quickstart", "--search", "--set", "model.gelu=erf")
+    assert code == 2
+    assert "nothing on this POD" not in out
+    assert out.endswith(
+        "\n--search: PopTorch would refuse every config that is predicted to fit:\n"
+        "model.gelu erf would be computed in its tanh form on IPUs: set model.gelu: tanh\n"
+    )
+
+
+# --------------------------------------------------------------------------------- several kinds of IPUs
+
+
+def test_several_kinds_of_ipus_are_shown_side_by_side(run):
+    text = run("plan", FINE_TUNE, "--hardware", "gc200,bow")
+    assert re.search(r"^Predicted on +gc200 +bow$", text, re.M)
+    assert re.search(r"^IPU 0 MB +780 \(482-819\) yes +780 \(482-819\) yes$", text, re.M)
+    assert re.search(r"^fits +yes +yes$", text, re.M)
+    rates = []
+    for name in ("gc200", "bow"):
+        predicted = json.loads(run("plan", FINE_TUNE, "--hardware", name, "--json"))["predicted"]
+        rates.append(f"{predicted['images_per_second']:,.0f}")
+        assert predicted["limited_by"] in text
+    assert re.search(rf"^images/s +{rates[0]} +{rates[1]}$", text, re.M)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_several_kinds_of_ipus_as_json(run):
+    both = json.loads(run("plan", FINE_TUNE, "--hardware", "bow, gc200", "--json"))
+    assert [one["hardware"] for one in both["predictions"]] == ["bow", "gc200"]
+    for one in both.pop("predictions"):
+        assert {**both, **one} == json.loads(run("plan", FINE_TUNE, "--hardware", one["hardware"], "--json"))
+
+
+def test_several_kinds_of_ipus_get_advice_each(run):
+    text = run("plan", FINE_TUNE, "--hardware", "gc200,bow", "--set", "pipeline.recompute=none")
+    for name in ("gc200", "bow"):
+        assert f"What would fit on {name}, each alone:\n  pipeline.recompute=every_block\n" in text
+
+
+def test_lines_of_16_ipus_side_by_side_fit_into_80_columns(run):
+    wide = ["--set", "pipeline.recompute=none", "--hardware", "gc200,bow"]
+    for line in run("plan", LARGE, *wide).splitlines():
+        assert len(line) <= 80
+
+
+def test_several_kinds_of_ipus_say_what_poptorch_refuses(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["quickstart", "--hardware", "gc200,bow", "--set", "model.gelu=erf"]
+    code, out, _ = vit_ipu(monkeypatch, capsys, "plan", *arguments)
+    assert code == 2
+    assert "PopTorch would refuse: model.gelu erf" in out
 
 
 MISTAKES = [
     (["--hardware", "mk1"], "--hardware mk1: unknown: use one of gc200, bow"),
+    (["--hardware", "gc200,mk1"], "--hardware gc200,mk1: mk1: unknown: use one of gc200, bow"),
+    (["--hardware", "gc200,"], "--hardware gc200,: an empty name: unknown: use one of gc200, bow"),
+    (["--hardware", "bow,bow"], "--hardware bow,bow: bow is given twice: give each kind of IPU once"),
+    (
+        ["--hardware", "gc200,bow", "--search"],
+        "--hardware gc200,bow: --search is for one kind of IPU: give one, or leave out --search",
+    ),
     (["--search", "--pod", "5"], "--pod 5: there is no such POD: use one of 4, 16, 64, 256"),
     (["--search", "--pod", "0"], "--pod 0: there is no such POD: use one of 4, 16, 64, 256"),
     (["--pod", "4"], "--pod has no effect without --search: add --search"),

@@ -27,6 +27,11 @@ def test_importing_the_package_imports_nothing_heavy():
     assert run("-c", code).stdout == "[]\n"
 
 
+def test_the_simulator_imports_torch_at_the_first_use_of_a_name_of_poptorch():
+    code = "import sys; import vit_ipu.simulator.cost.liveness, vit_ipu.simulator as s; print('torch' in sys.modules)"
+    assert run("-c", f"{code}; s.Options; print('torch' in sys.modules)").stdout == "False\nTrue\n"
+
+
 def test_help_answers_within_half_a_second():
     times = []
     for _ in range(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from helpers import tiny_config
@@ -21,6 +22,7 @@ from vit_ipu.planner.memory import fits_together, memory_per_ipu
 from vit_ipu.planner.search import best_split, search
 from vit_ipu.planner.time import update_time
 
+search_module = import_module("vit_ipu.planner.search")
 FINE_TUNE = "mmcls_vit_base_patch16_finetune_224_ipu"
 LARGE = "mmcls_vit_large_patch16_finetune_384"
 
@@ -69,13 +71,13 @@ def test_b16_on_four_ipus_is_at_least_as_good_as_the_published_split():
     config = load_config(FINE_TUNE)
     layers = best_split(config, GC200, 4)
     assert update_time(with_layers(config, layers), GC200).cycle <= update_time(config, GC200).cycle
-    (found,) = search(config, GC200, 16, most=1)
+    (found,) = search(config, GC200, 16, most=1).candidates
     assert found.images_per_second >= images_per_second(config, GC200)
 
 
 @pytest.mark.parametrize("hardware", [GC200, BOW], ids=["gc200", "bow"])
 def test_l16_at_384_fits_a_pod16(hardware):
-    found = search(load_config(LARGE), hardware, 16)
+    found = search(load_config(LARGE), hardware, 16).candidates
     assert found
     for candidate in found:
         assert num_ipus(candidate.config) == 16
@@ -93,7 +95,7 @@ def test_all_splits_over_1_to_16_ipus_take_less_than_10_seconds(name):
 
 def test_found_configs_keep_the_recipe_and_can_be_read_back(tmp_path):
     config = load_config(LARGE)
-    found = search(config, GC200, 16)
+    found = search(config, GC200, 16).candidates
     rates = [candidate.images_per_second for candidate in found]
     assert rates == sorted(rates, reverse=True)
     for number, candidate in enumerate(found):
@@ -108,15 +110,50 @@ def test_found_configs_keep_the_recipe_and_can_be_read_back(tmp_path):
 
 def test_mixing_needs_at_least_two_samples():
     config = tiny_config(data={"mixup_alpha": 0.2}, pipeline={"micro_batch_size": 2})
-    assert all(candidate.config.pipeline.micro_batch_size > 1 for candidate in search(config, BOW, 4, most=99))
+    assert all(
+        candidate.config.pipeline.micro_batch_size > 1 for candidate in search(config, BOW, 4, most=99).candidates
+    )
 
 
 def test_a_config_that_poptorch_refuses_anyway_has_no_candidates():
-    assert search(tiny_config(model={"gelu": "erf"}), BOW, 4) == []
+    found = search(tiny_config(model={"gelu": "erf"}), BOW, 4)
+    assert found.candidates == []
+    assert found.nothing_because == (
+        "PopTorch would refuse every config that is predicted to fit: model.gelu erf would be computed in its tanh "
+        "form on IPUs: set model.gelu: tanh"
+    )
+
+
+def test_a_slower_config_is_found_if_poptorch_refuses_the_faster_one(monkeypatch):
+    everything = search(tiny_config(), BOW, 4, most=99).candidates
+    fastest = everything[0].config.pipeline
+    refused = {"recompute": fastest.recompute, "optimizer_state": fastest.optimizer_state}
+
+    def violations(config):
+        values = config.pipeline.model_dump()
+        return ["refused"] if all(values[key] == value for key, value in refused.items()) else []
+
+    monkeypatch.setattr(search_module, "ipu_violations", violations)
+    found = search(tiny_config(), BOW, 4, most=99)
+    assert found.nothing_because is None
+    assert len(found.candidates) == len(everything)
+    assert all(violations(candidate.config) == [] for candidate in found.candidates)
 
 
 def test_nothing_is_found_if_nothing_fits():
-    assert search(tiny_config(), replace(BOW, tiles=32), 4) == []
+    found = search(tiny_config(), replace(BOW, tiles=32), 4)
+    assert found.candidates == []
+    assert found.nothing_because.startswith("nothing on this POD is predicted to fit for sure: use more IPUs")
+
+
+def test_nothing_is_found_if_the_batch_is_too_small():
+    config = tiny_config(pipeline={"global_batch_size": 4, "micro_batch_size": 4, "layers_per_ipu": [4]})
+    found = search(config, BOW, 16)
+    assert found.candidates == []
+    assert found.nothing_because == (
+        "pipeline.global_batch_size 4 cannot be divided over 16 IPUs into enough micro-batches for any pipeline: use a "
+        "larger global batch, or fewer IPUs (--pod)"
+    )
 
 
 def test_wrong_requests_are_refused():

@@ -1,4 +1,7 @@
-"""The planner's memory equals the simulator's accounting of a real execution: two independent counts."""
+"""The planner's memory equals the simulator's accounting of a real execution.
+
+The planner lists the tensors of the model, and the simulator finds them by tracing; how long one lives is one rule.
+"""
 
 from __future__ import annotations
 

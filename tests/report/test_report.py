@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+import csv
+import html
 import io
 import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
-from vit_ipu.config_file import parse_config
+from vit_ipu.config_file import changed_settings, parse_config
+from vit_ipu.errors import UserError
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
-from vit_ipu.report.settings import changed_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
 from vit_ipu.weights.native import best_update
@@ -167,13 +170,14 @@ def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
     ],
     ids=["a class without a name", "no classes", "update", "mistake", "another key", "too many classes", "picture"],
 )
-def test_a_damaged_evaluation_is_left_out(tmp_path, changes):
+def test_a_damaged_evaluation_is_refused(tmp_path, changes):
     folder = RunFolder(tmp_path)
     values = evaluation().model_dump()
     folder.evaluation.write_text(json.dumps(values))
-    assert read_last_evaluation(folder) is not None
+    assert read_last_evaluation(folder).update == 4
     folder.evaluation.write_text(json.dumps(dict(values, **changes)))
-    assert read_last_evaluation(folder) is None
+    with pytest.raises(UserError, match="evaluation.json is damaged: it is not what the run wrote"):
+        read_last_evaluation(folder)
 
 
 # ----------------------------------------------------------------------------------------- several runs
@@ -201,13 +205,81 @@ def test_names_of_runs_are_shown_as_they_are(run, empty_folder):
     assert page.count("_hidden -->") == 4
 
 
+EVALUATE = "vit-ipu evaluate run-cpu/config.yaml --checkpoint run-cpu --predictions predictions.csv"
+
+
+def report_note(run):
+    """Writes the report of run-cpu again; returns the note of the command and the section on mistakes."""
+    lines = run("report", "run-cpu").splitlines()
+    page = Path("run-cpu/report.html").read_text()
+    assert "<img" not in page
+    assert "Confusions" not in page
+    assert lines[1:] == ["run-cpu/report.html"]
+    return lines[0], html.unescape(page.split("<h2>Worst mistakes</h2>")[1].split("</section>")[0])
+
+
 def test_an_evaluation_that_is_not_the_last_is_not_shown(run, empty_folder):
-    assert "Worst mistakes" in trained(run, empty_folder, "cpu")
+    assert "Evaluation at update 4." in trained(run, empty_folder, "cpu")
     metrics = empty_folder / "run-cpu" / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if json.loads(line)["update"] < 4]
     metrics.write_text("".join(kept))  # as a run that resumes from an earlier checkpoint
-    run("report", "run-cpu")
+    note, section = report_note(run)
+    reason = "run-cpu/evaluation.json is of update 4, but the last evaluation in metrics.jsonl is of update 2"
+    assert note.startswith(f"note: no mistakes to show: {reason}: wait for the next evaluation, or get what the model")
+    assert reason in section
+
+
+def test_a_report_says_how_to_get_the_mistakes_of_runs_that_did_not_keep_them(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    (empty_folder / "run-cpu" / "evaluation.json").unlink()
+    note, section = report_note(run)
+    assert note.startswith("note: no mistakes to show: run-cpu/evaluation.json does not exist, as in runs of versions")
+    assert note.endswith(f"get what the model predicts for each image with: {EVALUATE}")
+    assert EVALUATE in section
+    run(*EVALUATE.split()[1:], "--device", "cpu")
+    assert len((empty_folder / "predictions.csv").read_text().splitlines()) == 51
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: Is a directory"),
+        (b"{", "cannot be read: it is not JSON: Expecting property name enclosed in double quotes in line 1"),
+        (b"[]", "is damaged: it is not what the run wrote"),
+        (b"\xff", "cannot be read: not a text file: its byte 0 is not UTF-8"),
+    ],
+    ids=["folder", "not JSON", "other values", "not UTF-8"],
+)
+def test_an_evaluation_that_cannot_be_read_is_one_clear_line(run, empty_folder, content, reason):
+    trained(run, empty_folder, "cpu")
+    evaluation = empty_folder / "run-cpu" / "evaluation.json"
+    evaluation.unlink()
+    evaluation.mkdir() if content is None else evaluation.write_bytes(content)
+    note, section = report_note(run)
+    assert note.startswith(f"note: no mistakes to show: run-cpu/evaluation.json {reason}; get what the model predicts")
+    assert reason in section
+
+
+def test_a_run_that_was_never_evaluated_says_nothing_of_mistakes(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    metrics = empty_folder / "run-cpu" / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if "top1" not in line))
+    assert run("report", "run-cpu") == "run-cpu/report.html\n"
     assert "Worst mistakes" not in (empty_folder / "run-cpu" / "report.html").read_text()
+
+
+def test_the_page_says_which_images_the_mistakes_of_several_processes_are_from(run, empty_folder):
+    assert "torchrun" not in trained(run, empty_folder, "cpu")
+    path = empty_folder / "run-cpu" / "evaluation.json"
+    values = json.loads(path.read_text())
+    assert (values["num_images"], values["num_searched"]) == (50, 50)
+    path.write_text(json.dumps(dict(values, num_searched=26)))
+    run("report", "run-cpu")
+    page = (empty_folder / "run-cpu" / "report.html").read_text()
+    assert (
+        "The mistakes shown are those among the 26 images that the first process of torchrun evaluated, of 50 in all"
+        in page
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,12 +295,17 @@ def test_an_evaluation_that_is_not_the_last_is_not_shown(run, empty_folder):
             "--output no/x.html: no is not a folder: make it first, or give another",
         ),
         (["run-cpu", "--output", "run-cpu"], "--output run-cpu is a folder: give the path of a file"),
+        (["tiny.yaml"], "tiny.yaml is not a run folder: it does not contain environment.json"),
+        (["no-config"], "no-config/config.yaml is missing or not a file: restore it, for example from the config that"),
+        (["run-cpu", "no-config"], "no-config/config.yaml is missing or not a file: restore it, for example from the"),
     ],
 )
 def test_mistakes_in_a_report_are_one_line(run, monkeypatch, capsys, empty_folder, arguments, error):
     trained(run, empty_folder, "cpu")
     shutil.copytree("run-cpu", "damaged")
     (empty_folder / "damaged" / "environment.json").write_text('{"simulated": false}')
+    shutil.copytree("run-cpu", "no-config")
+    (empty_folder / "no-config" / "config.yaml").unlink()
     os.mkfifo("pipe")
     capsys.readouterr()
     code, out, err = vit_ipu(monkeypatch, capsys, "report", *arguments)
@@ -263,3 +340,25 @@ def test_predictions_need_a_folder(run, monkeypatch, capsys, empty_folder):
     code, _, err = vit_ipu(monkeypatch, capsys, *arguments)
     assert code == 2
     assert "--predictions no/all.csv: no is not a folder" in err
+
+
+def test_predictions_keep_names_that_are_formulas_and_warn_of_them(run, empty_folder):
+    classes = ('+1, or "so"', "=cmd")
+    write_image_folder(empty_folder / "images", classes=classes, count=8)
+    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None}
+    config = write_config(empty_folder, data=data, model={"num_classes": 2}, run={"updates": 2})
+    run("train", config, "--device", "cpu", "--output", "run")
+    evaluate = ["evaluate", config, "--checkpoint", "run", "--device", "cpu", "--predictions", "all.csv"]
+    warning = "warning: all.csv has names that a spreadsheet program takes for formulas, such as "
+    assert run(*evaluate).splitlines()[0] == f"{warning}{classes[0]}: import its columns as text"
+    with open("all.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    assert {row["class"] for row in rows} == set(classes)
+    assert all(Path("images", row["image"]).is_file() or Path(row["image"]).is_file() for row in rows)
+
+
+def test_predictions_without_formulas_have_no_warning(run, empty_folder):
+    trained(run, empty_folder, "cpu")
+    evaluate = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--device", "cpu", "--predictions", "all.csv"]
+    assert "warning" not in run(*evaluate)

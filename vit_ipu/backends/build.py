@@ -150,5 +150,5 @@ def describe_hardware(device: Device) -> str:
 
 def _launched_numerics() -> str:
     """Returns the numerics that `python -m vit_ipu.simulator --numerics` or a program has chosen, else exact."""
-    simulator = sys.modules.get("vit_ipu.simulator")
-    return "exact" if simulator is None else str(simulator.numerics.current())
+    mode = sys.modules.get("vit_ipu.simulator.arithmetic.mode")
+    return "exact" if mode is None else str(mode.numerics.current())

@@ -64,7 +64,9 @@ def plan(
     config: ConfigPath,
     hardware: Annotated[
         Optional[str],
-        typer.Option("--hardware", metavar="gc200|bow", help="IPUs to predict for; the config's if not given."),
+        typer.Option(
+            "--hardware", metavar="gc200|bow", help="IPUs to predict for; the config's if not given. gc200,bow: both."
+        ),
     ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Search for faster splits, micro-batches and memory settings that fit.")
@@ -82,25 +84,26 @@ def plan(
     as_json: Json = False,
 ) -> Optional[int]:
     """Show the units of each IPU, batches, and predicted memory and time. Exits with 2 if PopTorch would refuse it."""
-    from vit_ipu.cli.plan_output import print_candidates, print_plan
+    from vit_ipu.cli.plan_output import print_plan, print_search
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_candidate, describe_plan, require_free_folder, search_plans, write_candidates
+    from vit_ipu.plan import describe_plan, describe_search, require_free_folder, search_plans, write_candidates
 
     if (pod is not None or output is not None) and not search:
         raise ConfigError(f"--{'output' if pod is None else 'pod'} has no effect without --search: add --search")
+    if search and hardware is not None and "," in hardware:
+        raise ConfigError(f"--hardware {hardware}: --search is for one kind of IPU: give one, or leave out --search")
     if output is not None:
         require_free_folder(output)
     loaded = load_config(config, overrides or ())
     described = describe_plan(loaded, hardware)
-    found = search_plans(loaded, hardware, pod) if search else []
-    paths = write_candidates(found, output) if output is not None else []
+    found = search_plans(loaded, hardware, pod) if search else None
+    paths = write_candidates(found.candidates, output) if found is not None and output is not None else []
     if as_json:
-        candidates = {"search": [describe_candidate(candidate) for candidate in found]} if search else {}
-        print_json({**described, **candidates})
+        print_json({**described, **(describe_search(found) if found is not None else {})})
     else:
         print_plan(described)
-        if search:
-            print_candidates(found, paths)
+        if found is not None:
+            print_search(found, paths)
     return 2 if described["violations"] else None
 
 

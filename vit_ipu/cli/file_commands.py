@@ -14,7 +14,7 @@ from typing_extensions import Annotated
 from vit_ipu.cli.console import make_console, print_error
 from vit_ipu.cli.options import Json, NumHeads, Rescan, TrustPickle
 from vit_ipu.cli.output import interrupted_pack, print_conversion, print_json, print_packed, print_verified
-from vit_ipu.cli.paths import require_parent
+from vit_ipu.cli.paths import require_folder, require_parent
 from vit_ipu.signals import INTERRUPTED
 
 
@@ -38,11 +38,22 @@ def convert(
     features: Annotated[
         bool, typer.Option("--features", help="Leave out the head and the representation layer, for fine-tuning.")
     ] = False,
+    push: Annotated[
+        Optional[str],
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Upload the huggingface export to this new or empty repository of the hub, with the token of HF_TOKEN "
+            "or hf auth login. As with huggingface_hub, it is public unless --private or its organisation says "
+            "otherwise.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push private.")] = False,
     trust_pickle: TrustPickle = False,
     as_json: Json = False,
 ) -> None:
     """Convert checkpoints from and to other tools. Every tensor stays equal to the last bit."""
-    from vit_ipu.weights.export import convert as run
+    from vit_ipu.convert import convert as run
 
     console = make_console(as_json)
     weights = run(
@@ -53,9 +64,11 @@ def convert(
         trust_pickle=trust_pickle,
         num_heads=num_heads,
         features=features,
+        push=push,
+        private=private,
         notify=console.print,
     )
-    print_conversion(console, weights, target, to, as_json=as_json)
+    print_conversion(console, weights, target, to, push=push, as_json=as_json)
 
 
 def pack(
@@ -115,22 +128,33 @@ def report(
     output: Annotated[
         Optional[Path], typer.Option(help="HTML file; RUN/report.html, or comparison.html for several runs.")
     ] = None,
+    pictures: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FOLDER", help="Also write each picture of the page there, as SVG and PNG."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a run: mistakes, confusions, curves, pipeline, config. Several runs are compared."""
     from vit_ipu.report.comparison import write_comparison
     from vit_ipu.report.page import write_report
+    from vit_ipu.report.pictures import write_pictures
     from vit_ipu.runs.folder import RunFolder
 
+    console = make_console(as_json)
     folders = [RunFolder(path) for path in runs]
     target = output or (folders[0].report if len(folders) == 1 else Path("comparison.html"))
     if output is not None:
         require_parent(output, "--output")
+    if pictures is not None:
+        require_folder(pictures, "--pictures", "the pictures")
     if len(folders) == 1:
-        write_report(folders[0], target)
+        write_report(folders[0], target, notify=console.print)
     else:
         write_comparison(folders, target)
+    drawn = write_pictures(folders, pictures) if pictures is not None else []
     if as_json:
-        print_json({"report": str(target)})
-    else:
-        make_console(as_json).print(str(target))
+        paths = {"pictures": [str(path) for path in drawn]} if pictures is not None else {}
+        print_json({"report": str(target), **paths})
+        return
+    for path in (target, *drawn):
+        console.print(str(path))

@@ -9,9 +9,9 @@ import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
-from vit_ipu.text import counted, escaped, message
+from vit_ipu.text import Notify, counted, escaped, message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -192,8 +192,16 @@ def _by_class(found: "CheckpointEvaluation") -> Dict[str, Any]:
     return {"per_class": classes, "confusion": confusion.tolist()}
 
 
-def write_predictions(path: Path, found: "CheckpointEvaluation") -> None:
-    """Writes a line of CSV for each held-out image: its name, class, predicted class, probability and loss."""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with in spreadsheet programs; the last four are full-width forms (OWASP, CSV injection)."""
+
+
+def write_predictions(path: Path, found: "CheckpointEvaluation", notify: Notify) -> None:
+    """Writes a line of CSV for each held-out image: its name, class, predicted class, probability and loss.
+
+    Names stay as they are, for programs that read the file; `notify` receives a warning if a spreadsheet would take a
+    name for a formula.
+    """
     from vit_ipu.files import write_whole
 
     scores, source = found.evaluation.scores, found.source
@@ -202,10 +210,17 @@ def write_predictions(path: Path, found: "CheckpointEvaluation") -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "class", "predicted", "probability", "loss"))
+    formula = None
     for index, label, predicted, probability, loss in zip(*(column.tolist() for column in columns)):
-        names = source.name(index), source.classes[label], source.classes[predicted]
-        writer.writerow((*map(escaped, names), f"{probability:.6f}", f"{loss:.6f}"))
+        names = [escaped(name) for name in (source.name(index), source.classes[label], source.classes[predicted])]
+        formula = formula or next((name for name in names if name.startswith(_FORMULA)), None)
+        writer.writerow((*names, f"{probability:.6f}", f"{loss:.6f}"))
     write_whole(path, text.getvalue())
+    if formula is not None:
+        notify(
+            f"warning: {path} has names that a spreadsheet program takes for formulas, such as {formula}: import its "
+            "columns as text"
+        )
 
 
 def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: "Device", *, as_json: bool) -> None:
@@ -320,18 +335,20 @@ def print_throughput(
 # ------------------------------------------------------------------------- convert, models and pack
 
 
-def print_conversion(console: "Console", weights: "Weights", target: Path, to: str, *, as_json: bool) -> None:
-    """Prints the source and the target of a conversion."""
+def print_conversion(
+    console: "Console", weights: "Weights", target: Path, to: str, *, push: Optional[str], as_json: bool
+) -> None:
+    """Prints the source and the target of a conversion, and the repository that it was uploaded to."""
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
-        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
+        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to, "push": push}
         assumed = list(weights.metadata.assumed)
         print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes, assumed=assumed))
     else:
         console.print(
             f"{weights.source} ({weights.origin}, {counted(num_parameters, 'parameter')}, "
             f"{counted(weights.num_classes, 'class', 'classes')}) "
-            f"written as {to} to {target}"
+            f"written as {to} to {target}{f' and uploaded as {push}' if push else ''}"
         )
 
 

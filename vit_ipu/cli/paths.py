@@ -40,3 +40,9 @@ def require_parent(path: Path, option: str) -> None:
         raise UserError(f"{option} {path} is {kind}: give the path of a file")
     if not os.access(str(path.parent), os.W_OK | os.X_OK):
         raise UserError(f"{option} {path}: {path.parent} cannot be written: give a path in another folder")
+
+
+def require_folder(path: Path, option: str, content: str) -> None:
+    """Raises UserError if `path` is there and is not a folder; `content` is what the folder is for."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{option} {path} is not a folder: give a folder for {content}")

@@ -4,12 +4,12 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Sequence
 
+from vit_ipu.cli.plan_comparison import MEGABYTE, VERDICTS, duration, print_side_by_side
 from vit_ipu.text import counted
 
 if TYPE_CHECKING:
-    from vit_ipu.planner.search import Candidate
+    from vit_ipu.planner.search import Candidate, SearchResult
 
-_MEGABYTE = 1e6
 _BAR = 10
 _COLUMNS = {
     "parameters": ("param", 5),
@@ -22,7 +22,6 @@ _COLUMNS = {
     "code": ("code", 4),
 }
 """Heading and width of the column of each kind of memory."""
-_VERDICTS = {True: "yes", False: "no", None: "?"}
 _WIDTH = 80
 
 
@@ -30,8 +29,11 @@ def print_plan(plan: Dict[str, Any]) -> None:
     """Prints the placement, the batch sizes, the predictions, and the settings that PopTorch would refuse."""
     _print_batches(plan)
     _print_evaluation(plan)
-    _print_memory(plan)
-    _print_time(plan)
+    if "predictions" in plan:
+        print_side_by_side(plan["predictions"])
+    else:
+        _print_memory(plan)
+        _print_time(plan)
     for violation in plan["violations"]:
         print(f"PopTorch would refuse: {violation}")
 
@@ -68,18 +70,18 @@ def _print_evaluation(plan: Dict[str, Any]) -> None:
 
 
 def _print_memory(plan: Dict[str, Any]) -> None:
-    capacity = plan["ipus"][0]["memory_capacity"] / _MEGABYTE
+    capacity = plan["ipus"][0]["memory_capacity"] / MEGABYTE
     print()
     print(f"Predicted memory in training, MB of the {capacity:.0f} MB of each {plan['hardware']} IPU:")
     heads = " ".join(f"{head:>{width}}" for head, width in _COLUMNS.values())
     print(f"IPU {heads} total {'':{_BAR + 2}} {'range':>9} fits")
     for row in plan["ipus"]:
-        sizes = (f"{row['memory_bytes'][kind] / _MEGABYTE:{width}.0f}" for kind, (_, width) in _COLUMNS.items())
+        sizes = (f"{row['memory_bytes'][kind] / MEGABYTE:{width}.0f}" for kind, (_, width) in _COLUMNS.items())
         total = sum(row["memory_bytes"].values())
-        ends = "-".join(f"{row[end] / _MEGABYTE:.0f}" for end in ("memory_low", "memory_high"))
+        ends = "-".join(f"{row[end] / MEGABYTE:.0f}" for end in ("memory_low", "memory_high"))
         bar = _bar(total, row["memory_high"], row["memory_capacity"])
-        verdict = _VERDICTS[row["fits"]]
-        print(f"{row['ipu']:3} {' '.join(sizes)} {total / _MEGABYTE:5.0f} {bar} {ends:>9} {verdict:>4}")
+        verdict = VERDICTS[row["fits"]]
+        print(f"{row['ipu']:3} {' '.join(sizes)} {total / MEGABYTE:5.0f} {bar} {ends:>9} {verdict:>4}")
     print("# predicted, - up to the highest of its range, ? not known: docs/planner.md")
     _print_verdict(plan)
 
@@ -115,14 +117,7 @@ def _print_time(plan: Dict[str, Any]) -> None:
     )
     print(f"Predicted {predicted['seconds_per_update']:.3g} s an update, limited by {predicted['limited_by']}")
     if predicted["seconds_to_finish"] is not None:
-        print(f"Predicted {_duration(predicted['seconds_to_finish'])} for the run, without evaluations")
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+        print(f"Predicted {duration(predicted['seconds_to_finish'])} for the run, without evaluations")
 
 
 def _print_wrapped(text: str) -> None:
@@ -130,12 +125,12 @@ def _print_wrapped(text: str) -> None:
         print(line)
 
 
-def print_candidates(candidates: "Sequence[Candidate]", paths: "Sequence[Path]") -> None:
-    """Prints what the search found, as YAML for the section `pipeline`, and the files written."""
+def print_search(result: "SearchResult", paths: "Sequence[Path]") -> None:
+    """Prints what the search found, as YAML for the section `pipeline`, and the files written, or why it found none."""
     print()
-    if not candidates:
-        print("--search: nothing on this POD is predicted to fit for sure; use more IPUs or a smaller image")
-    for number, candidate in enumerate(candidates, 1):
+    if result.nothing_because is not None:
+        _print_wrapped(f"--search: {result.nothing_because}")
+    for number, candidate in enumerate(result.candidates, 1):
         print(f"# {number}: predicted {candidate.images_per_second:,.0f} images/s, predicted to fit")
         print("\n".join(_yaml_lines(candidate)))
     for path in paths:

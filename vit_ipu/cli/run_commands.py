@@ -147,7 +147,7 @@ def evaluate(
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
     found = run(loaded, resolved, weights, notify=console.print, **options)
     if predictions is not None:
-        write_predictions(predictions, found)
+        write_predictions(predictions, found, console.print)
     if not console.quiet:
         print_evaluation(console, found, resolved, as_json=as_json)
 

@@ -104,6 +104,20 @@ def hardware_named(name: str) -> Hardware:
     return HARDWARE[name]
 
 
+def hardware_names(text: str) -> Tuple[str, ...]:
+    """Returns the names of kinds of IPUs in a list such as "gc200,bow".
+
+    Raises ConfigError if one is unknown or given twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in HARDWARE:
+            raise ConfigError(f"--hardware {text}: {name or 'an empty name'}: unknown{suggest(name, HARDWARE)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"--hardware {text}: {name} is given twice: give each kind of IPU once")
+    return names
+
+
 def hardware_of(ipu_version: int) -> Hardware:
     """Returns the figures of the IPUs of a config's `pipeline.ipu_version`: 2 is a Mk2, 21 a Bow."""
     return GC200 if ipu_version == 2 else BOW

@@ -1,42 +1,23 @@
 """Bytes of a stage's activations: what is stashed, and the most that live at once, from a list of its operations.
 
 All tensors grow with the micro-batch but for mixup's draw, so the list is made for one sample. The operations are those
-of `vit_ipu.model` in PopTorch's order. A tensor lives from the operation that makes it to the last that reads it, or to
-the end of the forward pass if the backward pass needs it. The backward pass runs in reverse: a kept tensor is freed
-after the operation that needs it, and a gradient lives as long as its tensor did. With recomputation, tensors that
-arrive and checkpoints are kept, and each segment between checkpoints runs again, with all its tensors, before its
-backward pass (popart, willow/src/transforms/pipeline.cpp and recompute.cpp).
+of `vit_ipu.model` in PopTorch's order. How long a tensor lives is the simulator's rule (`simulator.cost.liveness`);
+what is stashed follows popart, willow/src/transforms/pipeline.cpp and recompute.cpp.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
-from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Tuple
 
 from vit_ipu.config import ModelConfig
+from vit_ipu.simulator.cost.liveness import Life, peak_keeping_all, peak_recomputing
 
 STATISTICS_BYTES = 4
 """Of a token's mean or inverse deviation in a layer norm: float32."""
 MIXING_BYTES = 24
 """Of a micro-batch's draw: six float32 (vit_ipu/mixing.py)."""
 LABEL_BYTES = 4
-
-Span = Tuple[int, int, int]  # bytes, first and last operation
-
-
-@dataclass
-class Tensor:
-    """A tensor of one micro-batch on one stage; operations are counted from the stage's first."""
-
-    num_bytes: int
-    birth: int
-    death: int
-    is_kept: bool = False
-    has_gradient: bool = True
-    needed_at: Dict[int, int] = field(default_factory=dict)
-    """By segment, the first operation whose backward pass needs the tensor."""
 
 
 class Activations(NamedTuple):
@@ -68,13 +49,13 @@ class StageTape:
     def __init__(self, shape: TapeShape) -> None:
         self._shape, self._model, self._format = shape, shape.model, shape.element_bytes
         self._stream = self._model.num_tokens * self._model.width * self._format
-        self._tensors: Dict[str, Tensor] = {}
+        self._tensors: Dict[str, Life] = {}
         self.segments: List[int] = []
         self._segment = 0
         self._build()
 
     @property
-    def tensors(self) -> List[Tensor]:
+    def tensors(self) -> List[Life]:
         """All tensors of the stage."""
         return list(self._tensors.values())
 
@@ -168,7 +149,7 @@ class StageTape:
         statistics = self._model.num_tokens * STATISTICS_BYTES
         out = self._run(f"{at} norm", self._stream, [x], needs=[x])
         for kind in ("mean", "deviation"):
-            self._tensors[f"{at} {kind}"] = Tensor(statistics, self._last, self._last, has_gradient=False)
+            self._tensors[f"{at} {kind}"] = Life(statistics, self._last, self._last, kept=False, has_gradient=False)
             self._need(f"{at} {kind}")
         return out
 
@@ -185,7 +166,7 @@ class StageTape:
         return len(self.segments) - 1
 
     def _arrive(self, name: str, num_bytes: int, *, has_gradient: bool = True) -> str:
-        self._tensors[name] = Tensor(num_bytes, 0, 0, is_kept=True, has_gradient=has_gradient)
+        self._tensors[name] = Life(num_bytes, 0, 0, kept=True, has_gradient=has_gradient)
         return name
 
     def _run(
@@ -203,14 +184,14 @@ class StageTape:
             self._tensors[read].death = self._last
         for need in needs:
             self._need(need)
-        self._tensors[name] = Tensor(num_bytes, self._last, self._last, has_gradient=has_gradient)
+        self._tensors[name] = Life(num_bytes, self._last, self._last, kept=False, has_gradient=has_gradient)
         return name
 
     def _need(self, name: str) -> None:
-        self._tensors[name].needed_at.setdefault(self._segment, self._last)
+        self._tensors[name].saved_at.setdefault(self._segment, self._last)
 
     def _checkpoint(self, name: str) -> None:
-        self._tensors[name].is_kept = True
+        self._tensors[name].kept = True
         self._segment += 1
 
 
@@ -225,50 +206,7 @@ def stage_activations(shape: TapeShape, micro_batch: int) -> Activations:
 def _activations_of_a_sample(shape: TapeShape) -> Activations:
     tape = StageTape(shape)
     if shape.recomputes:
-        stashed = sum(tensor.num_bytes for tensor in tape.tensors if tensor.is_kept)
-        return Activations(stashed, _peak_recomputing(tape.tensors, tape.segments))
-    stashed = sum(tensor.num_bytes for tensor in tape.tensors if tensor.needed_at)
-    return Activations(stashed, _peak_keeping_all(tape.tensors, len(tape.segments)))
-
-
-def _peak_keeping_all(tensors: Sequence[Tensor], length: int) -> int:
-    end = length - 1
-    forward = [(t.num_bytes, t.birth, end if t.needed_at else t.death) for t in tensors]
-    backward = [(t.num_bytes, min(t.needed_at.values()), end) for t in tensors if t.needed_at]
-    return max(_peak(forward, length), _peak(backward + _gradients(tensors), length))
-
-
-def _peak_recomputing(tensors: Sequence[Tensor], segments: Sequence[int]) -> int:
-    length, bounds = len(segments), _bounds(segments)
-    forward = [(t.num_bytes, t.birth, length - 1 if t.is_kept else t.death) for t in tensors]
-    again: List[Span] = [(t.num_bytes, 0, length - 1) for t in tensors if t.is_kept]
-    backward = again + _gradients(tensors)
-    for tensor in tensors:
-        if tensor.is_kept:
-            continue
-        for segment, first in tensor.needed_at.items():
-            start, end = bounds[segment]
-            again.append((tensor.num_bytes, max(tensor.birth, start), end))
-            backward.append((tensor.num_bytes, first, end))
-        if not tensor.needed_at:
-            again.append((tensor.num_bytes, tensor.birth, tensor.death))
-    return max(_peak(spans, length) for spans in (forward, again, backward))
-
-
-def _gradients(tensors: Iterable[Tensor]) -> List[Span]:
-    return [(t.num_bytes, t.birth, t.death) for t in tensors if t.has_gradient]
-
-
-def _bounds(segments: Sequence[int]) -> Dict[int, Tuple[int, int]]:
-    bounds: Dict[int, Tuple[int, int]] = {}
-    for index, segment in enumerate(segments):
-        bounds[segment] = bounds.get(segment, (index, index))[0], index
-    return bounds
-
-
-def _peak(spans: Iterable[Span], length: int) -> int:
-    change = [0] * (length + 1)
-    for num_bytes, first, last in spans:
-        change[first] += num_bytes
-        change[last + 1] -= num_bytes
-    return max(accumulate(change))
+        stashed = sum(tensor.num_bytes for tensor in tape.tensors if tensor.kept)
+        return Activations(stashed, peak_recomputing(tape.tensors, tape.segments))
+    stashed = sum(tensor.num_bytes for tensor in tape.tensors if tensor.saved_at)
+    return Activations(stashed, peak_keeping_all(tape.tensors, len(tape.segments)))

@@ -104,7 +104,8 @@ def stage_memory(config: Config, hardware: Hardware, stage: Stage) -> IpuMemory:
         "buffers": _buffers(config, stage),
         "code": hardware.code_bytes,
     }
-    return IpuMemory(by_kind, (hardware.tiles - (config.pipeline.io_tiles or 0)) * hardware.tile_bytes)
+    tiles = max(hardware.tiles - (config.pipeline.io_tiles or 0), 1)  # more than all are refused, and still planned
+    return IpuMemory(by_kind, tiles * hardware.tile_bytes)
 
 
 def activations_of(config: Config, stage: Stage) -> Activations:

@@ -35,7 +35,14 @@ class Candidate(NamedTuple):
     images_per_second: float
 
 
-def search(config: Config, hardware: Hardware, num_ipus: int, *, most: int = 3) -> List[Candidate]:
+class SearchResult(NamedTuple):
+    """The fastest configs that the search found, or why it found none."""
+
+    candidates: List[Candidate]
+    nothing_because: Optional[str]
+
+
+def search(config: Config, hardware: Hardware, num_ipus: int, *, most: int = 3) -> SearchResult:
     """Returns the fastest configs on `num_ipus` IPUs that fit, at most one for each length of pipeline and micro-batch.
 
     Raises ConfigError if `num_ipus` is not a POD's, if the config's stages take turns (sharded), or if the model is
@@ -43,14 +50,34 @@ def search(config: Config, hardware: Hardware, num_ipus: int, *, most: int = 3) 
     """
     _check(config, num_ipus)
     best: Dict[Tuple[int, int], Candidate] = {}
-    for ipus, micro_batch in _shapes(config, num_ipus):
+    refusals: List[List[str]] = []
+    shapes = list(_shapes(config, num_ipus))
+    for ipus, micro_batch in shapes:
         for variant in _variants(config, num_ipus, ipus, micro_batch):
             found = _with_best_split(variant, hardware, ipus)
             key = ipus, micro_batch
-            if found is not None and (key not in best or found.images_per_second > best[key].images_per_second):
+            if found is None or (key in best and found.images_per_second <= best[key].images_per_second):
+                continue
+            violations = ipu_violations(found.config)
+            if violations:
+                refusals.append(violations)
+            else:
                 best[key] = found
-    ranked = sorted(best.values(), key=lambda candidate: -candidate.images_per_second)
-    return [candidate for candidate in ranked if not ipu_violations(candidate.config)][:most]
+    ranked = sorted(best.values(), key=lambda candidate: -candidate.images_per_second)[:most]
+    return SearchResult(ranked, None if ranked else _why_nothing(config, num_ipus, bool(shapes), refusals))
+
+
+def _why_nothing(config: Config, num_ipus: int, has_shapes: bool, refusals: List[List[str]]) -> str:
+    """Returns why nothing was found: no division of the batch, refused by PopTorch, or not enough memory."""
+    if not has_shapes:
+        return (
+            f"pipeline.global_batch_size {config.pipeline.global_batch_size:,} cannot be divided over {num_ipus} IPUs "
+            "into enough micro-batches for any pipeline: use a larger global batch, or fewer IPUs (--pod)"
+        )
+    if refusals:
+        always = [reason for reason in refusals[0] if all(reason in others for others in refusals)]
+        return f"PopTorch would refuse every config that is predicted to fit: {'; '.join(always or refusals[0])}"
+    return "nothing on this POD is predicted to fit for sure: use more IPUs (--pod) or a smaller image"
 
 
 def _check(config: Config, num_ipus: int) -> None:

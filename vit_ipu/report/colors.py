@@ -1,13 +1,20 @@
-"""Colours of the report, as CSS variables that are other ones on a dark screen."""
+"""Colours of the report: those of a light screen, and the CSS variables that replace them on a dark one."""
 
 from __future__ import annotations
 
-FIRST, SECOND, INK = "var(--first, #2f6bb0)", "var(--second, #b85c00)", "var(--ink, #222222)"
-GRID, ON_BAR = "var(--grid, #dddddd)", "var(--on-bar, #ffffff)"
-"""Each with the colour of a picture that stands alone."""
+FIRST, SECOND, INK, GRID, ON_BAR = "#2f6bb0", "#b85c00", "#222222", "#dddddd", "#ffffff"
+"""Colours that pictures are drawn with."""
+VARIABLES = {
+    FIRST: f"var(--first, {FIRST})",
+    SECOND: f"var(--second, {SECOND})",
+    INK: f"var(--ink, {INK})",
+    GRID: f"var(--grid, {GRID})",
+    ON_BAR: f"var(--on-bar, {ON_BAR})",
+}
+"""What the page has in the place of each colour."""
 STYLE_LIGHT = (
-    "--paper: #ffffff; --ink: #222222; --block: #f3f4f6; --notice: #fff4dc; --grid: #dddddd; --first: #2f6bb0; "
-    "--second: #b85c00; --heat: 47, 107, 176; --on-bar: #ffffff;"
+    f"--paper: #ffffff; --ink: {INK}; --block: #f3f4f6; --notice: #fff4dc; --grid: {GRID}; --first: {FIRST}; "
+    f"--second: {SECOND}; --heat: 47, 107, 176; --on-bar: {ON_BAR};"
 )
 STYLE_DARK = (
     "--paper: #16181c; --ink: #e4e6ea; --block: #23262c; --notice: #3a2f17; --grid: #3c4048; --first: #7fb0ea; "

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from vit_ipu.config_file import load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
 from vit_ipu.report.layout import page, section, table
-from vit_ipu.report.page import device_of, environment_of, figures
+from vit_ipu.report.page import config_of, device_of, environment_of, figures
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -22,22 +21,28 @@ _NONE = "-"
 
 def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     """Writes a page that compares two or more runs. Raises UserError if one is not a run folder, or is given twice."""
+    environments = [environment_of(folder) for folder in folders]
+    runs = named_metrics(folders)
+    names, metrics = [name for name, _ in runs], [lines for _, lines in runs]
+    results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
+    settings = [all_settings(config_of(folder)) for folder in folders]
+    differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
+    sections = [
+        section("Results", f'<div class="wide">{table(results, head=("", *names))}</div>'),
+        section("Curves", f'<div class="wide">{comparison_svg(runs)}</div>'),
+        section("Settings that differ", f'<div class="wide">{table(differing, head=("", *names))}</div>'),
+    ]
+    write_whole(target, page(f"Comparison of {len(folders)} runs", sections))
+
+
+def named_metrics(folders: Sequence[RunFolder]) -> List[Tuple[str, List[Dict[str, Any]]]]:
+    """Returns the name and the metrics of each run. Raises UserError if a run is given twice."""
     names = [str(folder.path) for folder in folders]
     places = [os.path.realpath(name) for name in names]
     for name, place in zip(names, places):
         if places.count(place) > 1:
             raise UserError(f"{name} is given twice: compare different runs")
-    environments = [environment_of(folder) for folder in folders]
-    metrics = [read_metrics(folder.metrics) for folder in folders]
-    results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
-    settings = [all_settings(load_config(folder.config)) for folder in folders]
-    differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
-    sections = [
-        section("Results", f'<div class="wide">{table(results, head=("", *names))}</div>'),
-        section("Curves", f'<div class="wide">{comparison_svg(list(zip(names, metrics)))}</div>'),
-        section("Settings that differ", f'<div class="wide">{table(differing, head=("", *names))}</div>'),
-    ]
-    write_whole(target, page(f"Comparison of {len(folders)} runs", sections))
+    return [(name, read_metrics(folder.metrics)) for name, folder in zip(names, folders)]
 
 
 def _results(environment: Dict[str, Any], metrics: List[Dict[str, Any]]) -> Dict[str, Any]:

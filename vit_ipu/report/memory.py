@@ -1,4 +1,4 @@
-"""Table of the predicted memory of each IPU against what the IPU has."""
+"""Table and picture of the predicted memory of each IPU against what the IPU has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import List, Tuple
 from vit_ipu.config import Config
 from vit_ipu.planner.hardware import hardware_of
 from vit_ipu.planner.memory import KINDS, IpuMemory, memory_per_ipu
+from vit_ipu.report.colors import INK
+from vit_ipu.report.drawing import Picture, draw_grid, finish_axes, for_file, new_figure, size_for
 from vit_ipu.report.layout import cell
 
 _MEGABYTE = 1e6
@@ -48,3 +50,31 @@ def _pieces(memory: IpuMemory) -> List[Tuple[float, str]]:
 
 def _piece(share: float, kind: str) -> str:
     return f'<span class="{kind}" style="width: {_WIDTH * share:.2f}em"></span>'
+
+
+def memory_picture(config: Config, title: str) -> Picture:
+    """Returns predicted megabytes by kind and IPU, with the range of each total, as files."""
+    hardware = hardware_of(config.pipeline.ipu_version)
+    ipus = memory_per_ipu(config, hardware)
+    figure = new_figure(*size_for(len(ipus), around=2.6))
+    axes, rows = figure.subplots(), range(len(ipus))
+    left = [0.0] * len(ipus)
+    for number, kind in enumerate(KINDS):
+        sizes = [memory.by_kind[kind] / _MEGABYTE for memory in ipus]
+        axes.barh(rows, sizes, left=left, height=0.7, color=f"C{number}", label=kind.replace("_", " "))
+        left = [start + size for start, size in zip(left, sizes)]
+    capacity = ipus[0].capacity / _MEGABYTE
+    axes.axvline(capacity, color=INK, linestyle=":", label=f"memory of an IPU, {capacity:,.0f} MB")
+    for row, memory in enumerate(ipus):
+        low, high = (size / _MEGABYTE for size in memory.range)
+        axes.plot([low, high], [row, row], color=INK, linewidth=1, marker="|")
+        text = f" {memory.total / _MEGABYTE:,.0f} MB, {_VERDICTS[memory.fits]}"
+        axes.text(max(high, left[row]), row, text, va="center", color=INK, fontsize=9)
+    axes.set_yticks(rows, labels=[f"IPU {ipu}" for ipu in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(capacity, *(memory.range[1] / _MEGABYTE for memory in ipus)))
+    axes.set_xlabel("MB; the lines from | to | are ranges", color=INK)
+    draw_grid(axes, "x")
+    finish_axes(axes, f"Predicted memory in training on each {hardware.name} IPU, not measured")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, labelcolor=INK)
+    return for_file(figure, "memory", title)

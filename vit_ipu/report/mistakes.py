@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import List
+from typing import List, Tuple
 
 from vit_ipu.report.layout import cell, table
 from vit_ipu.runs.last_evaluation import LastEvaluation, ShownMistake
 from vit_ipu.scores import most_confused, per_class
 
-_LARGEST_MATRIX = 30
+LARGEST_MATRIX = 30
 """Classes up to which the complete matrix is shown."""
-_MOST_PAIRS = 20
+MOST_PAIRS = 20
 """Pairs of classes that are listed if there are more classes."""
 _SMALL = 64
 """Pixels of a picture's width below which its pixels are shown as squares."""
-_MOST_CLASSES = 50
+MOST_CLASSES = 50
 """Classes, worst first, whose accuracy is listed."""
 
 
@@ -42,8 +42,8 @@ def _mistake(mistake: ShownMistake, classes: List[str]) -> str:
 def confusion_table(evaluation: LastEvaluation) -> str:
     """Returns the confusion matrix, or the most frequent confusions of many classes, as HTML."""
     classes, matrix = evaluation.classes, evaluation.matrix
-    if len(classes) > _LARGEST_MATRIX:
-        pairs = most_confused(matrix, _MOST_PAIRS)
+    if len(classes) > LARGEST_MATRIX:
+        pairs = most_confused(matrix, MOST_PAIRS)
         rows = [(classes[label], classes[predicted], f"{count:,}") for label, predicted, count in pairs]
         return table(rows, head=("class", "taken for", "images"))
     head = "".join(f'<th scope="col">{cell(name)}</th>' for name in classes)
@@ -62,16 +62,18 @@ def _heat(count: int, total: int) -> str:
 
 def classes_table(evaluation: LastEvaluation) -> str:
     """Returns the accuracy of each class, worst first, as HTML."""
-    found = [
-        (correct / images, name, images)
-        for name, (images, correct) in zip(evaluation.classes, per_class(evaluation.matrix))
-        if images
-    ]
-    rows = "".join(_accuracy(*row) for row in sorted(found)[:_MOST_CLASSES])
-    more = len(found) - _MOST_CLASSES
-    note = f"<p>The {_MOST_CLASSES} worst of {len(found):,} classes.</p>" if more > 0 else ""
+    found = accuracies(evaluation)
+    rows = "".join(_accuracy(*row) for row in found[:MOST_CLASSES])
+    more = len(found) - MOST_CLASSES
+    note = f"<p>The {MOST_CLASSES} worst of {len(found):,} classes.</p>" if more > 0 else ""
     head = '<tr><th scope="col">class</th><th scope="col">images</th><th scope="col">top-1</th></tr>'
     return f"{note}<table>{head}{rows}</table>"
+
+
+def accuracies(evaluation: LastEvaluation) -> List[Tuple[float, str, int]]:
+    """Returns the share of right images, the name and the number of images of each class that has any, worst first."""
+    counts = zip(evaluation.classes, per_class(evaluation.matrix))
+    return sorted((correct / images, name, images) for name, (images, correct) in counts if images)
 
 
 def _accuracy(share: float, name: str, images: int) -> str:

@@ -7,46 +7,57 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from vit_ipu.config import Config
-from vit_ipu.config_file import load_config
+from vit_ipu.config_file import changed_settings, load_config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
-from vit_ipu.report.layout import page, section, table
+from vit_ipu.report.layout import cell, page, section, table
 from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
-from vit_ipu.report.settings import changed_settings
+from vit_ipu.report.shown_evaluation import ShownEvaluation, shown_evaluation
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
+from vit_ipu.runs.last_evaluation import LastEvaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
-from vit_ipu.text import counted, escaped, reason_of
+from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.weights.native import best_update
 
 _MOST_SKIPPED = 50
 """Skipped images that the page lists."""
 
 
-def write_report(folder: RunFolder, target: Optional[Path] = None) -> None:
-    """Writes report.html of a finished or unfinished run, or another file. Raises UserError if there is no run."""
+def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: Notify = lambda text: None) -> None:
+    """Writes report.html of a finished or unfinished run, or another file. Raises UserError if there is no run.
+
+    `notify` receives a note if the run was evaluated, but its mistakes cannot be shown.
+    """
     environment = environment_of(folder)
-    config = load_config(folder.config)
+    config = config_of(folder)
     metrics = read_metrics(folder.metrics)
     rows = environment_rows(environment)
+    shown = shown_evaluation(folder, metrics)
+    if shown.missing is not None:
+        notify(f"note: {shown.missing}")
     curves = curves_svg(metrics, best=best_update(folder.path)) if metrics else "<p>No metrics yet.</p>"
     sections = [
         _notice(environment),
         table(figures(metrics)),
-        _predictions(read_last_evaluation(folder), metrics),
+        _predictions(shown),
         section("Curves", f'<div class="wide">{curves}</div>{_note_on_loss(config)}'),
-        section("Pipeline", _pipeline(config)) if _ran_on_ipus(environment) else "",
+        section("Pipeline", _pipeline(config)) if ran_on_ipus(environment) else "",
         section("Skipped images", _skipped(folder)) if folder.skipped.exists() else "",
         section("Environment", table(rows)),
         section("Config", _config(config, read_text(folder.config))),
     ]
-    title = f"{folder.path.name} on {device_of(environment)}"
-    write_whole(target or folder.report, page(title, sections))  # replaces a link instead of writing to its target
+    html_text = page(title_of(folder, environment), sections)
+    write_whole(target or folder.report, html_text)  # replaces a link instead of writing to its target
+
+
+def title_of(folder: RunFolder, environment: Dict[str, Any]) -> str:
+    """Returns the title of a run's page and pictures: the name of the run's folder, and the device."""
+    return f"{folder.path.resolve().name} on {device_of(environment)}"
 
 
 def environment_of(folder: RunFolder) -> Dict[str, Any]:
@@ -57,6 +68,16 @@ def environment_of(folder: RunFolder) -> Dict[str, Any]:
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{folder.environment} is damaged: it must be the JSON object that the run wrote") from None
     return environment
+
+
+def config_of(folder: RunFolder) -> Config:
+    """Returns the config of a run. Raises UserError if its file is missing or not a file, or ConfigError."""
+    if not folder.config.is_file():
+        raise UserError(
+            f"{folder.config} is missing or not a file: restore it, for example from the config that the run was "
+            "started with"
+        )
+    return load_config(folder.config)
 
 
 def _notice(environment: Dict[str, Any]) -> str:
@@ -84,20 +105,27 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
     return rows
 
 
-def _predictions(evaluation: Optional[LastEvaluation], metrics: List[Dict[str, Any]]) -> str:
-    """Returns the sections on what the model predicts, nothing if they are not of the run's last evaluation.
-
-    A run that resumes from before its last evaluation has older metrics until it evaluates again.
-    """
-    last = [line["update"] for line in metrics if "top1" in line][-1:]
-    if evaluation is None or last != [evaluation.update]:
-        return ""
-    where = f"<p>Evaluation at update {evaluation.update:,}.</p>"
+def _predictions(shown: ShownEvaluation) -> str:
+    """Returns the sections on what the model predicts, or why there are none."""
+    evaluation = shown.evaluation
+    if evaluation is None:
+        return "" if shown.missing is None else section("Worst mistakes", f"<p>{cell(shown.missing)}</p>")
+    where = f"<p>Evaluation at update {evaluation.update:,}.{_share(evaluation)}</p>"
     parts = [section("Worst mistakes", where + mistakes_grid(evaluation))]
     if evaluation.confusion:
         parts.append(section("Confusions", confusion_table(evaluation)))
         parts.append(section("Accuracy by class", classes_table(evaluation)))
     return "\n".join(parts)
+
+
+def _share(evaluation: LastEvaluation) -> str:
+    """Returns which images the mistakes are from, if they are not from all of them."""
+    if not evaluation.is_searched_in_part:
+        return ""
+    return (
+        f" The mistakes shown are those among the {counted(evaluation.num_searched, 'image')} that the first process of "
+        f"torchrun evaluated, of {evaluation.num_images:,} in all; all other figures count every image."
+    )
 
 
 def _note_on_loss(config: Config) -> str:
@@ -153,7 +181,8 @@ def device_of(environment: Dict[str, Any]) -> str:
     return f"{environment['device']}, {numerics} numerics" if numerics else str(environment["device"])
 
 
-def _ran_on_ipus(environment: Dict[str, Any]) -> bool:
+def ran_on_ipus(environment: Dict[str, Any]) -> bool:
+    """Tells whether a run was on IPUs or on simulated ones."""
     return str(environment["device"]).startswith("ipu")
 
 

@@ -134,7 +134,7 @@ class RunFolder:
         """Returns the environment that `begin` wrote. Raises UserError if its file is missing or damaged."""
         try:
             facts = read_json(self.environment, allow_nan=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path} is not a run folder: it does not contain environment.json") from None
         except ValueError:
             facts = None

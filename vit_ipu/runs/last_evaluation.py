@@ -14,15 +14,18 @@ from torch import Tensor
 from typing_extensions import Annotated
 
 from vit_ipu.data.sources.base import Source
-from vit_ipu.errors import DataError
+from vit_ipu.errors import DataError, UserError
 from vit_ipu.files import write_whole
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.scores import MOST_CONFUSED, Mistake
 from vit_ipu.small_files import read_json
+from vit_ipu.text import reason_of
 
 NUM_MISTAKES = 24
 _SIDE = 128
 """Most pixels of a picture's side."""
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a picture that is damaged."""
 _LONGEST_PICTURE = 1 << 17
 """Characters of a picture in base64; 128 x 128 pixels of noise have 66,000."""
 _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
@@ -44,6 +47,15 @@ class ShownMistake(BaseModel):
     picture: Annotated[str, Field(pattern=_BASE64, max_length=_LONGEST_PICTURE)]
     """A PNG file in base64."""
 
+    @property
+    def image(self) -> Optional[Image.Image]:
+        """The picture in RGB; None if it is damaged."""
+        try:
+            image = Image.open(io.BytesIO(base64.b64decode(self.picture)), formats=("PNG",))
+            return image.convert("RGB") if max(image.size) <= _SIDE else None
+        except _PICTURE_ERRORS:
+            return None
+
 
 class LastEvaluation(BaseModel):
     """The contents of evaluation.json."""
@@ -56,6 +68,10 @@ class LastEvaluation(BaseModel):
     """Class, predicted class and number of images, for each pair that occurs; empty if there are too many classes."""
     mistakes: Annotated[List[ShownMistake], Field(max_length=NUM_MISTAKES)]
     """The worst mistakes, by loss."""
+    num_images: _Count = 0
+    """Images that were evaluated."""
+    num_searched: Optional[_Count] = None
+    """Images that the mistakes were searched among: under torchrun, those of the first process; None: not known."""
 
     @model_validator(mode="after")
     def _labels_have_classes(self) -> LastEvaluation:
@@ -68,6 +84,11 @@ class LastEvaluation(BaseModel):
         return self
 
     @property
+    def is_searched_in_part(self) -> bool:
+        """Whether the mistakes are from a part of the images only."""
+        return self.num_searched is not None and self.num_searched < self.num_images
+
+    @property
     def matrix(self) -> Tensor:
         """The confusion matrix (K, K) int64, by class along dim 0 and by predicted class along dim 1."""
         matrix = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
@@ -77,9 +98,19 @@ class LastEvaluation(BaseModel):
 
 
 def write_last_evaluation(
-    folder: RunFolder, update: int, confusion: Optional[Tensor], mistakes: Tuple[Mistake, ...], source: Source
+    folder: RunFolder,
+    update: int,
+    confusion: Optional[Tensor],
+    mistakes: Tuple[Mistake, ...],
+    source: Source,
+    *,
+    num_images: int,
+    num_searched: int,
 ) -> None:
-    """Writes evaluation.json; mistakes whose images cannot be read any more are left out."""
+    """Writes evaluation.json; mistakes whose images cannot be read any more are left out.
+
+    `num_images` images were evaluated; the mistakes are the worst among `num_searched` of them.
+    """
     shown = []
     for mistake in mistakes:
         try:
@@ -93,16 +124,21 @@ def write_last_evaluation(
         pairs = confusion.nonzero()
         entries = [[*pair, count] for pair, count in zip(pairs.tolist(), confusion[tuple(pairs.t())].tolist())]
     evaluation = {"update": update, "classes": list(source.classes), "confusion": entries, "mistakes": shown}
-    write_whole(folder.evaluation, json.dumps(evaluation))
+    counts = {"num_images": num_images, "num_searched": num_searched}
+    write_whole(folder.evaluation, json.dumps({**evaluation, **counts}))
 
 
-def read_last_evaluation(folder: RunFolder) -> Optional[LastEvaluation]:
-    """Returns the run's last evaluation; None if there was none, or if its file is damaged."""
+def read_last_evaluation(folder: RunFolder) -> LastEvaluation:
+    """Returns the run's last evaluation. Raises UserError if its file is missing, damaged, or cannot be read."""
     try:
         values: Any = read_json(folder.evaluation)
         return LastEvaluation.model_validate(values)
-    except (OSError, ValueError, ValidationError):
-        return None
+    except FileNotFoundError:
+        raise UserError(f"{folder.evaluation} does not exist, as in runs of versions before it was written") from None
+    except ValidationError:
+        raise UserError(f"{folder.evaluation} is damaged: it is not what the run wrote") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.evaluation} cannot be read: {reason_of(error)}") from None
 
 
 def _encoded(image: Image.Image) -> str:

@@ -118,9 +118,14 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
 
 def assumptions(source: str, description: ModelDescription) -> List[str]:
     """Returns the note on the settings that had to be assumed, with their values; no note if all are stated."""
-    values = _assumed_values(description.assumed, description.model, description.preprocessing)
+    values = assumed_values(description)
     remedy = "; --num-heads states the heads" if "num_heads" in description.assumed else ""
     return [f"assumed for {source}: {values}{remedy}"] if values else []
+
+
+def assumed_values(description: ModelDescription) -> str:
+    """Returns the settings that had to be assumed, with their values; empty if all are stated."""
+    return _assumed_values(description.assumed, description.model, description.preprocessing)
 
 
 def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig) -> List[str]:

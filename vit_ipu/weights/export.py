@@ -21,6 +21,7 @@ from vit_ipu.weights.describe import assumptions, describe, published_heads, wit
 from vit_ipu.weights.folder_configs import HIDDEN_ACT
 from vit_ipu.weights.image_processors import RESAMPLE
 from vit_ipu.weights.metadata import file_metadata
+from vit_ipu.weights.model_card import RunFacts, model_card
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription, save_tensors, write_description
 from vit_ipu.weights.read import Weights, read_weights
@@ -48,6 +49,8 @@ class Export:
     tensors: Dict[str, Tensor]
     """Tensors by this program's names."""
     description: ModelDescription
+    card: Optional[str] = None
+    """Text of the README.md that a Hugging Face export has."""
 
     @property
     def model(self) -> ModelConfig:
@@ -63,22 +66,28 @@ def convert(
     trust_pickle: bool = False,
     num_heads: Optional[int] = None,
     features: bool = False,
+    facts_of: Callable[[Path], RunFacts] = lambda path: RunFacts(),
+    card_name: Optional[str] = None,
     notify: Notify,
 ) -> Weights:
     """Writes the weights of `source` to `target` in the format `to`, one of FORMATS; returns the weights read.
 
     `num_heads` are the attention heads of weights that do not state them. `notify` receives a note on settings that
     had to be assumed, which are marked so in the target, and on settings that the format cannot store. `features`
-    leaves out the head and the representation layer: weights to start from. An existing target is not overwritten.
+    leaves out the head and the representation layer: weights to start from. A Hugging Face export has a model card:
+    `facts_of` returns what is known of the training of the checkpoint at a path, and `card_name` is the name by which
+    the card's example loads the model, the target's if not given. An existing target is not overwritten.
     Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that the format cannot
     store.
     """
-    _check_target(target, to, features)
+    check_target(target, to, features)
     weights = read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify)
     weights = with_heads(weights, num_heads)
     if features:
         weights = without_head(weights)
     export = Export(weights.tensors, describe(weights, headless=features))
+    if to == "huggingface":
+        export = replace(export, card=_card(export, weights, card_name or target.name, facts_of(weights.path)))
     _check_assumptions_can_be_marked(export, to, source)
     as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
     notes = assumptions(source, export.description) + unsupported_settings(export.model, to, as_file=as_file)
@@ -96,6 +105,12 @@ def convert(
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}") from None
     return weights
+
+
+def _card(export: Export, weights: Weights, name: str, facts: RunFacts) -> str:
+    size = sum(tensor.numel() for tensor in export.tensors.values())
+    origin, source = weights.origin, weights.source
+    return model_card(name, export.description, num_parameters=size, source=source, origin=origin, facts=facts)
 
 
 def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
@@ -146,7 +161,7 @@ def _unstated_heads(export: Export, to: str, target: Path) -> List[str]:
     return [f"{target.name} cannot state the number of attention heads, {heads}: read it with --num-heads {heads}"]
 
 
-def _check_target(target: Path, to: str, features: bool) -> None:
+def check_target(target: Path, to: str, features: bool) -> None:
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown{suggest(to, FORMATS)}")
     if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
@@ -207,6 +222,8 @@ def _write_huggingface(export: Export, path: Path) -> None:
     _save(export, "huggingface", path / "model.safetensors")
     _write_json(path / "config.json", huggingface_config(export))
     _write_json(path / "preprocessor_config.json", huggingface_pixels(export))
+    if export.card is not None:
+        (path / "README.md").write_text(export.card, encoding="utf-8")
 
 
 def _write_torchvision(export: Export, path: Path) -> None:

@@ -42,17 +42,19 @@ def working_memory(lives: Sequence[Life], segments: Sequence[int], *, training: 
     if not training:
         plain = _peak([(life.num_bytes, life.birth, life.death) for life in lives], length)
         return Working(plain, plain)
-    return Working(_peak_keeping_all(lives, length), _peak_recomputing(lives, segments))
+    return Working(peak_keeping_all(lives, length), peak_recomputing(lives, segments))
 
 
-def _peak_keeping_all(lives: Sequence[Life], length: int) -> int:
+def peak_keeping_all(lives: Sequence[Life], length: int) -> int:
+    """Returns the most bytes that live at once in training without recomputation; the stage has `length` operations."""
     end = length - 1
     forward = [(life.num_bytes, life.birth, end if life.saved_at else life.death) for life in lives]
     backward = [(life.num_bytes, min(life.saved_at.values()), end) for life in lives if life.saved_at]
     return max(_peak(forward, length), _peak(backward + _gradients(lives), length))
 
 
-def _peak_recomputing(lives: Sequence[Life], segments: Sequence[int]) -> int:
+def peak_recomputing(lives: Sequence[Life], segments: Sequence[int]) -> int:
+    """Returns the most bytes that live at once in training with recomputation."""
     length = len(segments)
     bounds = _bounds(segments)
     forward = [(life.num_bytes, life.birth, length - 1 if life.kept else life.death) for life in lives]

@@ -30,7 +30,7 @@ _SHIMS_OF_MISSING = SHIMS / "if_missing"
 _ENVIRONMENT = "VIT_IPU_SIMULATOR"
 _SOURCE = "vit_ipu.simulator"
 _NAMES = {
-    "poptorch": "",
+    "poptorch": ".module",
     "poptorch.enums": ".enums",
     "poptorch.ops": ".ops",
     "poptorch.optim": ".optim",

@@ -93,7 +93,7 @@ def serve(
 def preload() -> None:
     """Makes a fork server import torch and the simulator once, rather than in each process that it forks."""
     modules = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])  # the program may set these
-    set_forkserver_preload(modules + [name for name in ("torch", "vit_ipu.simulator") if name not in modules])
+    set_forkserver_preload(modules + [name for name in ("torch", "vit_ipu.simulator.module") if name not in modules])
 
 
 class _Restart(Exception):
