@@ -123,7 +123,7 @@ def _share(evaluation: LastEvaluation) -> str:
     if not evaluation.is_searched_in_part:
         return ""
     return (
-        f" The mistakes shown are those among the {counted(evaluation.num_searched, 'image')} that the first process of "
+        f" The mistakes shown are those among the {evaluation.num_searched:,} images that the first process of "
         f"torchrun evaluated, of {evaluation.num_images:,} in all; all other figures count every image."
     )
 
