@@ -12,7 +12,9 @@ QUICKSTART := pipeline_configs/quickstart.yaml
 # Another index for torch, such as https://download.pytorch.org/whl/cpu for a smaller build without CUDA.
 TORCH_INDEX_URL ?=
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# In a terminal pip shows what it downloads, and how far it is; logs, such as those of CI, get a line for each step.
+QUIET := $(shell test -t 2 || echo --quiet)
+PIP_INSTALL := -m pip install $(QUIET) --disable-pip-version-check
 
 HOST_VENV := .venv-ipu-host
 HOST_PYTHON ?= $(shell ./.ci/find-python3.8)
@@ -33,8 +35,8 @@ LOCKED := .ci/locked
 UV ?= uv
 LOCK := $(UV) pip compile --quiet --generate-hashes --only-binary :all: --no-emit-index-url --no-annotate \
 	--python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" pyproject.toml $(LOCKED)/build.in
-INSTALL_LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
-INSTALL_THIS := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --only-binary :all:
+INSTALL_THIS := $(PIP_INSTALL) --no-deps --no-build-isolation
 
 .PHONY: setup setup-locked setup-ipu-host-locked lock quickstart test test-slow test-faults test-gpu test-ipu-host test-ipu \
 	poptorch-tests lint format bench wheel clean
@@ -42,18 +44,27 @@ INSTALL_THIS := -m pip install --quiet --disable-pip-version-check --no-deps --n
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH_INDEX) torch torchvision
-	$(PIP) -e '.[dev]'
-	touch $@
+	@echo "setup, step 1 of 3: an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup, step 2 of 3: torch and torchvision, the largest packages (minutes; some gigabytes with CUDA)"
+	@$(BIN)/python $(PIP_INSTALL) $(TORCH_INDEX) torch torchvision
+	@echo "setup, step 3 of 3: vit_ipu and the packages of its tests"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+	@echo "setup is done: $(VENV)"
 
 setup-locked:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL_LOCKED) -r $(LOCKED)/development.txt
-	$(BIN)/python $(INSTALL_THIS) -e .
-	touch $(VENV)/.ready
+	@echo "setup, step 1 of 3: an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup, step 2 of 3: the packages of $(LOCKED)/development.txt (minutes; some gigabytes)"
+	@$(BIN)/python $(INSTALL_LOCKED) -r $(LOCKED)/development.txt
+	@echo "setup, step 3 of 3: vit_ipu"
+	@$(BIN)/python $(INSTALL_THIS) -e .
+	@touch $(VENV)/.ready
+	@echo "setup is done: $(VENV)"
 
 setup-ipu-host-locked:
+	@echo "setup: an environment in $(HOST_VENV), with the packages of $(LOCKED)/ipu-host.txt (minutes)"
 	$(HOST_PYTHON) -m venv $(HOST_VENV)
 	$(HOST_VENV)/bin/python $(INSTALL_LOCKED) -r $(LOCKED)/ipu-host.txt
 	$(HOST_VENV)/bin/python $(INSTALL_THIS) -e .
@@ -92,8 +103,9 @@ else
 endif
 
 $(HOST_VENV)/.ready: pyproject.toml constraints-ipu.txt
+	@echo "setup: an environment in $(HOST_VENV), with torch 2.0.1 and the packages of the tests (minutes)"
 	$(HOST_PYTHON) -m venv $(HOST_VENV)
-	$(HOST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-ipu.txt -e '.[test]'
+	$(HOST_VENV)/bin/python $(PIP_INSTALL) -c constraints-ipu.txt -e '.[test]'
 	touch $@
 
 test-ipu: $(if $(filter $(BIN)/%,$(IPU_PYTHON)),setup)

@@ -16,7 +16,7 @@ from helpers import tiny_config, write_config
 
 import vit_ipu
 from vit_ipu import Config, convert, evaluate, load_config, load_model, plan, predict, train
-from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.errors import ConfigError, DataError, RunFailed, UserError
 from vit_ipu.runs.metrics import read_metrics
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
@@ -144,7 +144,44 @@ def test_notes_and_progress_are_lines_in_a_notebook(empty_folder, monkeypatch):
 
 MISTAKES = {
     "a config that does not exist": (lambda: train("quikstart"), ConfigError, "did you mean quickstart?"),
-    "an override that is wrong": (lambda: plan("quickstart", overrides=["run.x=1"]), ConfigError, "--set run.x=1"),
+    "an override that is wrong": (
+        lambda: plan("quickstart", overrides=["run.x=1"]),
+        ConfigError,
+        "override run.x=1: unknown key",
+    ),
+    "overrides that are a string": (
+        lambda: plan("quickstart", overrides="run.seed=1"),
+        UserError,
+        "overrides must be a list, but is the string 'run.seed=1': give ['run.seed=1']",
+    ),
+    "overrides of load_config that are a string": (
+        lambda: load_config("quickstart", "run.seed=1"),
+        UserError,
+        "overrides must be a list, but is the string 'run.seed=1'",
+    ),
+    "changes that are a string": (
+        lambda: train(tiny_config(), device="cpu", resume=True, allow_config_change="run.seed"),
+        UserError,
+        "allow_config_change must be a list, but is the string 'run.seed': give ['run.seed']",
+    ),
+    "no classes to name": (lambda: predict("nowhere", "x.png", top=0), UserError, "top 0: give the number of classes"),
+    "a negative number of classes": (lambda: predict("nowhere", "x.png", top=-1), UserError, "top -1: give the number"),
+    "numerics of a CPU": (
+        lambda: train(tiny_config(), device="cpu", numerics="ipu"),
+        UserError,
+        "numerics='ipu': only ipu-sim simulates an IPU's arithmetic, but the device is cpu: add device='ipu-sim'",
+    ),
+    "no run to resume": (
+        lambda: train(tiny_config(), device="cpu", resume=True),
+        UserError,
+        "resume=True: there is no run in runs/run: start one without resume=True",
+    ),
+    "resume and restart": (
+        lambda: train(tiny_config(), device="cpu", resume=True, restart=True),
+        UserError,
+        "resume=True and restart=True exclude each other",
+    ),
+    "nothing to evaluate": (lambda: evaluate(tiny_config(), device="cpu"), UserError, "checkpoint is missing: name a"),
     "overrides of a config": (lambda: plan(tiny_config(), overrides=["run.seed=1"]), ConfigError, "to load_config"),
     "an unknown device": (lambda: train(tiny_config(), device="tpu"), UserError, "tpu: unknown; use one of auto"),
     "no checkpoint": (lambda: load_model("nowhere"), UserError, "no checkpoint at nowhere"),
@@ -161,11 +198,40 @@ def test_a_mistake_is_an_error_of_one_line(empty_folder, name):
         call()
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "--" not in str(caught.value)
 
 
 def test_an_image_that_cannot_be_read_is_named(trained):
     with pytest.raises(DataError, match="no image at nowhere.png"):
         predict(trained.path, "nowhere.png", device="cpu", quiet=True)
+
+
+def test_no_images_are_refused(trained):
+    with pytest.raises(DataError, match="^there are no images to preprocess: give one image file or several$"):
+        load_model(trained.path, quiet=True).preprocess([])
+    with pytest.raises(DataError, match="^there are no images to predict: give image files or folders of images$"):
+        predict(trained.path, [], device="cpu", quiet=True)
+
+
+def test_a_run_that_fails_leaves_a_report(empty_folder, monkeypatch):
+    with pytest.raises(RunFailed, match="lower optim.learning_rate"):
+        train(tiny_config(optim={"learning_rate": 1e6}), device="cpu", output="diverged", quiet=True)
+    assert "<svg" in Path("diverged/report.html").read_text()
+
+    def fail(*arguments, **options):
+        raise RuntimeError("a cable was pulled")
+
+    monkeypatch.setattr("vit_ipu.backends.native.backend.NativeBackend.train_step", fail)
+    with pytest.raises(RuntimeError, match="a cable was pulled"):
+        train(tiny_config(), device="cpu", output="failed", quiet=True)
+    assert Path("failed/report.html").is_file()
+
+
+def test_notes_name_arguments(trained, capsys):
+    train(trained.path, resume=True, device="cpu", overrides=["optim.seed=1"][:0])
+    assert "--" not in capsys.readouterr().out
+    train("tiny.yaml", device="cpu", output="new", overrides=["data.path=nowhere"])
+    assert "note: data.path has no effect with source sample" in capsys.readouterr().out
 
 
 def test_load_config_reads_what_the_commands_read():

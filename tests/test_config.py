@@ -505,14 +505,11 @@ def test_two_overrides_that_do_not_fit_together_are_both_blamed(tmp_path):
         ("mypetz.yaml", "did you mean mypets.yaml?"),
         ("zzzzzz.yaml", "`vit-ipu config` lists the shipped configs, and `vit-ipu init FOLDER` writes one"),
         ("photos", "`vit-ipu init photos` writes a config for images"),
-        ("run", "give run/config.yaml"),
     ],
 )
 def test_misspelt_names_of_configs_get_a_suggestion(empty_folder, name, expected):
     Path("mypets.yaml").write_text("")
     Path("photos").mkdir()
-    Path("run").mkdir()
-    Path("run/config.yaml").write_text("")
     with pytest.raises(ConfigError) as caught:
         load_config(name)
     assert str(caught.value).startswith(f"cannot read the config {name}: ")

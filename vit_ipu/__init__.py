@@ -10,9 +10,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
-    from vit_ipu.api import LoadedModel, TrainedRun, convert, evaluate, load_model, plan, predict, train
+    from vit_ipu.api import LoadedModel, TrainedRun, convert, evaluate, load_config, load_model, plan, predict, train
     from vit_ipu.config import Config
-    from vit_ipu.config_file import load_config
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +26,7 @@ __all__ = [
     "predict",
     "train",
 ]
-_PLACES = {"Config": "vit_ipu.config", "load_config": "vit_ipu.config_file"}
+_PLACES = {"Config": "vit_ipu.config"}
 """Modules of the names above; vit_ipu.api has the others."""
 
 

@@ -1,9 +1,9 @@
 """Python functions that do what the commands do, and return their results as objects.
 
-A config is a `Config`, or what the commands take: the path of a YAML file, or the name of a shipped config. A device is
-a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails raises
-`vit_ipu.errors.RunFailed`, each with a message of one line. Progress and notes are printed, also in a notebook, unless
-`quiet` is true. Nothing here imports torch before a function is called.
+A config is a `Config`, or what the commands take: the path of a YAML file, the name of a shipped config, or a run
+folder. A device is a name of `--device`. A mistake of the caller raises `vit_ipu.errors.UserError`, and work that fails
+raises `vit_ipu.errors.RunFailed`, each with a message of one line. Progress and notes are printed, also in a notebook,
+unless `quiet` is true. Nothing here imports torch before a function is called.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from vit_ipu.config import Config
-from vit_ipu.config_file import load_config
-from vit_ipu.errors import ConfigError
+from vit_ipu.config_file import load_config as read_config
+from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.option_names import for_python, in_python
 from vit_ipu.text import Notify
 
 if TYPE_CHECKING:
@@ -76,16 +77,32 @@ class LoadedModel:
     """Config of the run that trained the model; for weights of other programs, a config for inference only."""
 
     def preprocess(self, images: Union[Paths, Sequence[Paths]]) -> Tensor:
-        """Returns normalised pixels (B, 3, S, S) float32 of image files. Raises DataError if one cannot be read."""
+        """Returns normalised pixels (B, 3, S, S) float32 of image files.
+
+        Raises DataError if there is none, or if one cannot be read.
+        """
         from vit_ipu.data.images.image_file import open_picture
         from vit_ipu.data.images.transforms import EvalTransform
         from vit_ipu.data.loading.loader import stack_images
 
+        paths = _listed(images)
+        if not paths:
+            raise DataError("there are no images to preprocess: give one image file or several")
         data = self.config.data.model_copy(update={"transfer": "float32"})
         transform = EvalTransform(data, self.config.model.image_size)
-        return stack_images([transform(open_picture(path)) for path in _listed(images)], data)
+        return stack_images([transform(open_picture(path)) for path in paths], data)
 
 
+@for_python
+def load_config(path: Paths, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, a shipped config by its name, or the config of a run folder, and applies the overrides.
+
+    `overrides` are of the form `section.key=value`. Raises ConfigError, a UserError, with a message of one line.
+    """
+    return read_config(os.fspath(path), _list_of("overrides", overrides))
+
+
+@for_python
 def train(
     config: AnyConfig,
     *,
@@ -107,7 +124,8 @@ def train(
     form `section.key=value`. Ctrl-C ends the run after the current host step with a checkpoint; the result is then not
     `finished`. Raises UserError for a mistake of the caller, and RunFailed if the run diverges or cannot write.
     """
-    from vit_ipu.backends.build import find_instances
+    from vit_ipu.cli.paths import output_of_run
+    from vit_ipu.cli.preparation import is_first_instance, report_if_failed
     from vit_ipu.cli.progress import TrainingBar
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
@@ -117,28 +135,34 @@ def train(
     from vit_ipu.train import train as run
 
     console = _console(quiet)
-    loaded, resolved = _prepare(config, overrides, device, numerics, console.print)
+    loaded = _loaded(config, overrides)
     path = Path(output) if output is not None else Path("runs") / _name(config)
+    if output is None and not isinstance(config, Config) and Path(config).is_dir():
+        path = output_of_run(Path(config), None, resume=resume, restart=restart)
+    resolved, notes = _prepare(loaded, device, numerics, initial_weights=not resume)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    if find_instances(loaded, resolved).index > 0:  # one of the processes of torchrun or poprun that write no files
+    if not is_first_instance(loaded, resolved):  # one of the processes of torchrun or poprun that write no files
         return _result(run(loaded, resolved, RunFolder(path), **options), path, loaded)
-    changes = allow_config_change
+    changes = _list_of("allow_config_change", allow_config_change)
     with ExitStack() as stack:
         if restart:
             stack.enter_context(earlier_run_replaced(path, loaded, resume=resume))
         folder = stack.enter_context(
             open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
         )
+        _show(notes, console.print)
         display = NO_DISPLAY if quiet else TrainingBar(console)
-        summary = run(loaded, resolved, folder, display=display, **options)
+        with report_if_failed(folder):
+            summary = run(loaded, resolved, folder, display=display, **options)
     write_report(folder)
     return _result(summary, path, loaded)
 
 
+@for_python
 def evaluate(
     config: AnyConfig,
-    checkpoint: Paths,
+    checkpoint: Optional[Paths] = None,
     *,
     device: str = "auto",
     numerics: Optional[str] = None,
@@ -150,19 +174,26 @@ def evaluate(
 ) -> CheckpointEvaluation:
     """Measures top-1 and top-5 in per cent and the mean loss over every held-out image, as `vit-ipu evaluate` does.
 
-    `checkpoint` is a run, a checkpoint or weights in any known naming. Raises UserError if it belongs to another model
-    or to other classes than the images.
+    `checkpoint` is a run, a checkpoint or weights in any known naming. If `config` is a run folder, it may be left out:
+    the run's best checkpoint is evaluated, or else its last one. Raises UserError if the checkpoint belongs to another
+    model or to other classes than the images.
     """
+    from vit_ipu.cli.preparation import checkpoint_to_evaluate
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
     notify = _console(quiet).print
-    loaded, resolved = _prepare(config, overrides, device, numerics, notify, training=False)
+    loaded = _loaded(config, overrides)
+    resolved, notes = _prepare(loaded, device, numerics, training=False)
+    run_folder = None if isinstance(config, Config) else Path(config)
+    weights = checkpoint_to_evaluate(run_folder, None if checkpoint is None else os.fspath(checkpoint))
+    _show(notes, notify)
     cache = ListingCache(rescan=rescan, notify=notify)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
-    return run(loaded, resolved, str(checkpoint), notify=notify, **options)
+    return run(loaded, resolved, weights, notify=notify, **options)
 
 
+@for_python
 def predict(
     checkpoint: Paths,
     images: Union[Paths, Sequence[Paths]],
@@ -176,17 +207,21 @@ def predict(
 ) -> List[Prediction]:
     """Returns the `top` most probable classes of each image file, best first, as `vit-ipu predict` does.
 
-    Raises DataError, a UserError, if an image cannot be read.
+    A folder stands for all images below it. Raises DataError, a UserError, if an image cannot be read, or if there is
+    none, and UserError if `top` is below 1.
     """
     from vit_ipu.backends.build import require_one_process, resolve_device
     from vit_ipu.predict import predict as run
+    from vit_ipu.predict import require_top
 
+    require_top(top)
     require_one_process("predict")
     resolved = resolve_device(device, numerics=numerics)
     options: Dict[str, Any] = {"top": top, "trust_pickle": trust_pickle, "num_heads": num_heads}
     return run(str(checkpoint), _listed(images), resolved, notify=_console(quiet).print, **options)
 
 
+@for_python
 def load_model(
     checkpoint: Paths, *, trust_pickle: bool = False, num_heads: Optional[int] = None, quiet: bool = False
 ) -> LoadedModel:
@@ -213,6 +248,7 @@ def load_model(
     return LoadedModel(module, description.classes, inference_config(description, weights.path))
 
 
+@for_python
 def plan(config: AnyConfig, *, overrides: Sequence[str] = ()) -> Dict[str, Any]:
     """Returns the units of each IPU and the batch sizes of a config, by the names of `vit-ipu plan --json`."""
     from vit_ipu.plan import describe_plan
@@ -220,6 +256,7 @@ def plan(config: AnyConfig, *, overrides: Sequence[str] = ()) -> Dict[str, Any]:
     return describe_plan(_loaded(config, overrides))
 
 
+@for_python
 def convert(
     source: Paths,
     target: Paths,
@@ -255,6 +292,12 @@ def _console(quiet: bool) -> Console:
 
     console = make_console(False, keep_going=True)
     console.quiet = quiet
+    write = console.print
+
+    def show(*objects: Any, **options: Any) -> None:
+        write(*(in_python(part) if isinstance(part, str) else part for part in objects), **options)
+
+    console.print = show  # type: ignore[method-assign]
     return console
 
 
@@ -264,27 +307,26 @@ def _loaded(config: AnyConfig, overrides: Sequence[str]) -> Config:
         if overrides:
             raise ConfigError("overrides change a config when it is read: give them to load_config")
         return config
-    return load_config(os.fspath(config), overrides)
+    return read_config(os.fspath(config), _list_of("overrides", overrides))
 
 
-def _prepare(
-    config: AnyConfig,
-    overrides: Sequence[str],
-    device: str,
-    numerics: Optional[str],
-    notify: Notify,
-    *,
-    training: bool = True,
-) -> Tuple[Config, Device]:
-    """Returns the config and the device, once they are known to fit; `notify` receives notes on the config."""
-    from vit_ipu.backends.build import require_runnable_on, resolve_device
-    from vit_ipu.unused_options import unused_options
+def _list_of(name: str, texts: Sequence[str]) -> Sequence[str]:
+    """Returns the texts of an argument. Raises UserError for a single string, whose letters would count as texts."""
+    if isinstance(texts, str):
+        raise UserError(f"{name} must be a list, but is the string {texts!r}: give [{texts!r}]")
+    return texts
 
-    loaded = _loaded(config, overrides)
-    resolved = resolve_device(device, numerics=numerics)
-    for note in require_runnable_on(loaded, resolved, training=training) + unused_options(loaded):
+
+def _prepare(config: Config, device: str, numerics: Optional[str], **options: bool) -> Tuple[Device, List[str]]:
+    """Returns the device and notes on the config, as the commands do before they begin."""
+    from vit_ipu.cli.preparation import prepare
+
+    return prepare(config, device, numerics=numerics, **options)
+
+
+def _show(notes: Sequence[str], notify: Notify) -> None:
+    for note in notes:
         notify(f"note: {note}")
-    return loaded, resolved
 
 
 def _name(config: AnyConfig) -> str:

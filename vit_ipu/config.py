@@ -24,6 +24,7 @@ from typing_extensions import Annotated, Literal
 
 from vit_ipu.errors import ConfigError, suggest
 from vit_ipu.popart_options import popart_options_problem
+from vit_ipu.text import counted
 from vit_ipu.units import frozen_units
 from vit_ipu.variants import VARIANTS
 
@@ -617,7 +618,8 @@ class Config(Section):
     def _check_warmup(self, total_updates: int) -> None:
         if self.optim.warmup_updates > total_updates:
             raise ConfigError(
-                f"optim.warmup_updates {self.optim.warmup_updates} is more than the {total_updates} updates of the "
+                f"optim.warmup_updates {self.optim.warmup_updates} is more than the "
+                f"{counted(total_updates, 'update')} of the "
                 "run: shorten the warmup"
             )
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from vit_ipu.config import Config
 from vit_ipu.config_mistakes import LONGEST_VALUE, find_mistakes, shown, suggest_file, suggest_section
 from vit_ipu.errors import ConfigError
+from vit_ipu.run_config import CONFIG_FILE, run_folder_of, stated_settings
 from vit_ipu.small_files import MAX_DEPTH, MAX_DIGITS, read_text
 from vit_ipu.text import reason_of, shortened, single_line
 
@@ -114,16 +115,20 @@ _Loader.yaml_implicit_resolvers = {
 def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config:
     """Reads the YAML at `path`, applies overrides of the form `section.key=value`, and validates.
 
-    A path that does not exist may be the name of a shipped config. Raises ConfigError, with a message of one line, for
-    a missing or broken file, an unknown key, a wrong type or numbers that do not fit together.
+    A path that does not exist may be the name of a shipped config. A run folder means the config of the run. Raises
+    ConfigError, with a message of one line, for a missing or broken file, an unknown key, a wrong type or numbers that
+    do not fit together.
     """
     try:
         path = _shipped(Path(path))
+        run = run_folder_of(path)
+        path = path if run is None else run / CONFIG_FILE
         text = read_text(path, limit=MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config {path}: {reason_of(error)}{_instead_of(Path(path))}") from None
     try:
-        return parse_text(text, overrides)
+        values = _load_yaml(text)
+        return parse_config(values if run is None else stated_settings(values, run), overrides)
     except OverrideError:
         raise
     except ConfigError as error:
@@ -172,8 +177,7 @@ def _instead_of(path: Path) -> str:
     """Returns the end of a message about a config that cannot be read: what was probably meant."""
     with suppress(OSError, ValueError):
         if path.is_dir():
-            is_run = (path / "config.yaml").is_file()
-            return f"; give {path / 'config.yaml'}" if is_run else f"; `vit-ipu init {path}` writes a config for images"
+            return f"; `vit-ipu init {path}` writes a config for images"
         if not path.exists():
             beside = [str(path.with_name(found.name)) for found in path.parent.glob("*.y*ml")]
             shipped = [name for name in shipped_configs() if str(path.parent) in (".", "pipeline_configs")]

@@ -186,6 +186,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def place_problem(path: Path) -> Optional[str]:
+    """Returns why neither a file nor a folder can be made at `path`, together with missing folders above it; None if
+    nothing speaks against it."""
+    above = next((folder for folder in path.parents if os.path.lexists(str(folder))), Path())
+    if not above.is_dir():
+        return f"{above} is not a folder"
+    return None if os.access(str(above), os.W_OK | os.X_OK) else f"{above} cannot be written"
+
+
 def cache_folder() -> Path:
     """Returns the folder of caches: $XDG_CACHE_HOME/vit_ipu, or vit_ipu in the system's own folder of caches.
 

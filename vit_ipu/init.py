@@ -7,18 +7,19 @@ import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
 from vit_ipu import __version__
 from vit_ipu.backends.build import DEVICES, resolve_device
 from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
-from vit_ipu.data.sources.survey import FolderSurvey, survey_folder
+from vit_ipu.data.sources.survey import FolderSurvey, require_folder_of_images, survey_folder
 from vit_ipu.errors import CheckpointError, DeviceError, UserError
-from vit_ipu.files import expand_home
+from vit_ipu.files import expand_home, place_problem
 from vit_ipu.starter_config import Pictures, StartingWeights, config_text, describe_shape, model_shape
 from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumptions, describe, with_heads
+from vit_ipu.weights.fetch import require_source
 from vit_ipu.weights.read import read_weights
 
 _LONGEST_NAMES = 60
@@ -58,12 +59,16 @@ def init(
     files that are left out and on settings that are assumed. Raises UserError if the file exists, and for a folder or
     weights that cannot be used; nothing is written then.
     """
+    require_folder_of_images(folder)
     kind = _device_kind(device)
     target = _free_path(output, folder)
-    survey = survey_folder(folder, notify=notify)
+    if model is not None:
+        _require_weights(model, sha256)
+    notes: List[str] = []  # shown once nothing is wrong, so that a mistake is the only line
+    survey = survey_folder(folder, notify=notes.append)
     weights = None
     if model is not None:
-        weights = _starting_weights(model, num_heads, sha256, trust_pickle, notify)
+        weights = _starting_weights(model, num_heads, sha256, trust_pickle, notes.append)
     pictures = Pictures(
         survey.path,
         len(survey.classes),
@@ -76,6 +81,8 @@ def init(
     text = _header(target, survey, device, kind, command) + config_text(pictures, weights, kind)
     parse_text(text)
     _write_new(target, text)
+    for note in notes:
+        notify(note)
     return Started(target, survey, _model_text(pictures, weights), kind, command)
 
 
@@ -95,9 +102,11 @@ def _free_path(output: Optional[Path], folder: str) -> Path:
     if os.path.lexists(str(target)):
         kind = "is a folder: give a file" if target.is_dir() else "exists and stays as it is: give another file"
         raise UserError(f"{escaped(str(target))} {kind} with --output")
+    path, parent = (escaped(str(place)) for place in (target, target.parent))
     if not target.parent.is_dir():
-        path, folder = (escaped(str(place)) for place in (target, target.parent))
-        raise UserError(f"--output {path}: {folder} is not a folder: make it first")
+        raise UserError(f"--output {path}: {parent} is not a folder: make it first")
+    if place_problem(target) is not None:
+        raise UserError(f"--output {path}: {parent} cannot be written: name a file in another folder")
     return target
 
 
@@ -131,15 +140,23 @@ def _removed_on_error(path: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ weights
 
 
-def _starting_weights(
-    source: str, num_heads: Optional[int], sha256: Optional[str], trust_pickle: bool, notify: Notify
-) -> StartingWeights:
-    """Reads weights to fine-tune. Raises CheckpointError if they cannot be read or are not a plain ViT."""
+def _require_weights(source: str, sha256: Optional[str]) -> None:
+    """Raises CheckpointError if the weights are the name of a shape, or do not exist."""
     if source in VARIANTS and not os.path.exists(source):
         raise CheckpointError(
             f"--model {source} is the name of a shape, not of weights: give a file, a folder or hf-hub:owner/name, or "
             "leave --model out to start from random weights"
         )
+    try:
+        require_source(source, sha256=sha256)
+    except CheckpointError as error:
+        raise CheckpointError(f"--model: {error}") from None
+
+
+def _starting_weights(
+    source: str, num_heads: Optional[int], sha256: Optional[str], trust_pickle: bool, notify: Notify
+) -> StartingWeights:
+    """Reads weights to fine-tune. Raises CheckpointError if they cannot be read or are not a plain ViT."""
     try:
         weights = with_heads(read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify), num_heads)
         description = describe(weights, headless=True)
@@ -191,4 +208,7 @@ def _model_text(pictures: Pictures, weights: Optional[StartingWeights]) -> str:
     name, size = describe_shape(model_shape(pictures, weights))
     if weights is None:
         return f"{name} at {size} from random weights; --model WEIGHTS fine-tunes, and needs far fewer images"
-    return f"{name} at {size} from {weights.source}, with a new head for {pictures.num_classes} classes"
+    return (
+        f"{name} at {size} from {weights.source}, with a new head for "
+        f"{counted(pictures.num_classes, 'class', 'classes')}"
+    )

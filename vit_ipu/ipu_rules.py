@@ -120,7 +120,8 @@ def _too_few_micro_batches(config: Config) -> Optional[str]:
     return (
         f"gradient accumulation is {accumulation} (global_batch_size {config.pipeline.global_batch_size} / "
         f"(micro_batch_size {config.pipeline.micro_batch_size} x replication_factor "
-        f"{config.pipeline.replication_factor})) but a pipeline of {len(config.layers_per_ipu)} IPUs has {stages} "
+        f"{config.pipeline.replication_factor})) but a pipeline of "
+        f"{counted(len(config.layers_per_ipu), 'IPU')} has {stages} "
         f"stages in training: raise pipeline.global_batch_size to {stages * at_once} or lower pipeline.micro_batch_size"
     )
 
@@ -131,7 +132,8 @@ def _not_a_power_of_two(config: Config, keys: _Keys) -> Optional[str]:
     if total & (total - 1) == 0:
         return None
     return (
-        f"{len(config.layers_per_ipu)} IPUs a replica x replication_factor {config.pipeline.replication_factor} = "
+        f"{counted(len(config.layers_per_ipu), 'IPU')} a replica x replication_factor "
+        f"{config.pipeline.replication_factor} = "
         f"{total} IPUs, which is not a power of two: change {keys.layers_per_ipu} or {keys.replication_factor}, to "
         f"{1 << (total.bit_length() - 1)} or {1 << total.bit_length()} IPUs"
     )
@@ -184,7 +186,7 @@ def _shards_on_io_tiles(config: Config, num_instances: int) -> Optional[str]:
     if shard <= tiles * TILE_BYTES:
         return None
     needed = _even(-(-shard // TILE_BYTES))
-    instead = f"use {needed} tiles, or io_tiles: null" if needed <= MOST_IO_TILES else "set io_tiles: null"
+    instead = f"use {counted(needed, 'tile')}, or io_tiles: null" if needed <= MOST_IO_TILES else "set io_tiles: null"
     return (
         f"pipeline.io_tiles {tiles} hold {tiles * TILE_BYTES / 1e6:.1f} MB but a replica's shard of the optimizer "
         f"state takes {shard / 1e6:.1f} MB on one IPU ({counted(replicas, 'replica')} in a process): {instead}"
@@ -211,7 +213,10 @@ def _memory_proportions(config: Config, keys: _Keys) -> Optional[str]:
         where, remedy = "", "give one number, or one for each IPU"
         if keys.layers_per_ipu != _TRAINING_KEYS.layers_per_ipu and keys.available_memory_proportion.startswith("pipe"):
             where, remedy = " of evaluation", "set run.evaluation_available_memory_proportion"
-        return f"{keys.available_memory_proportion} has {len(proportions)} numbers for {ipus} IPUs{where}: {remedy}"
+        return (
+            f"{keys.available_memory_proportion} has {counted(len(proportions), 'number')} "
+            f"for {counted(ipus, 'IPU')}{where}: {remedy}"
+        )
     for proportion in proportions:
         if not 0 < proportion <= 1:
             return f"{keys.available_memory_proportion} {proportion} is not in (0, 1]: give a share of the memory"
@@ -225,7 +230,8 @@ def _evaluation_device_iterations(config: Config) -> Optional[str]:
     if iterations is None or iterations >= stages or inference.pipeline.execution != "pipelined":
         return None
     return (
-        f"run.evaluation_device_iterations {iterations} is below the {stages} stages of the pipeline: use {stages} or "
+        f"run.evaluation_device_iterations {iterations} is below the {counted(stages, 'stage')} of "
+        f"the pipeline: use {stages} or "
         "null"
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_ipu.config import Config
 from vit_ipu.errors import ConfigError
+from vit_ipu.text import counted
 
 # -------------------------------------------------------------------------------------- placement
 
@@ -120,7 +121,8 @@ class BatchPlan:
         count = self.gradient_accumulation * self.replication_factor
         if count % num_processes:
             raise ConfigError(
-                f"an update has {count} micro-batches ({self.equation}), which {num_processes} processes of torchrun "
+                f"an update has {counted(count, 'micro-batch', 'micro-batches')} ({self.equation}), "
+                f"which {counted(num_processes, 'process', 'processes')} of torchrun "
                 "cannot share evenly: change --nproc-per-node, or pipeline.micro_batch_size"
             )
         local = count // num_processes

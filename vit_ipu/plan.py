@@ -10,7 +10,7 @@ import yaml
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config
 from vit_ipu.errors import ConfigError
-from vit_ipu.files import write_whole
+from vit_ipu.files import place_problem, write_whole
 from vit_ipu.ipu_rules import ipu_violations
 from vit_ipu.pipeline import BatchPlan, num_cycles, num_ipus, num_stages, place_units, utilisation
 from vit_ipu.planner.hardware import Hardware, hardware_named, hardware_names, hardware_of, pod_for
@@ -104,17 +104,25 @@ def pipeline_yaml(candidate: Candidate) -> str:
     return yaml.safe_dump(describe_candidate(candidate)["pipeline"], sort_keys=False, default_flow_style=None)
 
 
+def require_free_folder(folder: Path, count: int = 1) -> None:
+    """Raises ConfigError unless `count` found configs can be written to `folder`, as far as the paths tell."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is not a folder: give a folder for the found configs")
+    for number in range(1, count + 1):
+        if (folder / f"plan-{number}.yaml").exists():
+            raise ConfigError(f"--output {folder}: plan-{number}.yaml exists: give another folder")
+    problem = place_problem(folder / "plan-1.yaml")
+    if problem is not None:
+        raise ConfigError(f"--output {folder}: {problem}: give another folder for the found configs")
+
+
 def write_candidates(candidates: Sequence[Candidate], folder: Path) -> List[Path]:
     """Writes the found configs as plan-1.yaml, plan-2.yaml, ..., ready to run; returns their paths.
 
     Without configs, no folder is made. Raises ConfigError if a file exists, or if `folder` is not a folder.
     """
+    require_free_folder(folder, len(candidates))
     paths = [folder / f"plan-{number}.yaml" for number in range(1, len(candidates) + 1)]
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is not a folder: give a folder for the found configs")
-    for path in paths:
-        if path.exists():
-            raise ConfigError(f"--output {folder}: {path.name} exists: give another folder")
     if paths:
         folder.mkdir(parents=True, exist_ok=True)
     for path, candidate in zip(paths, candidates):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +17,18 @@ from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.images.transforms import EvalTransform
-from vit_ipu.data.loading.loader import stack_images
+from vit_ipu.data.loading.loader import CHUNK, stack_images
 from vit_ipu.data.sources.dark_images import dark_image_note
+from vit_ipu.data.sources.image_list import ImageList, find_images
 from vit_ipu.errors import CheckpointError, ConfigError, RunFailed, UserError
 from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions, describe, with_heads
 from vit_ipu.weights.fit import load_weights
 from vit_ipu.weights.native import REGRESSION, SEVERAL_CLASSES, ModelDescription
 from vit_ipu.weights.read import read_weights
+
+OnError = Callable[[str, UserError], None]
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,41 @@ def predict(
     top: int = 5,
     trust_pickle: bool = False,
     num_heads: Optional[int] = None,
-    on_error: Optional[Callable[[str, UserError], None]] = None,
+    on_error: Optional[OnError] = None,
     notify: Notify = lambda text: None,
 ) -> List[Prediction]:
-    """Classifies image files of any size by a checkpoint of this program or of another one.
+    """Classifies image files, and all images below folders, as `predictions` does."""
+    options = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": on_error}
+    return list(predictions(checkpoint, find_images(images, notify), device, top=top, notify=notify, **options))  # type: ignore[arg-type]
 
-    An image that cannot be read has no prediction: `on_error` receives its path and the UserError. Without `on_error`
-    the UserError is raised. `num_heads` are the attention heads of weights that do not state them; `notify` receives a
-    note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that was
-    trained with erf GELU, which is noted.
+
+def require_top(top: int) -> None:
+    """Raises UserError unless `top` is a number of classes to name."""
+    if top < 1:
+        raise UserError(f"top {top}: give the number of classes to name for each image, 1 or more")
+
+
+def predictions(
+    checkpoint: str,
+    images: ImageList,
+    device: Device,
+    *,
+    top: int = 5,
+    trust_pickle: bool = False,
+    num_heads: Optional[int] = None,
+    on_error: Optional[OnError] = None,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done: None,
+) -> Iterator[Prediction]:
+    """Classifies image files of any size by a checkpoint of this program or of another one, a few hundred at a time.
+
+    The `top` most probable classes of each image are given, and `progress` receives the number of images that were
+    read. An image that cannot be read has no prediction: `on_error` receives its path and the UserError. Without
+    `on_error` the UserError is raised. `num_heads` are the attention heads of weights that do not state them; `notify`
+    receives a note on settings that had to be assumed. On IPUs GELU is computed in its tanh form, also for a model that
+    was trained with erf GELU, which is noted.
     """
+    require_top(top)
     weights = with_heads(read_weights(checkpoint, trust_pickle=trust_pickle, notify=notify), num_heads)
     description = describe(weights)
     to_probabilities = _activation(description, checkpoint)
@@ -62,32 +93,62 @@ def predict(
     for note in assumptions(checkpoint, description) + _changes_for(device, description.model, config.model):
         notify(f"note: {note}")
     require_runnable_on(config, device, training=False, allow_synthetic=True)
+    readable = _read_images(images, config, on_error, notify, progress)
+    first = next(readable, None)
+    if first is None:
+        return
+    with open_backend(config, device) as backend:
+        load_weights(backend, weights)
+        size = -(-CHUNK // backend.samples_per_call) * backend.samples_per_call
+        for paths, pixels in _chunks(itertools.chain([first], readable), size):
+            probabilities = to_probabilities(backend.predict(stack_images(pixels, config.data)))
+            if not probabilities.isfinite().all():
+                raise RunFailed(
+                    f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged"
+                )
+            yield from _best(paths, probabilities, description.classes, top)
+
+
+def _read_images(
+    images: ImageList, config: Config, on_error: Optional[OnError], notify: Notify, progress: Progress
+) -> Iterator[Tuple[str, np.ndarray]]:
+    """Yields the path and the pixels (3, S, S) uint8 of each image that can be read; notes the first dark one."""
     transform = EvalTransform(config.data, config.model.image_size)
-    pixels, dark = {}, None
-    for number, path in enumerate(images):
+    is_dark_noted = False
+    for done, path in enumerate(images, 1):
         try:
             picture = open_picture(path)
-            pixels[number] = transform(picture)
-            dark = dark or dark_image_note(picture)
+            pixels = transform(picture)
+            dark = None if is_dark_noted else dark_image_note(picture)
         except UserError as error:
             if on_error is None:
                 raise
             on_error(path, error)
-    if dark is not None:
-        notify(dark)
-    if not pixels:
-        return []
-    with open_backend(config, device) as backend:
-        load_weights(backend, weights)
-        probabilities = to_probabilities(backend.predict(stack_images(list(pixels.values()), config.data)))
-    if not probabilities.isfinite().all():
-        raise RunFailed(f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged")
+        else:
+            if dark is not None:
+                notify(dark)
+                is_dark_noted = True
+            yield path, pixels
+        progress(done)
+
+
+def _chunks(
+    readable: Iterator[Tuple[str, np.ndarray]], size: int
+) -> Iterator[Tuple[Tuple[str, ...], Tuple[np.ndarray, ...]]]:
+    """Yields the paths and the pixels of `size` images at a time; the last time, of those that are left."""
+    while True:
+        chunk = list(itertools.islice(readable, size))
+        if not chunk:
+            return
+        paths, pixels = zip(*chunk)
+        yield paths, pixels
+
+
+def _best(paths: Sequence[str], probabilities: Tensor, names: Sequence[str], top: int) -> Iterator[Prediction]:
+    """Yields the `top` most probable classes of each image, of probabilities (N, K)."""
     best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-    names = description.classes
-    return [
-        Prediction(images[number], tuple((names[label], value) for label, value in zip(labels, values)))
-        for number, labels, values in zip(pixels, best.indices.tolist(), best.values.tolist())
-    ]
+    for path, labels, values in zip(paths, best.indices.tolist(), best.values.tolist()):
+        yield Prediction(path, tuple((names[label], value) for label, value in zip(labels, values)))
 
 
 def _activation(description: ModelDescription, checkpoint: str) -> Callable[[Tensor], Tensor]:

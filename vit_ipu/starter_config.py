@@ -207,7 +207,7 @@ def _run(num_train: int, weights: Optional[StartingWeights], batch: int, kind: s
     epochs, each = _num_epochs(num_train, weights, batch, kind), max(num_train // batch, 1)
     every = each * ceil(epochs / 10)
     return [
-        _Line("epochs", epochs, f"passes over {num_train:,} images"),
+        _Line("epochs", epochs, f"passes over {counted(num_train, 'image')}"),
         _Line("evaluate_every", every, f"updates; an epoch has {counted(each, 'update')}"),
         _Line("keep_best", "top1", "keeps the checkpoint of the best evaluation, too"),
     ]

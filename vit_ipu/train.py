@@ -385,7 +385,8 @@ class RunLogger:
             return
         self._warned_of_overflow = True
         self.notify(
-            f"warning: float16 overflow: {count:,} values became 65504 at update {progress.update:,}, as on an IPU: "
+            f"warning: float16 overflow: {counted(count, 'value')} became 65504 at update "
+            f"{progress.update:,}, as on an IPU: "
             f"lower precision.loss_scale ({precision.loss_scale:g}), or optim.learning_rate if the scale is small; "
             f"{self._folder.metrics.name} counts the next ones"
         )

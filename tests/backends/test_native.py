@@ -126,7 +126,7 @@ NO_SMALLER_SIZE = [
     (16, 8, "train", "16 images: remove pipeline.native_micro_batch_size, so that smaller micro-batches are tried"),
     (None, 3, "train", "4 images: lower pipeline.micro_batch_size, or use --device cpu"),
     (16, 8, "predict", "16 images at a time: remove pipeline.native_micro_batch_size, so that fewer images are tried"),
-    (None, 0, "predict", "1 images at a time: use --device cpu"),
+    (None, 0, "predict", "1 image at a time: use --device cpu"),
 ]
 
 

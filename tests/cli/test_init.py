@@ -220,6 +220,22 @@ MISTAKES = {
         INIT,
         ["pictures.yaml exists and stays as it is"],
     ),
+    "the root of the file system": (None, ["init", "/"], ["/ is the root of the file system: give the folder that"]),
+    "an empty name": (None, ["init", ""], ["FOLDER '' is empty: give the folder that has"]),
+    "a wrong folder and an unknown device": (None, ["init", "nowhere", "--device", "gpu"], ["nowhere does not exist"]),
+    "a file and an output that exists": (
+        None,
+        ["init", "vit.safetensors", "--output", "vit.safetensors"],
+        ["vit.safetensors is a file: give the folder"],
+    ),
+    "class folders without images": (
+        lambda p: (
+            [(p / "bare" / name).mkdir(parents=True) for name in ("cat", "dog")]
+            + [(p / "bare" / "cat" / "notes.txt").touch()]
+        ),
+        ["init", "bare"],
+        ["no images below bare: expected bare/CLASS/*.jpg"],
+    ),
     "an unknown device": (None, ["init", "pictures", "--device", "gpu"], ["--device gpu: unknown", "cuda"]),
     "weights that are not there": (None, [*WITH_WEIGHTS, "no.safetensors"], ["--model: no checkpoint at no.safe"]),
     "a variant as weights": (None, [*WITH_WEIGHTS, "vit_base_patch16"], ["name of a shape", "leave --model out"]),
@@ -291,6 +307,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(monkeypatch, capsys, folder, n
     before = {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
     code, out, err = vit_ipu(monkeypatch, capsys, *command)
     assert code == 2, (out, err)
+    assert out == "" or command[0] != "init"
     assert err.startswith("vit-ipu: ")
     assert err.count("\n") == 1
     for text in expected:

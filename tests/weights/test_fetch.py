@@ -434,6 +434,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(agents), raising=False)
     download = functools.partial(huggingface_hub.hf_hub_download, endpoint=url)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("vit_ipu.weights.fetch.can_reach", lambda url: True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     new_sessions()
@@ -586,6 +587,7 @@ def test_other_failures_are_one_line(monkeypatch):
         raise RuntimeError("first\n\nsecond")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     refused("hf-hub:owner/name", "cannot fetch hf-hub:owner/name: first second")
 
 

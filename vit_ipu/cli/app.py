@@ -32,7 +32,7 @@ app = typer.Typer(
     name="vit-ipu",
     cls=_Commands,
     help="Fine-tune Vision Transformers over a pipeline of Graphcore IPUs, or with the same program on a GPU or a CPU.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -86,12 +86,14 @@ def plan(
     """Show the units of each IPU, batches, and predicted memory and time. Exits with 2 if PopTorch would refuse it."""
     from vit_ipu.cli.plan_output import print_plan, print_search
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_plan, describe_search, search_plans, write_candidates
+    from vit_ipu.plan import describe_plan, describe_search, require_free_folder, search_plans, write_candidates
 
     if (pod is not None or output is not None) and not search:
         raise ConfigError(f"--{'output' if pod is None else 'pod'} has no effect without --search: add --search")
     if search and hardware is not None and "," in hardware:
         raise ConfigError(f"--hardware {hardware}: --search is for one kind of IPU: give one, or leave out --search")
+    if output is not None:
+        require_free_folder(output)
     loaded = load_config(config, overrides or ())
     described = describe_plan(loaded, hardware)
     found = search_plans(loaded, hardware, pod) if search else None
@@ -115,7 +117,7 @@ def check(
     from vit_ipu.config_file import load_config
 
     report = check_config(load_config(config, overrides or ()))
-    print_check(make_console(as_json), config.name, report, as_json=as_json)
+    print_check(make_console(as_json), config.name or str(config), report, as_json=as_json)
     return None if report.accepted else 2
 
 

@@ -12,8 +12,9 @@ import typer
 from typing_extensions import Annotated
 
 from vit_ipu.cli.console import make_console, print_error
-from vit_ipu.cli.options import Json, NumHeads, Rescan, TrustPickle, require_folder, require_parent
+from vit_ipu.cli.options import Json, NumHeads, Rescan, TrustPickle
 from vit_ipu.cli.output import interrupted_pack, print_conversion, print_json, print_packed, print_verified
+from vit_ipu.cli.paths import require_folder, require_parent
 from vit_ipu.signals import INTERRUPTED
 
 
@@ -107,7 +108,7 @@ def pack(
     count = workers or os.cpu_count() or 1
     cache = ListingCache(rescan=rescan, notify=console.print)
     try:
-        with CountBar(console, "images", quiet=as_json) as bar:
+        with CountBar(console, "image", quiet=as_json) as bar:
             if verify:
                 counts = packing.verify(target, workers=count, progress=bar.show)
             else:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vit_ipu.data.packing.pack import PackedSplit
     from vit_ipu.evaluate import CheckpointEvaluation
     from vit_ipu.init import Started
-    from vit_ipu.predict import Prediction
     from vit_ipu.runs.folder import RunFolder
     from vit_ipu.train import Summary
     from vit_ipu.weights.read import Weights
@@ -54,6 +53,12 @@ def print_run_header(console: "Console", config: "Config", device: "Device", fol
     console.print(f"run folder {folder.path}")
 
 
+def print_notes(console: "Console", notes: Sequence[str]) -> None:
+    """Prints notes on settings of a config."""
+    for note in notes:
+        console.print(f"note: {note}")
+
+
 def print_summary(
     console: "Console", summary: "Summary", folder: "RunFolder", device: "Device", *, as_json: bool
 ) -> None:
@@ -70,7 +75,8 @@ def print_summary(
         )
     else:
         console.print(
-            f"top-1 {summary.evaluation.top1:.2f} % after {progress.update:,} updates, {summary.seconds:.0f} s in "
+            f"top-1 {summary.evaluation.top1:.2f} % after {counted(progress.update, 'update')}, "
+            f"{summary.seconds:.0f} s in "
             "this process"
         )
         best = best_update(folder.path)
@@ -78,7 +84,7 @@ def print_summary(
             console.print(f"the best evaluation is that of update {best:,}; {folder.path} now means its checkpoint")
         console.print(f"report {folder.report}")
     if not as_json and summary.overflows is not None:
-        console.print(f"float16 overflow: {summary.overflows:,} values became 65504")
+        console.print(f"float16 overflow: {counted(summary.overflows, 'value')} became 65504")
 
 
 def _summary_values(summary: "Summary", folder: "RunFolder", device: "Device") -> Dict[str, Any]:
@@ -127,11 +133,15 @@ def print_started(console: "Console", found: "Started", *, as_json: bool) -> Non
         values = dict(asdict(folder), config=str(found.path), model=found.model, device=found.device)
         print_json(dict(values, next=found.train_command))
         return
-    images = f"{folder.num_train:,} images to train on ({folder.fewest:,} to {folder.most:,} a class)"
-    console.print(f"{folder.path}: {len(folder.classes):,} classes, {images}, {folder.num_eval:,} held out")
+    images = f"{counted(folder.num_train, 'image')} to train on ({folder.fewest:,} to {folder.most:,} a class)"
+    console.print(
+        f"{folder.path}: {counted(len(folder.classes), 'class', 'classes')}, {images}, {folder.num_eval:,} held out"
+    )
     if folder.holdout is not None:
         console.print(f"held out: {100 * folder.holdout:g} % of each class, chosen by the names of the files")
-    console.print(f"median size: {folder.width} x {folder.height} pixels, of {folder.num_probed:,} images looked at")
+    console.print(
+        f"median size: {folder.width} x {folder.height} pixels, of {counted(folder.num_probed, 'image')} looked at"
+    )
     if folder.unreadable:
         console.print(
             f"{len(folder.unreadable)} of {folder.num_probed:,} cannot be read and are left out in training "
@@ -223,23 +233,17 @@ def print_evaluation(console: "Console", found: "CheckpointEvaluation", device: 
         print_json(dict(evaluation.figures, **_by_class(found), skipped=list(found.skipped), **run))
         return
     console.print(f"top-1 {evaluation.top1:.2f} %, top-5 {evaluation.top5:.2f} %, loss {evaluation.loss:.4f}")
-    console.print(f"{evaluation.num_images:,} images, {found.checkpoint}")
+    console.print(f"{counted(evaluation.num_images, 'image')}, {found.checkpoint}")
 
 
-def print_predictions(
-    predictions: "List[Prediction]", unreadable: Dict[str, str], device: "Device", *, as_json: bool
+def print_prediction_file(
+    console: "Console", path: Path, count: int, unreadable: Dict[str, str], device: "Device", *, as_json: bool
 ) -> None:
-    """Prints classes with probabilities; `unreadable` has the errors of the images without a prediction, by path."""
+    """Prints the file that predictions were written to, and their number; the JSON has the errors of other images."""
     if as_json:
-        rows = [
-            {"image": p.path, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions
-        ]
-        print_json({"predictions": rows, "unreadable": unreadable, **device.facts})
-        return
-    for prediction in predictions:
-        print(message(prediction.path))
-        for name, probability in prediction.classes:
-            print(f"  {100 * probability:6.2f} %  {message(name)}")
+        print_json({"output": str(path), "num_images": count, "unreadable": unreadable, **device.facts})
+    else:
+        console.print(f"{path}: predictions for {counted(count, 'image')}")
 
 
 # ------------------------------------------------------------------------------- compile, benchmark
@@ -259,11 +263,11 @@ def print_check(console: "Console", name: str, report: "CheckReport", *, as_json
     if report.violations or report.findings():
         console.print()
     for program in report.programs:
-        what = f"{program.num_operations:,} operations of {program.num_kinds} kinds"
+        what = f"{counted(program.num_operations, 'operation')} of {counted(program.num_kinds, 'kind')}"
         console.print(f"{program.name}: {what}, {counted(len(program.refused), 'place')} refused")
         if program.stopped is not None:
             _print_wrapped(console, "not judged to its end: ", program.stopped)
-    console.print(f"settings: {report.num_rules} rules, {len(report.violations)} violated")
+    console.print(f"settings: {counted(report.num_rules, 'rule')}, {len(report.violations)} violated")
     verdict = "would accept" if report.accepted else "would refuse"
     _print_wrapped(console, "", f"PopTorch {verdict} {name}. Only PopTorch and an IPU can tell {report.not_checked}.")
 
@@ -316,7 +320,7 @@ def print_throughput(
     fast, slow = found.quartiles
     console.print(
         f"{found.images_per_second:,.1f} images/s ({how}; quartiles {slow:,.1f} and {fast:,.1f} of "
-        f"{len(found.seconds)} host steps of {found.samples_per_step:,} images)"
+        f"{counted(len(found.seconds), 'host step')} of {counted(found.samples_per_step, 'image')})"
     )
     if found.matrix_rate is not None and found.share_of_matrix_rate is not None:
         memory = "" if found.peak_bytes is None else f"; peak memory {found.peak_bytes / 2**30:.1f} GiB"
@@ -342,7 +346,8 @@ def print_conversion(
         print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes, assumed=assumed))
     else:
         console.print(
-            f"{weights.source} ({weights.origin}, {num_parameters:,} parameters, {weights.num_classes} classes) "
+            f"{weights.source} ({weights.origin}, {counted(num_parameters, 'parameter')}, "
+            f"{counted(weights.num_classes, 'class', 'classes')}) "
             f"written as {to} to {target}{f' and uploaded as {push}' if push else ''}"
         )
 
@@ -376,7 +381,8 @@ def print_packed(console: "Console", target: Path, packed: "Dict[str, PackedSpli
     for name, split in packed.items():
         where = " (their paths are in index.json)" if split.skipped else ""
         console.print(
-            f"{target / name}: {split.samples:,} images in {split.shards} shards ({split.kept} kept), "
+            f"{target / name}: {counted(split.samples, 'image')} in "
+            f"{counted(split.shards, 'shard')} ({split.kept} kept), "
             f"{split.bytes / 1e6:.1f} MB, {len(split.skipped)} skipped{where}"
         )
 
@@ -387,7 +393,7 @@ def print_verified(console: "Console", target: Path, counts: Dict[str, int], *, 
         print_json({"target": str(target), "verified": counts})
         return
     for name, count in counts.items():
-        console.print(f"{target / name}: {count:,} images in shards that match their checksums")
+        console.print(f"{target / name}: {counted(count, 'image')} in shards that match their checksums")
 
 
 def interrupted_pack(error: BaseException, *, verify: bool) -> str:

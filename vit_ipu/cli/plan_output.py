@@ -45,28 +45,28 @@ def _print_batches(plan: Dict[str, Any]) -> None:
     for ipu, units in enumerate(plan["placement"]):
         print(f"IPU {ipu}: {', '.join(units)}")
     print()
-    print(f"{plan['num_ipus']} IPUs = {plan['ipus_per_replica']} a replica x {plan['replication_factor']} replicas")
+    replicas = counted(plan["replication_factor"], "replica")
+    print(f"{counted(plan['num_ipus'], 'IPU')} = {plan['ipus_per_replica']} a replica x {replicas}")
     print(batches.equation)
     print(
         f"host step {plan['samples_per_step']:,} = global batch {plan['global_batch_size']:,} x device iterations "
         f"{plan['device_iterations']}"
     )
     _print_wrapped(
-        f"{plan['stages']} stages in training, {plan['cycles_per_update']:,} cycles an update: with ramp-up and "
-        f"ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
+        f"{counted(plan['stages'], 'stage')} in training, {counted(plan['cycles_per_update'], 'cycle')} an update: "
+        f"with ramp-up and ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
     )
 
 
 def _print_evaluation(plan: Dict[str, Any]) -> None:
-    print(f"evaluation {plan['evaluation_samples_per_step']:,} images per inference call")
+    print(f"evaluation {counted(plan['evaluation_samples_per_step'], 'image')} per inference call")
     layout = [plan["placement"], plan["replication_factor"]]
     if layout != [plan["evaluation_placement"], plan["evaluation_replication_factor"]]:
         for ipu, units in enumerate(plan["evaluation_placement"]):
             print(f"evaluation IPU {ipu}: {', '.join(units)}")
-        print(
-            f"evaluation {plan['evaluation_num_ipus']} IPUs = {len(plan['evaluation_placement'])} a replica x "
-            f"{plan['evaluation_replication_factor']} replicas"
-        )
+        replicas = counted(plan["evaluation_replication_factor"], "replica")
+        ipus = counted(plan["evaluation_num_ipus"], "IPU")
+        print(f"evaluation {ipus} = {len(plan['evaluation_placement'])} a replica x {replicas}")
 
 
 def _print_memory(plan: Dict[str, Any]) -> None:

@@ -3,33 +3,75 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vit_ipu.text import counted
+
 _SECONDS_BETWEEN_LINES = 10.0
+_UNBOUNDED = 10_000
+"""Columns of a terminal on which every layout has room."""
+
+
+class _FittingProgress(Progress):
+    """Progress bar with as much as the terminal has room for, also after its width has changed."""
+
+    def __init__(self, layouts: Sequence[Sequence[Any]], console: Console, *, disable: bool) -> None:
+        """`layouts` are the columns to show, widest first; the last one is taken if none has room."""
+        super().__init__(console=console, disable=disable)
+        self._layouts = layouts
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if not self.tasks:  # also while the base class is being made
+            return
+        for layout in self._layouts:
+            self.columns = tuple(layout)
+            table = self.make_tasks_table(self.tasks)
+            unbounded = self.console.options.update(max_width=_UNBOUNDED)
+            if Measurement.get(self.console, unbounded, table).maximum <= self.console.width:
+                break
+        yield table
+
+
+def _training_layouts() -> Sequence[Sequence[Any]]:
+    update, counts, left = TextColumn("update"), MofNCompleteColumn(), TextColumn("left")
+    elapsed, remaining = TimeElapsedColumn(), TimeRemainingColumn()
+    loss, rate = TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("lr {task.fields[learning_rate]:.2e}")
+    speed = TextColumn("{task.fields[images_per_second]:,.0f} images/s")
+    short_loss, short_speed = (
+        TextColumn("{task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[images_per_second]:,.0f}/s"),
+    )
+    return (
+        (update, counts, BarColumn(bar_width=24), loss, rate, speed, elapsed, left, remaining),
+        (update, counts, BarColumn(bar_width=12), loss, speed, left, remaining),
+        (counts, loss, speed, left, remaining),
+        (counts, loss, short_speed, remaining),
+        (counts, short_loss, short_speed, remaining),
+    )
+
+
+def _counting_layouts(noun: str) -> Sequence[Sequence[Any]]:
+    what, counts, left = TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("left")
+    units, elapsed, remaining = TextColumn(f"{noun}s"), TimeElapsedColumn(), TimeRemainingColumn()
+    return (
+        (what, counts, BarColumn(bar_width=24), units, elapsed, left, remaining),
+        (what, counts, BarColumn(bar_width=12), units, left, remaining),
+        (what, counts, left, remaining),
+        (what, counts, remaining),
+    )
 
 
 class TrainingBar:
-    """TrainingDisplay with updates done, loss, learning rate, images per second and time left."""
+    """TrainingDisplay with updates done, loss, images per second, time left and, if there is room, learning rate."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total, self._last_line = 0, 0.0
-        self._bar = Progress(
-            TextColumn("update"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("lr {task.fields[learning_rate]:.2e}"),
-            TextColumn("{task.fields[images_per_second]:,.0f} images/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = _FittingProgress(_training_layouts(), console, disable=not console.is_terminal)
         self._task: Any = None
 
     def start(self, total_updates: int, *, done: int) -> None:
@@ -60,20 +102,10 @@ class TrainingBar:
 class CountBar:
     """Progress bar with the number of items of each kind that are done, and the time left."""
 
-    def __init__(self, console: Console, unit: str, *, quiet: bool = False) -> None:
-        self._console, self._unit, self._quiet = console, unit, quiet
+    def __init__(self, console: Console, noun: str, *, quiet: bool = False) -> None:
+        self._console, self._noun, self._quiet = console, noun, quiet
         self._last_line = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
+        self._bar = _FittingProgress(_counting_layouts(noun), console, disable=quiet or not console.is_terminal)
         self._tasks: Dict[str, Any] = {}
 
     def __enter__(self) -> CountBar:
@@ -91,5 +123,5 @@ class CountBar:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES and not (self._quiet or self._console.is_terminal):
             self._last_line = now
-            text = f"{what}: {done:,} of {total:,} {self._unit}"
+            text = f"{what}: {done:,} of {counted(total, self._noun)}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)

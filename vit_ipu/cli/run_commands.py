@@ -4,8 +4,8 @@ Each command makes its heavy imports itself, so that the program starts quickly.
 on Python 3.8 typer cannot resolve Annotated in a postponed annotation.
 """
 
-import os
-from contextlib import ExitStack, suppress
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -22,20 +22,18 @@ from vit_ipu.cli.options import (
     Overrides,
     Rescan,
     TrustPickle,
-    is_first_instance,
-    prepare,
-    require_parent,
 )
 from vit_ipu.cli.output import (
     print_compilation,
     print_evaluation,
-    print_predictions,
+    print_notes,
+    print_prediction_file,
     print_run_header,
     print_summary,
     print_throughput,
     write_predictions,
 )
-from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.cli.paths import output_of_run, require_parent
 from vit_ipu.signals import INTERRUPTED, exit_code_of_stopped_run
 
 if TYPE_CHECKING:
@@ -62,18 +60,22 @@ def train(
     as_json: Json = False,
 ) -> Optional[int]:
     """Train or fine-tune, evaluate, and write a run folder."""
+    from vit_ipu.cli.preparation import is_first_instance, prepare, report_if_failed
     from vit_ipu.cli.progress import TrainingBar
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.report.page import write_report
     from vit_ipu.train import earlier_run_replaced, open_run_folder
     from vit_ipu.train import train as run
 
     console = make_console(as_json, keep_going=True)
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics)
+    loaded = load_config(config, overrides or ())
+    path = output_of_run(config, output, resume=resume, restart=restart)
+    resolved, notes = prepare(loaded, device, numerics=numerics, initial_weights=not resume)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
-    path = output or default_output(config, resume=resume, restart=restart)
-    if not is_first_instance(loaded, resolved):
+    console.quiet = not is_first_instance(loaded, resolved)
+    if console.quiet:
         _train_beside_the_first(loaded, resolved, path, options)
         return None
     changes = allow_config_change or ()
@@ -84,16 +86,13 @@ def train(
             open_run_folder(path, loaded, resume=resume, allowed_changes=changes, notify=console.print)
         )
         try:
+            print_notes(console, notes)
             print_run_header(console, loaded, resolved, folder)
-            summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
+            with report_if_failed(folder):
+                summary = run(loaded, resolved, folder, display=TrainingBar(console), **options)
         except KeyboardInterrupt:
             print_error(f"stopped at once; the last checkpoint is {folder.newest_checkpoint() or 'none'}")
             return INTERRUPTED
-        except RunFailed:
-            if os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun may be about to end this process
-                with suppress(UserError, OSError):  # the error of the run matters more
-                    write_report(folder)
-            raise
     write_report(folder)
     print_summary(console, summary, folder, resolved, as_json=as_json)
     return exit_code_of_stopped_run(summary.stopped_by) if summary.interrupted else None
@@ -107,18 +106,15 @@ def _train_beside_the_first(config: "Config", device: "Device", path: Path, opti
     run(config, device, RunFolder(path), **options)
 
 
-def default_output(config: Path, *, resume: bool, restart: bool = False) -> Path:
-    """Returns runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume or restart, the last that exists."""
-    paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
-    taken = [path for path in paths if (path / "config.yaml").exists()]
-    if resume or restart:
-        return taken[-1] if taken else paths[0]
-    return next(path for path in paths if path not in taken)
-
-
 def evaluate(
     config: ConfigPath,
-    checkpoint: Annotated[str, typer.Option(help="A run, a checkpoint, or weights of any known naming.")],
+    checkpoint: Annotated[
+        Optional[str],
+        typer.Option(
+            help="A run, a checkpoint, or weights of any known naming. If CONFIG is a run folder: its best checkpoint, "
+            "or else its last one, if not given."
+        ),
+    ] = None,
     device: DeviceName = "auto",
     numerics: Numerics = None,
     overrides: Overrides = None,
@@ -133,6 +129,8 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5 and mean loss. Each held-out image counts exactly once."""
     from vit_ipu.backends.build import require_one_process
+    from vit_ipu.cli.preparation import checkpoint_to_evaluate, is_first_instance, prepare
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.evaluate import evaluate as run
 
@@ -140,14 +138,17 @@ def evaluate(
     if predictions is not None:
         require_one_process("evaluate --predictions")
         require_parent(predictions, "--predictions")
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics, training=False)
-    is_first = is_first_instance(loaded, resolved)
+    loaded = load_config(config, overrides or ())
+    resolved, notes = prepare(loaded, device, numerics=numerics, training=False)
+    weights = checkpoint_to_evaluate(config, checkpoint)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     cache = ListingCache(rescan=rescan, notify=console.print)
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
-    found = run(loaded, resolved, checkpoint, notify=console.print, **options)
+    found = run(loaded, resolved, weights, notify=console.print, **options)
     if predictions is not None:
         write_predictions(predictions, found, console.print)
-    if is_first:
+    if not console.quiet:
         print_evaluation(console, found, resolved, as_json=as_json)
 
 
@@ -155,18 +156,31 @@ def predict(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, or weights of any known naming.")
     ],
-    images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[List[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of images.")],
     device: DeviceName = "auto",
     numerics: Numerics = None,
     trust_pickle: TrustPickle = False,
     num_heads: NumHeads = None,
+    output: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Write the predictions to a file .csv or .json.")
+    ] = None,
     as_json: Json = False,
 ) -> Optional[int]:
     """Print the five most probable classes of each image. The exit code is 2 if an image cannot be read."""
     from vit_ipu.backends.build import require_one_process, resolve_device
-    from vit_ipu.predict import predict as run
+    from vit_ipu.cli.prediction_output import open_writer, require_prediction_file
+    from vit_ipu.cli.progress import CountBar
+    from vit_ipu.data.sources.image_list import find_images
+    from vit_ipu.predict import predictions
+    from vit_ipu.weights.fetch import require_source
 
     require_one_process("predict")
+    if output is not None:
+        require_prediction_file(output)
+    resolved = resolve_device(device, numerics=numerics)
+    require_source(checkpoint)
+    console = make_console(as_json)
+    found = find_images(images, console.print)
     unreadable: Dict[str, str] = {}
 
     def leave_out(path: str, error: Exception) -> None:
@@ -174,10 +188,15 @@ def predict(
         print_error(unreadable[path])
 
     options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "on_error": leave_out}
-    notify = make_console(as_json).print
-    resolved = resolve_device(device, numerics=numerics)
-    found = run(checkpoint, images, resolved, notify=notify, **options)
-    print_predictions(found, unreadable, resolved, as_json=as_json)
+    shows_text = output is None and not as_json
+    with CountBar(console, "image", quiet=shows_text) as bar:
+        options["progress"] = lambda done: bar.show("predict", done, len(found))
+        with open_writer(output, stdout=sys.stdout, as_json=as_json) as writer:
+            for prediction in predictions(checkpoint, found, resolved, notify=console.print, **options):
+                writer.write(prediction)
+            writer.end(unreadable, resolved.facts)
+    if output is not None:
+        print_prediction_file(console, output, len(found) - len(unreadable), unreadable, resolved, as_json=as_json)
     return 2 if unreadable else None
 
 
@@ -192,11 +211,16 @@ def compile(
     as_json: Json = False,
 ) -> None:
     """Compile the programs of training and evaluation into the executable cache."""
+    from vit_ipu.cli.preparation import is_first_instance, prepare
     from vit_ipu.compile import compile_program
+    from vit_ipu.config_file import load_config
 
     console = make_console(as_json)
-    options: Dict[str, Any] = {"numerics": numerics, "offline": offline, "allow_synthetic": True}
-    loaded, resolved = prepare(config, device, overrides, console, **options)
+    loaded = load_config(config, overrides or ())
+    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": False}
+    resolved, notes = prepare(loaded, device, numerics=numerics, **options)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     seconds = compile_program(loaded, resolved, offline=offline)
     print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
@@ -218,12 +242,16 @@ def benchmark(
 ) -> None:
     """Measure the throughput of the training step."""
     from vit_ipu.benchmark import benchmark as run
+    from vit_ipu.cli.preparation import is_first_instance, prepare
+    from vit_ipu.config_file import load_config
     from vit_ipu.data.sources.listing import ListingCache
 
     console = make_console(as_json)
-    loaded, resolved = prepare(config, device, overrides, console, numerics=numerics, allow_synthetic=True)
-    is_first = is_first_instance(loaded, resolved)
+    loaded = load_config(config, overrides or ())
+    resolved, notes = prepare(loaded, device, numerics=numerics, allow_synthetic=True, images=real_data)
+    console.quiet = not is_first_instance(loaded, resolved)
+    print_notes(console, notes)
     cache = ListingCache(rescan=rescan, notify=console.print)
     found = run(loaded, resolved, steps=steps, burn_in=burn_in, real_data=real_data, cache=cache)
-    if is_first:
+    if not console.quiet:
         print_throughput(console, loaded, resolved, found, as_json=as_json)

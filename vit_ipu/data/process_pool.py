@@ -11,7 +11,7 @@ from typing import Any, Callable, Generator, Iterator, List, Sequence, Set, Tupl
 
 from vit_ipu.errors import RunFailed
 from vit_ipu.signals import HeldSignals, end_with_parent, ignore_in_worker
-from vit_ipu.text import reason_of
+from vit_ipu.text import counted, reason_of
 
 _POLL_SECONDS = 0.5
 
@@ -94,7 +94,7 @@ def processes(count: int, *, shared: Any = None, remedy: str = "") -> Iterator[P
 
 
 def _cannot_start(count: int, error: Exception, remedy: str) -> RunFailed:
-    return RunFailed(f"cannot start {count} processes: {reason_of(error)}{remedy}")
+    return RunFailed(f"cannot start {counted(count, 'process', 'processes')}: {reason_of(error)}{remedy}")
 
 
 # --------------------------------------------------------------------------------- in the processes

@@ -21,7 +21,7 @@ from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
-from vit_ipu.text import Notify, escaped, reason_of
+from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.weights.native import best_update
 
 _MOST_SKIPPED = 50
@@ -101,7 +101,7 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
         rows.append(("Training loss", f"{last['loss']:.4f}"))
     overflows = sum_of_overflows(metrics)
     if overflows is not None:
-        rows.append(("Float16 overflows", f"{overflows:,} values became 65504"))
+        rows.append(("Float16 overflows", f"{counted(overflows, 'value')} became 65504"))
     return rows
 
 

@@ -26,7 +26,7 @@ from vit_ipu.files import (
     write_checksums,
     written_whole,
 )
-from vit_ipu.text import Notify
+from vit_ipu.text import Notify, counted
 from vit_ipu.weights.native import (
     CONFIG,
     MODEL,
@@ -226,7 +226,8 @@ def load_resumable(
     if before is None or (before.num_train, saved.classes) != (now.num_train, description.classes):
         count, names = 0 if before is None else before.num_train, description.classes
         raise CheckpointError(
-            f"{checkpoint} was trained on {count:,} images of {len(saved.classes)} classes ({saved.classes[0]}, ...), "
+            f"{checkpoint} was trained on {counted(count, 'image')} of "
+            f"{counted(len(saved.classes), 'class', 'classes')} ({saved.classes[0]}, ...), "
             f"but data.path holds {now.num_train:,} of {len(names)} ({names[0]}, ...): give the same images"
         )
     if len({before.labels_sha256, now.labels_sha256} - {None}) > 1:

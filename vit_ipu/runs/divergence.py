@@ -16,6 +16,7 @@ from vit_ipu.config import Config
 from vit_ipu.files import remove, sync_entry, write_whole
 from vit_ipu.runs.checkpoint import Progress
 from vit_ipu.runs.folder import RunFolder
+from vit_ipu.text import counted
 from vit_ipu.weights.native import PREFIX, checkpoints_in
 
 ASIDE = "diverged-"
@@ -35,7 +36,7 @@ def problem_of_loss(result: StepResult, config: Config) -> Optional[str]:
     if factor is not None and max(result.losses) > factor * guess:
         return (
             f"the loss is {max(result.losses):.4g}, above run.max_loss_factor {factor:g} times {guess:.4g}, the loss "
-            f"of a guess among {num_classes:,} classes"
+            f"of a guess among {counted(num_classes, 'class', 'classes')}"
         )
     return None
 

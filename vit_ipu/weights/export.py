@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
-from vit_ipu.files import write_checksums, written_whole
+from vit_ipu.files import place_problem, write_checksums, written_whole
 from vit_ipu.text import Notify
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
@@ -170,6 +170,9 @@ def check_target(target: Path, to: str, features: bool) -> None:
         )
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is already there: give another name")
+    problem = place_problem(target)
+    if problem is not None:
+        raise UserError(f"{target} cannot be made: {problem}: give another path")
     suffixes = _FILE_SUFFIXES[to]
     if to not in _FOLDERS and target.suffix not in suffixes:
         raise UserError(f"{target}: a {to} file ends in {' or '.join(suffixes)}")

@@ -19,6 +19,7 @@ from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
 from vit_ipu.text import reason_of
 from vit_ipu.weights.choose import WEIGHT_FILES, WEIGHT_SUFFIXES, is_index, weight_map
+from vit_ipu.weights.network import can_reach
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 _MAX_DOWNLOAD = 32 << 30
@@ -49,25 +50,64 @@ def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str],
 
     `notify` is called with a line about each download.
     """
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
-    pinned = sha256.lower() if sha256 is not None else None
-    scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
+    pinned = _checked_sha256(sha256)
+    scheme = _scheme_of(source)
     if scheme is None:
         return _from_disk(source, pinned)
-    if scheme.group() == "hf-hub:":
+    if scheme == "hf-hub:":
         return _from_hub(source, pinned)
-    if scheme.group().lower() != "https://":
+    _check_address(source, scheme, pinned)
+    assert pinned is not None
+    return Located(_downloaded(source, pinned, notify), verified=True)
+
+
+def require_source(source: str, *, sha256: Optional[str] = None) -> None:
+    """Raises CheckpointError if a source cannot be read as far as its name tells: a file is missing, or an address is
+    not https, has no sha256, or is not that of a repository. Nothing is read or fetched."""
+    pinned = _checked_sha256(sha256)
+    location, _ = split_part(source)
+    scheme = _scheme_of(location)
+    if scheme is None:
+        _existing_path(location)
+    elif scheme == "hf-hub:":
+        _repository_and_revision(location)
+    else:
+        _check_address(location, scheme, pinned)
+
+
+def _checked_sha256(sha256: Optional[str]) -> Optional[str]:
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise CheckpointError(f"sha256 {sha256!r} is not 64 hexadecimal digits: see sha256sum FILE")
+    return sha256.lower() if sha256 is not None else None
+
+
+def _scheme_of(source: str) -> Optional[str]:
+    """Returns the scheme of an address, such as `https://`; None for a path."""
+    scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
+    return None if scheme is None else scheme.group().lower()
+
+
+def _check_address(source: str, scheme: str, pinned: Optional[str]) -> None:
+    if scheme != "https://":
         raise CheckpointError(f"cannot fetch {source}: use https:// or a local path")
     if pinned is None:
         raise CheckpointError(f"cannot fetch {source} without its sha256: give model.init_sha256 (or --sha256)")
-    return Located(_downloaded(source, pinned, notify), verified=True)
 
 
 # --------------------------------------------------------------------------------------------- disk
 
 
 def _from_disk(source: str, pinned: Optional[str]) -> Located:
+    path = _existing_path(source)
+    if pinned is not None:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder: a sha256 pins a file, so name its file of weights")
+        _check_sha256(path, pinned)
+    return Located(path, verified=pinned is not None)
+
+
+def _existing_path(source: str) -> Path:
+    """Returns the path of a source on the disk. Raises CheckpointError if it does not exist."""
     try:
         path = expand_home(source)
         exists = path.exists()
@@ -77,11 +117,7 @@ def _from_disk(source: str, pinned: Optional[str]) -> Located:
         raise CheckpointError(f"cannot read {source}: {reason_of(error)}") from None
     if not exists:
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
-    if pinned is not None:
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder: a sha256 pins a file, so name its file of weights")
-        _check_sha256(path, pinned)
-    return Located(path, verified=pinned is not None)
+    return path
 
 
 def _check_sha256(path: Path, pinned: str) -> None:
@@ -174,10 +210,7 @@ def _open_url(url: str) -> Any:
 
 def _from_hub(source: str, pinned: Optional[str]) -> Located:
     """Returns the snapshot folder of a repository in huggingface_hub's cache, with its config and its weights."""
-    match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
-    if match is None:
-        raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
-    repository = _Repository(source, match.group(1), match.group(2))
+    repository = _Repository(source, *_repository_and_revision(source))
     for name in _DESCRIPTIONS:
         repository.fetch(name)
     weights = next((path for path in map(repository.fetch, WEIGHT_FILES) if path is not None), None)
@@ -194,6 +227,13 @@ def _from_hub(source: str, pinned: Optional[str]) -> Located:
     return Located(weights.parent, verified=pinned is not None)
 
 
+def _repository_and_revision(source: str) -> Tuple[str, Optional[str]]:
+    match = re.fullmatch(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
+        raise CheckpointError(f"{source} is not of the form hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION")
+    return match.group(1), match.group(2)
+
+
 class _Repository:
     """A repository of the Hugging Face Hub, of which all files come from one commit."""
 
@@ -206,18 +246,20 @@ class _Repository:
             raise CheckpointError(f"{source} needs the extra hub: pip install 'vit-ipu[hub]'") from None
         self._hub: Any = huggingface_hub
         self._source, self._name, self._revision = source, name, revision
+        self._cache_only = self._is_offline or not can_reach(huggingface_hub.constants.ENDPOINT)
 
     def fetch(self, name: str) -> Optional[Path]:
         """Returns the path of a file in the cache; None if the repository (offline: the cache) lacks the file."""
         errors = self._hub.errors
         try:
-            path = Path(self._hub.hf_hub_download(self._name, name, revision=self._revision))
+            options = {"local_files_only": True} if self._cache_only else {}
+            path = Path(self._hub.hf_hub_download(self._name, name, revision=self._revision, **options))
         except errors.LocalEntryNotFoundError as error:
             if self._is_offline or self._is_known_to_lack(name):
                 return None
             raise CheckpointError(
                 f"cannot reach the Hugging Face Hub for {name} of {self._source}, and the cache "
-                f"{self._hub.constants.HF_HUB_CACHE} lacks it: check the network"
+                f"{self._hub.constants.HF_HUB_CACHE} lacks it: check the network, or give a file or folder of weights"
             ) from error
         except errors.EntryNotFoundError:
             return None

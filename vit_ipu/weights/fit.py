@@ -10,7 +10,7 @@ from torch import Tensor
 from vit_ipu.backends.contract import Backend
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.errors import CheckpointError
-from vit_ipu.text import Notify
+from vit_ipu.text import Notify, counted
 from vit_ipu.weights.describe import assumptions_of_config
 from vit_ipu.weights.native import ONE_CLASS
 from vit_ipu.weights.position_embeddings import resize_pos_embed
@@ -97,7 +97,7 @@ def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, n
     classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
     found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
     if found != classes:
-        notify(f"the head is new, for {classes} classes: the weights have {found}")
+        notify(f"the head is new, for {counted(classes, 'class', 'classes')}: the weights have {found}")
         tensors = _without(tensors, "head.")
     if (features in tensors) != (features in own):
         what = "dropped: model.representation_size is null" if features in tensors else "new, and so is the head"

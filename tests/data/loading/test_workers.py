@@ -371,7 +371,7 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_no_process_behin
         [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
     assert done.stdout == (
-        "cannot start 8 processes that load images: Too many open files; lower data.num_workers []\n"
+        "cannot start 8 processes to load images: Too many open files; lower data.num_workers []\n"
     ), done.stderr
     assert done.stderr == ""
 
@@ -397,7 +397,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_leaves_no_process_behin
         [sys.executable, "-c", THREADLESS], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == (
-        "cannot start 3 processes that load images: can't start new thread; lower data.num_workers []\n",
+        "cannot start 3 processes to load images: can't start new thread; lower data.num_workers []\n",
         "",
     )
 

@@ -29,6 +29,7 @@ from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
 from vit_ipu.optim import freeze, parameter_groups, set_learning_rate
 from vit_ipu.step import InferenceStep, TrainingStep
+from vit_ipu.text import counted
 
 
 class NativeBackend:
@@ -186,12 +187,16 @@ class NativeBackend:
         smaller = [other for other in merged_sizes(pipeline, self.instances.count) if other < size]
         if self.instances.count > 1:  # the other processes are waiting for this one's gradients
             remedy = f"set pipeline.native_micro_batch_size to less than {size}"
-            raise RunFailed(f"{self._device}: out of memory with micro-batches of {size} images: {remedy}") from error
+            raise RunFailed(
+                f"{self._device}: out of memory with micro-batches of {counted(size, 'image')}: {remedy}"
+            ) from error
         if pipeline.native_micro_batch_size is not None or not smaller:
             remedy = "lower pipeline.micro_batch_size, or use --device cpu"
             if pipeline.native_micro_batch_size is not None:
                 remedy = "remove pipeline.native_micro_batch_size, so that smaller micro-batches are tried"
-            raise RunFailed(f"{self._device}: out of memory with micro-batches of {size} images: {remedy}") from error
+            raise RunFailed(
+                f"{self._device}: out of memory with micro-batches of {counted(size, 'image')}: {remedy}"
+            ) from error
         self.micro_batch_size = smaller[-1]
 
     # ---------------------------------------------------------------------------------- inference

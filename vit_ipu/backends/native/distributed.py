@@ -23,7 +23,7 @@ from torch import Tensor
 from vit_ipu.backends.contract import Instances
 from vit_ipu.backends.native.lifeline import Lifeline
 from vit_ipu.errors import DeviceError, RunFailed
-from vit_ipu.text import shortened
+from vit_ipu.text import counted, shortened
 
 _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, which may be compiling or reading slow disks."""
@@ -88,7 +88,8 @@ def local_device(kind: str) -> torch.device:
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= gpus:
         raise DeviceError(
-            f"torchrun has started {local + 1} or more processes on a host with {gpus} GPUs: use --nproc-per-node "
+            f"torchrun has started {local + 1} or more processes on a host with "
+            f"{counted(gpus, 'GPU')}: use --nproc-per-node "
             f"{gpus}"
         )
     device = torch.device("cuda", local)

@@ -12,6 +12,7 @@ from vit_ipu.config import Config
 from vit_ipu.errors import RunFailed
 from vit_ipu.model_cost import forward_flops
 from vit_ipu.step import InferenceStep
+from vit_ipu.text import counted
 
 _WORTH_COMPILING = 1e16
 """Multiply-accumulates after which compiling has paid for itself: on an H200 it takes 15 s, and then saves a quarter
@@ -50,7 +51,9 @@ class Predictor:
         elif size > 1:
             self.batch_size = size // 2
             return
-        raise RunFailed(f"{self._device}: out of memory in predicting {size} images at a time: {remedy}") from error
+        raise RunFailed(
+            f"{self._device}: out of memory in predicting {counted(size, 'image')} at a time: {remedy}"
+        ) from error
 
     def _pays(self) -> bool:
         choice = self._config.precision.torch_compile

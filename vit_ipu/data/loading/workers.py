@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.signals import end_with_parent, ignore_in_worker
-from vit_ipu.text import reason_of
+from vit_ipu.text import counted, reason_of
 
 Entry = Tuple[int, int]
 """The epoch and the index of an image."""
@@ -61,11 +61,13 @@ class Buffer:
             except RuntimeError as error:  # torch's error if /dev/shm is full, or a limit is reached
                 if os.strerror(errno.EMFILE) in str(error):
                     raise RunFailed(
-                        f"no shared memory for a host step of {count:,} images: {os.strerror(errno.EMFILE)}; raise the "
+                        f"no shared memory for a host step of {counted(count, 'image')}: "
+                        f"{os.strerror(errno.EMFILE)}; raise the "
                         "limit (ulimit -n), or set data.num_workers: 0"
                     ) from None
                 raise RunFailed(
-                    f"no shared memory for a host step of {count:,} images: make /dev/shm larger (a container's "
+                    f"no shared memory for a host step of {counted(count, 'image')}: make /dev/shm "
+                    "larger (a container's "
                     f"--shm-size), or set data.num_workers: 0 ({str(error).splitlines()[0]})"
                 ) from None
         return cls(images, labels)
@@ -276,7 +278,8 @@ class _Pool:
                 self._processes = self._started_beside(others)
         if problem:
             raise RunFailed(
-                f"cannot start {self._num_workers} processes that load images: {problem}; lower data.num_workers"
+                f"cannot start {counted(self._num_workers, 'process', 'processes')} to load "
+                f"images: {problem}; lower data.num_workers"
             )
 
     @staticmethod

@@ -56,8 +56,8 @@ from vit_ipu.data.sources.shard_index import (
     require_index,
 )
 from vit_ipu.errors import DataError, PackInterrupted, UserError
-from vit_ipu.files import write_whole
-from vit_ipu.text import and_more, single_line
+from vit_ipu.files import place_problem, write_whole
+from vit_ipu.text import and_more, counted, single_line
 
 SPLITS = {"train": "train", "eval": "val"}
 """The folder name of each split."""
@@ -97,6 +97,9 @@ def pack(
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give the folder of the images")
+    problem = f"{target} is a file" if target.exists() and not target.is_dir() else place_problem(target / "train")
+    if problem is not None:
+        raise UserError(f"{problem}: give another TARGET")
     opener = open_imagenet if is_imagenet(source) else open_folders
     images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
     _refuse_unusable_target(target, source, images.values())
@@ -139,9 +142,7 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
 
 
 def _refuse_unusable_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
-    """Raises UserError if the target is a file, is among the images, or has files that pack did not write."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file: give another TARGET")
+    """Raises UserError if the target is among the images, or has files that pack did not write."""
     folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
     around = [str(path) for path in (target.resolve(), *target.resolve().parents)]
     for folder in itertools.chain(folders, *(found.paths.folders for found in images)):
@@ -234,7 +235,7 @@ class _Packer:
             raise PackInterrupted(f"{len(finished)} {of_all}shards of {self._name} are done") from None
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
-            raise DataError(f"none of the {len(self._source):,} images of {self._name} can be read")
+            raise DataError(f"none of the {counted(len(self._source), 'image')} of {self._name} can be read")
         for name in filter(self._is_shard, self._surplus - set(self._plan)):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
@@ -354,6 +355,6 @@ def _shard_names(split: str, num_shards: int) -> List[str]:
 
 def _explain_difference(folder: Path, key: str, before: Any, value: Any) -> str:
     if key.startswith(("images", "labels")):
-        found = f"{before} images, not {value}" if key == "images" else "other image or class names"
+        found = f"{counted(before, 'image')}, not {value}" if key == "images" else "other image or class names"
         return f"{folder} was packed with {found}: give another TARGET, or --rescan to repack everything"
     return f"{folder} was packed with {key} {before}, not {value}: pack with the same options, or give another TARGET"

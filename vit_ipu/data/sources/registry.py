@@ -16,7 +16,7 @@ from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.hugging_face import open_saved
 from vit_ipu.data.sources.imagenet import open_imagenet
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.shards import open_shards
+from vit_ipu.data.sources.shards import open_shards, require_shard_folder
 from vit_ipu.data.sources.small_sets import GeneratedSource, open_cifar, open_fashion_mnist, open_sample
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
@@ -56,6 +56,14 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
             f"{model.num_classes}: set model.num_classes: {len(source.classes)}"
         )
     return source
+
+
+def require_images_at(config: DataConfig) -> None:
+    """Raises DataError if `data.path` is needed and is missing, or does not exist; looks into no folder."""
+    if config.source == "shards":
+        require_shard_folder(_named_path(config), config)
+    elif config.source not in ("sample", "generated"):
+        _path(config)
 
 
 def _open(config: DataConfig, model: ModelConfig, split: str, cache: ListingCache) -> Source:

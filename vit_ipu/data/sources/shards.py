@@ -63,6 +63,17 @@ class ShardSource(EncodedSource):
         self._shards.close()
 
 
+def require_shard_folder(path: str, config: DataConfig) -> None:
+    """Raises DataError unless `path` is a folder, or `path` and `config.eval_path` each name shards that exist."""
+    for place in () if config.eval_path is None else (path, config.eval_path):
+        _find_shards(place)
+    if config.eval_path is None and not expand_home(path).is_dir():
+        raise DataError(
+            f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
+            "the held-out shards"
+        )
+
+
 def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cache: ListingCache) -> ShardSource:
     """Opens the images of a split in `path`, a folder with train/ and val/ as `pack` writes it.
 
@@ -71,11 +82,7 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
     the index.
     """
     eval_path = config.eval_path
-    if eval_path is None and not expand_home(path).is_dir():
-        raise DataError(
-            f"data.path {path} is not a folder with train/ and val/: for a pattern of shards give data.eval_path too, "
-            "the held-out shards"
-        )
+    require_shard_folder(path, config)
     if eval_path is None:
         root = expand_home(path)
         needed = ("train", split) if has_split(root, "train") else (split,)

@@ -15,6 +15,7 @@ from PIL import Image
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
 from vit_ipu.small_files import open_regular
+from vit_ipu.text import counted
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -135,7 +136,9 @@ _DECOMPRESS: Dict[str, Callable[[BinaryIO], Any]] = {
 def _read_fashion_mnist(folder: Path, split: str) -> Source:
     images, labels = (_read_idx(folder, name) for name in _IDX[split])
     if images.ndim != 3 or labels.shape != images.shape[:1] or len(images) == 0:
-        raise DataError(f"{folder} holds {len(images)} images and {len(labels)} labels: fetch the files again")
+        raise DataError(
+            f"{folder} holds {counted(len(images), 'image')} and {counted(len(labels), 'label')}: fetch the files again"
+        )
     if labels.max() >= len(FASHION_CLASSES):
         raise DataError(
             f"{folder} holds the label {labels.max()}, but there are {len(FASHION_CLASSES)} classes: fetch the files "

@@ -53,8 +53,7 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
 
     `notify` receives a note on entries that are left out. Raises DataError if the folder cannot be trained on.
     """
-    root = expand_home(folder)
-    _require_folder_of_images(root)
+    root = require_folder_of_images(folder)
     path, holdout = root, None
     if not has_split(root, "eval"):
         path = root / "train" if has_split(root, "train") else root
@@ -65,7 +64,9 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
     counts = np.bincount(train.labels, minlength=len(train.classes))
     sizes, unreadable = _probe(train)
     if not sizes:
-        raise DataError(f"{escaped(str(root))}: none of {len(unreadable)} images can be read: {unreadable[0]}")
+        raise DataError(
+            f"{escaped(str(root))}: none of {counted(len(unreadable), 'image')} can be read: {unreadable[0]}"
+        )
     width, height = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
     shown = folder if path == root else str(Path(folder) / "train")
     return FolderSurvey(
@@ -83,12 +84,16 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
     )
 
 
-def _require_folder_of_images(root: Path) -> None:
-    """Raises DataError, with the remedy, unless `root` has class folders, directly or in a folder train."""
-    name = escaped(str(root))
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{name} {found}: give the folder that has one folder of images for each class")
+def require_folder_of_images(folder: str) -> Path:
+    """Returns the path of a folder that has class folders, directly or in a folder train.
+
+    Raises DataError, with the remedy, for another folder, and for one that cannot be meant, such as /.
+    """
+    root = expand_home(folder)
+    name = escaped(str(root)) if folder else "FOLDER ''"
+    problem = _problem_with(folder, root)
+    if problem is not None:
+        raise DataError(f"{name} {problem}: give the folder that has one folder of images for each class")
     _refuse_other_sources(root, name)
     if has_split(root, "eval") and not has_split(root, "train"):
         raise DataError(f"{name} has held-out images but no folder train: put the images to train on into {name}/train")
@@ -103,6 +108,16 @@ def _require_folder_of_images(root: Path) -> None:
         remedy = f"give {classes[0]}" if inner else "add the folder of a second class"
         raise DataError(f"{name} has only one class folder, {escaped(classes[0].name)}: {remedy}")
     _require_images(root, name, classes)
+    return root
+
+
+def _problem_with(folder: str, root: Path) -> Optional[str]:
+    """Returns why a path cannot be meant as a folder of images; None if it can."""
+    if not folder:
+        return "is empty"
+    if not root.is_dir():
+        return "is a file" if root.exists() else "does not exist"
+    return "is the root of the file system" if root.resolve() == root.resolve().parent else None
 
 
 def _require_images(root: Path, name: str, classes: List[Path]) -> None:
