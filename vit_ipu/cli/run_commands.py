@@ -214,6 +214,7 @@ def compile(
     from vit_ipu.cli.preparation import is_first_instance, prepare
     from vit_ipu.compile import compile_program
     from vit_ipu.config_file import load_config
+    from vit_ipu.data.sources.listing import ListingCache
 
     console = make_console(as_json)
     loaded = load_config(config, overrides or ())
@@ -221,7 +222,7 @@ def compile(
     resolved, notes = prepare(loaded, device, numerics=numerics, **options)
     console.quiet = not is_first_instance(loaded, resolved)
     print_notes(console, notes)
-    seconds = compile_program(loaded, resolved, offline=offline)
+    seconds = compile_program(loaded, resolved, offline=offline, cache=ListingCache(notify=console.print))
     print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
 
