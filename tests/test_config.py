@@ -404,7 +404,7 @@ FOREIGN = {
     "optim.pos_weight": "each image has one class here; optim.class_weights or data.sampling makes up for rare ones",
     "optim.focal_loss": "data.sampling: balanced or optim.class_weights makes up for rare classes here",
     "optim.target_threshold": "did you mean 'optim.bce_target_threshold'?",
-    "optim.bce_sum": "a bce is the mean over the classes here; multiply optim.learning_rate",
+    "optim.bce_sum": "optim.loss: bce is the mean over samples and classes here",
     "data.sampler": "did you mean 'data.sampling'?",
     "data.weighted_random_sampler": "did you mean 'data.sampling'?",
     "run.batch_size": "did you mean 'pipeline.global_batch_size'?",

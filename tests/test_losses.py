@@ -189,6 +189,16 @@ def test_the_loss_of_a_guess_is_that_of_equal_outputs(optim, weights, expected):
     assert TrainingLoss(config, weights)(torch.zeros(1, 10), heaviest).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("optim", [{"class_weights": "balanced"}, {"loss": "bce", "bce_target_threshold": 0.2}])
+def test_the_losses_are_one_graph_for_torch_compile(optim):
+    """Breaks of the graph would be reads of values by the host, which CUDA graphs cannot have."""
+    config = tiny_config(data=GENERATED, optim=dict(optim, label_smoothing=0.1))
+    loss = TrainingLoss(config, [0.5] * 5 + [1.5] * 5 if "class_weights" in optim else None).double()
+    logits, labels = logits_and_labels(num_classes=10)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    assert_same_loss(logits, lambda x: compiled(x, labels, MIXING), lambda x: loss(x, labels, MIXING))
+
+
 # ------------------------------------------------------------------------------------- on the devices
 
 

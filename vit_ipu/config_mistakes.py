@@ -106,7 +106,7 @@ _ABSENT = {
     f"{_OPTION}: --device": "device accelerator gpus gpu devices",
     "training images are always shuffled, by run.seed": "shuffle shuffle_buffer",
     _ONE_LABEL: "pos_weight multi_label multilabel",
-    "a bce is the mean over the classes here; multiply optim.learning_rate instead of summing": "bce_sum sum_classes",
+    "optim.loss: bce is the mean over samples and classes here, which is timm's default": "bce_sum sum_classes",
     "data.sampling: balanced or optim.class_weights makes up for rare classes here": "focal focal_loss focal_gamma",
     "colours are changed by data.auto_augment or data.rand_augment": "color_jitter colour_jitter jitter",
     "page-locked memory is used where it helps": "pin_memory pin_mem",

@@ -97,13 +97,16 @@ def binary_loss(
 
 def binary_targets(labels: Tensor, logits: Tensor, label_smoothing: float, mixing: Optional[Tensor]) -> Tensor:
     """Returns the mixed and smoothed targets (B, K) of labels (B,), in the format of the logits (B, K)."""
-    num_classes = logits.shape[1]
-    targets = F.one_hot(labels.long(), num_classes).to(logits.dtype)
+    targets = _one_hot(labels, logits)
     if mixing is not None:
         own = own_label_shares(labels, mixing).unsqueeze(1)
-        partners = F.one_hot(partner_labels(labels, mixing).long(), num_classes).to(logits.dtype)
-        targets = own * targets + (1 - own) * partners
-    return targets * (1 - label_smoothing) + label_smoothing / num_classes
+        targets = own * targets + (1 - own) * _one_hot(partner_labels(labels, mixing), logits)
+    return targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+
+
+def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """Returns (B, K) in the format of the logits. F.one_hot of torch 2.0 breaks graphs, because it checks the labels."""
+    return torch.zeros_like(logits).scatter(1, labels.long().unsqueeze(1), 1.0)
 
 
 def loss_of_guess(config: Config, class_weights: Optional[Sequence[float]] = None) -> float:
