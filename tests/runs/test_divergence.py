@@ -128,7 +128,7 @@ def test_the_best_checkpoint_is_never_one_from_after_the_explosion(monkeypatch, 
     run = {"updates": 8, "checkpoint_every": 1, "evaluate_every": 1, "keep_checkpoints": 4, "keep_best": "top1"}
     config = write_config(empty_folder, run=run)
     rising = iter(range(1, 100))
-    monkeypatch.setattr(train, "evaluate_batches", lambda *args: Evaluation(next(rising), 50.0, 1.0, 64))
+    monkeypatch.setattr(train, "evaluate_batches", lambda *_, **__: Evaluation(next(rising), 50.0, 1.0, 64))
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 1
     assert names_in(empty_folder / "run" / "checkpoints")[0].startswith("diverged-")
     best = json.loads((empty_folder / "run" / "best.json").read_text())
