@@ -105,7 +105,7 @@ def binary_targets(labels: Tensor, logits: Tensor, label_smoothing: float, mixin
 
 
 def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """Returns (B, K) in the format of the logits. F.one_hot of torch 2.0 breaks graphs, because it checks the labels."""
+    """Returns (B, K) in the format of the logits. F.one_hot of torch 2.0 checks labels: that breaks compiled graphs."""
     return torch.zeros_like(logits).scatter(1, labels.long().unsqueeze(1), 1.0)
 
 
