@@ -218,7 +218,8 @@ def compile(
 
     console = make_console(as_json)
     loaded = load_config(config, overrides or ())
-    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": False}
+    needs_labels = loaded.optim.class_weights is not None
+    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": needs_labels}
     resolved, notes = prepare(loaded, device, numerics=numerics, **options)
     console.quiet = not is_first_instance(loaded, resolved)
     print_notes(console, notes)
