@@ -110,6 +110,15 @@ def test_a_config_that_is_written_and_read_is_unchanged(tmp_path):
         assert load_config(copy) == config
 
 
+@pytest.mark.parametrize("chosen", ["balanced", (1.0, 2.0) * 5])
+def test_class_weights_that_are_written_and_read_are_unchanged(tmp_path, chosen):
+    config = parse_config(tiny_values(), [f"optim.class_weights={list(chosen) if chosen != 'balanced' else chosen}"])
+    assert config.optim.class_weights == chosen
+    (tmp_path / "copy.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "copy.yaml") == config
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_variant_fills_in_the_shape_and_yields_to_explicit_fields():
     model = ModelConfig(variant="vit_base_patch16", depth=2)
     assert (model.width, model.depth, model.num_heads, model.patch_size) == (768, 2, 12, 16)
@@ -192,6 +201,11 @@ def test_unused_options_are_reported():
         "data.crop_scale has no effect with crop center",
     ]
     assert unused_options(tiny_config()) == []
+    optim = {"bce_target_threshold": 0.2}
+    assert unused_options(tiny_config(optim=optim)) == [
+        "optim.bce_target_threshold has no effect with loss cross_entropy"
+    ]
+    assert unused_options(tiny_config(optim=dict(optim, loss="bce"))) == []
     for pipeline in ({"layers_per_ipu": [4]}, {"execution": "sharded"}):
         config = tiny_config(pipeline={"recompute_mid_layers": [1], **pipeline})
         assert unused_options(config) == [
@@ -271,6 +285,29 @@ MISTAKES = [
     ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "1.0", "[0, 1)"]),
     ({"optim": {"nesterov": True, "momentum": 0.0}}, ["nesterov", "momentum", "0.0"]),
     ({"optim": {"warmup_updates": 5}}, ["warmup_updates 5", "the 4 updates"]),
+    ({"optim": {"loss": "mse"}}, ["optim.loss", "'cross_entropy' or 'bce'", "mse"]),
+    ({"optim": {"bce_target_threshold": 1.0}}, ["optim.bce_target_threshold", "less than 1", "1.0"]),
+    ({"optim": {"class_weights": "balance"}}, ["optim.class_weights: must be balanced, null, or a list", "'balance'"]),
+    ({"optim": {"class_weights": 2.0}}, ["optim.class_weights: must be balanced, null, or a list", "it is 2.0"]),
+    ({"optim": {"class_weights": [True] * 10}}, ["optim.class_weights: must be balanced", "[True, True"]),
+    (
+        {"optim": {"class_weights": [1.0, 0.0]}},
+        ["optim.class_weights", "class 1 is 0:", "above 0", "remove its images"],
+    ),
+    ({"optim": {"class_weights": [float("inf")]}}, ["optim.class_weights", "class 0 is inf:", "up to 1e9"]),
+    (
+        {"optim": {"class_weights": [1, 2.5]}},
+        ["class_weights has 2 numbers", "num_classes is 10", "one for each class"],
+    ),
+    (
+        {"optim": {"class_weights": "balanced", "loss": "bce"}},
+        ["optim.class_weights", "optim.loss is bce", "remove it", "data.sampling: balanced"],
+    ),
+    (
+        {"optim": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}},
+        ["optim.class_weights balanced and data.sampling balanced", "remove one"],
+    ),
+    ({"data": {"sampling": "random"}}, ["data.sampling", "'shuffled' or 'balanced'", "random"]),
     ({"run": {"epochs": 1.0}}, ["updates is 4", "epochs is 1.0"]),
     ({"run": {"updates": None}}, ["updates is None", "epochs is None"]),
     ({"run": {"seed": True}}, ["run.seed", "True"]),
@@ -361,6 +398,15 @@ FOREIGN = {
     "run.ema": "did you mean 'optim.ema_decay'?",
     "model.freeze": "did you mean 'optim.freeze'?",
     "model.frozen_stages": "did you mean 'optim.freeze'?",
+    "optim.bce_loss": "did you mean 'optim.loss'?",
+    "optim.criterion": "did you mean 'optim.loss'?",
+    "optim.class_weight": "did you mean 'optim.class_weights'?",
+    "optim.pos_weight": "each image has one class here; optim.class_weights or data.sampling makes up for rare ones",
+    "optim.focal_loss": "data.sampling: balanced or optim.class_weights makes up for rare classes here",
+    "optim.target_threshold": "did you mean 'optim.bce_target_threshold'?",
+    "optim.bce_sum": "optim.loss: bce is the mean over samples and classes here",
+    "data.sampler": "did you mean 'data.sampling'?",
+    "data.weighted_random_sampler": "did you mean 'data.sampling'?",
     "run.batch_size": "did you mean 'pipeline.global_batch_size'?",
     "run.max_steps": "did you mean 'run.updates'?",
     "run.output_dir": "it is an option of the command: --output FOLDER",

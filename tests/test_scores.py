@@ -33,6 +33,16 @@ def test_the_worst_mistakes_are_those_of_the_highest_loss():
     assert [mistake.index for mistake in joined().worst(10)] == [8, 9, 6]
 
 
+def test_scores_of_a_binary_loss_have_sigmoids_and_means_over_the_classes():
+    found = Scores.of(torch.arange(5), LOGITS, LABELS, loss="bce")
+    usual = Scores.of(torch.arange(5), LOGITS, LABELS)
+    assert torch.equal(found.predicted, usual.predicted)
+    assert found.probabilities.tolist() == pytest.approx(LOGITS.double().max(dim=1).values.sigmoid().tolist())
+    yes = LOGITS.double().sigmoid()
+    right = torch.where(torch.nn.functional.one_hot(LABELS, 3) == 1, yes, 1 - yes)
+    assert found.losses.tolist() == pytest.approx((-right.log().mean(dim=1)).tolist())
+
+
 def test_the_best_five_are_all_if_there_are_fewer():
     assert joined().in_top5.all()
     logits = torch.arange(7.0)[None]

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Dict, Iterator, List, Optional, Tuple
 
+import numpy as np
 import torch
 
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances
 from vit_ipu.backends.native.distributed import num_processes
+from vit_ipu.class_balance import class_weights
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.mixing import mixing_of_step
@@ -64,9 +67,10 @@ def benchmark(
     """
     require_runnable_on(config, device, allow_synthetic=True)
     rate = learning_rate(0, 1, config.optim)
-    with open_backend(config, device) as backend:
-        if real_data:
-            batches = _real_batches(config, backend, cache)
+    source = open_source(config.data, config.model, "train", cache=cache) if real_data else None
+    with open_backend(config, device, class_weights=_class_weights(config, source)) as backend:
+        if source is not None:
+            batches = _real_batches(config, backend, source)
         else:
             batches = cycle([random_batch(config, backend.instances, backend.float_format)])
         times, waits = _step_times(backend, batches, 1 + burn_in + steps, rate)
@@ -119,8 +123,15 @@ def random_batch(config: Config, instances: Instances, float_format: torch.dtype
     return HostBatch(images, labels, mixing_of_step(config, 0, positions))
 
 
-def _real_batches(config: Config, backend: Backend, cache: Optional[ListingCache]) -> Iterator[HostBatch]:
-    source = open_source(config.data, config.model, "train", cache=cache)
+def _class_weights(config: Config, source: Optional[Source]) -> Optional[Tuple[float, ...]]:
+    """Returns the weights of the classes in the loss; random labels have all classes equally often."""
+    if source is not None:
+        return class_weights(config, source.labels, source.classes)
+    classes = [str(label) for label in range(config.model.num_classes)]
+    return class_weights(config, np.arange(len(classes)), classes)
+
+
+def _real_batches(config: Config, backend: Backend, source: Source) -> Iterator[HostBatch]:
     positions = backend.instances.positions(BatchPlan.of(config))
     return iter(
         TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40, float_format=backend.float_format)

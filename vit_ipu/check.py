@@ -192,7 +192,9 @@ def _check_training(config: Config) -> ModuleReport:
     if config.data.mixes:
         inputs.append(torch.empty(1, 6, device="meta"))
     with torch.device("meta"):
-        step = _MarkedStep(_model(config), config).to(_float_format(config)).train()
+        step = _MarkedStep(_model(config), config).train()
+        for part in (step.model, step.normalize):
+            part.to(_float_format(config))
     return check_module(step, inputs, training=True, name="training step")
 
 

@@ -8,7 +8,7 @@ the settings that only IPUs refuse. Nothing here imports torch.
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 from pydantic import (
     AfterValidator,
@@ -56,6 +56,28 @@ Proportions = Annotated[
 ]
 Triple = Annotated[Tuple[StrictFloat, StrictFloat, StrictFloat], Field(strict=False)]
 FloatType = Literal["float16", "float32"]
+
+
+def _class_weights(value: Any) -> Any:
+    """Refuses other values than null, `balanced` and a list of numbers above 0; a union's own message is long."""
+    if value is None or value == "balanced":
+        return value
+    is_list = isinstance(value, (list, tuple))
+    if not is_list or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in value):
+        raise ValueError(f"must be balanced, null, or a list of one number for each class, but it is {value!r}")
+    for label, one in enumerate(value):
+        if not (isfinite(one) and 0 < one <= 1e9):
+            raise ValueError(
+                f"the weight of class {label} is {one:g}: give each class a number above 0, up to 1e9; to leave a "
+                "class out, remove its images"
+            )
+    return tuple(map(float, value))
+
+
+ClassWeights = Annotated[
+    Optional[Union[Literal["balanced"], Annotated[Tuple[PositiveFloat, ...], Field(strict=False)]]],
+    BeforeValidator(_class_weights),
+]
 
 
 class Section(BaseModel):
@@ -179,6 +201,10 @@ class DataConfig(Section):
     """Number of training images that `generated` makes; for other sources an upper limit, for trials."""
     num_eval: Optional[Positive] = None
     """Number of held-out images that `generated` makes; for other sources an upper limit, for trials."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Choice of the training images of an epoch, which has as many samples as there are training images: each image
+    once (shuffled), or each class equally often (balanced), so that images of a rare class come several times, each
+    time with other augmentation, and those of a frequent class continue in the next epoch where this one ended."""
     crop: Literal["random_resized", "padded", "center"] = "random_resized"
     """Crop in training: of random area and aspect ratio (random_resized), at a random position in the padded image
     (padded), or from the middle (center)."""
@@ -444,8 +470,19 @@ class OptimConfig(Section):
     gradient_reduction: Literal["mean", "sum"] = "mean"
     """Reduction of the gradients of micro-batches and replicas; `sum` multiplies the mean by gradient accumulation x
     replicas, on every device."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Loss of the training: cross-entropy over the classes, or binary cross-entropy (bce), the mean over samples and
+    classes of a separate yes or no for each class. With bce, probabilities are sigmoids, and the loss of evaluations is
+    the binary cross-entropy."""
     label_smoothing: DropRate = 0.0
     """Share of the target that is spread evenly over the classes."""
+    bce_target_threshold: Optional[Annotated[float, Field(ge=0, lt=1)]] = None
+    """Threshold for `loss: bce`: a target above it, after mixing and smoothing, becomes 1 and every other one 0; null:
+    targets stay as they are."""
+    class_weights: ClassWeights = None
+    """Weight of each class in the cross-entropy: `balanced`, which is n / (K x n_k) for n training images of K classes,
+    n_k of them of this class; or a list of K numbers, of which only the ratios matter. The weights are scaled to a mean
+    of 1 over the training images that are drawn. Evaluations do not weight. null: all classes count alike."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Curve of the learning rate after the warmup: it falls (cosine, linear) or stays (constant)."""
     warmup_updates: Annotated[int, Field(ge=0, le=1 << 30)] = 0
@@ -522,8 +559,9 @@ class RunConfig(Section):
     """Difference by which an evaluation must be better to count as better: per cent for top1 and top5, nats for
     loss."""
     max_loss_factor: Optional[Annotated[float, Field(gt=1, allow_inf_nan=False)]] = 10.0
-    """A run stops as diverged if an update's mean loss is more than this factor times ln(num_classes), the loss of a
-    guess; null: only if the loss is not finite."""
+    """A run stops as diverged if an update's mean loss is more than this factor times the loss of a guess, which is
+    ln(num_classes), times the largest of the class weights, or ln(2) with `optim.loss: bce`; null: only if the loss is
+    not finite."""
     log_every: Positive = 1
     """Number of host steps between lines of metrics.jsonl."""
     tracking: Literal["none", "tensorboard", "wandb"] = "none"
@@ -582,6 +620,7 @@ class Config(Section):
                 f"model.num_classes is {self.model.num_classes} but data.source {self.data.source} has {known} "
                 f"classes: set model.num_classes: {known}"
             )
+        self._check_loss()
         self._check_counts_of_updates()
         if self.data.mixes and self.pipeline.micro_batch_size == 1:
             raise ValueError(
@@ -602,6 +641,26 @@ class Config(Section):
             raise ValueError(f"optim.freeze: {error}") from None
         if "pre_logits" in self.optim.freeze and self.model.representation_size is None:
             raise ValueError("optim.freeze: the model has no pre_logits: remove it, or set model.representation_size")
+
+    def _check_loss(self) -> None:
+        weights, num_classes = self.optim.class_weights, self.model.num_classes
+        if weights is None:
+            return
+        if weights != "balanced" and len(weights) != num_classes:
+            raise ValueError(
+                f"optim.class_weights has {len(weights)} numbers but model.num_classes is {num_classes}: give one for "
+                "each class"
+            )
+        if self.optim.loss == "bce":
+            raise ValueError(
+                "optim.class_weights weights the classes of a cross-entropy, but optim.loss is bce, in which every "
+                "sample trains every class: remove it, and set data.sampling: balanced if classes are rare"
+            )
+        if weights == "balanced" and self.data.sampling == "balanced":
+            raise ValueError(
+                "optim.class_weights balanced and data.sampling balanced would both make up for rare classes: remove "
+                "one"
+            )
 
     def _check_counts_of_updates(self) -> None:
         iterations = self.pipeline.device_iterations

@@ -23,6 +23,11 @@ _RENAMED = {
     "optim.eps": "epsilon adam_epsilon opt_eps",
     "optim.max_grad_norm": "clip_grad grad_clip clip_grad_norm gradient_clip_val gradient_clipping max_norm clip_norm",
     "optim.label_smoothing": "smoothing label_smooth label_smoothing_factor",
+    "optim.loss": "bce bce_loss criterion loss_fn loss_function loss_type loss_name",
+    "optim.bce_target_threshold": "bce_threshold target_threshold",
+    "optim.class_weights": "class_weight loss_weight loss_weights ce_weight ce_weights label_weights weight_classes",
+    "data.sampling": "sampler weighted_sampler weighted_random_sampler class_balanced balanced_sampling "
+    "balanced_sampler class_balanced_sampling oversample oversampling balance_classes sampling_strategy",
     "optim.schedule": "sched scheduler lr_schedule lr_scheduler lr_scheduler_type lr_policy",
     "optim.warmup_updates": "warmup warmup_steps num_warmup_steps warmup_iters warmup_epochs warmup_ratio",
     "optim.warmup_start": "warmup_lr warmup_factor",
@@ -90,6 +95,7 @@ _SECTION_NAMES = {
     "run": "train training trainer runtime experiment",
 }
 _BY_SECTION_NAME = {name: section for section, names in _SECTION_NAMES.items() for name in names.split()}
+_ONE_LABEL = "each image has one class here; optim.class_weights or data.sampling makes up for rare ones"
 _DERIVED = "it follows from pipeline.global_batch_size / (micro_batch_size x replication_factor)"
 _OPTION = "it is an option of the command"
 _ABSENT = {
@@ -99,6 +105,9 @@ _ABSENT = {
     f"{_OPTION}: --resume": "resume resume_from resume_from_checkpoint",
     f"{_OPTION}: --device": "device accelerator gpus gpu devices",
     "training images are always shuffled, by run.seed": "shuffle shuffle_buffer",
+    _ONE_LABEL: "pos_weight multi_label multilabel",
+    "optim.loss: bce is the mean over samples and classes here, which is timm's default": "bce_sum sum_classes",
+    "data.sampling: balanced or optim.class_weights makes up for rare classes here": "focal focal_loss focal_gamma",
     "colours are changed by data.auto_augment or data.rand_augment": "color_jitter colour_jitter jitter",
     "page-locked memory is used where it helps": "pin_memory pin_mem",
 }

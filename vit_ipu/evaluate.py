@@ -23,7 +23,7 @@ from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions_of_config, require_classifier, with_heads
 from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
 from vit_ipu.weights.metadata import WeightsMetadata
-from vit_ipu.weights.native import ONE_CLASS, ModelDescription
+from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, ModelDescription
 from vit_ipu.weights.read import Weights, read_weights
 
 
@@ -36,7 +36,7 @@ class Evaluation:
     top5: float
     """Percentage of images whose class is among the five highest logits, or among all logits if there are fewer."""
     loss: float
-    """Mean cross-entropy in nats, without smoothing."""
+    """Mean loss in nats, without smoothing, mixing and class weights: cross-entropy, or the binary one (optim.loss)."""
     num_images: int
     confusion: Optional[Tensor] = field(default=None, compare=False, repr=False)
     """Numbers of images (K, K), by class and by predicted class; None for many classes, or if read from a file."""
@@ -86,7 +86,7 @@ def evaluate(
     with open_backend(config, device) as backend:
         load_weights(backend, weights)
         loader = evaluation_loader(source, config, backend)
-        evaluation = evaluate_batches(backend, loader)
+        evaluation = evaluate_batches(backend, loader, loss=config.optim.loss)
     return CheckpointEvaluation(evaluation, source, weights.path, tuple(loader.skipped))
 
 
@@ -108,16 +108,24 @@ def compare_with_training(weights: Weights, config: Config, classes: Sequence[st
     Raises UserError if the weights belong to another model, or to other classes than the images.
     """
     require_classifier(weights)
-    if weights.metadata.problem_type != ONE_CLASS:
-        raise UserError(
-            f"{weights.source} was trained for {weights.metadata.problem_type}, for which top-1 and top-5 make no "
-            "sense: evaluate it with the program that trained it"
-        )
+    _require_one_class(weights, config)
     notes = assumptions_of_config(weights, config.model, config.data)
     if weights.description is not None:
         return notes + differences_from(weights.description, config, classes)
     require_heads(weights, config)
     return notes + differing_settings(weights, config) + _differing_pixels(weights.metadata, config)
+
+
+def _require_one_class(weights: Weights, config: Config) -> None:
+    """Raises UserError if images may have several classes, or none; sigmoids alone do not tell, so a run does."""
+    outputs, trained = weights.metadata.problem_type, weights.description and weights.description.trained
+    if outputs == ONE_CLASS or trained or (outputs == SEVERAL_CLASSES and config.optim.loss == "bce"):
+        return
+    remedy = "; if each image has one class, set optim.loss: bce" if outputs == SEVERAL_CLASSES else ""
+    raise UserError(
+        f"{weights.source} was trained for {outputs}, for which top-1 and top-5 make no sense: evaluate it with the "
+        f"program that trained it{remedy}"
+    )
 
 
 def _differing_pixels(stated: WeightsMetadata, config: Config) -> List[str]:
@@ -153,6 +161,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
                 f"the checkpoint was trained on the class {theirs}, but the images have {ours} in its place: evaluate "
                 "on images of the same classes"
             )
+    loss = None if trained.trained is None else trained.trained.config.optim.loss
     # Settings that change what a model computes, but no shape of a tensor, and that an evaluation may choose.
     compared = (
         ("model.gelu", model.gelu, trained.model.gelu),
@@ -162,6 +171,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
         ("data.eval_resize", data.eval_resize, pixels.eval_resize),
         ("data.interpolation", data.interpolation, pixels.interpolation),
         ("data.eval_crop", data.eval_crop, pixels.eval_crop),
+        ("optim.loss", config.optim.loss, config.optim.loss if loss is None else loss),
     )
     known, guessed = "the checkpoint was trained with", "its conversion assumed"
     return [
@@ -181,16 +191,17 @@ def _other_holdout(trained: ModelDescription, config: Config) -> List[str]:
     return [f"data.holdout is {now}, but was {known} in training: some of these images may have been trained on"]
 
 
-def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluation:
+def evaluate_batches(backend: Backend, batches: Iterable[HostBatch], *, loss: str = "cross_entropy") -> Evaluation:
     """Predicts each batch and counts the hits. Backends pad batches as their devices need; padding is not counted.
 
-    The processes of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or if
-    no image can be read.
+    `loss` is the optim.loss that the model is trained with, which decides about probabilities and losses. The processes
+    of torchrun add what they have counted. Raises RunFailed if the model's outputs are not finite, or if no image can
+    be read.
     """
     parts, count = [], 0
     for batch in batches:
         indices = torch.arange(count, count + len(batch)) if batch.indices is None else batch.indices
-        parts.append(Scores.of(indices, backend.predict(batch.images), batch.labels))
+        parts.append(Scores.of(indices, backend.predict(batch.images), batch.labels, loss=loss))
         count += len(batch)
     if not parts:
         raise RunFailed("there is no held-out image that can be read")
@@ -199,13 +210,13 @@ def evaluate_batches(backend: Backend, batches: Iterable[HostBatch]) -> Evaluati
     if not backend.instances.are_replicas:
         totals = backend.instances.sum(totals)
         confusion = None if confusion is None else backend.instances.sum(confusion.double()).round().long()
-    top1, top5, images, loss = totals.tolist()
+    top1, top5, images, sum_of_losses = totals.tolist()
     if not images:
         raise RunFailed("there is no held-out image that can be read")
-    if not math.isfinite(loss):
+    if not math.isfinite(sum_of_losses):
         raise RunFailed("the model's outputs are not finite: its weights are damaged, or have diverged")
     count = round(images)
-    figures = (100 * round(top1) / count, 100 * round(top5) / count, loss / count, count)
+    figures = (100 * round(top1) / count, 100 * round(top5) / count, sum_of_losses / count, count)
     return Evaluation(*figures, confusion, scores)
 
 

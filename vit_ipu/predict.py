@@ -35,7 +35,8 @@ Progress = Callable[[int], None]
 class Prediction:
     """The most probable classes of one image, best first.
 
-    The probabilities sum to 1 over all classes, unless an image may have several classes: then each is by itself.
+    The probabilities sum to 1 over all classes, unless the model was trained with a binary cross-entropy (optim.loss
+    bce), or for images of several classes: then each is the sigmoid of its output, by itself.
     """
 
     path: str

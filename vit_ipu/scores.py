@@ -24,7 +24,7 @@ class Mistake:
     probability: float
     """Probability of the predicted class."""
     loss: float
-    """Cross-entropy in nats."""
+    """Cross-entropy in nats, or binary cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,25 @@ class Scores:
     probabilities: Tensor
     """Probabilities of the predicted classes, (n,) float64."""
     losses: Tensor
-    """Cross-entropies without smoothing in nats, (n,) float64."""
+    """Cross-entropies without smoothing in nats, or binary ones as means over the classes, (n,) float64."""
     in_top5: Tensor
     """Whether the class is among the five highest logits, or among all logits if there are fewer, (n,) bool."""
     num_classes: int
 
     @classmethod
-    def of(cls, indices: Tensor, logits: Tensor, labels: Tensor) -> Scores:
-        """Returns the scores of logits (n, K), images whose places are `indices`, and labels, both (n,)."""
+    def of(cls, indices: Tensor, logits: Tensor, labels: Tensor, *, loss: str = "cross_entropy") -> Scores:
+        """Returns the scores of logits (n, K), images whose places are `indices`, and labels, both (n,).
+
+        With the loss `bce`, probabilities are sigmoids and losses binary cross-entropies; else softmax and
+        cross-entropies.
+        """
         logits = logits.to(torch.float64)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (n, 5), whose first is the prediction
-        probabilities, predicted = logits.softmax(dim=1).gather(1, best[:, :1]).flatten(), best[:, 0]
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        if loss == "bce":
+            probabilities, losses = logits.sigmoid(), _binary_losses(logits, labels)
+        else:
+            probabilities, losses = logits.softmax(dim=1), F.cross_entropy(logits, labels, reduction="none")
+        probabilities, predicted = probabilities.gather(1, best[:, :1]).flatten(), best[:, 0]
         in_top5 = (best == labels[:, None]).any(dim=1)
         return cls(indices, labels.clone(), predicted, probabilities, losses, in_top5, logits.shape[1])
 
@@ -79,6 +86,12 @@ class Scores:
         order = wrong[self.losses[wrong].argsort(descending=True, stable=True)[:count]]
         columns = (self.indices, self.labels, self.predicted, self.probabilities, self.losses)
         return tuple(Mistake(*values) for values in zip(*(column[order].tolist() for column in columns)))
+
+
+def _binary_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the binary cross-entropy of each image, as its mean over the classes, (n,)."""
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
 def per_class(confusion: Tensor) -> List[Tuple[int, int]]:

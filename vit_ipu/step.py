@@ -5,31 +5,35 @@ Shapes: n samples, S image side, K classes, M micro-batches of the config.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.config import Config, DataConfig
-from vit_ipu.losses import classification_loss
+from vit_ipu.losses import TrainingLoss
 from vit_ipu.mixing import Mixer
 from vit_ipu.model import ViT
 
 
 class TrainingStep(nn.Module):
-    """Training step: images (n, 3, S, S), labels (n,) and, if the config mixes, mixing (M, 6) to mean loss in nats."""
+    """Training step: images (n, 3, S, S), labels (n,) and, if the config mixes, mixing (M, 6) to mean loss in nats.
 
-    def __init__(self, model: ViT, config: Config) -> None:
+    `class_weights` (K,) are those of the loss, if optim.class_weights is set; only a step that trains needs them.
+    """
+
+    def __init__(self, model: ViT, config: Config, class_weights: Optional[Sequence[float]] = None) -> None:
         super().__init__()
         self.normalize = Normalize(config.data)
         self.mixer = Mixer(config.model.image_size) if config.data.mixes else None
         self.model = model
-        self.label_smoothing = config.optim.label_smoothing
+        self.loss = TrainingLoss(config, class_weights)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:
         images = self.normalize(images)
         logits = self.model(images if self.mixer is None else self.mixer(images, mixing))  # (n, K)
-        return classification_loss(logits, labels, self.label_smoothing, mixing)
+        loss: Tensor = self.loss(logits, labels, mixing)
+        return loss
 
 
 class InferenceStep(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from vit_ipu.averaging import share_of_start
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances, StepResult
+from vit_ipu.class_balance import class_weights
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.sources.base import Source
@@ -24,6 +25,7 @@ from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import CheckpointError, DataError, Interrupted, RunFailed, UserError
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
 from vit_ipu.files import remove, write_whole
+from vit_ipu.losses import loss_of_guess
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 from vit_ipu.runs.background import BackgroundWriter
@@ -147,10 +149,11 @@ def train(
         open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval")
     )
     total_updates = config.total_updates(len(train_source))
+    weights = class_weights(config, train_source.labels, train_source.classes)
     labels_sha256 = hashlib.sha256(train_source.labels.tobytes()).hexdigest()
     description = ModelDescription.of_run(config, eval_source.classes, len(train_source), labels_sha256)
     started = time.monotonic()
-    with open_backend(config, device) as backend:
+    with open_backend(config, device, class_weights=weights) as backend:
         if resume and folder.newest_checkpoint() is not None:
             progress = restore(backend, description, folder, device, display.notify)
         else:
@@ -162,7 +165,8 @@ def train(
             backend.compile()
         if backend.instances.index == 0:
             folder.begin(environment(config, device))
-        logger = RunLogger(config, folder, backend, progress, total_updates, display)
+        guess = loss_of_guess(config, weights)
+        logger = RunLogger(config, folder, backend, progress, total_updates, display, guess)
         with logger, StopSignal(logger.notify) as stop:
             if resume:
                 logger.resumed(progress)
@@ -301,7 +305,10 @@ class RunLogger:
         progress: Progress,
         total_updates: int,
         display: TrainingDisplay,
+        guess: float,
     ) -> None:
+        """`guess` is the loss of a guess, by which a divergence is recognised."""
+        self._guess = guess
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
@@ -364,7 +371,7 @@ class RunLogger:
             return
         (result, rate, _), progress, self._pending = self._last_step, self._pending, None
         self._warn_of_overflow(progress)
-        problem = problem_of_loss(result, self._config)
+        problem = problem_of_loss(result, self._config, self._guess)
         if problem is not None:
             self.wait_for_checkpoint()
             before = progress.update - self._config.pipeline.device_iterations
@@ -431,7 +438,7 @@ class RunLogger:
         loader = evaluation_loader(source, self._config, self._backend)
         try:
             batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
-            found = evaluate_batches(self._backend, self._writing_from_first(batches))
+            found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
         except Interrupted:
             return
         if is_known:

@@ -35,6 +35,8 @@ def unused_options(config: Config) -> List[str]:
         notes.append("pipeline.recompute_mid_layers has no effect with recompute auto, except in a pipeline of IPUs")
     if config.optim.schedule == "constant" and "min_learning_rate" in config.optim.model_fields_set:
         notes.append("optim.min_learning_rate has no effect with schedule constant")
+    if config.optim.bce_target_threshold is not None and config.optim.loss != "bce":
+        notes.append(f"optim.bce_target_threshold has no effect with loss {config.optim.loss}")
     if config.run.keep_best is not None and config.run.evaluate_every is None:
         notes.append("run.keep_best has no effect without evaluate_every: the only evaluation is at the end")
     if config.run.early_stopping is None and "early_stopping_margin" in config.run.model_fields_set:

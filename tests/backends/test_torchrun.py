@@ -124,6 +124,18 @@ def test_several_processes_share_the_gradients_of_a_working_copy(tmp_path, proce
     assert sum(value == 0 for value in moved.values()) == 12  # the frozen block
 
 
+def test_class_weights_and_balanced_sampling_are_those_of_one_process(tmp_path):
+    features = {"data": {"sampling": "balanced"}, "optim": {"class_weights": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}}
+    runs = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        done, run = train(folder, processes, config_of(folder, **features), "run")
+        assert done.returncode == 0, done.stderr
+        runs.append(run)
+    assert_same_run(runs[1], runs[0])
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_run_that_lost_a_process_ends_and_continues_with_another_number(tmp_path, whole, processes):
     config, expected = whole

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_config, vit_ipu, write_config
 
-from vit_ipu import model, step
+from vit_ipu import losses, model, step
 from vit_ipu.check import NOT_CHECKED, check_config
 from vit_ipu.config_file import load_config, shipped_configs
 from vit_ipu.ipu_rules import ipu_violations, num_rules
@@ -47,6 +47,11 @@ def test_all_violations_of_the_config_are_in_the_report():
 
 SETTINGS = {
     "mixing and smoothing": {"data": {"mixup_alpha": 0.2}, "optim": {"label_smoothing": 0.1}},
+    "class weights": {"optim": {"class_weights": "balanced"}, "precision": {"compute": "float16"}},
+    "bce": {
+        "optim": {"loss": "bce", "label_smoothing": 0.1, "bce_target_threshold": 0.2},
+        "data": {"mixup_alpha": 0.2},
+    },
     "dropout": {"model": {"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1, "representation_size": 16}},
     "floats": {"data": {"transfer": "float32"}},
     "float16": {"precision": {"compute": "float16", "loss_scale": 128.0}},
@@ -63,7 +68,9 @@ def test_what_a_config_may_use_is_accepted(name):
 def test_the_operations_of_the_model_and_of_the_loss_are_judged(monkeypatch):
     """Breaks the model and the loss, as an edit of them might."""
     monkeypatch.setattr(model.MLP, "forward", lambda self, x: self.fc2(torch.lerp(self.fc1(x), self.fc1(x), 0.5)))
-    monkeypatch.setattr(step, "classification_loss", lambda z, y, s, m: F.cross_entropy(z, y, label_smoothing=0.1))
+    monkeypatch.setattr(
+        losses, "classification_loss", lambda z, y, *_, **__: F.cross_entropy(z, y, label_smoothing=0.1)
+    )
     report = check_config(tiny_config())
     found = {finding.operation: (finding, programs) for finding, programs in report.findings()}
     assert set(found) == {"aten::lerp", "cross_entropy"}

@@ -217,7 +217,9 @@ def _kill_in_evaluation(batches: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
-    train.evaluate_batches = lambda backend, loader: original(backend, counted(loader))  # type: ignore[assignment]
+    train.evaluate_batches = lambda backend, loader, **loss: original(  # type: ignore[assignment]
+        backend, counted(loader), **loss
+    )
 
 
 if __name__ == "__main__":

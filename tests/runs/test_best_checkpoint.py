@@ -21,7 +21,7 @@ TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0}
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
     """Makes evaluations yield TOP1."""
-    monkeypatch.setattr(train, "evaluate_batches", lambda backend, batches: evaluation(list(batches)))
+    monkeypatch.setattr(train, "evaluate_batches", lambda backend, batches, **_: evaluation(list(batches)))
     original = train.RunLogger.evaluate
     now = []
 

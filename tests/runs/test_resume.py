@@ -415,7 +415,9 @@ def test_all_processes_evaluate_if_one_of_them_has_not_and_nothing_is_recorded_t
     monkeypatch.setattr("vit_ipu.backends.native.backend.instances", lambda kind: Instances(mean=another_lacks_it))
     monkeypatch.setattr(train, "require_agreement", lambda *args: None)  # its answer would come from the same mean
     evaluated, original = [], train.evaluate_batches
-    monkeypatch.setattr(train, "evaluate_batches", lambda *args: evaluated.append(1) or original(*args))
+    monkeypatch.setattr(
+        train, "evaluate_batches", lambda *args, **options: evaluated.append(1) or original(*args, **options)
+    )
     train_in(empty_folder / "run", config, resume=True)
     assert evaluated == [1]
     assert metrics_without_times(empty_folder / "run") == before

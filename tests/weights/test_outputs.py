@@ -138,6 +138,16 @@ def test_top1_of_several_classes_or_values_is_refused(tmp_path, problem_type):
             compare_with_training(weights, config, "abcde")
 
 
+def test_sigmoids_may_be_evaluated_if_the_config_says_that_each_image_has_one_class(tmp_path):
+    folder = huggingface_folder(tmp_path, "multi_label_classification")
+    weights = read_weights(str(folder))
+    config = inference_config(describe(weights), weights.path)
+    with pytest.raises(UserError, match="program that trained it; if each image has one class, set optim.loss: bce$"):
+        compare_with_training(weights, config, "abcde")
+    bce = config.model_copy(update={"optim": config.optim.model_copy(update={"loss": "bce"})})
+    assert not any("trained for" in note for note in compare_with_training(weights, bce, "abcde"))
+
+
 def test_training_on_is_noted_to_be_of_one_class(tmp_path):
     folder = huggingface_folder(tmp_path, "multi_label_classification")
     weights = read_weights(str(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager, suppress
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 
@@ -103,9 +103,11 @@ def require_one_process(command: str) -> None:
 
 
 @contextmanager
-def open_backend(config: Config, device: Device, *, offline: bool = False) -> Iterator[Backend]:
+def open_backend(
+    config: Config, device: Device, *, offline: bool = False, class_weights: Optional[Sequence[float]] = None
+) -> Iterator[Backend]:
     """Yields a backend and closes it at the end; an error in the body is not hidden by an error in closing."""
-    backend = build_backend(config, device, offline=offline)
+    backend = build_backend(config, device, offline=offline, class_weights=class_weights)
     try:
         yield backend
     except BaseException:
@@ -115,15 +117,18 @@ def open_backend(config: Config, device: Device, *, offline: bool = False) -> It
     backend.close()
 
 
-def build_backend(config: Config, device: Device, *, offline: bool = False) -> Backend:
+def build_backend(
+    config: Config, device: Device, *, offline: bool = False, class_weights: Optional[Sequence[float]] = None
+) -> Backend:
     """Builds the backend for a device, with freshly initialised weights from run.seed.
 
-    Raises DeviceError if the simulator cannot replace a real PopTorch, and ConfigError as `find_instances` does.
+    `class_weights` are those of the loss, if the config has some: training needs them, evaluation does not. Raises
+    DeviceError if the simulator cannot replace a real PopTorch, and ConfigError as `find_instances` does.
     """
     if device.kind in ("cpu", "cuda"):
         from vit_ipu.backends.native.backend import NativeBackend
 
-        return NativeBackend(config, local_device(device.kind))
+        return NativeBackend(config, local_device(device.kind), class_weights)
     if device.simulated:
         from vit_ipu import simulator
 
@@ -134,7 +139,7 @@ def build_backend(config: Config, device: Device, *, offline: bool = False) -> B
             raise DeviceError(f"--device {device.name}: {error}") from None
     from vit_ipu.backends.ipu.executor import IpuBackend
 
-    return IpuBackend(config, device, offline=offline)
+    return IpuBackend(config, device, offline=offline, class_weights=class_weights)
 
 
 def describe_hardware(device: Device) -> str:

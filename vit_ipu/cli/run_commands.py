@@ -214,14 +214,16 @@ def compile(
     from vit_ipu.cli.preparation import is_first_instance, prepare
     from vit_ipu.compile import compile_program
     from vit_ipu.config_file import load_config
+    from vit_ipu.data.sources.listing import ListingCache
 
     console = make_console(as_json)
     loaded = load_config(config, overrides or ())
-    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": False}
+    needs_labels = loaded.optim.class_weights is not None
+    options: Dict[str, Any] = {"offline": offline, "allow_synthetic": True, "images": needs_labels}
     resolved, notes = prepare(loaded, device, numerics=numerics, **options)
     console.quiet = not is_first_instance(loaded, resolved)
     print_notes(console, notes)
-    seconds = compile_program(loaded, resolved, offline=offline)
+    seconds = compile_program(loaded, resolved, offline=offline, cache=ListingCache(notify=console.print))
     print_compilation(console, loaded, resolved, seconds, as_json=as_json)
 
 

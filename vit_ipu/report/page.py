@@ -133,6 +133,8 @@ def _note_on_loss(config: Config) -> str:
     data, model = config.data, config.model
     reasons = [
         (config.optim.label_smoothing > 0, "label smoothing"),
+        (config.optim.class_weights is not None, "class weights"),
+        (data.sampling == "balanced", "balanced sampling"),
         (data.mixup_alpha > 0, "mixup"),
         (data.cutmix_alpha > 0, "cutmix"),
         (model.dropout > 0 or model.attention_dropout > 0 or model.drop_path > 0, "dropout"),

@@ -23,16 +23,16 @@ ASIDE = "diverged-"
 """Prefix of the name of a checkpoint that was made after the loss had exploded; nothing resumes from it."""
 
 
-def problem_of_loss(result: StepResult, config: Config) -> Optional[str]:
+def problem_of_loss(result: StepResult, config: Config, guess: float) -> Optional[str]:
     """Returns what is wrong with the losses of a host step, or None.
 
-    A loss must be finite. A guess among K classes costs ln K; no update may cost more than run.max_loss_factor times
-    that. The rule needs no history, so a resumed run judges as an uninterrupted one does.
+    A loss must be finite, and no update may cost more than run.max_loss_factor times `guess`, the loss of a guess (such
+    as ln K for K classes; `losses.loss_of_guess`). The rule needs no history, so a resumed run judges as an
+    uninterrupted one does.
     """
     if not math.isfinite(result.loss):
         return f"the loss is {result.loss}"
     factor, num_classes = config.run.max_loss_factor, config.model.num_classes
-    guess = math.log(max(num_classes, 2))
     if factor is not None and max(result.losses) > factor * guess:
         return (
             f"the loss is {max(result.losses):.4g}, above run.max_loss_factor {factor:g} times {guess:.4g}, the loss "
@@ -90,8 +90,8 @@ def record_divergence(
 ) -> Path:
     """Writes diverged.json into the run folder and returns its path.
 
-    The file has the update, the learning rate, the losses, the checkpoint to continue from, and the epoch, index and
-    name of each sample of the host step.
+    The file has the update, the learning rate, the losses, the checkpoint to continue from, and the epoch (with
+    data.sampling balanced: the pass over its class), index and name of each sample of the host step.
     """
     good = folder.newest_checkpoint()
     facts = {

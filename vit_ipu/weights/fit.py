@@ -12,7 +12,7 @@ from vit_ipu.config import Config, ModelConfig
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify, counted
 from vit_ipu.weights.describe import assumptions_of_config
-from vit_ipu.weights.native import ONE_CLASS
+from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 from vit_ipu.weights.read import Weights, read_weights
 
@@ -69,10 +69,11 @@ def differing_settings(weights: Weights, config: Config) -> List[str]:
         ("data.std", data.std, metadata.std),
     )
     notes = []
-    if metadata.problem_type != ONE_CLASS:
+    outputs = SEVERAL_CLASSES if config.optim.loss == "bce" else ONE_CLASS
+    if metadata.problem_type not in (ONE_CLASS, outputs):
         notes.append(
-            f"the weights were trained for {metadata.problem_type}, but this program trains with softmax and "
-            "cross-entropy"
+            f"the weights were trained for {metadata.problem_type}, but this program trains with "
+            f"{'sigmoids and binary' if config.optim.loss == 'bce' else 'softmax and'} cross-entropy"
         )
     known, usual = "the weights were trained with", "weights of their naming usually have"
     return notes + [

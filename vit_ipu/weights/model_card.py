@@ -41,7 +41,7 @@ class Results:
     top5: float
     """In per cent."""
     loss: float
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats, or binary cross-entropy (optim.loss)."""
     num_images: Optional[int]
     """Number of held-out images; None if the run did not record it."""
     best_of: Optional[int] = None

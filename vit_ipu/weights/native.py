@@ -99,7 +99,8 @@ class ModelDescription:
         """Describes the model that a run trains."""
         data = config.data
         pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
-        return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256))
+        outputs = SEVERAL_CLASSES if config.optim.loss == "bce" else ONE_CLASS  # sigmoids, or a softmax
+        return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256), outputs)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from vit_ipu.backends.contract import HostBatch
 from vit_ipu.data.loading import loader as loading
 from vit_ipu.data.loading import workers as processes
-from vit_ipu.data.loading.loader import EvaluationLoader, SampleGenerators, TrainingLoader, TrainingStream
+from vit_ipu.data.loading.loader import EvaluationLoader, SampleGenerators, TrainingLoader
+from vit_ipu.data.loading.order import TrainingStream
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import DataError
 from vit_ipu.pipeline import BatchPlan

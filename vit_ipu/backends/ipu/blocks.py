@@ -39,8 +39,8 @@ def _keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 class IpuTrainingStep(TrainingStep):
     """The training step of a micro-batch, whose loss PopTorch differentiates."""
 
-    def __init__(self, model: ViT, config: Config) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: ViT, config: Config, class_weights: Optional[Sequence[float]] = None) -> None:
+        super().__init__(model, config, class_weights)
         self._overlap = _overlap_mode(config)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Optional[Tensor] = None) -> Tensor:

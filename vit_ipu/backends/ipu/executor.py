@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from typing import Any, ContextManager, Dict, Optional
+from typing import Any, ContextManager, Dict, Optional, Sequence
 
 import poptorch
 import torch
@@ -33,7 +33,14 @@ _PREFIX = "model."
 class IpuBackend:
     """The backend for IPUs and for simulated IPUs: PopTorch is called the same way for both."""
 
-    def __init__(self, config: Config, device: Device, *, offline: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: Device,
+        *,
+        offline: bool = False,
+        class_weights: Optional[Sequence[float]] = None,
+    ) -> None:
         self._config, self._offline, self._numerics = config, offline, device.numerics
         self.instances = instances(config)
         self.samples_per_call = BatchPlan.of_evaluation(config).samples_per_step // self.instances.count
@@ -43,7 +50,9 @@ class IpuBackend:
         model = ViT(config.model, attention=attention)
         freeze(model, config.optim)
         self._inference_step = InferenceStep(copy.deepcopy(model), config).to(self.float_format).eval()
-        self._training_step = IpuTrainingStep(model, config).to(self.float_format).train()
+        self._training_step = IpuTrainingStep(model, config, class_weights).train()
+        for part in (self._training_step.model, self._training_step.normalize):  # the loss stays in float32
+            part.to(self.float_format)
         self._groups = parameter_groups(model, config.optim)
         self._training: Optional[poptorch.PoplarExecutor] = None
         self._inference: Optional[poptorch.PoplarExecutor] = None

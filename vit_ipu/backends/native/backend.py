@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class NativeBackend:
     float_format = torch.float32
     num_overflows = None
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, class_weights: Optional[Sequence[float]] = None) -> None:
         self._config, self._device = config, device
         self.instances = instances(device.type)
         compute = config.precision.resolve_compute(device.type)
@@ -53,7 +53,7 @@ class NativeBackend:
         self._average = WeightAverage.of(config, self._model.state_dict())
         self._averaged = None if self._average is None else copy.deepcopy(computing)
         self._is_averaged_current = False
-        self._training_step = TrainingStep(computing, config).to(device)
+        self._training_step = TrainingStep(computing, config, class_weights).to(device)
         inference_step = InferenceStep(computing if self._averaged is None else self._averaged, config).to(device)
         for step in (self._training_step, inference_step):
             step.normalize.to(dtype)

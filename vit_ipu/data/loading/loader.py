@@ -1,13 +1,14 @@
 """Loaders of host steps for training and of chunks for evaluation; the number of workers does not change them.
 
-Training images form one stream: the shuffled images of epoch 0, then those of epoch 1, and so on. Host step k
-holds the stream's samples k*S to (k+1)*S - 1, where S = samples_per_step, ordered [D][G][R][m]. Order and augmentation
-depend only on (seed, epoch, index), so loading can start at any host step.
+Training images form one stream (order.py), such as the shuffled images of epoch 0, then those of epoch 1, and so on.
+Host step k holds the stream's samples k*S to (k+1)*S - 1, where S = samples_per_step, ordered [D][G][R][m].
+Augmentation depends only on (seed, pass, index), so loading can start at any host step. A pass is the epoch, or with
+data.sampling balanced the pass over the images of the class.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from vit_ipu.backends.contract import HostBatch
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, normalize_on_host
+from vit_ipu.data.loading.order import like, training_stream
 from vit_ipu.data.loading.workers import Buffer, Entry, Filled, Skipped, fill_by_workers, fill_in_process
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
@@ -28,29 +30,6 @@ AHEAD_BYTES = 1 << 30
 _MAX_AHEAD = 3
 _TRIES = 100
 """Number of images that are tried for one sample before loading fails."""
-
-
-class TrainingStream:
-    """Maps positions of the training stream to epochs and image indices."""
-
-    def __init__(self, num_images: int, seed: int) -> None:
-        self._num_images, self._seed = num_images, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def at(self, positions: Union[Sequence[int], np.ndarray]) -> List[Entry]:
-        """Returns the (epoch, index) of each position."""
-        epochs, places = np.divmod(np.asarray(positions, np.int64), self._num_images)
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            of_epoch = epochs == epoch
-            indices[of_epoch] = self._order_of(epoch)[places[of_epoch]]
-        return list(zip(epochs.tolist(), indices.tolist()))
-
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
-        return self._order
 
 
 class TrainingLoader:
@@ -73,7 +52,7 @@ class TrainingLoader:
         images that the host normalises.
         """
         self._source, self._config, self._float_format = source, config, float_format
-        self._stream = TrainingStream(len(source), config.run.seed)
+        self._stream = training_stream(source, config)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
         self._steps = range(start_step, total_steps)
@@ -90,7 +69,7 @@ class TrainingLoader:
             yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
 
     def samples_of(self, step: int) -> List[Tuple[int, int, str]]:
-        """Returns the epoch, the index and the name of each sample of a host step, also of those of other processes."""
+        """Returns the pass, the index and the name of each sample of a host step, also of those of other processes."""
         start = step * self._samples_per_step
         entries = self._stream.at(range(start, start + self._samples_per_step))
         return [(epoch, index, self._source.name(index)) for epoch, index in entries]
@@ -206,7 +185,10 @@ class TrainingFill(_Fill):
         self._generators = SampleGenerators(config.run.seed)
 
     def _sample(self, epoch: int, index: int, pixels: np.ndarray, skipped: List[Skipped]) -> int:
-        """Loads the image or, if the image cannot be read, another image drawn from (seed, epoch, index)."""
+        """Loads the image or, if the image cannot be read, another image drawn from (seed, pass, index).
+
+        With balanced sampling, the other image is of the same class.
+        """
         rng = self._generators.of(epoch, index)
         for _ in range(_TRIES):
             try:
@@ -215,7 +197,8 @@ class TrainingFill(_Fill):
             except DataError as error:
                 self._skip(error, skipped)
                 last = error
-            index = int(rng.integers(len(self._source)))
+            is_balanced = self._data.sampling == "balanced"
+            index = like(self._source, index, rng) if is_balanced else int(rng.integers(len(self._source)))
         raise DataError(f"{_TRIES} images one after the other could not be read, the last: {last}")
 
 

@@ -8,6 +8,7 @@ from typing import Callable, Dict, Optional
 import numpy as np
 from PIL import Image
 
+from vit_ipu.class_balance import count_images
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.data.images.decode import Picture
 from vit_ipu.data.sources.base import EncodedSource, Source
@@ -55,6 +56,8 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
             f"data.path {config.path} has {counted(len(source.classes), 'class', 'classes')} but model.num_classes is "
             f"{model.num_classes}: set model.num_classes: {len(source.classes)}"
         )
+    if split == "train" and config.sampling == "balanced":
+        count_images(source.labels, source.classes, wanted_by="data.sampling: balanced")
     return source
 
 
