@@ -1,8 +1,8 @@
 """Reference of all keys of a config: their types, defaults, meanings and devices, as a page and as a JSON schema.
 
-The meanings are the docstrings below the fields of `config.py`. A meaning that starts with `IPU:` or `CUDA and CPU:`
-says on which devices the key has an effect; other keys have one on every device. `python -m vit_ipu.config_reference
-FOLDER` writes `docs/config.md` and `pipeline_configs/config.schema.json` below a checkout.
+The meanings are the docstrings below the fields in `config_sections`. A meaning that starts with `IPU:` or `CUDA and
+CPU:` says on which devices the key has an effect; other keys have one on every device. The command `python -m
+vit_ipu.config_reference FOLDER` writes `docs/config.md` and `pipeline_configs/config.schema.json` below a checkout.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
-from vit_ipu import config as config_module
 from vit_ipu.config import Config
 from vit_ipu.config_file import yaml_value
 from vit_ipu.config_mistakes import section_fields
@@ -84,7 +83,7 @@ def config_page() -> str:
     lines = [
         "# Config keys",
         "",
-        "<!-- Written by python -m vit_ipu.config_reference from vit_ipu/config.py: change the docstrings there. -->",
+        "<!-- Written by python -m vit_ipu.config_reference from vit_ipu/config_sections: change its docstrings. -->",
         "",
         "A config is a YAML file with these sections. `vit-ipu init FOLDER` writes one for a folder of images,",
         "`vit-ipu config` lists those that come with the program, and `vit-ipu config NAME` shows one with all keys.",
@@ -118,10 +117,9 @@ def _row(key: Key) -> str:
 
 def _meanings() -> Dict[str, Dict[str, str]]:
     """Returns the docstring below each field, by section and key."""
-    classes = {node.name: node for node in _classes()}
     found: Dict[str, Dict[str, str]] = {}
     for section in Config.model_fields:
-        body = classes[_class_name(section)].body
+        body = _class_of(section).body
         found[section] = {
             node.target.id: _one_line(following.value.value)
             for node, following in zip(body, body[1:])
@@ -132,13 +130,15 @@ def _meanings() -> Dict[str, Dict[str, str]]:
 
 
 def _section_texts() -> Dict[str, str]:
-    classes = {node.name: node for node in _classes()}
-    return {name: _one_line(ast.get_docstring(classes[_class_name(name)]) or "") for name in Config.model_fields}
+    return {name: _one_line(ast.get_docstring(_class_of(name)) or "") for name in Config.model_fields}
 
 
-def _classes() -> Tuple[ast.ClassDef, ...]:
-    tree = ast.parse(inspect.getsource(config_module))
-    return tuple(node for node in tree.body if isinstance(node, ast.ClassDef))
+def _class_of(section: str) -> ast.ClassDef:
+    """Returns the source of the class of a section, as a tree."""
+    annotation: Any = Config.model_fields[section].annotation
+    [node] = ast.parse(inspect.getsource(annotation)).body
+    assert isinstance(node, ast.ClassDef)
+    return node
 
 
 def _class_name(section: str) -> str:

@@ -1,0 +1,1 @@
+"""The sections of a config, each with its keys and the checks of their values."""
