@@ -75,11 +75,14 @@ lock:
 	$(LOCK) --extra dev --extra bench --python-version 3.11 -o $(LOCKED)/development.txt
 	$(LOCK) --extra test --python-version 3.8 -c constraints-ipu.txt -o $(LOCKED)/ipu-host.txt
 
-# --restart removes an earlier run of the quickstart from RUN, and refuses any other folder.
+# Fine-tunes the small ViT of the package, then trains the same from random weights, and compares. --restart removes an
+# earlier run of the quickstart, and refuses any other folder.
 quickstart: export QUICKSTART_RUN = $(value RUN)
 quickstart: setup
 	$(BIN)/vit-ipu train $(QUICKSTART) --device ipu-sim --restart --output "$$QUICKSTART_RUN"
+	$(BIN)/vit-ipu train $(QUICKSTART) --device ipu-sim --restart --output "$$QUICKSTART_RUN-from-scratch" --set model.init=null
 	$(BIN)/vit-ipu predict "$$QUICKSTART_RUN" "$$QUICKSTART_RUN"/examples/0[0-3]_*.png
+	$(BIN)/vit-ipu report "$$QUICKSTART_RUN" "$$QUICKSTART_RUN-from-scratch" --output "$$QUICKSTART_RUN-comparison.html"
 
 test: setup
 	$(PYTEST)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,3 +230,41 @@ def test_an_evaluation_without_an_image_fails():
 
     with pytest.raises(RunFailed, match="there is no held-out image that can be read"):
         evaluate_batches(SimpleNamespace(instances=Instances()), [])
+
+
+@pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
+def test_the_initial_weights_are_evaluated_if_the_config_asks(run, empty_folder, device):
+    """A new head of zeros predicts the first class for every image."""
+    changes = {"model": {"head_init": "zero"}, "run": {"updates": 4, "evaluate_every": 2, "evaluate_at_start": True}}
+    config = write_config(empty_folder, **changes)
+    out = run("train", config, "--device", device, "--output", "run")
+    lines = [line for line in read_metrics(empty_folder / "run" / "metrics.jsonl") if "top1" in line]
+    assert [line["update"] for line in lines] == [0, 2, 4]
+    assert lines[0]["top1"] <= 20
+    assert lines[0]["evaluation_loss"] == pytest.approx(math.log(10), rel=1e-4)
+    assert f"update 0: top-1 {lines[0]['top1']:.2f} %" in out
+    assert f"{lines[0]['top1']:.2f} %" in (empty_folder / "run" / "report.html").read_text().split("Held-out loss")[0]
+    out = run("report", "run", "run2") if run("train", config, "--device", device, "--output", "run2") else ""
+    assert f"run: top-1 {lines[-1]['top1']:.2f} % at update 4 (before training {lines[0]['top1']:.2f} %)" in out
+
+
+def test_a_run_that_is_stopped_after_its_first_evaluation_does_not_repeat_it(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 4, "evaluate_at_start": True})
+    training = import_module("vit_ipu.train")
+    evaluate, calls = training.evaluate_batches, []
+
+    def counted(backend, batches, **options):
+        calls.append(1)
+        return evaluate(backend, batches, **options)
+
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "evaluate_batches", counted)
+    with monkeypatch.context() as context:
+        context.setattr(training.RunLogger, "step", stop)
+        assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 130
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run", "--resume")[0] == 0
+    assert len(calls) == 2  # at the start and at the end
+    lines = [line for line in read_metrics(empty_folder / "run" / "metrics.jsonl") if "top1" in line]
+    assert [line["update"] for line in lines] == [0, 4]

@@ -270,7 +270,9 @@ def due(every: Optional[int], update: int) -> bool:
 
 
 def evaluates_at(update: int, total_updates: int, config: Config) -> bool:
-    """Tells whether a run evaluates after this update and then trains on."""
+    """Tells whether a run evaluates after this update, or before the first one, and then trains on."""
+    if update == 0:
+        return config.run.evaluate_at_start
     return 0 < update < total_updates and due(config.run.evaluate_every, update)
 
 

@@ -135,7 +135,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a run: mistakes, confusions, curves, pipeline, config. Several runs are compared."""
-    from vit_ipu.report.comparison import write_comparison
+    from vit_ipu.report.comparison import one_line_results, write_comparison
     from vit_ipu.report.page import write_report
     from vit_ipu.report.pictures import write_pictures
     from vit_ipu.runs.folder import RunFolder
@@ -156,5 +156,7 @@ def report(
         paths = {"pictures": [str(path) for path in drawn]} if pictures is not None else {}
         print_json({"report": str(target), **paths})
         return
+    for line in one_line_results(folders) if len(folders) > 1 else ():
+        console.print(line)
     for path in (target, *drawn):
         console.print(str(path))

@@ -48,7 +48,8 @@ class ModelConfig(Section):
     IPUs, fused elsewhere."""
     init: Optional[Name] = None
     """Weights to start from: a run folder, a checkpoint, a weights file or folder in any known naming,
-    `hf-hub:owner/name`, or an https address with `init_sha256`; null: random weights."""
+    `hf-hub:owner/name`, an https address with `init_sha256`, or `package:quickstart`, the small ViT that comes with the
+    program; null: random weights."""
     head_init: Literal["auto", "normal", "zero", "xavier"] = "auto"
     """Initial weights of a new head: truncated normal of deviation 0.02, zero, or Xavier's normal (AISTATS 2010); auto:
     normal if all weights are random, zero (arXiv:2010.11929, B.1.1) if `init` gives the others."""

@@ -21,6 +21,8 @@ class RunConfig(Section):
     """Seed of initialisation, order of the images, augmentation and dropout."""
     evaluate_every: Optional[Positive] = None
     """Number of updates between evaluations; null: only at the end."""
+    evaluate_at_start: bool = False
+    """Evaluates before the first update, too: what the initial weights can do."""
     evaluation_micro_batch_size: Optional[Positive] = None
     """Number of samples that a replica takes at a time in evaluation; null: `pipeline.micro_batch_size`."""
     evaluation_device_iterations: Optional[Positive] = None

@@ -35,6 +35,20 @@ def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     write_whole(target, page(f"Comparison of {len(folders)} runs", sections))
 
 
+def one_line_results(folders: Sequence[RunFolder]) -> List[str]:
+    """Returns a line on each run: its last top-1, and that before training if it was measured."""
+    lines = []
+    for name, metrics in named_metrics(folders):
+        evaluations = [line for line in metrics if "top1" in line]
+        if not evaluations:
+            lines.append(f"{name}: no evaluation yet")
+            continue
+        first, last = evaluations[0], evaluations[-1]
+        before = f" (before training {first['top1']:.2f} %)" if first["update"] == 0 < last["update"] else ""
+        lines.append(f"{name}: top-1 {last['top1']:.2f} % at update {last['update']:,}{before}")
+    return lines
+
+
 def named_metrics(folders: Sequence[RunFolder]) -> List[Tuple[str, List[Dict[str, Any]]]]:
     """Returns the name and the metrics of each run. Raises UserError if a run is given twice."""
     names = [str(folder.path) for folder in folders]

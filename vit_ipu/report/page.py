@@ -94,6 +94,8 @@ def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
     if evaluations:
         last = evaluations[-1]
         rows.append(("Top-1, top-5", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
+        if evaluations[0]["update"] == 0:
+            rows.append(("Top-1 before training", f"{evaluations[0]['top1']:.2f} %"))
         rows.append(("Held-out loss", f"{last['evaluation_loss']:.4f}"))
     if steps:
         last = steps[-1]

@@ -1,4 +1,4 @@
-"""Turns what the user wrote into a local path: a file or folder, hf-hub:OWNER/NAME[@REVISION], or https://.
+"""Turns what the user wrote into a local path: a file or folder, package:NAME, hf-hub:OWNER/NAME[@REVISION], or https://.
 
 A downloaded file is complete or absent, and a pinned sha256 is compared whenever the file is used.
 """
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional, Tuple
 
 from vit_ipu import __version__
-from vit_ipu.errors import CheckpointError, UserError
+from vit_ipu.errors import CheckpointError, UserError, suggest
 from vit_ipu.files import cache_folder, expand_home, sha256_of, written_whole
 from vit_ipu.text import reason_of
 from vit_ipu.weights.choose import WEIGHT_FILES, WEIGHT_SUFFIXES, is_index, weight_map
 from vit_ipu.weights.network import can_reach
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""Folder of the weights that the package contains; its README.md says how they were trained."""
 _MAX_DOWNLOAD = 32 << 30
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -54,6 +56,8 @@ def locate(source: str, *, sha256: Optional[str] = None, notify: Callable[[str],
     scheme = _scheme_of(source)
     if scheme is None:
         return _from_disk(source, pinned)
+    if scheme == "package:":
+        return _from_disk(str(_path_in_package(source)), pinned)
     if scheme == "hf-hub:":
         return _from_hub(source, pinned)
     _check_address(source, scheme, pinned)
@@ -69,6 +73,8 @@ def require_source(source: str, *, sha256: Optional[str] = None) -> None:
     scheme = _scheme_of(location)
     if scheme is None:
         _existing_path(location)
+    elif scheme == "package:":
+        _path_in_package(location)
     elif scheme == "hf-hub:":
         _repository_and_revision(location)
     else:
@@ -83,7 +89,7 @@ def _checked_sha256(sha256: Optional[str]) -> Optional[str]:
 
 def _scheme_of(source: str) -> Optional[str]:
     """Returns the scheme of an address, such as `https://`; None for a path."""
-    scheme = re.match(r"hf-hub:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
+    scheme = re.match(r"hf-hub:|package:|[a-zA-Z][a-zA-Z0-9+.-]*://", source)
     return None if scheme is None else scheme.group().lower()
 
 
@@ -95,6 +101,14 @@ def _check_address(source: str, scheme: str, pinned: Optional[str]) -> None:
 
 
 # --------------------------------------------------------------------------------------------- disk
+
+
+def _path_in_package(source: str) -> Path:
+    """Returns the path of weights that the package contains. Raises CheckpointError if it contains none so named."""
+    paths = {f"package:{path.stem}": path for path in sorted(PRETRAINED.glob("*.safetensors"))}
+    if source not in paths:
+        raise CheckpointError(f"{source} does not exist{suggest(source, paths)}")
+    return paths[source]
 
 
 def _from_disk(source: str, pinned: Optional[str]) -> Located:
