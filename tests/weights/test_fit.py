@@ -64,7 +64,7 @@ def test_another_number_of_classes_gets_a_zero_head(tmp_path):
     assert not loaded["head.weight"].any()
     assert not loaded["head.bias"].any()
     assert torch.equal(loaded["norm.weight"], source["norm.weight"])
-    assert "the head is new, for 10 classes: the weights have 21843" in notes
+    assert "the head is new, for 10 classes: that of the weights has 21843" in notes
 
 
 @pytest.mark.parametrize("kind", ["normal", "xavier"])

@@ -362,7 +362,7 @@ def test_the_projection_of_a_model_of_images_and_text_is_not_a_classifier(tmp_pa
     model = config.model.model_copy(update={"init": source})
     found = load_init(config.model_copy(update={"model": model}), fresh, notify=notes.append)
     assert not found["head.bias"].any()
-    assert "the head is new, for 5 classes: the weights have 0" in notes
+    assert "the head is new, for 5 classes: the weights have no head" in notes
 
 
 def test_a_single_model_of_big_vision_keeps_its_head(tmp_path):

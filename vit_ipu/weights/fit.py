@@ -98,7 +98,8 @@ def _without_unfit_head(tensors: Dict[str, Tensor], own: Dict[str, Tensor], *, n
     classes, features = len(own["head.bias"]), "pre_logits.fc.weight"
     found = len(tensors["head.bias"]) if "head.bias" in tensors else 0
     if found != classes:
-        notify(f"the head is new, for {counted(classes, 'class', 'classes')}: the weights have {found}")
+        theirs = f"that of the weights has {found}" if found else "the weights have no head"
+        notify(f"the head is new, for {counted(classes, 'class', 'classes')}: {theirs}")
         tensors = _without(tensors, "head.")
     if (features in tensors) != (features in own):
         what = "dropped: model.representation_size is null" if features in tensors else "new, and so is the head"
