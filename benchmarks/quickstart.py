@@ -38,15 +38,7 @@ def main() -> None:
     ]
     tuned, scratch = ([pair[index]["top1"] for pair in pairs] for index in (0, 1))
     seconds = [run["seconds"] for pair in pairs for run in pair]
-    head = (
-        "seed",
-        "top-1 before (%)",
-        "fine-tuned (%)",
-        "its top-5 (%)",
-        "from scratch (%)",
-        "seconds",
-        "from scratch",
-    )
+    head = ("seed", "before (%)", "fine-tuned (%)", "its top-5 (%)", "from scratch (%)", "seconds", "its seconds")
     write_record(
         "quickstart",
         f"The quickstart on {device}",
