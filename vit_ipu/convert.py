@@ -80,8 +80,11 @@ def _results(folder: RunFolder, update: int) -> Optional[Results]:
 
 def _num_images(folder: RunFolder, lines: List[Dict[str, Any]]) -> Optional[int]:
     """Returns the number of all held-out images; None if the last evaluation skipped some or counted no confusions."""
-    last = read_last_evaluation(folder)
-    if last is None or not last.confusion or "evaluation_images" in lines[-1]:
+    try:
+        last = read_last_evaluation(folder)
+    except UserError:  # missing or damaged
+        return None
+    if not last.confusion or "evaluation_images" in lines[-1]:
         return None
     return sum(count for _, _, count in last.confusion)
 

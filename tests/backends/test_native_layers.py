@@ -78,9 +78,15 @@ def test_gradients_of_bfloat16_passes_are_summed_in_float32():
         copy.add_gradients([2**-10 * gradient for gradient in ones])  # too small to change a 1 of bfloat16
     assert [parameter.dtype for parameter in copy.model.parameters()] == [torch.bfloat16] * 2
     assert all((master.grad == 1.25).all() for master in masters)
-    copy.take_gradients()  # as for the last pass of several processes
-    assert all((gradient == 1.25).all() for gradient in copy.gradients)
-    assert all(master.grad is None for master in masters)
+
+
+def test_gradients_of_bfloat16_passes_lie_where_several_processes_average_them():
+    copy = WorkingCopy(torch.nn.Linear(2, 1))
+    memory = [torch.full_like(master, 7.0) for master in copy.trained]
+    copy.keep_gradients_in(memory)
+    copy.add_gradients([torch.ones_like(parameter) for parameter in copy.model.parameters()])
+    assert all((gradient == 1).all() for gradient in memory)
+    assert all(master.grad is kept for master, kept in zip(copy.trained, memory))
 
 
 @pytest.mark.parametrize("size", [4, 32])

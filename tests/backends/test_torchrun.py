@@ -244,7 +244,7 @@ def test_several_processes_are_for_gpus_and_cpus_and_not_for_predictions(under_t
 def test_more_processes_than_gpus_are_refused(under_torchrun):
     under_torchrun.setattr(torch.cuda, "device_count", lambda: 1)
     under_torchrun.setenv("LOCAL_RANK", "1")
-    with pytest.raises(DeviceError, match="has started 2 or more processes on a host with 1 GPUs: use"):
+    with pytest.raises(DeviceError, match="has started 2 or more processes on a host with 1 GPU: use"):
         distributed.local_device("cuda")
 
 

@@ -31,12 +31,8 @@ def test_ctrl_c_in_a_command_is_reported(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("vit_ipu.predict"), "predict", interrupt)
-    assert vit_ipu(monkeypatch, capsys, "predict", "run", "a.png", "--device", "cpu") == (
-        130,
-        "",
-        "vit-ipu: interrupted\n",
-    )
+    monkeypatch.setattr("vit_ipu.model_cost.describe_variants", interrupt)
+    assert vit_ipu(monkeypatch, capsys, "models") == (130, "", "vit-ipu: interrupted\n")
 
 
 def test_ctrl_c_in_a_verification_does_not_claim_that_work_is_kept(monkeypatch, capsys):

@@ -154,7 +154,7 @@ def not_a_number(shell):
     loop = importlib.import_module("vit_ipu.train")  # `vit_ipu.train` is the function
     judge = loop.problem_of_loss
     no_number = SimpleNamespace(loss=float("nan"), losses=(float("nan"),))
-    shell.monkeypatch.setattr(loop, "problem_of_loss", lambda result, config: judge(no_number, config))
+    shell.monkeypatch.setattr(loop, "problem_of_loss", lambda result, *others: judge(no_number, *others))
     return shell.error("train", "tiny.yaml", "--device", "cpu", "--output", "runs/mine")
 
 

@@ -487,7 +487,7 @@ IMAGES = {
     "pipe": (fifo("x.jpg"), "not a regular file"),
     "socket": (a_socket("x.jpg"), "not a regular file"),
     "endless device": (link("x.jpg", "/dev/zero"), "not a regular file"),
-    "folder": (lambda p: (p / "x.jpg").mkdir(), "directory"),
+    "folder": (lambda p: (p / "x.jpg").mkdir(), "no images below x.jpg"),
     "link to itself": (link("x.jpg", "x.jpg"), "symbolic links"),
     "cut off": (file("x.jpg", encoded("JPEG", 64)[:-40]), "cannot read the image"),
     "of 10 gigapixels": (file("x.jpg", png_of(100_000, 100_000)), "more than 1000 megapixels"),

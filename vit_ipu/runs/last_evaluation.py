@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 from typing_extensions import Annotated
 
+from vit_ipu.data.images.pillow_formats import open_image
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError, UserError
 from vit_ipu.files import write_whole
@@ -51,8 +52,9 @@ class ShownMistake(BaseModel):
     def image(self) -> Optional[Image.Image]:
         """The picture in RGB; None if it is damaged."""
         try:
-            image = Image.open(io.BytesIO(base64.b64decode(self.picture)), formats=("PNG",))
-            return image.convert("RGB") if max(image.size) <= _SIDE else None
+            image = open_image(base64.b64decode(self.picture))
+            is_ours = image.format == "PNG" and max(image.size) <= _SIDE
+            return image.convert("RGB") if is_ours else None
         except _PICTURE_ERRORS:
             return None
 
