@@ -190,11 +190,10 @@ class IpuBackend:
     # -------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> Dict[str, Any]:
-        state: Dict[str, Any] = {
-            **copy.deepcopy(weights_state(self._weights(), self._average)),
-            "optimizer": {},
-            "rng": {},
-        }
+        state: Dict[str, Any] = weights_state(self._weights(), self._average)
+        if self._average is not None:  # whose tensors the next host step changes
+            state["model"] = {name: tensor.clone() for name, tensor in state["model"].items()}
+        state.update(optimizer={}, rng={})
         if self.num_overflows is not None:
             state["counts"] = {"overflows": self.num_overflows}
         if self._training is not None and self._training.isCompiled():
