@@ -43,8 +43,9 @@ main()
 
 
 def launch(folder, processes, *arguments, program=("-m", "vit_ipu")):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable] if processes == 1 else command
+    # --standalone of torch 2.0 always takes port 29400, which another test may hold
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", str(processes)]
+    command = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", *meeting]
     return subprocess.run(
         [*command, *program, *arguments], cwd=str(folder), capture_output=True, text=True, timeout=200, check=False
     )

@@ -32,6 +32,9 @@ _POLL = 0.0002
 _GROUPS: List[Any] = []
 """Every group that was joined, until the program ends. If the last reference to a gloo group is dropped just after a
 message, Python waits for the group's thread, which waits for Python's lock to free the message: a deadlock."""
+_SENT: Dict[torch.Size, Tensor] = {}
+"""A tensor for the messages of each shape. It outlives them: for a tensor that Python has let go of, the group's thread
+would wait for Python's lock in the same way, while the program ends."""
 _LIFELINES: List[Lifeline] = []
 """The lifeline of this process, if GPUs wait for each other."""
 _PARAMETERS = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
@@ -108,10 +111,11 @@ def instances(kind: str) -> Instances:
     group = _joined(kind)
 
     def mean(tensor: Tensor) -> Tensor:
-        reduced = tensor.detach().to("cpu", torch.float64, copy=True)
+        sent = _SENT.setdefault(tensor.shape, torch.empty(tensor.shape, dtype=torch.float64))
+        sent.copy_(tensor.detach())
         with lost_processes_reported():
-            dist.all_reduce(reduced, group=group)
-        return (reduced / dist.get_world_size()).to(tensor.dtype)
+            dist.all_reduce(sent, group=group)
+        return (sent / dist.get_world_size()).to(tensor.dtype)
 
     return Instances(dist.get_rank(), dist.get_world_size(), mean, are_replicas=False)
 
