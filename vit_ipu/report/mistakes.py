@@ -6,7 +6,7 @@ import base64
 import html
 from typing import List, Tuple
 
-from vit_ipu.report.layout import cell, table
+from vit_ipu.report.layout import cell, scrolled, table
 from vit_ipu.runs.last_evaluation import LastEvaluation, ShownMistake
 from vit_ipu.scores import most_confused, per_class
 
@@ -52,7 +52,7 @@ def confusion_table(evaluation: LastEvaluation) -> str:
         cells = "".join(_heat(count, sum(row)) for count in row)
         lines.append(f'<tr><th scope="row">{cell(name)}</th>{cells}</tr>')
     note = "<p>Rows: the class of the images. Columns: what they are taken for.</p>"
-    return f'{note}<div class="wide"><table class="confusion">{"".join(lines)}</table></div>'
+    return note + scrolled("Confusion matrix", f'<table class="confusion">{"".join(lines)}</table>')
 
 
 def _heat(count: int, total: int) -> str:

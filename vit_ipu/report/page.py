@@ -12,7 +12,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
-from vit_ipu.report.layout import cell, page, section, table
+from vit_ipu.report.layout import cell, page, scrolled, section, table
 from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
 from vit_ipu.report.shown_evaluation import ShownEvaluation, shown_evaluation
@@ -40,12 +40,11 @@ def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: No
     shown = shown_evaluation(folder, metrics)
     if shown.missing is not None:
         notify(f"note: {shown.missing}")
-    curves = curves_svg(metrics, best=best_update(folder.path)) if metrics else "<p>No metrics yet.</p>"
     sections = [
         _notice(environment),
         table(figures(metrics)),
         _predictions(shown),
-        section("Curves", f'<div class="wide">{curves}</div>{_note_on_loss(config)}'),
+        section("Curves", _curves(metrics, best_update(folder.path)) + _note_on_loss(config)),
         section("Pipeline", _pipeline(config)) if ran_on_ipus(environment) else "",
         section("Skipped images", _skipped(folder)) if folder.skipped.exists() else "",
         section("Environment", table(rows)),
@@ -130,6 +129,10 @@ def _share(evaluation: LastEvaluation) -> str:
     )
 
 
+def _curves(metrics: List[Dict[str, Any]], best: Optional[int]) -> str:
+    return scrolled("Curves", curves_svg(metrics, best=best)) if metrics else "<p>No metrics yet.</p>"
+
+
 def _note_on_loss(config: Config) -> str:
     """Returns why the training loss lies above the held-out loss, if it does because of the config."""
     data, model = config.data, config.model
@@ -160,8 +163,9 @@ def _skipped(folder: RunFolder) -> str:
 
 def _config(config: Config, text: str) -> str:
     """Returns the settings that differ from the defaults, and all of them folded."""
-    everything = f"<details><summary>All settings</summary><pre>{html.escape(text)}</pre></details>"
-    return f"<pre>{html.escape(changed_settings(config))}</pre>{everything}"
+    changed = scrolled("Settings that differ from the defaults", html.escape(changed_settings(config)), tag="pre")
+    everything = scrolled("All settings", html.escape(text), tag="pre")
+    return f"{changed}<details><summary>All settings</summary>{everything}</details>"
 
 
 def environment_rows(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
@@ -206,5 +210,5 @@ def _pipeline(config: Config) -> str:
             f"{utilisation(ipus, plan.gradient_accumulation):.1%}",
         ),
     ]
-    picture = timetable_svg(ipus, plan.gradient_accumulation)
-    return f'{table(rows)}<div class="wide">{picture}</div>{memory_table(config)}'
+    picture = scrolled("Timetable of an update", timetable_svg(ipus, plan.gradient_accumulation))
+    return f"{table(rows)}{picture}{memory_table(config)}"
