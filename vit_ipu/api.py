@@ -90,7 +90,7 @@ class LoadedModel:
             raise DataError("there are no images to preprocess: give one image file or several")
         data = self.config.data.model_copy(update={"transfer": "float32"})
         transform = EvalTransform(data, self.config.model.image_size)
-        return stack_images([transform(open_picture(path)) for path in paths], data)
+        return stack_images([transform(open_picture(path).on(data.background_rgb)) for path in paths], data)
 
 
 @for_python

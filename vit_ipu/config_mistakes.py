@@ -75,6 +75,7 @@ _RENAMED = {
     "data.horizontal_flip": "hflip flip random_flip",
     "data.crop_scale": "scale min_scale random_resized_crop",
     "data.crop_ratio": "ratio",
+    "data.background": "bg bg_color bg_colour background_color background_colour",
     "data.eval_resize": "crop_pct resize eval_size val_resize_size",
     "precision.compute": "amp fp16 bf16 dtype half mixed_precision amp_dtype",
     "precision.torch_compile": "compile torchcompile",

@@ -13,6 +13,7 @@ from torch import Tensor
 from vit_ipu.backends.build import open_backend, require_runnable_on
 from vit_ipu.backends.contract import Backend, Device, HostBatch
 from vit_ipu.config import Config
+from vit_ipu.config_sections.colors import color_text
 from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
@@ -135,6 +136,7 @@ def _differing_pixels(stated: WeightsMetadata, config: Config) -> List[str]:
         ("eval_resize", data.eval_resize or side, stated.eval_resize or side),
         ("interpolation", data.interpolation, stated.interpolation),
         ("eval_crop", data.eval_crop, stated.eval_crop),
+        ("background", color_text(data.background_rgb), color_text(stated.background)),
     )
     return [
         f"data.{name} is {now}, but the weights were evaluated with {before}"
@@ -171,6 +173,7 @@ def differences_from(trained: ModelDescription, config: Config, classes: Sequenc
         ("data.eval_resize", data.eval_resize, pixels.eval_resize),
         ("data.interpolation", data.interpolation, pixels.interpolation),
         ("data.eval_crop", data.eval_crop, pixels.eval_crop),
+        ("data.background", color_text(data.background_rgb), color_text(pixels.background)),
         ("optim.loss", config.optim.loss, config.optim.loss if loss is None else loss),
     )
     known, guessed = "the checkpoint was trained with", "its conversion assumed"

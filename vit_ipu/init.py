@@ -12,16 +12,19 @@ from typing import Iterator, List, Optional
 from vit_ipu import __version__
 from vit_ipu.backends.build import DEVICES, resolve_device
 from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
+from vit_ipu.config_sections.colors import Rgb, color_text
 from vit_ipu.data.sources.survey import FolderSurvey, require_folder_of_images, survey_folder
 from vit_ipu.errors import CheckpointError, DeviceError, UserError
 from vit_ipu.files import expand_home, place_problem
-from vit_ipu.starter_config import Pictures, StartingWeights, config_text, describe_shape, model_shape
+from vit_ipu.starter_config import Pictures, StartingWeights, background_of, config_text, describe_shape, model_shape
 from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumptions, describe, with_heads
 from vit_ipu.weights.fetch import require_source
 from vit_ipu.weights.read import read_weights
 
+_FAR_ABOVE = 10
+"""The largest picture is named if it has at least this many times the pixels of one of the median size."""
 _LONGEST_NAMES = 60
 """Characters of the class names that a comment gives as examples."""
 
@@ -76,7 +79,9 @@ def init(
         min(survey.width, survey.height),
         survey.holdout,
         len(survey.unreadable),
+        survey.num_transparent,
     )
+    notes += _notes_on_pictures(survey, background_of(pictures, weights))
     command = shlex.join(["vit-ipu", "train", str(target), *([] if device == "auto" else ["--device", device])])
     text = _header(target, survey, device, kind, command) + config_text(pictures, weights, kind)
     parse_text(text)
@@ -168,6 +173,36 @@ def _starting_weights(
 
 
 # --------------------------------------------------------------------------------------------- text
+
+
+def _notes_on_pictures(survey: FolderSurvey, background: Optional[Rgb]) -> List[str]:
+    """Returns notes on pictures with transparency, and on pictures that are far larger than the others."""
+    notes, looked_at = [], counted(survey.num_probed, "picture")
+    if survey.num_transparent:
+        verb = "has" if survey.num_transparent == 1 else "have"
+        notes.append(
+            f"note: {survey.num_transparent:,} of {looked_at} {verb} transparency: data.background: "
+            f"{color_text(background)} is written"
+        )
+    width, height = survey.largest_size
+    largest = f"{escaped(survey.largest)} with {width:,} x {height:,}"
+    if survey.num_large:
+        verb = "has" if survey.num_large == 1 else "have"
+        notes.append(
+            f"note: {survey.num_large:,} of {looked_at} {verb} more than 20 megapixels, the largest {largest}, and "
+            f"will take long to load: {_remedy_for_large(survey)}"
+        )
+    elif width * height >= _FAR_ABOVE * survey.width * survey.height:
+        notes.append(f"note: the largest picture is {largest} pixels")
+    return notes
+
+
+def _remedy_for_large(survey: FolderSurvey) -> str:
+    color = " --background white" if survey.num_transparent else ""
+    pack = f"vit-ipu pack FOLDER SHARDS --short-side 256{color}"
+    if survey.holdout is None:
+        return f"{pack.replace('FOLDER', shlex.quote(survey.path))} makes small copies"
+    return f"make them smaller, or divide the folder into train and val, and {pack} makes small copies"
 
 
 def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command: str) -> str:

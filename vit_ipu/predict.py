@@ -118,7 +118,7 @@ def _read_images(
     is_dark_noted = False
     for done, path in enumerate(images, 1):
         try:
-            picture = open_picture(path)
+            picture = open_picture(path).on(config.data.background_rgb)
             pixels = transform(picture)
             dark = None if is_dark_noted else dark_image_note(picture)
         except UserError as error:

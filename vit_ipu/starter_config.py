@@ -13,6 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.config_file import yaml_value
+from vit_ipu.config_sections.colors import COLORS, Rgb, color_value
 from vit_ipu.text import counted
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.native import Preprocessing
@@ -43,6 +44,7 @@ class Pictures:
     """Median short side in pixels."""
     holdout: Optional[float] = None
     num_unreadable: int = 0
+    num_transparent: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,24 @@ def _data(pictures: Pictures, weights: Optional[StartingWeights], kind: str) -> 
     lines.append(_Line("crop_scale", [0.4, 1.0], "smallest and largest random crop, as shares of the image"))
     if weights is not None:
         lines += _pixel_lines(weights)
+    background = background_of(pictures, weights)
+    if background is not None:
+        expected = weights is not None and weights.pixels.background is not None
+        comment = "as the weights expect" if expected else "pictures are laid on it where they are transparent"
+        lines.append(_Line("background", color_value(background), comment))
     if kind != "cpu":
         workers = min(os.cpu_count() or 1, _MOST_WORKERS)
         lines.append(_Line("num_workers", workers, "processes that load images: at most one a core"))
     if pictures.num_unreadable:
         lines.append(_Line("on_error", "skip", "leaves out images that cannot be read, and names them"))
     return lines
+
+
+def background_of(pictures: Pictures, weights: Optional[StartingWeights]) -> Optional[Rgb]:
+    """Returns the colour on which pictures are laid: that of the weights, or white if pictures have transparency."""
+    if weights is not None and weights.pixels.background is not None:
+        return weights.pixels.background
+    return COLORS["white"] if pictures.num_transparent else None
 
 
 def _pixel_lines(weights: StartingWeights) -> List[_Line]:

@@ -16,6 +16,9 @@ _READ_BY = {
     "exempt_max_weight_norm": ("lamb",),
 }
 
+_WITHOUT_FILES = ("sample", "fashion_mnist", "cifar10", "cifar100", "generated")
+"""Sources whose images have no transparency."""
+
 
 def unused_options(config: Config) -> List[str]:
     """Returns notes on options that the config sets but this run does not read."""
@@ -47,6 +50,8 @@ def unused_options(config: Config) -> List[str]:
         notes.append(f"data.path has no effect with source {config.data.source}")
     if config.data.eval_path is not None and config.data.source != "shards":
         notes.append(f"data.eval_path has no effect with source {config.data.source}")
+    if config.data.background is not None and config.data.source in _WITHOUT_FILES:
+        notes.append(f"data.background has no effect with source {config.data.source}")
     read_by_crop = {"crop_scale": "random_resized", "crop_ratio": "random_resized", "crop_padding": "padded"}
     for name, crop in read_by_crop.items():
         if name in config.data.model_fields_set and config.data.crop != crop:

@@ -81,6 +81,12 @@ def pack(
     quality: Annotated[
         Optional[int], typer.Option(min=1, max=100, help="JPEG quality of resized images; 90 if not given.")
     ] = None,
+    background: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="COLOUR", help="Lay resized images on this colour, such as white, where they are transparent."
+        ),
+    ] = None,
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Approximate size of a shard, such as 256MB or 1GB.")
     ] = "256MB",
@@ -104,7 +110,7 @@ def pack(
     from vit_ipu.errors import PackInterrupted
 
     console = make_console(as_json, keep_going=True)
-    options = PackOptions.of(short_side, quality, shard_size, on_error)
+    options = PackOptions.of(short_side, quality, shard_size, on_error, background)
     count = workers or os.cpu_count() or 1
     cache = ListingCache(rescan=rescan, notify=console.print)
     try:

@@ -7,6 +7,7 @@ from typing import Optional
 from pydantic import Field, model_validator
 from typing_extensions import Annotated, Literal
 
+from vit_ipu.config_sections.colors import Color, Rgb, rgb_of
 from vit_ipu.config_sections.types import Name, Operations, Pair, Positive, Probability, Rate, Section, Triple
 
 
@@ -80,6 +81,9 @@ class DataConfig(Section):
     """Short side in pixels of the resized image before the centre crop of evaluation; null: `image_size`."""
     eval_crop: Literal["center", "squash"] = "center"
     """Resize of evaluation: the aspect ratio stays (center), or both sides become `eval_resize` pixels (squash)."""
+    background: Optional[Color] = None
+    """Colour on which images with transparency are laid, in training and evaluation: a name, or red, green and blue
+    from 0 to 255; null: transparency is dropped, as by Pillow, timm and torchvision, so that hidden colours show."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation filter of every resize."""
     mean: Triple = (0.5, 0.5, 0.5)
@@ -118,6 +122,11 @@ class DataConfig(Section):
                 "remove one"
             )
         return self
+
+    @property
+    def background_rgb(self) -> Optional[Rgb]:
+        """Red, green and blue of `background`; None if transparency is dropped."""
+        return None if self.background is None else rgb_of(self.background)
 
     @property
     def mixes(self) -> bool:

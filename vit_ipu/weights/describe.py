@@ -81,7 +81,12 @@ def describe(weights: Weights, *, num_heads: Optional[int] = None, headless: boo
     if weights.description is not None:
         return weights.description
     pixels = Preprocessing(
-        metadata.mean, metadata.std, metadata.eval_resize, metadata.interpolation, metadata.eval_crop
+        metadata.mean,
+        metadata.std,
+        metadata.eval_resize,
+        metadata.interpolation,
+        metadata.eval_crop,
+        metadata.background,
     )
     return ModelDescription(
         model, pixels, class_names(weights), problem_type=metadata.problem_type, assumed=metadata.assumed

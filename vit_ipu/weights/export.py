@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vit_ipu.config import ModelConfig
+from vit_ipu.config_sections.colors import color_text, color_value
 from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
 from vit_ipu.files import place_problem, write_checksums, written_whole
 from vit_ipu.text import Notify
@@ -139,6 +140,12 @@ def unsupported_description(description: ModelDescription, to: str, *, as_file: 
     states_resize = to in ("native", "huggingface", "onnx") or (to == "timm" and not as_file)
     if description.preprocessing.eval_crop == "squash" and not states_resize:
         notes.append(f"{to} does not state that images are resized to a square (squash) rather than cropped")
+    background = description.preprocessing.background
+    if background is not None and to not in ("native", "onnx"):
+        notes.append(
+            f"{to} does not state that transparent images are laid on {color_text(background)}: do so before the model "
+            "gets them"
+        )
     return notes
 
 
@@ -259,6 +266,7 @@ def _write_onnx(export: Export, path: Path) -> None:
         "std": json.dumps(list(data.std)),
         "image_size": str(export.model.image_size),
         "eval_crop": data.eval_crop,
+        "background": json.dumps(color_value(data.background)),
         "problem_type": export.description.problem_type,
         "assumed": json.dumps(list(export.description.assumed)),
     }

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+from vit_ipu.config_sections.colors import Rgb, rgb_of
 from vit_ipu.small_files import parse_json
 from vit_ipu.weights.folder_configs import FolderConfig, damage_is_in, heads, names_in, one_of
 from vit_ipu.weights.image_processors import RESAMPLE, Triple, triple
@@ -32,6 +33,8 @@ class WeightsMetadata:
     interpolation: str = "bilinear"
     eval_crop: str = "center"
     """`center`, or `squash`, which resizes both sides to `eval_resize`."""
+    background: Optional[Rgb] = None
+    """Colour on which transparent images are laid; None: transparency is dropped."""
     problem_type: str = ONE_CLASS
     """Meaning of the outputs: one of native.PROBLEM_TYPES."""
     embedding: Optional[int] = None
@@ -62,6 +65,7 @@ def metadata_of(description: ModelDescription) -> WeightsMetadata:
         eval_resize=pixels.eval_resize,
         interpolation=pixels.interpolation,
         eval_crop=pixels.eval_crop,
+        background=pixels.background,
         problem_type=description.problem_type,
         assumed=description.assumed,
     )
@@ -114,6 +118,8 @@ def _own_settings(values: Dict[str, Any]) -> Dict[str, Any]:
         found.update(mean=triple(values["mean"], "mean"), std=triple(values["std"], "std"))
         found["eval_crop"] = one_of(values["eval_crop"], ("center", "squash"), "eval_crop")
         found["eval_resize"] = None if size is None else int(size)
+        color = values.get("background")  # files of older versions do not state it
+        found["background"] = None if color is None else rgb_of(color)
         found["interpolation"] = one_of(values["interpolation"], tuple(RESAMPLE.values()), "interpolation")
     return found
 

@@ -17,6 +17,7 @@ import yaml
 from vit_ipu import __version__
 from vit_ipu.config import Config
 from vit_ipu.config_file import changed_settings
+from vit_ipu.config_sections.colors import color_text
 from vit_ipu.text import counted, escaped
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumed_values
@@ -149,12 +150,13 @@ def _model(description: ModelDescription, num_parameters: int) -> str:
     variant = next((name for name, values in VARIANTS.items() if values == shape and model.mlp_ratio == 4), None)
     side, size = pixels.eval_resize or model.image_size, model.image_size
     resize = "both sides are resized" if pixels.eval_crop == "squash" else "the short side is resized"
+    on = "" if pixels.background is None else f", on {color_text(pixels.background)} where it is transparent"
     rows = [
         ("shape", f"{f'{variant}: ' if variant else ''}width {model.width}, {counted(model.depth, 'block')}, "
                   f"{counted(model.num_heads, 'head')}, patches of {model.patch_size} x {model.patch_size} pixels"),
         ("parameters", f"{num_parameters:,}, in float32"),
         ("GELU, layer norm epsilon", f"{model.gelu}, {model.layer_norm_eps:g}"),
-        ("images", f"RGB; {resize} to {side} ({pixels.interpolation}), then the centre {size} x {size} is cropped"),
+        ("images", f"RGB{on}; {resize} to {side} ({pixels.interpolation}), then the centre {size} x {size} is cropped"),
         ("pixels", f"in 0 to 1, minus mean {_numbers(pixels.mean)}, divided by {_numbers(pixels.std)}"),
         ("outputs", f"{description.problem_type}: {counted(len(description.classes), 'class', 'classes')}"),
     ]  # fmt: skip

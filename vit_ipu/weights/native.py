@@ -21,6 +21,7 @@ from torch import Tensor
 from vit_ipu import small_files
 from vit_ipu.config import Config, ModelConfig
 from vit_ipu.config_file import parse_config
+from vit_ipu.config_sections.colors import Rgb, color_value, rgb_of
 from vit_ipu.errors import CheckpointError, DamagedCheckpoint, NotSupported, RunFailed
 from vit_ipu.files import CHECKSUMS, find_damage
 from vit_ipu.text import Notify, reason_of
@@ -65,6 +66,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
     eval_crop: str = "center"
     """`center`, or `squash`: both sides are resized to `eval_resize`, whatever the image's aspect ratio."""
+    background: Optional[Rgb] = None
+    """Colour on which transparent images are laid; None: transparency is dropped."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class ModelDescription:
     ) -> ModelDescription:
         """Describes the model that a run trains."""
         data = config.data
-        pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
+        pixels = Preprocessing(
+            data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop, data.background_rgb
+        )
         outputs = SEVERAL_CLASSES if config.optim.loss == "bce" else ONE_CLASS  # sigmoids, or a softmax
         return cls(config.model, pixels, classes, Trained(config, num_train, labels_sha256), outputs)
 
@@ -155,6 +160,7 @@ def _sections(description: ModelDescription) -> Dict[str, Any]:
         "eval_resize": pixels.eval_resize,
         "interpolation": pixels.interpolation,
         "eval_crop": pixels.eval_crop,
+        "background": color_value(pixels.background),
     }
     return {"model": description.model.model_dump(mode="json"), "data": data}
 
@@ -328,6 +334,7 @@ def _converted(config: Dict[str, Any], classes: Tuple[str, ...]) -> ModelDescrip
         data["eval_resize"],
         data["interpolation"],
         data.get("eval_crop", "center"),
+        None if data.get("background") is None else rgb_of(data["background"]),
     )
     return ModelDescription(ModelConfig.model_validate(config["model"]), pixels, classes)
 

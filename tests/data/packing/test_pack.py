@@ -476,3 +476,56 @@ def test_mistakes_are_one_line(monkeypatch, capsys, empty_folder, name):
 )
 def test_sizes_of_shards_are_parsed(text, size):
     assert PackOptions.of(None, None, text, "raise").shard_size == size
+
+
+def transparent_images(root):
+    """Writes black images of which only the first quarter is opaque: large ones (0.png) and small ones (1.png)."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number, side in enumerate((40, 8)):
+                image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+                image.paste((0, 0, 0, 255), (0, 0, side, side // 4))
+                image.save(str(root / split / name / f"{number}.png"))
+    return root
+
+
+@pytest.mark.parametrize(("background", "expected"), [(None, 0), ((255, 255, 255), 255)])
+def test_reduced_images_are_laid_on_the_background(tmp_path, background, expected):
+    source, notes = transparent_images(tmp_path / "images"), []
+    options = PackOptions(short_side=20, background=background)
+    pack(source, tmp_path / "shards", options, workers=1, cache=ListingCache(notify=notes.append))
+    packed = open_split("shards", tmp_path / "shards", "train")
+    large, small = (packed.picture(index) for index in (0, 1))
+    assert large.size == (20, 20)
+    assert abs(large.rgb().getpixel((10, 15))[0] - expected) <= 2
+    assert large.rgb().getpixel((10, 1))[0] <= 2
+    assert small.is_transparent()  # its bytes were kept
+    dropped = ["note: of 4 images looked at, 4 have transparency, which is dropped: --background white lays resized "]
+    dropped[0] += "images on white"
+    assert notes == (dropped if background is None else [])
+
+
+def test_no_transparency_is_lost_without_resizing(tmp_path):
+    source, notes = transparent_images(tmp_path / "images"), []
+    pack(source, tmp_path / "shards", PackOptions(), workers=1, cache=ListingCache(notify=notes.append))
+    assert notes == []
+    assert open_split("shards", tmp_path / "shards", "train").picture(0).is_transparent()
+
+
+def test_another_background_is_refused(tmp_path):
+    source = transparent_images(tmp_path / "images")
+    run_pack(source, tmp_path / "shards", short_side=20, background=(255, 255, 255))
+    with pytest.raises(UserError, match="was packed with background white, not None: pack with the same options"):
+        run_pack(source, tmp_path / "shards", short_side=20)
+
+
+def test_the_command_takes_a_background(tmp_path, monkeypatch, capsys):
+    source = transparent_images(tmp_path / "images")
+    for target, background in (("a", "white"), ("b", "255,255,255")):
+        options = ["--short-side", "20", "--background", background]
+        assert vit_ipu(monkeypatch, capsys, "pack", source, tmp_path / target, *options)[0] == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    options = ["--short-side", "20", "--background", "whit"]
+    code, _, err = vit_ipu(monkeypatch, capsys, "pack", source, tmp_path / "c", *options)
+    assert (code, err) == (2, "vit-ipu: --background whit is not a colour; did you mean 'white'?\n")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Optional, Protocol
+from typing import Iterator, NamedTuple, Optional, Protocol
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vit_ipu.config_sections.colors import Rgb
 from vit_ipu.data.images.jpeg import PlainJpeg
 from vit_ipu.data.images.pillow_formats import TOO_LARGE, open_image, require_pixels
 from vit_ipu.data.images.resize import (
@@ -27,6 +28,12 @@ from vit_ipu.data.images.resize import (
     resized_size,
 )
 from vit_ipu.data.images.sixteen_bits import LARGEST_OF_TWELVE_BITS, has_sixteen_bits, upper_bits
+from vit_ipu.data.images.transparency import (
+    is_transparent,
+    laid_on,
+    may_be_transparent,
+    scale_transparent_color,
+)
 from vit_ipu.errors import DataError
 from vit_ipu.text import escaped
 
@@ -48,12 +55,25 @@ class Picture(Protocol):
         """Returns the center crop (size, size, 3) of the image after its short side became `short_side`."""
 
 
-class DecodedImage:
-    """A Pillow image of any mode; 16-bit values are scaled to 8 bits, and transparency is dropped."""
+class Header(NamedTuple):
+    """Facts about an image that are known before it is decoded."""
 
-    def __init__(self, image: Image.Image) -> None:
-        """Raises ValueError if pixel values are not numbers of at most 16 bits."""
-        self._image = _of_bytes(image)
+    size: Size
+    """Width and height as stored: an image may yet be turned upright."""
+    may_be_transparent: bool
+    """Whether the image has opacities, which may all be full."""
+
+
+class DecodedImage:
+    """A Pillow image of any mode; 16-bit values are scaled to 8 bits."""
+
+    def __init__(self, image: Image.Image, background: Optional[Rgb] = None) -> None:
+        """Lays a transparent image on `background`; None: transparency is dropped.
+
+        Raises ValueError if pixel values are not numbers of at most 16 bits.
+        """
+        is_laid = background is not None and may_be_transparent(image)
+        self._image = laid_on(image, background) if background is not None and is_laid else _of_bytes(image)
 
     @property
     def size(self) -> Size:
@@ -80,6 +100,7 @@ class EncodedImage:
     def __init__(self, data: bytes, name: str) -> None:
         """`name` is for messages. Raises DataError if a plain JPEG is too large; other faults show at the first use."""
         self.data, self.name = data, name
+        self._background: Optional[Rgb] = None
         self._decoded: Optional[DecodedImage] = None
         self._jpeg = PlainJpeg.of(data)
         if self._jpeg is not None:
@@ -87,6 +108,28 @@ class EncodedImage:
                 require_pixels(self._jpeg.size[0] * self._jpeg.size[1], len(data))
             except ValueError as error:
                 raise self._unreadable(str(error)) from None
+
+    def on(self, background: Optional[Rgb]) -> EncodedImage:
+        """Lays the image, which is not decoded yet, on a colour where it is transparent, and returns it.
+
+        None: transparency is dropped.
+        """
+        self._background = background
+        return self
+
+    def header(self) -> Header:
+        """Returns what is known without decoding the pixels. Raises DataError if the file is not an image."""
+        if self._jpeg is not None:
+            return Header(self._jpeg.size, may_be_transparent=False)
+        with self._reading(), open_image(self.data) as image:
+            return Header(image.size, may_be_transparent(image))
+
+    def is_transparent(self) -> bool:
+        """Decodes the image, and tells whether a pixel is not opaque. Raises DataError if the file is damaged."""
+        if self._jpeg is not None:
+            return False
+        with self._reading():
+            return is_transparent(_upright_by_pillow(self.data))
 
     @property
     def size(self) -> Size:
@@ -124,15 +167,24 @@ class EncodedImage:
 
     def _by_pillow(self) -> DecodedImage:
         if self._decoded is None:
-            try:
-                self._decoded = _decode_by_pillow(self.data)
-            except UnidentifiedImageError:
-                raise self._unreadable(_reason_unidentified(self.data)) from None
-            except Image.DecompressionBombError:
-                raise self._unreadable(TOO_LARGE) from None
-            except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
-                raise self._unreadable(str(error) or type(error).__name__) from None
+            with self._reading():
+                self._decoded = DecodedImage(_upright_by_pillow(self.data), self._background)
+        assert self._decoded is not None
         return self._decoded
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Silences warnings of Pillow, and raises DataError, with the image's name and the reason, for its errors."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # warnings about sizes and odd palettes
+                yield
+        except UnidentifiedImageError:
+            raise self._unreadable(_reason_unidentified(self.data)) from None
+        except Image.DecompressionBombError:
+            raise self._unreadable(TOO_LARGE) from None
+        except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
+            raise self._unreadable(str(error) or type(error).__name__) from None
 
     def _unreadable(self, reason: str) -> DataError:
         return unreadable(self.name, reason)
@@ -161,15 +213,14 @@ def _reason_unidentified(data: bytes) -> str:
 # ------------------------------------------------------------------------------------------- Pillow
 
 
-def _decode_by_pillow(data: bytes) -> DecodedImage:
+def _upright_by_pillow(data: bytes) -> Image.Image:
     """Decodes the first frame, and turns it upright."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings about sizes and odd palettes
-        with open_image(data) as image:
-            image.load()
-            with contextlib.suppress(Exception):  # damaged metadata of a sound image
-                ImageOps.exif_transpose(image, in_place=True)
-            return DecodedImage(image)
+    with open_image(data) as image:
+        image.load()
+        scale_transparent_color(image, data)
+        with contextlib.suppress(Exception):  # damaged metadata of a sound image
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from typing import BinaryIO, List, Optional, Tuple
 import numpy as np
 from PIL import Image
 
+from vit_ipu.config_sections.colors import Rgb, parse_color
 from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.images.image_file import read_bytes
 from vit_ipu.data.images.pillow_formats import open_image
@@ -50,9 +51,18 @@ class PackOptions:
     """Approximate bytes of a shard."""
     skip_bad: bool = False
     """Leave out images that cannot be read instead of stopping."""
+    background: Optional[Rgb] = None
+    """Colour on which reduced images are laid where they are transparent; None: their transparency is dropped."""
 
     @classmethod
-    def of(cls, short_side: Optional[int], quality: Optional[int], shard_size: str, on_error: str) -> PackOptions:
+    def of(
+        cls,
+        short_side: Optional[int],
+        quality: Optional[int],
+        shard_size: str,
+        on_error: str,
+        background: Optional[str] = None,
+    ) -> PackOptions:
         """Parses the options of a command line. Raises UserError for an invalid option."""
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kMGT]?)B?", shard_size)
         size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match is not None else 0
@@ -64,7 +74,13 @@ class PackOptions:
             raise UserError(f"--on-error {on_error!r}: use raise or skip")
         if quality is not None and short_side is None:
             raise UserError(f"--quality {quality} is for images that are resized: give --short-side too")
-        return cls(short_side, cls.quality if quality is None else quality, size, skip_bad=on_error == "skip")
+        if background is not None and short_side is None:
+            raise UserError(f"--background {background} is for images that are resized: give --short-side too")
+        try:
+            color = None if background is None else parse_color(background)
+        except ValueError as error:
+            raise UserError(f"--background {error}") from None
+        return cls(short_side, cls.quality if quality is None else quality, size, on_error == "skip", color)
 
 
 @dataclass(frozen=True)
@@ -215,7 +231,7 @@ def prepare(path: str, options: PackOptions) -> Tuple[bytes, str]:
     if options.short_side is None:
         _check(data, path)
         return data, suffix
-    image = EncodedImage(data, path).rgb()
+    image = EncodedImage(data, path).on(options.background).rgb()
     if min(image.size) <= options.short_side:
         return data, suffix
     factor = options.short_side / min(image.size)

@@ -25,6 +25,7 @@ from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List,
 
 import numpy as np
 
+from vit_ipu.config_sections.colors import color_value
 from vit_ipu.data.packing.jobs import (
     MEASURED,
     TAR_OVERHEAD,
@@ -55,6 +56,7 @@ from vit_ipu.data.sources.shard_index import (
     read_table,
     require_index,
 )
+from vit_ipu.data.sources.transparent_images import note_transparency
 from vit_ipu.errors import DataError, PackInterrupted, UserError
 from vit_ipu.files import place_problem, write_whole
 from vit_ipu.text import and_more, counted, single_line
@@ -105,6 +107,10 @@ def pack(
     _refuse_unusable_target(target, source, images.values())
     for found in images.values():
         note_dark_images(found, cache.notify)
+    if options.short_side is not None and options.background is None:
+        note_transparency(
+            images[SPLITS["train"]], cache.notify, remedy="--background white lays resized images on white"
+        )
     packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
     if cache.rescan:
         for packer in packers:
@@ -172,6 +178,7 @@ class _Packer:
             "quality": options.quality if options.short_side else None,
             "shard_size": options.shard_size,
             "seed": _SEED,
+            "background": color_value(options.background),
             "images": len(source),
             "images_sha256": source.paths.digest(),
             "labels_sha256": hashlib.sha256(source.labels.tobytes()).hexdigest(),
@@ -180,7 +187,7 @@ class _Packer:
     def require_same_options(self) -> None:
         """Raises UserError if an earlier run had other options, because --rescan repacks with the same options."""
         with self._open_journal() as journal:
-            options = ("version", "short_side", "quality", "shard_size", "seed")
+            options = ("version", "short_side", "quality", "shard_size", "seed", "background")
             self._require_same(self._read_records(journal), options)
 
     def start_over(self) -> None:

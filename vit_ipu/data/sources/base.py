@@ -10,6 +10,7 @@ from typing import List, Optional, Sequence
 import numpy as np
 from PIL import Image
 
+from vit_ipu.config_sections.colors import Rgb
 from vit_ipu.data.images.decode import DecodedImage, EncodedImage, Picture
 from vit_ipu.errors import DataError
 from vit_ipu.text import and_more, escaped
@@ -55,7 +56,14 @@ class Source:
 class EncodedSource(Source):
     """Images stored as the bytes of image files."""
 
+    background: Optional[Rgb] = None
+    """Colour on which transparent images are laid; None: transparency is dropped."""
+
     def picture(self, index: int) -> EncodedImage:
+        return self.encoded(index).on(self.background)
+
+    def encoded(self, index: int) -> EncodedImage:
+        """Returns the image file at `index`. Raises DataError if the file cannot be read."""
         raise NotImplementedError
 
     def close_files(self) -> None:

@@ -32,7 +32,7 @@ class FolderSource(EncodedSource):
     def name(self, index: int) -> str:
         return self.paths[index if self._kept is None else int(self._kept[index])]
 
-    def picture(self, index: int) -> EncodedImage:
+    def encoded(self, index: int) -> EncodedImage:
         return open_picture(self.name(index))
 
 

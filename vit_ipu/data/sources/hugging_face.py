@@ -25,7 +25,7 @@ class SavedSource(EncodedSource):
         super().__init__(classes, labels)
         self._images, self._column, self._name = images, column, name
 
-    def picture(self, index: int) -> EncodedImage:
+    def encoded(self, index: int) -> EncodedImage:
         value = self._images[int(index)][self._column] or {}
         if value.get("bytes") is not None:
             return EncodedImage(value["bytes"], f"{self._name}[{index}]")

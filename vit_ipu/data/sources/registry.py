@@ -20,6 +20,7 @@ from vit_ipu.data.sources.imagenet import open_imagenet
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shards import open_shards, require_shard_folder
 from vit_ipu.data.sources.small_sets import GeneratedSource, open_cifar, open_fashion_mnist, open_sample
+from vit_ipu.data.sources.transparent_images import note_transparency
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
 from vit_ipu.text import counted
@@ -50,7 +51,10 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
     divides_training = config.holdout is not None and config.source != "imagefolder"
     source = _open(config, model, "train" if divides_training else split, cache)
     if isinstance(source, EncodedSource):
+        source.background = config.background_rgb
         note_dark_images(source, cache.notify)
+        if split == "train" and config.background is None:
+            note_transparency(source, cache.notify, remedy="data.background: white lays them on white")
     if divides_training:
         source = _divided(source, split, config)
     limit = config.num_train if split == "train" else config.num_eval

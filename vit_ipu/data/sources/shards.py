@@ -56,7 +56,7 @@ class ShardSource(EncodedSource):
     def name(self, index: int) -> str:
         return self._shards.place(int(self._shard[index]), int(self._offset[index]))
 
-    def picture(self, index: int) -> EncodedImage:
+    def encoded(self, index: int) -> EncodedImage:
         return self._shards.read(int(self._shard[index]), int(self._offset[index]), int(self._size[index]))
 
     def close_files(self) -> None:

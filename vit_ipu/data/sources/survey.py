@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.sources.base import has_split, is_of_system
 from vit_ipu.data.sources.folders import FolderSource, open_folders
 from vit_ipu.data.sources.listing import ListingCache, class_folders, images_beside_classes
+from vit_ipu.data.sources.transparent_images import LARGE, has_transparency
 from vit_ipu.errors import DataError
 from vit_ipu.files import expand_home
 from vit_ipu.text import Notify, counted, escaped, reason_of
@@ -46,6 +48,14 @@ class FolderSurvey:
     """Number of images that were looked at."""
     unreadable: Tuple[str, ...]
     """The reason for each image that cannot be read, of those that were looked at."""
+    num_transparent: int
+    """Number of images with transparency, of those that were looked at."""
+    num_large: int
+    """Number of images of more than 20 megapixels, of those that were looked at."""
+    largest: str
+    """Path of the largest image that was looked at."""
+    largest_size: Tuple[int, int]
+    """Width and height in pixels of the largest image."""
 
 
 def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
@@ -62,12 +72,13 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
     train = open_folders(path, "train", cache, holdout)
     held_out = open_folders(path, "eval", ListingCache(), holdout)
     counts = np.bincount(train.labels, minlength=len(train.classes))
-    sizes, unreadable = _probe(train)
-    if not sizes:
+    found, unreadable = _probe(train)
+    if not found:
         raise DataError(
             f"{escaped(str(root))}: none of {counted(len(unreadable), 'image')} can be read: {unreadable[0]}"
         )
-    width, height = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
+    width, height = (int(np.median([image.size[axis] for image in found])) for axis in (0, 1))
+    largest = max(found, key=lambda image: image.pixels)
     shown = folder if path == root else str(Path(folder) / "train")
     return FolderSurvey(
         shown,
@@ -79,8 +90,12 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
         most=int(counts.max()),
         width=width,
         height=height,
-        num_probed=len(sizes) + len(unreadable),
+        num_probed=len(found) + len(unreadable),
         unreadable=tuple(unreadable),
+        num_transparent=sum(image.is_transparent for image in found),
+        num_large=sum(image.pixels > LARGE for image in found),
+        largest=largest.path,
+        largest_size=largest.size,
     )
 
 
@@ -161,19 +176,42 @@ def _share(path: Path) -> float:
     return 0.1 if min(counts, default=0) >= _SMALL_CLASS else 0.2
 
 
-def _probe(source: FolderSource) -> Tuple[List[Tuple[int, int]], List[str]]:
-    """Returns the sizes (width, height) of images spread over the source, and why others cannot be read."""
+class _Image(NamedTuple):
+    """An image that was looked at."""
+
+    path: str
+    size: Tuple[int, int]
+    is_transparent: bool
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+
+def _probe(source: FolderSource) -> Tuple[List[_Image], List[str]]:
+    """Returns images spread over the source, and the reasons why others cannot be read."""
     indices = np.unique(np.linspace(0, len(source) - 1, _NUM_PROBED).astype(np.int64))
     decoded = set(indices[:: max(1, len(indices) // _NUM_DECODED)].tolist())
-    sizes: List[Tuple[int, int]] = []
+    found: List[_Image] = []
     unreadable: List[str] = []
     for index in indices.tolist():
         try:
-            picture = source.picture(index)
-            width, height = picture.size
-            if index in decoded:
-                picture.rgb()
-            sizes.append((width, height))
+            found.append(_look_at(source.encoded(index), is_decoded=index in decoded))
         except DataError as error:
             unreadable.append(str(error))
-    return sizes, unreadable
+    return found, unreadable
+
+
+def _look_at(picture: EncodedImage, *, is_decoded: bool) -> _Image:
+    """Reads the header of an image; decodes the image if `is_decoded`, or if it is neither a JPEG nor large.
+
+    Raises DataError if the image is damaged, as far as this shows.
+    """
+    header = picture.header()
+    is_large = header.size[0] * header.size[1] > LARGE
+    if header.may_be_transparent and not is_large:
+        return _Image(picture.name, header.size, has_transparency(picture))
+    size = header.size if is_large else picture.size
+    if is_decoded:
+        picture.rgb()
+    return _Image(picture.name, size, header.may_be_transparent)
