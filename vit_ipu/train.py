@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Optional, Sequence, Tuple
 
 import torch
 
@@ -123,6 +123,31 @@ def earlier_run_replaced(path: Path, config: Config, *, resume: bool) -> Iterato
             os.replace(str(aside), str(path))
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """Images of a run, and what follows from them."""
+
+    train: Source
+    evaluation: Source
+    total_updates: int
+    class_weights: Optional[Tuple[float, ...]]
+    """Weights (K,) of the classes in the loss; None if the config has none."""
+    guess: float
+    """Loss of a guess, in nats."""
+    description: ModelDescription
+    """Description of the model that its checkpoints have."""
+
+    @classmethod
+    def open(cls, config: Config, cache: Optional[ListingCache]) -> TrainingData:
+        """Opens both splits. Raises DataError if images or classes are missing."""
+        train, evaluation = (open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval"))
+        total_updates = config.total_updates(len(train))
+        weights = class_weights(config, train.labels, train.classes)
+        labels_sha256 = hashlib.sha256(train.labels.tobytes()).hexdigest()
+        description = ModelDescription.of_run(config, evaluation.classes, len(train), labels_sha256)
+        return cls(train, evaluation, total_updates, weights, loss_of_guess(config, weights), description)
+
+
 def train(
     config: Config,
     device: Device,
@@ -138,34 +163,17 @@ def train(
     Raises ConfigError if the device cannot run the config, and UserError if its inputs would be synthetic.
     """
     require_runnable_on(config, device)
-    train_source, eval_source = (
-        open_source(config.data, config.model, split, cache=cache) for split in ("train", "eval")
-    )
-    total_updates = config.total_updates(len(train_source))
-    weights = class_weights(config, train_source.labels, train_source.classes)
-    labels_sha256 = hashlib.sha256(train_source.labels.tobytes()).hexdigest()
-    description = ModelDescription.of_run(config, eval_source.classes, len(train_source), labels_sha256)
-    started = time.monotonic()
-    with open_backend(config, device, class_weights=weights) as backend:
-        if resume and folder.newest_checkpoint() is not None:
-            progress = restore(backend, description, folder, device, display.notify)
-        else:
-            progress = start(backend, config, display, trust_pickle=trust_pickle)
-            warn_of_start_in_average(config, total_updates, display.notify)
-        if resume:
-            require_agreement(backend.instances, progress, folder)
-        if progress.update < total_updates:
-            backend.compile()
-        if backend.instances.index == 0:
-            folder.begin(environment(config, device))
-        guess = loss_of_guess(config, weights)
-        logger = RunLogger(config, folder, backend, progress, total_updates, display, guess)
+    data = TrainingData.open(config, cache)
+    total_updates, started = data.total_updates, time.monotonic()
+    with open_backend(config, device, class_weights=data.class_weights) as backend:
+        progress = begin(config, device, folder, backend, data, display, resume=resume, trust_pickle=trust_pickle)
+        logger = RunLogger(config, folder, backend, progress, total_updates, display, data.guess)
         with logger, StopSignal(logger.notify) as stop:
             if resume:
                 logger.resumed(progress)
             if evaluates_at(progress.update, total_updates, config):  # a resumed run may have been stopped before it
-                logger.evaluate(progress, eval_source, stop)
-            loader = training_loader(train_source, config, backend, progress, total_updates)
+                logger.evaluate(progress, data.evaluation, stop)
+            loader = training_loader(data.train, config, backend, progress, total_updates)
             for batch in logger.until_early_stop(stop.until_stopped(loader, agree=backend.instances.any)):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
@@ -173,22 +181,44 @@ def train(
                 progress = Progress.at(progress.host_step + 1, config.pipeline)
                 logger.step(progress, result, rate, loader)
                 if saves_at(progress.update, total_updates, config):
-                    logger.checkpoint(progress, description, device)
+                    logger.checkpoint(progress, data.description, device)
                 if evaluates_at(progress.update, total_updates, config):
-                    logger.evaluate(progress, eval_source, stop)
+                    logger.evaluate(progress, data.evaluation, stop)
                 logger.begin_writing()
-            logger.checkpoint(progress, description, device)  # before the evaluation, which may fail
+            logger.checkpoint(progress, data.description, device)  # before the evaluation, which may fail
             logger.wait_for_checkpoint()
             if progress.update == total_updates:
-                logger.evaluate(progress, eval_source, stop)
+                logger.evaluate(progress, data.evaluation, stop)
         if logger.writes:
-            save_examples(eval_source, folder.examples)
-        last_update = progress.update if logger.stops_early else total_updates
-        evaluation = logger.evaluation_at(last_update, len(eval_source))
-        overflows, checkpoint = backend.num_overflows, folder.newest_checkpoint()
+            save_examples(data.evaluation, folder.examples)
     seconds = time.monotonic() - started
-    early = logger.stops_early and progress.update < total_updates
-    return Summary(progress, total_updates, evaluation, seconds, checkpoint, stop.number, overflows, early)
+    return summarize(logger, progress, data, folder, backend, seconds=seconds, stopped_by=stop.number)
+
+
+def begin(
+    config: Config,
+    device: Device,
+    folder: RunFolder,
+    backend: Backend,
+    data: TrainingData,
+    display: TrainingDisplay,
+    *,
+    resume: bool,
+    trust_pickle: bool,
+) -> Progress:
+    """Makes the backend and the run folder ready for the first host step, and returns the progress so far."""
+    if resume and folder.newest_checkpoint() is not None:
+        progress = restore(backend, data.description, folder, device, display.notify)
+    else:
+        progress = start(backend, config, display, trust_pickle=trust_pickle)
+        warn_of_start_in_average(config, data.total_updates, display.notify)
+    if resume:
+        require_agreement(backend.instances, progress, folder)
+    if progress.update < data.total_updates:
+        backend.compile()
+    if backend.instances.index == 0:
+        folder.begin(environment(config, device))
+    return progress
 
 
 def restore(
@@ -273,6 +303,30 @@ def saves_at(update: int, total_updates: int, config: Config) -> bool:
     """Tells whether a run saves a checkpoint after this update, before its end; the best evaluation needs one."""
     keeps_best = config.run.keep_best is not None and evaluates_at(update, total_updates, config)
     return keeps_best or due(config.run.checkpoint_every, update)
+
+
+def summarize(
+    logger: RunLogger,
+    progress: Progress,
+    data: TrainingData,
+    folder: RunFolder,
+    backend: Backend,
+    *,
+    seconds: float,
+    stopped_by: Optional[int],
+) -> Summary:
+    """Returns the result of a run that has ended with this progress."""
+    last_update = progress.update if logger.stops_early else data.total_updates
+    return Summary(
+        progress=progress,
+        total_updates=data.total_updates,
+        evaluation=logger.evaluation_at(last_update, len(data.evaluation)),
+        seconds=seconds,
+        checkpoint=folder.newest_checkpoint(),
+        stopped_by=stopped_by,
+        overflows=backend.num_overflows,
+        stopped_early=logger.stops_early and progress.update < data.total_updates,
+    )
 
 
 def save_examples(source: Source, folder: Path) -> None:

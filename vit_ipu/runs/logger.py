@@ -174,9 +174,13 @@ class RunLogger:
             found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
         except Interrupted:
             return
-        if is_known:
-            return
-        self.skipped(loader.skipped)
+        if not is_known:
+            self.skipped(loader.skipped)
+            self._record(progress, found, source)
+            self._seconds_since_last()
+
+    def _record(self, progress: Progress, found: Evaluation, source: Source) -> None:
+        """Writes and shows an evaluation, and keeps the checkpoint of the best one."""
         if self.writes and found.scores is not None:
             worst = found.scores.worst(NUM_MISTAKES)
             counts = {"num_images": found.num_images, "num_searched": len(found.scores)}
@@ -191,7 +195,6 @@ class RunLogger:
             self._writer.wait()  # the checkpoint of this update may be the best
             self._best.find(self._evaluations)
             self._remove_old_checkpoints()
-        self._seconds_since_last()
 
     @property
     def stops_early(self) -> bool:
