@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import yaml
-from bad_files import DEEP, TRAIN, fifo, file, link, several, sparse
+from bad_files import DEEP, TRAIN, a_file, fifo, link, several, sparse
 from helpers import tiny_values
 
 CASES = {}
@@ -24,10 +24,10 @@ ENVIRONMENTS = {
     "of 5,000 digits": '{"simulated": ' + "9" * 5_000 + "}",
     "not UTF-8": b"\xff\xfe",
 }
-CONFIG = file("run/config.yaml", yaml.safe_dump(tiny_values()))
+CONFIG = a_file("run/config.yaml", yaml.safe_dump(tiny_values()))
 for name, content in ENVIRONMENTS.items():
     CASES["environment.json " + name] = (
-        several(CONFIG, file("run/environment.json", content)),
+        several(CONFIG, a_file("run/environment.json", content)),
         ["report", "run"],
         "environment.json is damaged",
     )

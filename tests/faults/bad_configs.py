@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bad_files import a_socket, fifo, file, link, sparse, with_set
+from bad_files import a_file, a_socket, fifo, link, sparse, with_set
 
 ALIASES = "".join(f"x{n}: &x{n} [{', '.join(f'*x{n - 1}' for _ in range(10))}]\n" for n in range(1, 12))
 CONFIG_FILES = {
@@ -114,7 +114,7 @@ SETTINGS = {
 CASES = {}
 """Cases of test_bad_inputs.py by their names."""
 for name, (content, expected) in CONFIG_FILES.items():
-    CASES["config: " + name] = (file("bad.yaml", content), ["plan", "bad.yaml"], expected)
+    CASES["config: " + name] = (a_file("bad.yaml", content), ["plan", "bad.yaml"], expected)
 for name, (make, expected) in SPECIAL.items():
     CASES["config: " + name] = (make, ["plan", "bad.yaml"], expected)
 for name, (setting, expected) in SETTINGS.items():

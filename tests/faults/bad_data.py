@@ -10,7 +10,7 @@ import tarfile
 import zlib
 
 import numpy as np
-from bad_files import TRAIN, a_socket, fifo, file, link, npz, several, sparse, with_set
+from bad_files import TRAIN, a_file, a_socket, fifo, link, npz, several, sparse, with_set
 from helpers import write_image_folder
 from PIL import Image
 
@@ -52,7 +52,7 @@ SHARDS = ["--set", "data.source=shards", "--set", "data.path=shards"]
 
 
 def shard(content, name="a.tar"):
-    return several(file(f"shards/train/{name}", content), file("shards/val/a.tar", GOOD))
+    return several(a_file(f"shards/train/{name}", content), a_file("shards/val/a.tar", GOOD))
 
 
 def labelled(suffix, label):
@@ -93,9 +93,9 @@ for name, make in {
     "pipe": fifo("shards/train/a.tar"),
     "endless device": link("shards/train/a.tar", "/dev/zero"),
 }.items():
-    CASES["shard: " + name] = (several(make, file("shards/val/a.tar", GOOD)), [*TRAIN, *SHARDS], "not a regular file")
+    CASES["shard: " + name] = (several(make, a_file("shards/val/a.tar", GOOD)), [*TRAIN, *SHARDS], "not a regular file")
 CASES["shard: 6 GB of zeros"] = (
-    several(sparse("shards/train/a.tar"), file("shards/val/a.tar", GOOD)),
+    several(sparse("shards/train/a.tar"), a_file("shards/val/a.tar", GOOD)),
     [*TRAIN, *SHARDS],
     "no images",
 )
@@ -130,8 +130,8 @@ def indexed(index=None, table=None):
     content = json.dumps(INDEX) if index is None else index
     return several(
         shard(GOOD),
-        file("shards/train/index.json", content),
-        file("shards/train/index.npz", npz(**TABLE) if table is None else table),
+        a_file("shards/train/index.json", content),
+        a_file("shards/train/index.npz", npz(**TABLE) if table is None else table),
     )
 
 
@@ -175,12 +175,12 @@ for name, content in {
 }.items():
     CASES["table " + name] = (indexed(table=content), [*TRAIN, *SHARDS], "index.npz is missing or damaged")
 CASES["table that is a pipe"] = (
-    several(shard(GOOD), file("shards/train/index.json", json.dumps(INDEX)), fifo("shards/train/index.npz")),
+    several(shard(GOOD), a_file("shards/train/index.json", json.dumps(INDEX)), fifo("shards/train/index.npz")),
     [*TRAIN, *SHARDS],
     "index.npz is missing or damaged",
 )
 for name, make, expected in [
-    ("not UTF-8", file("shards/train/classes.txt", b"\xff\xfe"), "not a text file"),
+    ("not UTF-8", a_file("shards/train/classes.txt", b"\xff\xfe"), "not a text file"),
     ("of 6 GB", sparse("shards/train/classes.txt"), "at most 8,388,608 are read"),
 ]:
     CASES["class names " + name] = (several(shard(GOOD), make), [*TRAIN, *SHARDS], expected)
@@ -191,7 +191,7 @@ IMAGENET = ["--set", "data.source=imagenet", "--set", "data.path=images", "--set
 def imagenet(make):
     def prepare(folder):
         write_image_folder(folder / "images", ("train",), ("n00000001", "n00000002"))
-        file("images/val/a.png", encoded())(folder)
+        a_file("images/val/a.png", encoded())(folder)
         make(folder)
 
     return prepare
@@ -200,20 +200,20 @@ def imagenet(make):
 for name, make, expected in [
     (
         "solution with an open quote",
-        file("images/LOC_val_solution.csv", b'ImageId,PredictionString\n"' + b"a" * 200_000),
+        a_file("images/LOC_val_solution.csv", b'ImageId,PredictionString\n"' + b"a" * 200_000),
         "not Kaggle's list",
     ),
-    ("solution of spaces", file("images/LOC_val_solution.csv", b"ImageId,PredictionString\na, \n"), "does not list"),
-    ("solution not UTF-8", file("images/LOC_val_solution.csv", b"\xff"), "not a text file"),
+    ("solution of spaces", a_file("images/LOC_val_solution.csv", b"ImageId,PredictionString\na, \n"), "does not list"),
+    ("solution not UTF-8", a_file("images/LOC_val_solution.csv", b"\xff"), "not a text file"),
     ("solution of 6 GB", sparse("images/LOC_val_solution.csv"), "are read"),
-    ("labels of 5,000 digits", file("images/meta/val.txt", b"a.png " + b"9" * 5_000), "expected `PATH LABEL`"),
-    ("labels beyond the classes", file("images/meta/val.txt", b"a.png 77\n"), "not a label"),
-    ("lines without labels", file("images/meta/val.txt", b"a.png\n"), "expected `PATH LABEL`"),
+    ("labels of 5,000 digits", a_file("images/meta/val.txt", b"a.png " + b"9" * 5_000), "expected `PATH LABEL`"),
+    ("labels beyond the classes", a_file("images/meta/val.txt", b"a.png 77\n"), "not a label"),
+    ("lines without labels", a_file("images/meta/val.txt", b"a.png\n"), "expected `PATH LABEL`"),
     (
         "damaged devkit",
         several(
-            file("images/ILSVRC2012_validation_ground_truth.txt", b"1\n"),
-            file("images/meta.mat", b"MATLAB 5.0 nonsense"),
+            a_file("images/ILSVRC2012_validation_ground_truth.txt", b"1\n"),
+            a_file("images/meta.mat", b"MATLAB 5.0 nonsense"),
         ),
         "meta.mat",
     ),
@@ -223,17 +223,17 @@ for name, make, expected in [
 FASHION = ["--set", "data.source=fashion_mnist", "--set", "data.path=fashion"]
 IDX = "fashion/train-images-idx3-ubyte"
 for name, make in {
-    "text": file(IDX, b"no idx file"),
-    "empty": file(IDX, b""),
-    "damaged gzip": file(IDX + ".gz", b"\x1f\x8b nonsense"),
-    "bomb": file(IDX + ".gz", gzip.compress(bytes(300 << 20), 1)),
-    "lies about its size": file(IDX, struct.pack(">4B3I", 0, 0, 8, 3, 4_000_000_000, 4_000_000_000, 4_000_000_000)),
-    "255 dimensions": file(IDX, b"\0\0\x08\xff" + b"\1" * 1020),
+    "text": a_file(IDX, b"no idx file"),
+    "empty": a_file(IDX, b""),
+    "damaged gzip": a_file(IDX + ".gz", b"\x1f\x8b nonsense"),
+    "bomb": a_file(IDX + ".gz", gzip.compress(bytes(300 << 20), 1)),
+    "lies about its size": a_file(IDX, struct.pack(">4B3I", 0, 0, 8, 3, 4_000_000_000, 4_000_000_000, 4_000_000_000)),
+    "255 dimensions": a_file(IDX, b"\0\0\x08\xff" + b"\1" * 1020),
     "6 GB": sparse(IDX),
 }.items():
     CASES["idx file: " + name] = (make, [*TRAIN, *FASHION], "is not an idx file")
 CASES["CIFAR that is text"] = (
-    file("cifar/cifar-10-batches-py/data_batch_1", b"no pickle"),
+    a_file("cifar/cifar-10-batches-py/data_batch_1", b"no pickle"),
     [*TRAIN, "--set", "data.source=cifar10", "--set", "data.path=cifar"],
     "damaged or incomplete",
 )
@@ -253,7 +253,7 @@ CASES["CIFAR to download, whose archive has 6 GB"] = (
     "is not a file of CIFAR",
 )
 CASES["data set of Hugging Face that is text"] = (
-    file("saved/dataset_dict.json", b"no JSON"),
+    a_file("saved/dataset_dict.json", b"no JSON"),
     [*TRAIN, "--set", "data.source=huggingface", "--set", "data.path=saved"],
     "is not a folder of DatasetDict.save_to_disk",
 )
@@ -273,10 +273,10 @@ def png_of(width, height):
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 IMAGES = {
     "missing": (lambda p: None, "no image at"),
-    "empty": (file("x.jpg", b""), "it is empty"),
-    "text": (file("x.jpg", b"no image"), "not an image of a known format"),
-    "EPS": (file("x.jpg", EPS), "not an image of a known format"),
-    "PDF": (file("x.jpg", b"%PDF-1.4\n"), "not an image of a known format"),
+    "empty": (a_file("x.jpg", b""), "it is empty"),
+    "text": (a_file("x.jpg", b"no image"), "not an image of a known format"),
+    "EPS": (a_file("x.jpg", EPS), "not an image of a known format"),
+    "PDF": (a_file("x.jpg", b"%PDF-1.4\n"), "not an image of a known format"),
     "TGA": (lambda p: Image.new("RGB", (9, 9)).save(str(p / "x.jpg"), "TGA"), "not an image of a known format"),
     "ICO": (lambda p: Image.new("RGB", (16, 16)).save(str(p / "x.jpg"), "ICO"), "not an image of a known format"),
     "JPEG 2000 or PCX": (lambda p: Image.new("RGB", (9, 9)).save(str(p / "x.jpg"), "PCX"), "of a known format"),
@@ -286,11 +286,11 @@ IMAGES = {
     "endless device": (link("x.jpg", "/dev/zero"), "not a regular file"),
     "folder": (lambda p: (p / "x.jpg").mkdir(), "no images below x.jpg"),
     "link to itself": (link("x.jpg", "x.jpg"), "symbolic links"),
-    "cut off": (file("x.jpg", encoded("JPEG", 64)[:-40]), "cannot read the image"),
-    "of 10 gigapixels": (file("x.jpg", png_of(100_000, 100_000)), "more than 1000 megapixels"),
-    "of 900 megapixels in a kilobyte": (file("x.jpg", png_of(30_000, 30_000)), "which no picture has"),
-    "of no pixels": (file("x.jpg", png_of(0, 5)), "cannot read the image"),
-    "of 2 billion columns": (file("x.jpg", png_of(0x7FFFFFFF, 1)), "cannot read the image"),
+    "cut off": (a_file("x.jpg", encoded("JPEG", 64)[:-40]), "cannot read the image"),
+    "of 10 gigapixels": (a_file("x.jpg", png_of(100_000, 100_000)), "more than 1000 megapixels"),
+    "of 900 megapixels in a kilobyte": (a_file("x.jpg", png_of(30_000, 30_000)), "which no picture has"),
+    "of no pixels": (a_file("x.jpg", png_of(0, 5)), "cannot read the image"),
+    "of 2 billion columns": (a_file("x.jpg", png_of(0x7FFFFFFF, 1)), "cannot read the image"),
 }
 for name, (make, expected) in IMAGES.items():
     CASES["image: " + name] = (make, ["predict", "RUN", "x.jpg", "--device", "cpu"], expected)

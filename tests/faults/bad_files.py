@@ -11,7 +11,7 @@ import numpy as np
 TRAIN = ["train", "tiny.yaml", "--device", "cpu"]
 
 
-def file(name, content):
+def a_file(name, content):
     """Returns a function that writes a file."""
 
     def write(folder):

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import torch
-from bad_files import DEEP, fifo, file, link, npz, several, sparse
+from bad_files import DEEP, a_file, fifo, link, npz, several, sparse
 from safetensors.torch import save_file
 
 CASES = {}
@@ -71,7 +71,7 @@ WEIGHTS = {
 }
 for name, (path, content, expected) in WEIGHTS.items():
     command = ["convert", path, "out", "--to", "native", "--trust-pickle"]
-    CASES["weights: " + name] = (file(path, content), command, expected)
+    CASES["weights: " + name] = (a_file(path, content), command, expected)
 for suffix in (".safetensors", ".npz", ".pth", ".safetensors.index.json"):
     command = ["convert", "w" + suffix, "out", "--to", "native", "--trust-pickle"]
     CASES[f"weights: pipe {suffix}"] = (fifo("w" + suffix), command, "not a regular file")
@@ -96,7 +96,7 @@ BESIDE = {
 }
 for name, content in BESIDE.items():
     CASES["config.json beside weights: " + name] = (
-        several(file("w/config.json", content), file("w/model.safetensors", header_of(2))),
+        several(a_file("w/config.json", content), a_file("w/model.safetensors", header_of(2))),
         ["convert", "w", "out", "--to", "native"],
         "config.json",
     )
@@ -106,7 +106,7 @@ for name, make in {
     "6 GB": sparse("w/config.json"),
 }.items():
     CASES["config.json beside weights: " + name] = (
-        several(make, file("w/model.safetensors", header_of(2))),
+        several(make, a_file("w/model.safetensors", header_of(2))),
         ["convert", "w", "out", "--to", "native"],
         "config.json",
     )
@@ -128,7 +128,9 @@ NATIVE = {
 }
 for name, content in NATIVE.items():
     CASES["config.json of a checkpoint: " + name] = (
-        several(file("w/config.json", content), file("w/state.json", "{}"), file("w/model.safetensors", header_of(2))),
+        several(
+            a_file("w/config.json", content), a_file("w/state.json", "{}"), a_file("w/model.safetensors", header_of(2))
+        ),
         ["convert", "w", "out", "--to", "timm"],
         "config.json",
     )
