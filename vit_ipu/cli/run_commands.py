@@ -23,7 +23,8 @@ from vit_ipu.cli.options import (
     Rescan,
     TrustPickle,
 )
-from vit_ipu.cli.output import (
+from vit_ipu.cli.paths import output_of_run, require_parent
+from vit_ipu.cli.run_output import (
     print_compilation,
     print_evaluation,
     print_notes,
@@ -33,7 +34,6 @@ from vit_ipu.cli.output import (
     print_throughput,
     write_predictions,
 )
-from vit_ipu.cli.paths import output_of_run, require_parent
 from vit_ipu.signals import INTERRUPTED, exit_code_of_stopped_run
 
 if TYPE_CHECKING:
