@@ -223,6 +223,7 @@ _MAY_CHANGE = {
     "run.max_loss_factor",
     "run.tracking",
     "run.evaluate_every",
+    "run.evaluate_at_start",
     "run.checkpoint_every",
     "run.early_stopping",
     "run.early_stopping_margin",
