@@ -69,7 +69,14 @@ def test_flops_count_the_matrix_products(monkeypatch):
     assert sum(counted) == forward_flops(config)
 
 
-FREEZES = [(), ("embed",), ("embed", "blocks.0-1"), ("blocks.1", "norm"), ("embed", "blocks"), ("embed", "blocks", "norm")]
+FREEZES = [
+    (),
+    ("embed",),
+    ("embed", "blocks.0-1"),
+    ("blocks.1", "norm"),
+    ("embed", "blocks"),
+    ("embed", "blocks", "norm"),
+]
 
 
 @pytest.mark.parametrize("freeze", [*FREEZES, (*FREEZES[-1], "pre_logits")], ids=str)
