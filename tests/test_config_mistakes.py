@@ -203,7 +203,22 @@ BLAMED = {
     ("optimizer.lr=1",): "--set optimizer.lr=1: no section 'optimizer'; did you mean 'optim'?",
     ("run.updates=[",): "--set run.updates=[: line 1:",
     ("data.crop_scale=[1, 2",): "--set data.crop_scale=[1, 2: line 1:",
+    ("optim.betas=[0.9]",): "--set optim.betas=[0.9]: should be a list of 2 values, got [0.9]",
+    ("optim.betas=[]",): "--set optim.betas=[]: should be a list of 2 values, got []",
+    ("data.mean=[0.5, 0.5]",): "--set data.mean=[0.5, 0.5]: should be a list of 3 values, got [0.5, 0.5]",
+    ("data.rand_augment=[2, 9, 1]",): "--set data.rand_augment=[2, 9, 1]: should be a list of 2 values, got [2, 9, 1]",
+    ("optim.freeze=embed",): "--set optim.freeze=embed: should be a list in brackets, got 'embed'",
+    ("pipeline.popart_options=3",): "--set pipeline.popart_options=3: expected a mapping of keys, got 3",
+    ("data.download=1",): "--set data.download=1: should be true or false, got 1",
 }
+
+
+def test_a_list_that_is_too_short_is_named_beside_missing_keys():
+    values = tiny_values(optim={"betas": [0.9]})
+    del values["optim"]["learning_rate"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    assert str(caught.value) == "optim.betas: should be a list of 2 values, got [0.9]; optim.learning_rate is missing"
 
 
 @pytest.mark.parametrize("overrides", list(BLAMED))

@@ -124,7 +124,7 @@ def test_the_command_says_that_the_run_has_ended(chosen_evaluations, monkeypatch
     assert "top-1 30.00 % after 8 updates" in out
     assert "interrupted" not in out
     code, out, _ = vit_ipu(monkeypatch, capsys, "train", path, "--device", "cpu", "--output", "other", "--set", BEST)
-    assert "the best evaluation is that of update 4; other now means its checkpoint" in out
+    assert "the best checkpoint is that of update 4; other now means it" in out
 
 
 def test_without_evaluations_it_is_refused():

@@ -13,15 +13,19 @@ def output_of_run(config: Path, output: Optional[Path], *, resume: bool, restart
     """Returns the run folder to train in: `output`, or by the config's name.
 
     That is runs/NAME, or the first free one of runs/NAME-2, -3, ...; to resume or restart, the last that exists. A run
-    folder in place of the config is itself resumed or restarted. Raises UserError if it would be trained again.
+    folder in place of the config, or its config.yaml, means the run, which is itself resumed or restarted. Raises
+    UserError if it would be trained again.
     """
+    from vit_ipu.run_config import run_folder_of  # not above: it imports pydantic, and --help must be quick
+
     if output is not None:
         return output
-    if config.is_dir():
+    run = run_folder_of(config)
+    if run is not None:
         if resume or restart:
-            return config
+            return run
         raise UserError(
-            f"{config} is a run folder: --resume continues the run, --restart trains it from the beginning, and "
+            f"{config} is {'a run folder' if run == config else 'the config of a run'}: --resume continues the run, --restart trains it from the beginning, and "
             "--output FOLDER trains with its config in another folder"
         )
     paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]

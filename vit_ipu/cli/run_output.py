@@ -68,7 +68,7 @@ def print_summary(console: Console, summary: Summary, folder: RunFolder, device:
         )
         best = best_update(folder.path)
         if best is not None and best != progress.update:
-            console.print(f"the best evaluation is that of update {best:,}; {folder.path} now means its checkpoint")
+            console.print(f"the best checkpoint is that of update {best:,}; {folder.path} now means it")
         console.print(f"report {folder.report}")
     if not as_json and summary.overflows is not None:
         console.print(f"float16 overflow: {counted(summary.overflows, 'value')} became 65504")

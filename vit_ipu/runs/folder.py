@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
 from vit_ipu.errors import ConfigError, UserError, suggest
-from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
+from vit_ipu.files import REMOVING, TEMPORARY, expand_home, is_within, lock, remove_leftovers, write_whole
 from vit_ipu.small_files import read_json
 from vit_ipu.text import Notify, reason_of
 from vit_ipu.weights.native import BEST, newest_checkpoint
@@ -48,6 +48,7 @@ class RunFolder:
         """
         folder = cls(path)
         folder._require_own_checkpoints()
+        folder._require_place_outside_of_classes(config)
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
         for reserved in folder._reserved():
@@ -85,6 +86,15 @@ class RunFolder:
             raise UserError(
                 f"{self.checkpoints} is a link, and a run writes only into its own folder: replace it by the folder "
                 "that it names"
+            )
+
+    def _require_place_outside_of_classes(self, config: Config) -> None:
+        """Raises UserError if the run would be written among class folders, where it would be taken for a class."""
+        images = config.data.path
+        if images is not None and config.data.holdout is not None and is_within(self.path, expand_home(images)):
+            raise UserError(
+                f"the run folder {self.path} is in data.path {images}, whose folders are classes: give an --output "
+                "outside of it"
             )
 
     def _read_config(self) -> Config:
@@ -223,6 +233,7 @@ _MAY_CHANGE = {
     "run.max_loss_factor",
     "run.tracking",
     "run.evaluate_every",
+    "run.evaluate_at_start",
     "run.checkpoint_every",
     "run.early_stopping",
     "run.early_stopping_margin",
