@@ -191,6 +191,16 @@ def test_pipeline_may_be_left_out_on_one_device_but_not_on_ipus():
     assert parse_config(yaml.safe_load(dump_config(config))).batch_sizes_left_out == ()
 
 
+@pytest.mark.parametrize(("stated", "replaced"), [("updates", "epochs"), ("epochs", "updates")])
+def test_an_override_of_the_length_replaces_the_other_way_to_state_it(stated, replaced):
+    values = tiny_values(run={"updates": None, "epochs": None, replaced: 5})
+    run = parse_config(values, [f"run.{stated}=7"]).run
+    assert (getattr(run, stated), getattr(run, replaced)) == (7, None)
+    for both in ([f"run.{stated}=7", f"run.{replaced}=5"], [f"run.{replaced}=null"]):
+        with pytest.raises(ConfigError, match="give either updates or epochs"):
+            parse_config(values, both)
+
+
 BLAMED = {
     ("optim.lr=1",): "--set optim.lr=1: unknown key; did you mean 'optim.learning_rate'?",
     ("run.updates=many",): "--set run.updates=many: should be a valid integer, got 'many'",

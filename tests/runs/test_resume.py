@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import equal_states, vit_ipu, write_config
+from helpers import equal_states, interrupted_after, vit_ipu, write_config
 from PIL import Image
 from small_runs import metrics_without_times, small_config, train_in
 
@@ -49,19 +49,6 @@ AUGMENTED = {
         "layer_decay": 0.8,
     },
 }
-
-
-def interrupted_after(monkeypatch, updates):
-    """Stops the run in its `updates`-th host step, as Ctrl-C does."""
-    original, steps = logger.RunLogger.step, []
-
-    def step(self, *args):
-        original(self, *args)
-        steps.append(1)
-        if len(steps) == updates:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(logger.RunLogger, "step", step)
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
@@ -276,6 +263,29 @@ def test_resuming_a_finished_run_prints_its_summary_again(monkeypatch, capsys, e
     assert code == 0
     assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
     assert (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+
+
+def test_a_restarted_run_is_not_restarted_again_to_continue(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 6})
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3)
+        _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--restart", "--device", "cpu")
+    (hint,) = [line for line in out.splitlines() if "continue with: vit-ipu " in line]
+    assert hint.endswith(f"continue with: vit-ipu train {config} --device cpu --output runs/tiny --resume")
+    code, out, _ = vit_ipu(monkeypatch, capsys, *hint.split("vit-ipu ")[1].split())
+    assert code == 0
+    assert "resuming at update 3" in out
+
+
+def test_a_second_run_of_a_config_says_where_the_first_one_is(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
+    notes = []
+    for options in ([], [], ["--resume"]):
+        code, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", *options)
+        assert code == 0
+        notes.append([line for line in out.splitlines() if "earlier run" in line])
+    note = "note: runs/tiny has an earlier run, so the new one is in runs/tiny-2; --resume continues the newest one"
+    assert notes == [[], [note], []]
 
 
 def test_a_resumed_run_says_at_which_update_it_continues(monkeypatch, capsys, empty_folder):

@@ -24,7 +24,8 @@ def print_started(console: Console, found: Started, *, as_json: bool) -> None:
         values = dict(asdict(folder), config=str(found.path), model=found.model, device=found.device)
         print_json(dict(values, next=found.train_command))
         return
-    images = f"{counted(folder.num_train, 'image')} to train on ({folder.fewest:,} to {folder.most:,} a class)"
+    each = f"{folder.fewest:,}" if folder.fewest == folder.most else f"{folder.fewest:,} to {folder.most:,}"
+    images = f"{counted(folder.num_train, 'image')} to train on ({each} a class)"
     console.print(
         f"{folder.path}: {counted(len(folder.classes), 'class', 'classes')}, {images}, {folder.num_eval:,} held out"
     )

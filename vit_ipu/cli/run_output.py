@@ -91,11 +91,11 @@ def _summary_values(summary: Summary, folder: RunFolder, device: Device) -> Dict
 
 
 def _command_to_resume(folder: RunFolder, device: Device) -> str:
-    """Returns this process's command, with the options that continue the run.
+    """Returns this process's command, with the options that continue the run, and without --restart.
 
     The numerics are among the options also if the simulator's launcher chose them.
     """
-    arguments = ["vit-ipu", *sys.argv[1:]]
+    arguments = ["vit-ipu", *(argument for argument in sys.argv[1:] if argument != "--restart")]
     if not _has_option(arguments, "--output"):
         arguments += ["--output", str(folder.path)]
     if device.numerics not in (None, "exact") and not _has_option(arguments, "--numerics"):
