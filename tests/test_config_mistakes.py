@@ -223,6 +223,26 @@ BLAMED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "remedy"),
+    [
+        ({"global_batch_size": 100}, "use 96 or 104, or set micro_batch_size, which is 8 if it is left out, to 5"),
+        ({"global_batch_size": 6}, "use 8, or set micro_batch_size, which is 8 if it is left out, to 6"),
+        ({"global_batch_size": 20, "replication_factor": 2}, "use 16 or 32, or set micro_batch_size, which is 8 if it"),
+        ({"global_batch_size": 9, "replication_factor": 2}, "use 16"),
+        ({"global_batch_size": 100, "micro_batch_size": 8}, "use 96 or 104"),
+    ],
+    ids=str,
+)
+def test_a_global_batch_that_the_default_micro_batch_does_not_divide_has_a_remedy(pipeline, remedy):
+    values = tiny_values()
+    values["pipeline"] = pipeline
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    assert f": {remedy}" in str(caught.value)
+    assert "set micro" in remedy or str(caught.value).endswith(remedy)
+
+
 def test_a_list_that_is_too_short_is_named_beside_missing_keys():
     values = tiny_values(optim={"betas": [0.9]})
     del values["optim"]["learning_rate"]

@@ -76,8 +76,8 @@ def test_runs_are_not_written_among_the_class_folders(monkeypatch, capsys, folde
     code, out, err = vit_ipu(monkeypatch, capsys, "init", name)
     assert (code, out) == (2, "")
     assert err == (
-        f"vit-ipu: {name} contains the current folder, so runs would lie among its class folders: go to another folder, "
-        "such as .., and give the path from there\n"
+        f"vit-ipu: {name} contains the current folder, so runs would lie among its class folders: go to another "
+        "folder, such as .., and give the path from there\n"
     )
     assert sorted(os.listdir()) == before
 

@@ -42,6 +42,14 @@ def test_only_settings_that_somebody_stated_get_notes(command, name):
     assert load_config(name, ["run.seed=9"]).run.seed == 9
 
 
+def test_weights_that_are_evaluated_are_not_called_random(command):
+    freeze = ["--set", "optim.freeze=[embed]"]
+    code, out, _ = command("evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", *freeze)
+    assert code == 0
+    assert "random weights" not in out
+    assert "optim.freeze keeps random weights" in command("train", "tiny.yaml", "--device", "cpu", *freeze)[1]
+
+
 @pytest.mark.parametrize(
     "arguments", [["config", "--json"], ["plan", "--json"], ["check"], ["benchmark", "--device", "cpu", "--steps", "1"]]
 )

@@ -24,9 +24,10 @@ def output_of_run(config: Path, output: Optional[Path], *, resume: bool, restart
     if run is not None:
         if resume or restart:
             return run
+        kind = "a run folder" if run == config else "the config of a run"
         raise UserError(
-            f"{config} is {'a run folder' if run == config else 'the config of a run'}: --resume continues the run, --restart trains it from the beginning, and "
-            "--output FOLDER trains with its config in another folder"
+            f"{config} is {kind}: --resume continues the run, --restart trains it from the beginning, and --output "
+            "FOLDER trains with its config in another folder"
         )
     paths = [Path("runs") / config.stem] + [Path("runs") / f"{config.stem}-{n}" for n in range(2, 10000)]
     taken = [path for path in paths if (path / "config.yaml").exists()]
