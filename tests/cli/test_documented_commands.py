@@ -153,4 +153,4 @@ def test_the_pictures_of_the_first_finetune_are_a_folder_for_init(empty_folder, 
     }
     code, out, err = vit_ipu(monkeypatch, capsys, "init", "pictures")
     assert (code, err) == (0, "")
-    assert "pictures: 3 classes, 1,080 images to train on (360 to 360 a class), 120 held out" in out
+    assert "pictures: 3 classes, 1,080 images to train on (360 a class), 120 held out" in out
