@@ -18,7 +18,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from fontTools.ttLib import TTFont, TTLibError
@@ -64,11 +64,11 @@ def main() -> None:
     print(f"{count:,} pictures in {arguments.folder}")
 
 
-def unpacked(folder: Path) -> Path:
+def unpacked(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
     """Fetches and unpacks the packages that are not there yet, and returns the folder of their files."""
     folder.mkdir(parents=True, exist_ok=True)
     root = folder / "root"
-    for package in PACKAGES:
+    for package in packages:
         if not any(folder.glob(f"{package}_*.deb")):
             subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
             subprocess.run(["dpkg", "-x", str(next(folder.glob(f"{package}_*.deb"))), str(root)], check=True)

@@ -1,4 +1,4 @@
-"""Fine-tunes timm's and transformers' ViTs by a plain loop in float32, with the weights and the recipe of a config.
+"""Trains timm's and transformers' ViTs by a plain loop in float32, with the weights and the recipe of a config.
 
 Nothing of the package trains here: the models, the loss, the order of the images and the loop are others'. Only the
 config, the weights' file and the files of the images are the same. Images are resized by Pillow once, in memory.
@@ -11,7 +11,7 @@ import math
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 import timm
@@ -22,10 +22,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from training_runs import digest_of
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
 from vit_ipu.data.sources.registry import open_source
+from vit_ipu.weights.fetch import locate
 
 PEERS = ("timm", "transformers")
 _NAMES = (
@@ -47,7 +49,7 @@ _CHUNK = 500
 
 def train(peer: str, name: str, options: Dict[str, str], device: str, seed: int, folder: Path) -> Dict[str, Any]:
     """Returns top1, top5, samples and seconds of a fine-tune, which is kept in the folder."""
-    done = folder / f"{peer}_seed_{seed}.json"
+    done = folder / f"{peer}_{digest_of(name, options, device)}_seed_{seed}.json"
     if not done.exists():
         found = finetune(peer, load_config(name, [f"{key}={value}" for key, value in options.items()]), device, seed)
         done.write_text(json.dumps(found), encoding="utf-8")
@@ -107,13 +109,8 @@ def batches(count: int, size: int, updates: int) -> Iterator[Tensor]:
 
 
 def build(peer: str, config: Config) -> nn.Module:
-    """Returns the peer's model with the config's weights, a position embedding that fits, and a head of zeros."""
+    """Returns the peer's model: fresh as timm makes it, or with the config's weights and a head of zeros."""
     model = config.model
-    assert model.init is not None
-    weights = load_file(model.init)
-    grid = [model.image_size // model.patch_size] * 2
-    weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"].float(), grid)
-    weights = {name: tensor.float() for name, tensor in weights.items()}
     shape = {"img_size": model.image_size, "patch_size": model.patch_size, "embed_dim": model.width}
     ours = timm.models.VisionTransformer(
         depth=model.depth,
@@ -122,12 +119,20 @@ def build(peer: str, config: Config) -> nn.Module:
         act_layer=lambda: nn.GELU(approximate="tanh" if model.gelu == "tanh" else "none"),
         **shape,
     )
-    missing, unexpected = ours.load_state_dict(weights, strict=False)
+    if model.init is not None:
+        _load(ours, model.init, [model.image_size // model.patch_size] * 2)
+    return ours if peer == "timm" else _Transformers(ours, config)
+
+
+def _load(model: nn.Module, source: str, grid: List[int]) -> None:
+    """Loads a file of timm's names without a head; the position embedding is resized to the grid."""
+    weights = {name: tensor.float() for name, tensor in load_file(str(locate(source).path)).items()}
+    weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"], grid)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) == {"head.weight", "head.bias"}, missing
     assert not unexpected, unexpected
-    nn.init.zeros_(ours.head.weight)
-    nn.init.zeros_(ours.head.bias)
-    return ours if peer == "timm" else _Transformers(ours, config)
+    for parameter in model.head.parameters():
+        nn.init.zeros_(parameter)
 
 
 class _Transformers(nn.Module):
@@ -169,14 +174,16 @@ def _renamed(name: str, tensor: Tensor) -> Iterator[Tuple[str, Tensor]]:
 
 
 def optimizer_of(model: nn.Module, config: Config) -> Tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Returns SGD with the config's decay and momentum, and its schedule: a linear warmup, then half a cosine."""
+    """Returns the config's SGD or AdamW, and its schedule: a linear warmup, then half a cosine."""
     optim, total = config.optim, config.run.updates or 0
     decayed, exempt = [], []
     for name, parameter in model.named_parameters():
         is_exempt = parameter.ndim == 1 or "pos" in name or "cls_token" in name
         (exempt if is_exempt else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    made = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum)
+    made: torch.optim.Optimizer = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum)
+    if optim.optimizer == "adamw":
+        made = torch.optim.AdamW(groups, lr=optim.learning_rate)
 
     def factor(update: int) -> float:
         if update < optim.warmup_updates:

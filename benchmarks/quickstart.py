@@ -1,4 +1,7 @@
-"""Measures the quickstart over several seeds, fine-tuned and from scratch: python benchmarks/quickstart.py."""
+"""Measures the quickstart over several seeds, fine-tuned and from scratch, beside a plain loop with timm's ViT.
+
+python benchmarks/quickstart.py
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
+from peer_finetune import finetune
 from record import write_record
 
 from vit_ipu.backends.build import resolve_device
@@ -23,21 +27,9 @@ SCRATCH = "model.init=null"
 def main() -> None:
     arguments = _arguments()
     device = resolve_device(arguments.device)
-    pairs = [(train(arguments.device, seed), train(arguments.device, seed, SCRATCH)) for seed in arguments.seeds]
-    rows = [
-        [
-            str(seed),
-            f"{tuned['before']:.2f}",
-            f"{tuned['top1']:.2f}",
-            f"{tuned['top5']:.2f}",
-            f"{scratch['top1']:.2f}",
-            f"{tuned['seconds']:.0f}",
-            f"{scratch['seconds']:.0f}",
-        ]
-        for seed, (tuned, scratch) in zip(arguments.seeds, pairs)
-    ]
-    tuned, scratch = ([pair[index]["top1"] for pair in pairs] for index in (0, 1))
-    seconds = [run["seconds"] for pair in pairs for run in pair]
+    runs = [measure(arguments.device, seed) for seed in arguments.seeds]
+    tops = {name: [run[name]["top1"] for run in runs] for name in ("tuned", "scratch", "timm tuned", "timm scratch")}
+    seconds = [run[name]["seconds"] for run in runs for name in ("tuned", "scratch")]
     head = ("seed", "before (%)", "fine-tuned (%)", "its top-5 (%)", "from scratch (%)", "seconds", "its seconds")
     write_record(
         "quickstart",
@@ -45,13 +37,38 @@ def main() -> None:
         device,
         load_config("quickstart"),
         [
-            f"{len(pairs)} seeds, one run each, no burn-in. Top-1 fine-tuned {spread(tuned)}; from scratch, with the "
-            f"same config and model.init null, {spread(scratch)}; training and evaluations {min(seconds):.0f} to "
-            f"{max(seconds):.0f} s a run."
+            f"{len(runs)} seeds, one run each, no burn-in. Top-1 fine-tuned {spread(tops['tuned'])}; from scratch, "
+            f"with the same config and model.init null, {spread(tops['scratch'])}; training and evaluations "
+            f"{min(seconds):.0f} to {max(seconds):.0f} s a run.",
+            "A plain training loop with timm's ViT on the CPU, with the same recipe, images and seeds "
+            f"(benchmarks/peer_finetune.py): fine-tuned from the same weights {spread(tops['timm tuned'])}; from "
+            f"scratch {spread(tops['timm scratch'])}.",
         ],
-        (head, rows),
-        {"top1": tuned, "top1_from_scratch": scratch, "seconds": seconds},
+        ((*head, "timm fine-tuned (%)", "timm from scratch (%)"), [row(*pair) for pair in zip(arguments.seeds, runs)]),
+        {"top1": tops["tuned"], "top1_from_scratch": tops["scratch"], "seconds": seconds},
     )
+
+
+def measure(device: str, seed: int) -> Dict[str, Dict[str, Any]]:
+    """Returns the summaries of four runs: ours and timm's, from the package's weights and from scratch."""
+    found = {}
+    for name, changes in (("tuned", []), ("scratch", [SCRATCH])):
+        found[name] = train(device, seed, *changes)
+        found[f"timm {name}"] = finetune("timm", load_config("quickstart", changes), "cpu", seed)
+    return found
+
+
+def row(seed: int, run: Dict[str, Dict[str, Any]]) -> List[str]:
+    tuned, scratch = run["tuned"], run["scratch"]
+    tops = [tuned["before"], tuned["top1"], tuned["top5"], scratch["top1"]]
+    seconds = [tuned["seconds"], scratch["seconds"]]
+    peers = [run["timm tuned"]["top1"], run["timm scratch"]["top1"]]
+    return [
+        str(seed),
+        *(f"{value:.2f}" for value in tops),
+        *(f"{value:.0f}" for value in seconds),
+        *(f"{value:.2f}" for value in peers),
+    ]
 
 
 def spread(tops: List[float]) -> str:

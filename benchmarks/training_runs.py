@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -43,7 +44,7 @@ def train_all(arms: Sequence[Arm], seeds: Sequence[int], folder: Path, *, jobs: 
 
 def train(arm: Arm, seed: int, folder: Path, threads: int) -> Summary:
     """Trains in a separate process and returns the summary, with a top-1 of NaN if training failed."""
-    name = f"{arm.name}_seed_{seed}".replace(" ", "_").replace(",", "")
+    name = f"{arm.name}_{digest_of(arm)}_seed_{seed}".replace(" ", "_").replace(",", "")
     output, done = folder / name, folder / f"{name}.json"
     if not done.exists():
         command = [sys.executable, "-m", "vit_ipu", "train", arm.config, "--device", arm.device]
@@ -63,6 +64,11 @@ def train(arm: Arm, seed: int, folder: Path, threads: int) -> Summary:
         summary["top1"] = float("nan")
     print(f"{arm.name}, seed {seed}: top-1 {summary['top1']:.2f} %", file=sys.stderr, flush=True)
     return summary
+
+
+def digest_of(*settings: Any) -> str:
+    """Returns eight letters that tell runs with other settings apart, so that their results are not taken for these."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def interval(differences: Sequence[float]) -> Tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +12,9 @@ from small_runs import metrics_without_times, names_in, small_config, train_in
 from vit_ipu.config_file import parse_config
 from vit_ipu.errors import ConfigError
 from vit_ipu.evaluate import Evaluation
+from vit_ipu.runs import logger
 from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.unused_options import unused_options
-
-training = import_module("vit_ipu.train")
 
 BEST = "run.keep_best=top1"
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
@@ -26,7 +24,7 @@ TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
     """Makes evaluations yield TOP1."""
-    original, now = training.RunLogger.evaluate, []
+    original, now = logger.RunLogger.evaluate, []
 
     def evaluate(self, progress, *args):
         now.append(progress.update)
@@ -36,8 +34,8 @@ def chosen_evaluations(monkeypatch):
         top1 = TOP1[now[-1]]
         return Evaluation(top1, 100 - top1, 5 - top1 / 10, sum(map(len, batches)))
 
-    monkeypatch.setattr(training.RunLogger, "evaluate", evaluate)
-    monkeypatch.setattr(training, "evaluate_batches", evaluation)
+    monkeypatch.setattr(logger.RunLogger, "evaluate", evaluate)
+    monkeypatch.setattr(logger, "evaluate_batches", evaluation)
 
 
 def config(**run):

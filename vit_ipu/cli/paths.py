@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 from vit_ipu.errors import UserError
 
@@ -34,6 +34,14 @@ def output_of_run(config: Path, output: Optional[Path], *, resume: bool, restart
     if resume or restart:
         return taken[-1] if taken else paths[0]
     return next(path for path in paths if path not in taken)
+
+
+def note_on_earlier_run(config: Path, run: Path) -> List[str]:
+    """Returns a note if the folder of the config's name has an earlier run, so that `output_of_run` chose `run`."""
+    first = Path("runs") / config.stem
+    if run == first:
+        return []
+    return [f"{first} has an earlier run, so the new one is in {run}; --resume continues the newest one"]
 
 
 def require_parent(path: Path, option: str) -> None:

@@ -35,8 +35,9 @@ class DataConfig(Section):
     """Held-out shards of `shards`, if `path` contains only the training shards: a folder of tar files, or a pattern
     such as imagenet-val-{00..63}.tar."""
     holdout: Optional[Annotated[float, Field(gt=0, lt=1)]] = None
-    """`imagefolder` with the class folders directly in `path`: share of the images of each class that is held out for
-    evaluation, chosen by the names of the files; null: `path` has train/ and val/."""
+    """Share of the training images of each class that is held out for evaluation. `imagefolder` with the class folders
+    directly in `path`: chosen by the names of the files; null: `path` has train/ and val/. Other sources have held-out
+    images of their own, which are then left aside, so that settings can be chosen without them."""
     download: bool = False
     """Downloads a torchvision data set into `path` if it is missing there."""
     num_train: Optional[Positive] = None
@@ -111,11 +112,6 @@ class DataConfig(Section):
                     )
         if self.download and self.source not in ("fashion_mnist", "cifar10", "cifar100"):
             raise ValueError(f"download: source {self.source} cannot be downloaded: remove the key")
-        if self.holdout is not None and self.source != "imagefolder":
-            raise ValueError(
-                f"holdout {self.holdout} divides only a folder of class folders (source imagefolder), but source is "
-                f"{self.source}, which has held-out images of its own: remove the key"
-            )
         if self.auto_augment is not None and self.rand_augment is not None:
             raise ValueError(
                 f"auto_augment {self.auto_augment} and rand_augment {list(self.rand_augment)} exclude each other: "

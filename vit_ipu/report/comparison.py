@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
-from vit_ipu.report.layout import page, section, table
+from vit_ipu.report.layout import page, scrolled, section, table
 from vit_ipu.report.page import config_of, device_of, environment_of, figures
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder
@@ -28,9 +28,9 @@ def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     settings = [all_settings(config_of(folder)) for folder in folders]
     differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
     sections = [
-        section("Results", f'<div class="wide">{table(results, head=("", *names))}</div>'),
-        section("Curves", f'<div class="wide">{comparison_svg(runs)}</div>'),
-        section("Settings that differ", f'<div class="wide">{table(differing, head=("", *names))}</div>'),
+        section("Results", scrolled("Results", table(results, head=("result", *names)))),
+        section("Curves", scrolled("Curves", comparison_svg(runs))),
+        section("Settings that differ", scrolled("Settings that differ", table(differing, head=("setting", *names)))),
     ]
     write_whole(target, page(f"Comparison of {len(folders)} runs", sections))
 

@@ -29,11 +29,13 @@ pre {{ background: var(--block); padding: .8rem; overflow-x: auto; font-size: 13
 .mistakes img.small {{ image-rendering: pixelated; }}
 .confusion {{ font-size: 13px; }} .confusion td, .confusion th {{ padding: .15rem .4rem; }}
 .confusion td {{ text-align: right; min-width: 2.2rem; font-variant-numeric: tabular-nums; }}
-.confusion thead th {{ vertical-align: bottom; max-width: 6rem; }}
+.confusion thead th {{ vertical-align: bottom; }}
+.turned span {{ display: inline-block; writing-mode: vertical-rl; transform: rotate(180deg); max-height: 11rem; }}
 .bar {{ display: inline-block; height: .7rem; background: var(--first); vertical-align: middle; }}
 .bar.possible {{ opacity: .35; }}
 .scale {{ display: inline-block; height: .9rem; line-height: .9rem; white-space: nowrap; background: var(--grid); }}
-.memory {{ font-size: 13px; }}
+.memory {{ font-size: 13px; }} .memory td, .memory th {{ padding-right: .7rem; }}
+.memory tbody th {{ white-space: nowrap; }}
 summary {{ cursor: pointer; }}
 @media print {{ section {{ break-inside: avoid; }} body {{ margin: 0; }} }}
 </style></head><body>
@@ -54,6 +56,14 @@ def page(title: str, sections: Sequence[str]) -> str:
 def section(title: str, content: str) -> str:
     """Returns a section with a heading; `content` is HTML."""
     return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
+
+
+def scrolled(name: str, content: str, *, tag: str = "div") -> str:
+    """Returns HTML that scrolls sideways where the screen is too narrow, also by keyboard.
+
+    `name` is what screen readers call it: each of a page has a different one.
+    """
+    return f'<{tag} class="wide" role="region" aria-label="{cell(name)}" tabindex="0">{content}</{tag}>'
 
 
 def table(rows: Sequence[Tuple[str, ...]], head: Sequence[str] = ()) -> str:

@@ -9,7 +9,7 @@ from vit_ipu.planner.hardware import hardware_of
 from vit_ipu.planner.memory import KINDS, IpuMemory, memory_per_ipu
 from vit_ipu.report.colors import INK
 from vit_ipu.report.drawing import Picture, draw_grid, finish_axes, for_file, new_figure, size_for
-from vit_ipu.report.layout import cell
+from vit_ipu.report.layout import cell, scrolled
 
 _MEGABYTE = 1e6
 _WIDTH = 9
@@ -21,25 +21,31 @@ def memory_table(config: Config) -> str:
     """Returns predicted megabytes by kind and IPU, with a bar for the total and its range, as HTML."""
     hardware = hardware_of(config.pipeline.ipu_version)
     ipus = memory_per_ipu(config, hardware)
-    names = ["", *(kind.replace("_", " ") for kind in KINDS), "total", f"of {ipus[0].capacity / _MEGABYTE:,.0f} MB", ""]
+    kinds = [kind.replace("_", " ") for kind in KINDS]
+    names = ["IPU", *kinds, "total", f"of {ipus[0].capacity / _MEGABYTE:,.0f} MB", "verdict"]
     head = "".join(f'<th scope="col">{cell(name)}</th>' for name in names)
     rows = "".join(_row(number, memory) for number, memory in enumerate(ipus))
     note = (
         f"<p>Predicted megabytes in training on each {cell(hardware.name)} IPU, not measured. The light part of a bar "
         "is what the total may be at most.</p>"
     )
-    return f'{note}<div class="wide"><table class="memory"><thead><tr>{head}</tr></thead>{rows}</table></div>'
+    numbers = f'<table class="memory"><thead><tr>{head}</tr></thead>{rows}</table>'
+    return note + scrolled("Predicted memory", numbers)
 
 
 def _row(number: int, memory: IpuMemory) -> str:
     sizes = [*(memory.by_kind[kind] for kind in KINDS), memory.total]
     numbers = "".join(f'<td class="number">{size / _MEGABYTE:,.0f}</td>' for size in sizes)
-    bar = "".join(_piece(share, kind) for share, kind in _pieces(memory))
-    verdict = _VERDICTS[memory.fits]
     return (
-        f'<tr><th scope="row">IPU {number}</th>{numbers}<td><span class="scale" style="width: {_WIDTH}em">{bar}</span>'
-        f"</td><td>{verdict}</td></tr>"
+        f'<tr><th scope="row">IPU {number}</th>{numbers}<td>{_bar(memory)}</td><td>{_VERDICTS[memory.fits]}</td></tr>'
     )
+
+
+def _bar(memory: IpuMemory) -> str:
+    pieces = "".join(_piece(share, kind) for share, kind in _pieces(memory))
+    low, high = memory.total / memory.capacity, memory.range[1] / memory.capacity
+    label = f"{low:.0%}, at most {high:.0%}"
+    return f'<span class="scale" role="img" aria-label="{label}" style="width: {_WIDTH}em">{pieces}</span>'
 
 
 def _pieces(memory: IpuMemory) -> List[Tuple[float, str]]:

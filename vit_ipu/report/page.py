@@ -12,7 +12,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
-from vit_ipu.report.layout import cell, page, section, table
+from vit_ipu.report.layout import cell, page, scrolled, section, table
 from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
 from vit_ipu.report.shown_evaluation import ShownEvaluation, shown_evaluation
@@ -22,7 +22,7 @@ from vit_ipu.runs.last_evaluation import LastEvaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
 from vit_ipu.text import Notify, counted, escaped, reason_of
-from vit_ipu.weights.native import best_update
+from vit_ipu.weights.native import best_update, load_description
 
 _MOST_SKIPPED = 50
 """Skipped images that the page lists."""
@@ -40,12 +40,11 @@ def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: No
     shown = shown_evaluation(folder, metrics)
     if shown.missing is not None:
         notify(f"note: {shown.missing}")
-    curves = curves_svg(metrics, best=best_update(folder.path)) if metrics else "<p>No metrics yet.</p>"
     sections = [
         _notice(environment),
-        table(figures(metrics)),
+        table(figures(metrics, _total_updates(folder))),
         _predictions(shown),
-        section("Curves", f'<div class="wide">{curves}</div>{_note_on_loss(config)}'),
+        section("Curves", _curves(metrics, best_update(folder.path)) + _note_on_loss(config)),
         section("Pipeline", _pipeline(config)) if ran_on_ipus(environment) else "",
         section("Skipped images", _skipped(folder)) if folder.skipped.exists() else "",
         section("Environment", table(rows)),
@@ -86,20 +85,37 @@ def _notice(environment: Dict[str, Any]) -> str:
     return '<p class="notice">Simulated: no IPU was used. Accuracy is computed; the speed is not that of an IPU.</p>'
 
 
-def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
-    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows."""
+def _total_updates(folder: RunFolder) -> Optional[int]:
+    """Returns the number of updates of the complete run; None if no checkpoint tells it."""
+    newest = folder.newest_checkpoint()
+    try:
+        trained = None if newest is None else load_description(newest).trained
+        return None if trained is None else trained.config.total_updates(trained.num_train)
+    except UserError:  # the checkpoint is damaged
+        return None
+
+
+def figures(metrics: List[Dict[str, Any]], total_updates: Optional[int] = None) -> List[Tuple[str, str]]:
+    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows.
+
+    `total_updates` of the complete run are named beside those of a run that has ended before.
+    """
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "top1" in line]
     rows = []
     if evaluations:
         last = evaluations[-1]
-        rows.append(("Top-1, top-5", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
+        is_earlier = steps and last["update"] < steps[-1]["update"]
+        where = f" at update {last['update']:,}" if is_earlier else ""
+        rows.append((f"Top-1, top-5{where}", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
         if evaluations[0]["update"] == 0:
             rows.append(("Top-1 before training", f"{evaluations[0]['top1']:.2f} %"))
         rows.append(("Held-out loss", f"{last['evaluation_loss']:.4f}"))
     if steps:
         last = steps[-1]
-        rows.append(("Updates, samples", f"{last['update']:,}, {last['samples']:,}"))
+        ended_before = total_updates is not None and last["update"] < total_updates
+        of_all = f" of {total_updates:,}" if ended_before else ""
+        rows.append(("Updates, samples", f"{last['update']:,}{of_all}, {last['samples']:,}"))
         rows.append(("Training loss", f"{last['loss']:.4f}"))
     overflows = sum_of_overflows(metrics)
     if overflows is not None:
@@ -128,6 +144,10 @@ def _share(evaluation: LastEvaluation) -> str:
         f" The mistakes shown are those among the {evaluation.num_searched:,} images that the first process of "
         f"torchrun evaluated, of {evaluation.num_images:,} in all; all other figures count every image."
     )
+
+
+def _curves(metrics: List[Dict[str, Any]], best: Optional[int]) -> str:
+    return scrolled("Curves", curves_svg(metrics, best=best)) if metrics else "<p>No metrics yet.</p>"
 
 
 def _note_on_loss(config: Config) -> str:
@@ -160,8 +180,9 @@ def _skipped(folder: RunFolder) -> str:
 
 def _config(config: Config, text: str) -> str:
     """Returns the settings that differ from the defaults, and all of them folded."""
-    everything = f"<details><summary>All settings</summary><pre>{html.escape(text)}</pre></details>"
-    return f"<pre>{html.escape(changed_settings(config))}</pre>{everything}"
+    changed = scrolled("Settings that differ from the defaults", html.escape(changed_settings(config)), tag="pre")
+    everything = scrolled("All settings", html.escape(text), tag="pre")
+    return f"{changed}<details><summary>All settings</summary>{everything}</details>"
 
 
 def environment_rows(environment: Dict[str, Any]) -> List[Tuple[str, str]]:
@@ -206,5 +227,5 @@ def _pipeline(config: Config) -> str:
             f"{utilisation(ipus, plan.gradient_accumulation):.1%}",
         ),
     ]
-    picture = timetable_svg(ipus, plan.gradient_accumulation)
-    return f'{table(rows)}<div class="wide">{picture}</div>{memory_table(config)}'
+    picture = scrolled("Timetable of an update", timetable_svg(ipus, plan.gradient_accumulation))
+    return f"{table(rows)}{picture}{memory_table(config)}"

@@ -97,12 +97,53 @@ def test_other_folders_are_refused(root, tmp_path):
     assert "no images in the class folder" in refusal(config_for(root))
 
 
-@pytest.mark.parametrize("source", ["sample", "shards", "imagenet", "huggingface"])
-def test_other_sources_have_held_out_images_of_their_own(source):
-    with pytest.raises(ConfigError, match=f"holdout 0.2 divides only .* but source is {source}"):
-        parse_config(tiny_values(data={"source": source, "holdout": 0.2}))
+def test_a_share_is_above_0_and_below_1():
     with pytest.raises(ConfigError, match=r"data\.holdout"):
         parse_config(tiny_values(data={"source": "imagefolder", "holdout": 1.0}))
+
+
+@pytest.mark.parametrize("source", ["sample", "shards"])
+def test_other_sources_hold_out_a_part_of_their_training_images(tmp_path, root, source, monkeypatch, capsys):
+    data = {"source": source, "path": None, "num_train": None, "num_eval": None}
+    if source == "shards":
+        divide(root)
+        assert vit_ipu(monkeypatch, capsys, "pack", root, tmp_path / "shards", "--workers", "1")[0] == 0
+        data["path"] = str(tmp_path / "shards")
+    whole = parse_config(tiny_values(model={"num_classes": 10 if source == "sample" else 2}, data=data))
+    divided = whole.model_copy(update={"data": whole.data.model_copy(update={"holdout": 0.25})})
+    training = open_source(whole.data, whole.model, "train")
+    kept, held_out = (open_source(divided.data, divided.model, split) for split in ("train", "eval"))
+    everything = sorted(pixels(training))
+    assert sorted([*pixels(kept), *pixels(held_out)]) == everything
+    for label in range(whole.model.num_classes):
+        of_class = int((training.labels == label).sum())
+        assert int((held_out.labels == label).sum()) == num_held_out(of_class, 0.25) > 0
+    again = open_source(divided.data, divided.model, "eval")
+    assert list(pixels(again)) == list(pixels(held_out))
+
+
+def pixels(source):
+    return [(int(label), source.image(index).tobytes()) for index, label in enumerate(source.labels)]
+
+
+def divide(root):
+    """Moves the class folders into train, and copies two images of each into val."""
+    classes = sorted(root.iterdir())
+    for folder in classes:
+        (root / "val" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:2]:
+            shutil.copy(str(image), str(root / "val" / folder.name))
+    (root / "train").mkdir()
+    for folder in classes:
+        folder.rename(root / "train" / folder.name)
+
+
+def test_training_images_of_one_a_class_cannot_be_divided():
+    config = parse_config(
+        tiny_values(model={"num_classes": 500}, data={"source": "generated", "num_train": 3, "holdout": 0.5})
+    )
+    with pytest.raises(DataError, match="holdout 0.5: every class of data.source generated has one training image"):
+        open_source(config.data, config.model, "eval")
 
 
 def test_a_run_resumes_with_the_same_share_only(monkeypatch, capsys, root):

@@ -1,4 +1,4 @@
-"""Choice of the images of one folder that are held out for evaluation: the same share of every class."""
+"""Choice of the images that are held out for evaluation: the same share of every class."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def held_out(paths: ImagePaths, share: float) -> np.ndarray:
         indices = np.flatnonzero(paths.folder == number)
         ranks = [_rank(os.path.basename(folder), paths.name(int(index))) for index in indices]
         mask[indices[np.argsort(ranks, kind="stable")[: num_held_out(len(indices), share)]]] = True
+    return mask
+
+
+def held_out_labels(labels: np.ndarray, share: float) -> np.ndarray:
+    """Returns a mask (n,) of the images that are held out of a source whose images keep their indices.
+
+    Of each class in `labels` (n,) as many as `num_held_out` tells, chosen by a fixed shuffle.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    mask = np.zeros(len(labels), bool)
+    for indices in np.split(by_class, np.cumsum(np.bincount(labels))[:-1]):
+        mask[indices[: num_held_out(len(indices), share)]] = True
     return mask
 
 

@@ -14,6 +14,7 @@ from vit_ipu.data.images.decode import Picture
 from vit_ipu.data.sources.base import EncodedSource, Source
 from vit_ipu.data.sources.dark_images import note_dark_images
 from vit_ipu.data.sources.folders import open_folders
+from vit_ipu.data.sources.holdout import held_out_labels
 from vit_ipu.data.sources.hugging_face import open_saved
 from vit_ipu.data.sources.imagenet import open_imagenet
 from vit_ipu.data.sources.listing import ListingCache
@@ -24,13 +25,14 @@ from vit_ipu.files import expand_home
 from vit_ipu.text import counted
 
 
-class LimitedSource(Source):
-    """The first images of another source after a fixed shuffle, so that all classes occur."""
+class PartOfSource(Source):
+    """Some of the images of another source."""
 
-    def __init__(self, source: Source, num_images: int) -> None:
+    def __init__(self, source: Source, kept: np.ndarray) -> None:
+        """`kept` (n,) holds the indices of the images."""
         self._source = source
-        self._kept = np.random.default_rng(0).permutation(len(source))[:num_images]
-        super().__init__(source.classes, source.labels[self._kept])
+        self._kept = kept
+        super().__init__(source.classes, source.labels[kept])
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._kept[index]))
@@ -45,12 +47,15 @@ class LimitedSource(Source):
 def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Optional[ListingCache] = None) -> Source:
     """Opens the images of `split` ("train" or "eval"). Raises DataError if images are missing or cannot be read."""
     cache = cache or ListingCache()
-    source = _open(config, model, split, cache)
+    divides_training = config.holdout is not None and config.source != "imagefolder"
+    source = _open(config, model, "train" if divides_training else split, cache)
     if isinstance(source, EncodedSource):
         note_dark_images(source, cache.notify)
+    if divides_training:
+        source = _divided(source, split, config)
     limit = config.num_train if split == "train" else config.num_eval
-    if limit is not None and limit < len(source):
-        source = LimitedSource(source, limit)
+    if limit is not None and limit < len(source):  # a fixed shuffle, so that all classes occur
+        source = PartOfSource(source, np.random.default_rng(0).permutation(len(source))[:limit])
     if len(source.classes) != model.num_classes:
         raise DataError(
             f"data.path {config.path} has {counted(len(source.classes), 'class', 'classes')} but model.num_classes is "
@@ -82,6 +87,18 @@ def _open(config: DataConfig, model: ModelConfig, split: str, cache: ListingCach
         "generated": lambda: _open_generated(config, model, split),
     }
     return openers[config.source]()
+
+
+def _divided(source: Source, split: str, config: DataConfig) -> Source:
+    """Returns the training images of a source without those that data.holdout holds out, or these alone."""
+    assert config.holdout is not None
+    chosen = held_out_labels(source.labels, config.holdout)
+    if not chosen.any():
+        raise DataError(
+            f"data.holdout {config.holdout}: every class of data.source {config.source} has one training image, so "
+            "none can be held out: add images, or remove data.holdout"
+        )
+    return PartOfSource(source, np.flatnonzero(chosen if split == "eval" else ~chosen))
 
 
 def _open_generated(config: DataConfig, model: ModelConfig, split: str) -> Source:
