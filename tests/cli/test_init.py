@@ -55,7 +55,7 @@ def folder(material, empty_folder):
 
 def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
     out = run("init", "pictures", "--model", "vit.safetensors", "--device", "cpu")
-    assert "pictures: 3 classes, 30 images to train on (10 to 10 a class), 6 held out\n" in out
+    assert "pictures: 3 classes, 30 images to train on (10 a class), 6 held out\n" in out
     assert "model: vit_tiny_patch16 at 32 px from vit.safetensors, with a new head for 3 classes\n" in out
     assert "wrote pictures.yaml, for cpu; train with:\n  vit-ipu train pictures.yaml --device cpu\n" in out
     commands = re.findall(r"^# vit-ipu (.*)$", Path("pictures.yaml").read_text(), re.M)
