@@ -22,6 +22,7 @@ from vit_ipu.config_reference import json_schema
 from vit_ipu.errors import UserError
 from vit_ipu.init import init
 from vit_ipu.model import ViT
+from vit_ipu.runs.folder import RunFolder
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -94,6 +95,11 @@ def test_a_run_folder_among_the_class_folders_is_refused(monkeypatch, capsys, fo
         "outside of it\n"
     )
     assert sorted(os.listdir("pictures")) == before
+
+
+def test_a_run_folder_beside_packed_images_of_which_some_are_held_out_is_allowed(tmp_path):
+    config = parse_config(tiny_values(data={"source": "shards", "path": str(tmp_path), "holdout": 0.1}))
+    RunFolder.create(tmp_path / "run", config).release()
 
 
 def test_a_run_folder_beside_divided_images_is_allowed(folder, run):

@@ -90,8 +90,8 @@ class RunFolder:
 
     def _require_place_outside_of_classes(self, config: Config) -> None:
         """Raises UserError if the run would be written among class folders, where it would be taken for a class."""
-        images = config.data.path
-        if images is not None and config.data.holdout is not None and is_within(self.path, expand_home(images)):
+        images, has_classes = config.data.path, config.data.source == "imagefolder" and config.data.holdout is not None
+        if images is not None and has_classes and is_within(self.path, expand_home(images)):
             raise UserError(
                 f"the run folder {self.path} is in data.path {images}, whose folders are classes: give an --output "
                 "outside of it"
