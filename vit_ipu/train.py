@@ -33,10 +33,11 @@ from vit_ipu.runs.checkpoint import (
     load_resumable,
 )
 from vit_ipu.runs.display import NO_DISPLAY, TrainingDisplay
+from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.runs.environment import environment
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.logger import RunLogger
-from vit_ipu.runs.metrics import require_tracking
+from vit_ipu.runs.metrics import evaluations_until, require_tracking
 from vit_ipu.runs.removal import set_run_aside
 from vit_ipu.signals import StopSignal
 from vit_ipu.text import Notify, counted, reason_of, shortened
@@ -214,7 +215,8 @@ def begin(
         warn_of_start_in_average(config, data.total_updates, display.notify)
     if resume:
         require_agreement(backend.instances, progress, folder)
-    if progress.update < data.total_updates:
+    evaluations = evaluations_until(folder.metrics, progress.update)
+    if progress.update < data.total_updates and not stops_early(evaluations, config.run):
         backend.compile()
     if backend.instances.index == 0:
         folder.begin(environment(config, device))

@@ -9,6 +9,7 @@ import pytest
 from helpers import tiny_values, vit_ipu, write_config
 from small_runs import metrics_without_times, names_in, small_config, train_in
 
+from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.config_file import parse_config
 from vit_ipu.errors import ConfigError
 from vit_ipu.evaluate import Evaluation
@@ -68,6 +69,15 @@ def test_measure_margin_and_number(chosen_evaluations, empty_folder, run, last):
     summary, _ = train_in(empty_folder / "run", config(**run))
     assert summary.progress.update == last
     assert summary.stopped_early is (last < 12)
+
+
+def test_a_run_that_has_stopped_early_is_not_compiled_again(chosen_evaluations, empty_folder, monkeypatch):
+    compiled, original = [], NativeBackend.compile
+    monkeypatch.setattr(NativeBackend, "compile", lambda self: compiled.append(original(self)))
+    for resume in (False, True):
+        summary, _ = train_in(empty_folder / "run", config(), resume=resume)
+        assert summary.stopped_early
+    assert len(compiled) == 1  # on an IPU this takes most of an hour
 
 
 def test_a_resumed_run_stops_at_the_same_update_and_can_be_allowed_more(chosen_evaluations, empty_folder):

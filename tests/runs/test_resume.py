@@ -20,6 +20,7 @@ from PIL import Image
 from small_runs import metrics_without_times, small_config, train_in
 
 from vit_ipu.backends.contract import Instances
+from vit_ipu.config_file import load_config
 from vit_ipu.errors import RunFailed
 from vit_ipu.files import write_checksums
 from vit_ipu.runs import logger
@@ -263,6 +264,15 @@ def test_resuming_a_finished_run_prints_its_summary_again(monkeypatch, capsys, e
     assert code == 0
     assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
     assert (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_states_its_settings_of_today(empty_folder):
+    path = empty_folder / "run"
+    train_in(path, small_config(evaluate_every=2))
+    later = small_config(evaluate_every=4, keep_best="loss", log_every=2)
+    train_in(path, later, resume=True)
+    assert load_config(path) == later
+    assert "config_changes" not in (path / "environment.json").read_text()  # none that had to be allowed
 
 
 def test_a_restarted_run_is_not_restarted_again_to_continue(monkeypatch, capsys, empty_folder):

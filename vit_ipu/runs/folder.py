@@ -74,8 +74,10 @@ class RunFolder:
         folder._require_own_checkpoints()
         if folder._was_never_begun():
             return cls.create(path, config)
-        changed = differing_settings(folder._read_config(), config)
-        folder._accept(changed, allowed, config, notify)
+        before = folder._read_config()
+        folder._accept(differing_settings(before, config), allowed, notify)
+        if before.model_dump() != config.model_dump():
+            folder._changed_config = config
         with folder._released_on_error():
             folder._acquire()
         return folder
@@ -109,9 +111,7 @@ class RunFolder:
         except ConfigError as error:
             raise ConfigError(f"--resume: {error}; {restore}") from None
 
-    def _accept(
-        self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], config: Config, notify: Notify
-    ) -> None:
+    def _accept(self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], notify: Notify) -> None:
         """Notes the changes that are allowed. Raises UserError, which names all others, if there are others."""
         others = [f"{key} {before}, not {now}" for key, (before, now) in changed.items() if key not in allowed]
         if others:
@@ -121,12 +121,12 @@ class RunFolder:
             )
         for key, (before, now) in changed.items():
             notify(f"note: {key} is {now} from here on; {self.path} was started with {before}")
-        self._changed, self._changed_config = changed, config if changed else None
+        self._changed = changed
 
     def begin(self, facts: Dict[str, Any]) -> None:
         """Writes the environment once the run is sure to start; a resumed run adds to that of its first start.
 
-        Changes of the config that were accepted are noted there and made in config.yaml.
+        Changes of the config that had to be accepted are noted there, and all changes are made in config.yaml.
         """
         if self._changed:
             facts = dict(facts, config_changes={key: list(values) for key, values in self._changed.items()})
