@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, Sequence, Tuple
@@ -19,6 +21,7 @@ from vit_ipu.cli import app as cli
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.config_file import parse_config
 from vit_ipu.mixing import mixing_of_step
+from vit_ipu.runs import logger
 
 TINY: Dict[str, Dict[str, Any]] = {
     "model": {"variant": "vit_test", "image_size": 28, "num_classes": 10, "gelu": "tanh"},
@@ -125,3 +128,16 @@ def write_image_folder(
             for index in range(count):
                 color = (label * 80, index * 40, 7)
                 Image.new("RGB", (30 + index, 40), color).save(str(root / split / name / f"{index}.png"))
+
+
+def interrupted_after(monkeypatch, updates):
+    """Stops the run in its `updates`-th host step, as Ctrl-C does."""
+    original, steps = logger.RunLogger.step, []
+
+    def step(self, *args):
+        original(self, *args)
+        steps.append(1)
+        if len(steps) == updates:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(logger.RunLogger, "step", step)

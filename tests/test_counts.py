@@ -15,7 +15,7 @@ NOUNS = "images threads classes updates IPUs samples shards places entries files
 NOUNS += " replicas processes cores tensors rules operations kinds times folders heads tiles layers labels cycles"
 NOUNS += " GPUs steps parameters"
 AT_LEAST_TWO = {
-    ("cli/output.py", "count"),  # only told if above 1
+    ("cli/config_output.py", "count"),  # only told if above 1
     ("data/sources/small_sets.py", "len(FASHION_CLASSES)"),
     ("ipu_rules.py", "stages"),  # of a pipeline that is too long for its micro-batches
     ("ipu_rules.py", "total"),  # not a power of two

@@ -9,6 +9,7 @@ import pytest
 
 from vit_ipu.config_file import shipped_configs
 from vit_ipu.report.timetable import timetable_svg
+from vit_ipu.runs.folder import _CANNOT_CHANGE
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +64,12 @@ def test_pages_about_ipus_say_that_no_ipu_has_run_this_code():
         assert re.search(
             r"No IPU has run this code yet|has been run on hardware yet|has been compared with an IPU", text
         )
+
+
+def test_the_page_on_checkpoints_names_what_no_resumed_run_can_change():
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    sentence = re.search(r"The model's shape,(.*?)cannot change\.", page, re.S)[1]
+    assert set(re.findall(r"`([\w.]+)`", sentence)) == {key for key in _CANNOT_CHANGE if not key.startswith("model.")}
 
 
 def test_no_page_recommends_the_unrelated_popart_poplar_or_poptorch_of_pypi():

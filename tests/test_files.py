@@ -12,7 +12,29 @@ import pytest
 
 from vit_ipu import files
 from vit_ipu.errors import UserError
-from vit_ipu.files import cache_folder, expand_home, lock, remove, sha256_of, sync, write_whole, written_whole
+from vit_ipu.files import (
+    cache_folder,
+    expand_home,
+    is_within,
+    lock,
+    remove,
+    sha256_of,
+    sync,
+    write_whole,
+    written_whole,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a", True), ("a/b/c", True), ("link/b", True), ("ab", False), (".", False), ("a/../b", False)],
+)
+def test_a_path_is_within_a_folder_whatever_links_lead_there(tmp_path, monkeypatch, path, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    os.symlink("a", "link")
+    assert is_within(Path(path), Path("a")) is expected
+    assert is_within(Path(path), Path("/"))
 
 
 def test_a_file_or_a_folder_appears_only_when_complete(tmp_path):

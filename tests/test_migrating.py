@@ -83,3 +83,9 @@ def test_the_arguments_of_transformers_exist():
     named = [name for theirs, _, _ in rows("transformers") for name in quoted(theirs)]
     assert len(named) > 40
     assert set(named) <= known
+
+
+def test_a_magnitude_of_timms_rand_augment_is_scaled_to_torchvisions():
+    """timm's magnitudes go to 10 (timm/data/auto_augment.py, _LEVEL_DENOM) and torchvision's to 30."""
+    ours = {theirs: ours for theirs, ours, _ in rows("timm")}
+    assert ours["`--aa rand-m9-mstd0.5-inc1`"] == f"`data.rand_augment: [2, {9 * 30 // 10}]`"

@@ -6,11 +6,13 @@ from typing import Tuple
 
 import pytest
 import torch
+from helpers import tiny_config
 from torch import nn
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.model import DropPath, ExplicitAttention, ViT
-from vit_ipu.model_cost import forward_flops, num_parameters, printed_flops
+from vit_ipu.model_cost import forward_flops, num_parameters, printed_flops, training_flops
+from vit_ipu.optim import freeze as freeze_units
 from vit_ipu.variants import VARIANTS
 
 COUNTS = [
@@ -65,6 +67,31 @@ def test_flops_count_the_matrix_products(monkeypatch):
             module.register_forward_hook(lambda m, _, out: counted.append(out.numel() * m.weight[0].numel()))
     model(torch.zeros(1, 3, 28, 28))
     assert sum(counted) == forward_flops(config)
+
+
+FREEZES = [
+    (),
+    ("embed",),
+    ("embed", "blocks.0-1"),
+    ("blocks.1", "norm"),
+    ("embed", "blocks"),
+    ("embed", "blocks", "norm"),
+]
+
+
+@pytest.mark.parametrize("freeze", [*FREEZES, (*FREEZES[-1], "pre_logits")], ids=str)
+def test_flops_of_training_leave_out_what_frozen_weights_save(freeze):
+    config = tiny_config(model={"representation_size": 16}, optim={"freeze": freeze})
+    model = ViT(config.model, attention="explicit")
+    freeze_units(model, config.optim)
+    flop_counter = pytest.importorskip("torch.utils.flop_counter", reason="torch 2.1 or later")
+    with flop_counter.FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 28, 28)).sum().backward()
+    embed = config.model.num_patches * 3 * config.model.patch_size**2 * config.model.width
+    of_pixels = 0 if "embed" in freeze else embed  # torch leaves them out
+    assert counter.get_total_flops() == 2 * (training_flops(config.model, freeze) - of_pixels)
+    if not freeze:
+        assert training_flops(config.model) == 3 * forward_flops(config.model)
 
 
 def timm_pair(name: str, variant: str, size: int) -> Tuple[nn.Module, ViT]:

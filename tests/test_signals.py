@@ -41,7 +41,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number):
         assert messages == []  # a print in a handler can fall into another print
         assert list(stop.until_stopped([1, 2])) == []
         name = signal.Signals(number).name
-        assert messages == [f"{name}: stopping after this host step; press Ctrl-C again to stop at once"]
+        assert messages == [f"{name}: stopping after this host step; press Ctrl-C to stop at once"]
         with pytest.raises(Interrupted):
             list(stop.raise_if_stopped([1]))
         assert len(messages) == 1

@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
 
 from vit_ipu.backends.contract import Instances
+from vit_ipu.runs import logger
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import newest_checkpoint
@@ -250,8 +250,7 @@ def test_the_initial_weights_are_evaluated_if_the_config_asks(run, empty_folder,
 
 def test_a_run_that_is_stopped_after_its_first_evaluation_does_not_repeat_it(monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder, run={"updates": 4, "evaluate_at_start": True})
-    training = import_module("vit_ipu.train")
-    evaluate, calls = training.evaluate_batches, []
+    evaluate, calls = logger.evaluate_batches, []
 
     def counted(backend, batches, **options):
         calls.append(1)
@@ -260,9 +259,9 @@ def test_a_run_that_is_stopped_after_its_first_evaluation_does_not_repeat_it(mon
     def stop(self, *arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "evaluate_batches", counted)
+    monkeypatch.setattr(logger, "evaluate_batches", counted)
     with monkeypatch.context() as context:
-        context.setattr(training.RunLogger, "step", stop)
+        context.setattr(logger.RunLogger, "step", stop)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 130
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run", "--resume")[0] == 0
     assert len(calls) == 2  # at the start and at the end

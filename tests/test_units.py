@@ -38,7 +38,7 @@ MISTAKES = {
     "head": "optim.freeze: 'head' cannot be frozen: the head is always trained; give embed, blocks, blocks.N",
     "encoder": "optim.freeze: 'encoder' cannot be frozen; give embed, blocks, blocks.N, blocks.FIRST-LAST, norm or",
     "blocks.4": "optim.freeze: 'blocks.4' names blocks that do not exist: the blocks are 0 to 3",
-    "blocks.2-1": "optim.freeze: 'blocks.2-1' names blocks that do not exist: the blocks are 0 to 3",
+    "blocks.2-1": "'blocks.2-1' names no block: give the first block before the last, as in blocks.1-2",
     "blocks.1-": "optim.freeze: 'blocks.1-' cannot be frozen; give embed",
     "pre_logits": "optim.freeze: the model has no pre_logits: remove it, or set model.representation_size",
 }

@@ -18,6 +18,7 @@ from vit_ipu.config import Config
 from vit_ipu.config_file import load_config as read_config
 from vit_ipu.errors import ConfigError, DataError, UserError
 from vit_ipu.option_names import for_python, in_python
+from vit_ipu.run_config import run_folder_of
 from vit_ipu.text import Notify
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def train(
     console = _console(quiet)
     loaded = _loaded(config, overrides)
     path = Path(output) if output is not None else Path("runs") / _name(config)
-    if output is None and not isinstance(config, Config) and Path(config).is_dir():
+    if output is None and not isinstance(config, Config) and run_folder_of(Path(config)) is not None:
         path = output_of_run(Path(config), None, resume=resume, restart=restart)
     resolved, notes = _prepare(loaded, device, numerics, initial_weights=not resume)
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}

@@ -21,7 +21,7 @@ from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.mixing import mixing_of_step
-from vit_ipu.model_cost import forward_flops
+from vit_ipu.model_cost import training_flops
 from vit_ipu.optim import learning_rate
 from vit_ipu.pipeline import BatchPlan
 
@@ -81,8 +81,8 @@ def benchmark(
     median = statistics.median(timed)
     fast, slow = _quartiles(timed)
     most = matrix_rate(config, device) if device.kind in ("cuda", "cpu") else None
-    forward = 2 * forward_flops(config.model, needed_only=device.kind in ("cuda", "cpu")) * samples
-    operations = 3 * forward  # a backward pass has twice those of a forward pass
+    needed_only = device.kind in ("cuda", "cpu")
+    operations = 2 * training_flops(config.model, config.optim.freeze, needed_only=needed_only) * samples
     return Throughput(
         samples / median,
         (samples / fast, samples / slow),

@@ -122,8 +122,7 @@ class Config(Section):
         if self.optim.warmup_updates > total_updates:
             raise ConfigError(
                 f"optim.warmup_updates {self.optim.warmup_updates} is more than the "
-                f"{counted(total_updates, 'update')} of the "
-                "run: shorten the warmup"
+                f"{counted(total_updates, 'update')} of the run: set optim.warmup_updates to {total_updates} or less"
             )
 
     @property

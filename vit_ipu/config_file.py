@@ -6,7 +6,7 @@ import itertools
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Container, Dict, Optional, Sequence, Union
+from typing import Any, Container, Dict, Optional, Sequence, Set, Union
 
 import yaml
 from pydantic import ValidationError
@@ -221,7 +221,15 @@ def _overridden(values: Dict[str, Any], overrides: Sequence[str]) -> Dict[str, A
     changed = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
     for override in overrides:
         _apply_override(changed, override)
+    _replace_length(changed.get("run"), {override.partition("=")[0] for override in overrides})
     return changed
+
+
+def _replace_length(run: Any, keys: Set[str]) -> None:
+    """Lets an override of the run's updates replace the epochs of the config, and the other way round."""
+    for stated, replaced in (("updates", "epochs"), ("epochs", "updates")):
+        if f"run.{stated}" in keys and f"run.{replaced}" not in keys and run[stated] is not None:
+            run.pop(replaced, None)
 
 
 def _blamed(values: Dict[str, Any], overrides: Sequence[str], error: _Invalid) -> ConfigError:

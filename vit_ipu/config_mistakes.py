@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from vit_ipu.config import Config
 from vit_ipu.errors import suggest
-from vit_ipu.text import shortened
+from vit_ipu.text import counted, shortened
 
 LONGEST_VALUE = 200
 """Characters of a wrong value that a message shows."""
@@ -130,7 +130,7 @@ class Mistakes(NamedTuple):
 
 def find_mistakes(error: ValidationError) -> Mistakes:
     """Returns the first mistake of a validation, the number of further ones, and all keys that are missing."""
-    errors = error.errors(include_url=False)
+    errors = _with_short_lists([dict(found) for found in error.errors(include_url=False)])
     missing = _missing_keys([found["loc"] for found in errors if found["type"] == "missing"])
     others = [found for found in errors if found["type"] != "missing"]
     if not others:
@@ -138,11 +138,23 @@ def find_mistakes(error: ValidationError) -> Mistakes:
             return Mistakes(missing[0], "is missing")
         return Mistakes("", f"these keys are missing: {', '.join(missing)}")
     where = shortened(".".join(str(part) for part in others[0]["loc"]), LONGEST_VALUE)
-    text = _text(dict(others[0]))
+    text = _text(others[0])
     more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
     unnamed = [key for key in missing if key not in text and key.rpartition(".")[2] not in text]
     also = f"; {', '.join(unnamed)} {'is' if len(unnamed) == 1 else 'are'} missing" if unnamed else ""
     return Mistakes(where, f"{text}{more}{also}")
+
+
+def _with_short_lists(errors: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Returns the errors with one for each list that is too short in the place of those on its missing items."""
+    merged: Dict[Any, Dict[str, Any]] = {}
+    for number, found in enumerate(errors):
+        place = found["loc"]
+        if found["type"] == "missing" and isinstance(place[-1], int):
+            merged[place[:-1]] = {**found, "type": "too_short", "loc": place[:-1], "ctx": {"length": place[-1] + 1}}
+        else:
+            merged[number] = found
+    return list(merged.values())
 
 
 def _missing_keys(places: Sequence[Tuple[Any, ...]]) -> List[str]:
@@ -183,9 +195,21 @@ def _text(found: Dict[str, Any]) -> str:
         return f"unknown key{suggest_key(place[-1], place[0])}"
     if found["type"] == "value_error":
         return str(found["ctx"]["error"])
-    if found["type"] in ("model_type", "model_attributes_type"):
-        return f"expected a mapping of keys, got {shown(found['input'])}"
-    return f"{found['msg'].replace('Input should be', 'should be')}, got {shown(found['input'])}"
+    return f"{_expected(found)}, got {shown(found['input'])}"
+
+
+def _expected(found: Dict[str, Any]) -> str:
+    """Returns what a value should be, in the words of YAML."""
+    if found["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "expected a mapping of keys"
+    if found["type"] in ("too_short", "too_long"):
+        length = found["ctx"].get("length", found["ctx"].get("max_length"))
+        return f"should be a list of {counted(length, 'value')}"
+    if found["type"] == "tuple_type":
+        return "should be a list in brackets"
+    if found["type"] == "bool_type":
+        return "should be true or false"
+    return str(found["msg"]).replace("Input should be", "should be")
 
 
 def suggest_section(name: str, *, is_mapping: bool = True) -> str:

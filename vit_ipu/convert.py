@@ -70,7 +70,8 @@ def _results(folder: RunFolder, update: int) -> Optional[Results]:
     """Returns the evaluation at an update; None if there was none."""
     with suppress(OSError, ValueError):
         lines = [line for line in read_metrics(folder.metrics) if "top1" in line]
-        best_of = len(lines) if best_update(folder.path) == update else None
+        num_chosen_from = sum(line["update"] > 0 for line in lines)  # there is no checkpoint of update 0
+        best_of = num_chosen_from if best_update(folder.path) == update else None
         for line in lines:
             if line["update"] == update:
                 count = line.get("evaluation_images") or _num_images(folder, lines)

@@ -207,6 +207,12 @@ def cache_folder() -> Path:
     return folder if folder.is_absolute() else Path(tempfile.gettempdir()) / ".cache" / "vit_ipu"
 
 
+def is_within(path: Path, folder: Path) -> bool:
+    """Tells whether a path, whose links are followed, is a folder or anything in it; neither needs to exist."""
+    place, root = os.path.realpath(str(path)), os.path.realpath(str(folder))
+    return os.path.commonpath([place, root]) == root
+
+
 def expand_home(path: str) -> Path:
     """Replaces ~ by the home folder. Raises UserError if the path names a user who does not exist."""
     expanded = os.path.expanduser(path)

@@ -15,7 +15,7 @@ from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
 from vit_ipu.config_sections.colors import Rgb, color_text
 from vit_ipu.data.sources.survey import FolderSurvey, require_folder_of_images, survey_folder
 from vit_ipu.errors import CheckpointError, DeviceError, UserError
-from vit_ipu.files import expand_home, place_problem
+from vit_ipu.files import expand_home, is_within, place_problem
 from vit_ipu.starter_config import Pictures, StartingWeights, background_of, config_text, describe_shape, model_shape
 from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.variants import VARIANTS
@@ -69,6 +69,7 @@ def init(
         _require_weights(model, sha256)
     notes: List[str] = []  # shown once nothing is wrong, so that a mistake is the only line
     survey = survey_folder(folder, notify=notes.append)
+    _require_another_current_folder(folder, survey)
     weights = None
     if model is not None:
         weights = _starting_weights(model, num_heads, sha256, trust_pickle, notes.append)
@@ -96,6 +97,17 @@ def _device_kind(name: str) -> str:
     if name not in DEVICES:
         raise DeviceError(f"--device {name}: unknown; use one of {', '.join(DEVICES)}")
     return resolve_device(name).kind if name == "auto" else name.partition(":")[0]
+
+
+def _require_another_current_folder(folder: str, survey: FolderSurvey) -> None:
+    """Raises UserError if runs, which are written into the current folder, would lie among the class folders."""
+    images = expand_home(folder)
+    if survey.holdout is not None and is_within(Path.cwd(), images):
+        raise UserError(
+            f"{escaped(folder)} contains the current folder, so runs would lie among its class folders: go to another "
+            f"folder, such as {escaped(os.path.relpath(os.path.dirname(os.path.realpath(str(images)))))}, and give the "
+            "path from there"
+        )
 
 
 # --------------------------------------------------------------------------------------------- file

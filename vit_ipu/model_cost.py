@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from vit_ipu.config import ModelConfig
+from vit_ipu.units import frozen_units
 from vit_ipu.variants import VARIANTS
 
 # Params (M) and Flops (G) as mmclassification 0.x's ViT page prints them, for every image size of the row.
@@ -44,21 +45,53 @@ def parameters_per_ipu(model: ModelConfig, layers_per_ipu: Sequence[int]) -> Lis
     return parameters
 
 
+class _Products(NamedTuple):
+    """Multiply-accumulates of a unit in one image's forward pass."""
+
+    unit: str
+    with_weights: int
+    of_attention: int
+
+
 def forward_flops(model: ModelConfig, *, needed_only: bool = False) -> int:
     """Returns the multiply-accumulates of one image's forward pass in matrix products, attention included.
 
     A multiply-accumulate counts as one operation, as in the figures that papers and timm print as GFLOPs or GMACs.
     With `needed_only`, the last block counts for what the class token's output needs, as CPUs and GPUs compute it.
     """
+    return sum(found.with_weights + found.of_attention for found in _products(model, needed_only=needed_only))
+
+
+def training_flops(model: ModelConfig, freeze: Sequence[str] = (), *, needed_only: bool = False) -> int:
+    """Returns the multiply-accumulates of one image's forward and backward pass, counted as in `forward_flops`.
+
+    A backward pass has twice those of a forward pass: for the gradients of a product's two factors. `freeze` is that of
+    `optim.freeze`: frozen weights have no gradient, and before the first trained unit there is no backward pass.
+    """
+    frozen = frozen_units(freeze, model.depth)
+    total, flows_back = 0, False
+    for unit, with_weights, of_attention in _products(model, needed_only=needed_only):
+        is_trained = unit not in frozen
+        # A block passes gradients on to its own first layer norm. Those of pixels are counted, as is usual.
+        to_inputs = flows_back or (is_trained and unit.startswith(("blocks.", "embed")))
+        total += with_weights * (1 + is_trained + to_inputs) + of_attention * (1 + 2 * to_inputs)
+        flows_back = flows_back or is_trained
+    return total
+
+
+def _products(model: ModelConfig, *, needed_only: bool) -> List[_Products]:
+    """Returns the matrix products of each unit, from the embedding to the head."""
     tokens, width = model.num_tokens, model.width
-    embed = model.num_patches * 3 * model.patch_size**2 * width
-    keys_and_values = 2 * tokens * width * width
-    of_a_query = 2 * width * width + 2 * width * model.mlp_width + 2 * tokens * width
-    block = keys_and_values + tokens * of_a_query
-    last = keys_and_values + of_a_query if needed_only else block
-    representation = width * (model.representation_size or 0)
-    head = (model.representation_size or width) * model.num_classes
-    return embed + (model.depth - 1) * block + last + representation + head
+    queries = [tokens] * (model.depth - 1) + [1 if needed_only else tokens]
+    products = [_Products("embed", model.num_patches * 3 * model.patch_size**2 * width, 0)]
+    for block, count in enumerate(queries):
+        with_weights = 2 * tokens * width * width + count * (2 * width * width + 2 * width * model.mlp_width)
+        products.append(_Products(f"blocks.{block}", with_weights, count * 2 * tokens * width))
+    features, head = model.representation_size or 0, (model.representation_size or width) * model.num_classes
+    products.append(_Products("norm", 0, 0))
+    if features:
+        products.append(_Products("pre_logits", width * features, 0))
+    return [*products, _Products("head", head, 0)]
 
 
 def printed_flops(model: ModelConfig) -> int:

@@ -15,6 +15,8 @@ from vit_ipu.variants import VARIANTS
 
 CONFIG_FILE = "config.yaml"
 _BATCH_SIZES = ("global_batch_size", "micro_batch_size")
+_OF_EVERY_DEVICE = {"global_batch_size", "native_micro_batch_size", "device_iterations"}
+"""Keys of `pipeline` that a config for one CPU or GPU may state, too."""
 
 
 def run_folder_of(path: Path) -> Optional[Path]:
@@ -28,14 +30,14 @@ def run_folder_of(path: Path) -> Optional[Path]:
 def stated_settings(values: Any, folder: Path) -> Any:
     """Returns the sections of a run's config without the keys whose values are defaults.
 
-    The batch sizes stay, unless the run was on one CPU or GPU, with the default of every key of `pipeline`: then its
-    config was not written for IPUs. What is not a mapping is returned as it is: it is refused later.
+    The batch sizes stay, unless the run was on one CPU or GPU, with the default of every key of `pipeline` that is for
+    IPUs: then its config was not written for them. What is not a mapping is returned as it is: it is refused later.
     """
     if not isinstance(values, dict):
         return values
     stated = {name: _without_defaults(name, part) for name, part in values.items()}
     pipeline = values.get("pipeline")
-    if isinstance(pipeline, dict) and (stated["pipeline"] or _was_on_ipus(folder)):
+    if isinstance(pipeline, dict) and (not set(stated["pipeline"]) <= _OF_EVERY_DEVICE or _was_on_ipus(folder)):
         stated["pipeline"].update({key: pipeline[key] for key in _BATCH_SIZES if key in pipeline})
     return stated
 

@@ -195,8 +195,10 @@ class StopSignal:
         """Tells the user once, and not in the handler, that the run stops."""
         if not self._told:
             self._told = True
-            name = "" if self.number is None else f"{signal.Signals(self.number).name}: "
-            self._notify(f"{name}stopping after this host step; press Ctrl-C again to stop at once")
+            name, again = "", " again"
+            if self.number is not None:
+                name, again = f"{signal.Signals(self.number).name}: ", ""
+            self._notify(f"{name}stopping after this host step; press Ctrl-C{again} to stop at once")
 
     def _request(self, number: int, frame: Optional[FrameType]) -> None:
         if self.requested and (number == signal.SIGINT or number == self.number == signal.SIGTERM):

@@ -27,6 +27,14 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def lasting(seconds: float) -> str:
+    """Returns a span of time in the unit that suits it, such as `12.3 minutes`."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
 def and_more(count: int) -> str:
     """Returns what follows an example in a message: " (and 2 more)", or nothing if there are 0 more."""
     return f" (and {count:,} more)" if count else ""

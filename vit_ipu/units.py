@@ -41,6 +41,8 @@ def _named(name: str, depth: int) -> Sequence[str]:
     if found[1] is None:
         return [f"blocks.{index}" for index in range(depth)]
     first, last = int(found[1]), int(found[2] or found[1])
-    if not first <= last < depth:
+    if first > last:
+        raise ValueError(f"{name!r} names no block: give the first block before the last, as in blocks.{last}-{first}")
+    if last >= depth:
         raise ValueError(f"{name!r} names blocks that do not exist: the blocks are 0 to {depth - 1}")
     return [f"blocks.{index}" for index in range(first, last + 1)]

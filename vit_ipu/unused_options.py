@@ -20,8 +20,11 @@ _WITHOUT_FILES = ("sample", "fashion_mnist", "cifar10", "cifar100", "generated")
 """Sources whose images have no transparency."""
 
 
-def unused_options(config: Config) -> List[str]:
-    """Returns notes on options that the config sets but this run does not read."""
+def unused_options(config: Config, *, training: bool = True) -> List[str]:
+    """Returns notes on options that the config sets but this run does not read.
+
+    Without `training`, the weights are given, so that nothing is noted of model.init.
+    """
     notes = [
         f"optim.{name} has no effect with {config.optim.optimizer}"
         for name, readers in _READ_BY.items()
@@ -44,7 +47,7 @@ def unused_options(config: Config) -> List[str]:
         notes.append("run.keep_best has no effect without evaluate_every: the only evaluation is at the end")
     if config.run.early_stopping is None and "early_stopping_margin" in config.run.model_fields_set:
         notes.append("run.early_stopping_margin has no effect without early_stopping")
-    if config.optim.freeze and config.model.init is None:
+    if training and config.optim.freeze and config.model.init is None:
         notes.append("optim.freeze keeps random weights as they are, because model.init gives no others")
     if config.data.path is not None and config.data.source in ("sample", "generated"):
         notes.append(f"data.path has no effect with source {config.data.source}")

@@ -14,14 +14,7 @@ from vit_ipu.backends.build import NUMERICS, build_backend, find_instances, reso
 from vit_ipu.errors import ConfigError, DeviceError
 from vit_ipu.simulator.arithmetic.mode import MODES
 
-
-@pytest.fixture(autouse=True)
-def ipu():
-    """Installs the simulator, not at import, so that IPUs keep real PopTorch; returns the modules of backends/ipu."""
-    simulator.install()
-    from vit_ipu.backends.ipu import blocks, optimizer, options
-
-    return types.SimpleNamespace(blocks=blocks, optimizer=optimizer, options=options)
+pytestmark = pytest.mark.usefixtures("ipu")
 
 
 class Popdist(types.ModuleType):

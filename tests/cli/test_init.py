@@ -22,6 +22,7 @@ from vit_ipu.config_reference import json_schema
 from vit_ipu.errors import UserError
 from vit_ipu.init import init
 from vit_ipu.model import ViT
+from vit_ipu.runs.folder import RunFolder
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -55,7 +56,7 @@ def folder(material, empty_folder):
 
 def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
     out = run("init", "pictures", "--model", "vit.safetensors", "--device", "cpu")
-    assert "pictures: 3 classes, 30 images to train on (10 to 10 a class), 6 held out\n" in out
+    assert "pictures: 3 classes, 30 images to train on (10 a class), 6 held out\n" in out
     assert "model: vit_tiny_patch16 at 32 px from vit.safetensors, with a new head for 3 classes\n" in out
     assert "wrote pictures.yaml, for cpu; train with:\n  vit-ipu train pictures.yaml --device cpu\n" in out
     commands = re.findall(r"^# vit-ipu (.*)$", Path("pictures.yaml").read_text(), re.M)
@@ -67,6 +68,47 @@ def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
     run(*commands[2].split())
     assert Path("pictures.onnx").is_file()
     assert "cat" in run("predict", "runs/pictures", "pictures/cat/0.png")
+
+
+@pytest.mark.parametrize("name", [".", "../pictures"])
+def test_runs_are_not_written_among_the_class_folders(monkeypatch, capsys, folder, name):
+    monkeypatch.chdir("pictures")
+    before = sorted(os.listdir())
+    code, out, err = vit_ipu(monkeypatch, capsys, "init", name)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"vit-ipu: {name} contains the current folder, so runs would lie among its class folders: go to another "
+        "folder, such as .., and give the path from there\n"
+    )
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("output", ["pictures", "pictures/run", "pictures/cat/run", "link/run"])
+def test_a_run_folder_among_the_class_folders_is_refused(monkeypatch, capsys, folder, run, output):
+    run("init", "pictures", "--device", "cpu")
+    os.symlink("pictures", "link")
+    before = sorted(os.listdir("pictures"))
+    code, _, err = vit_ipu(monkeypatch, capsys, "train", "pictures.yaml", "--device", "cpu", "--output", output)
+    assert code == 2
+    assert err == (
+        f"vit-ipu: the run folder {output} is in data.path pictures, whose folders are classes: give an --output "
+        "outside of it\n"
+    )
+    assert sorted(os.listdir("pictures")) == before
+
+
+def test_a_run_folder_beside_packed_images_of_which_some_are_held_out_is_allowed(tmp_path):
+    config = parse_config(tiny_values(data={"source": "shards", "path": str(tmp_path), "holdout": 0.1}))
+    RunFolder.create(tmp_path / "run", config).release()
+
+
+def test_a_run_folder_beside_divided_images_is_allowed(folder, run):
+    run("init", "divided", "--device", "cpu")
+    small = ["run.updates=1", "run.epochs=null", "run.evaluate_every=null", "run.keep_best=null", "model.depth=1"]
+    overrides = [part for one in [*small, "optim.warmup_updates=0"] for part in ("--set", one)]
+    assert "run folder divided/run\n" in run(
+        "train", "divided.yaml", "--device", "cpu", "--output", "divided/run", *overrides
+    )
 
 
 def test_a_divided_folder_is_used_as_it_is(run, folder):
@@ -108,9 +150,9 @@ def test_the_name_is_that_of_the_folder_and_the_first_line_names_the_schema(run,
     assert first == f"# yaml-language-server: $schema={schema.as_uri()}"
     assert second == "# vit-ipu train 'my pets.yaml' --device cpu"
     assert load_config("my pets.yaml").data.path == "a: b/my pets/"
-    os.chdir("a: b/my pets")
-    run("init", ".", "--output", "../here.yaml")
-    assert load_config("../here.yaml").data.path == "."
+    os.chdir("divided")
+    run("init", ".", "--device", "cpu")
+    assert load_config("divided.yaml").data.path == "."
 
 
 @pytest.mark.parametrize(

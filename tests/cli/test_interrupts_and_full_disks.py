@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from helpers import vit_ipu, write_config
 from vit_ipu.__main__ import main
 from vit_ipu.cli.console import make_console
 from vit_ipu.errors import RunFailed
+from vit_ipu.runs import logger
 from vit_ipu.weights.native import save_tensors
 
 
@@ -60,11 +60,9 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_full_disk_while_training_is_named(monkeypatch, capsys, empty_folder):
-    train = import_module("vit_ipu.train")
-
     def refuse(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.RunLogger, "step", refuse)
+    monkeypatch.setattr(logger.RunLogger, "step", refuse)
     code, _, err = vit_ipu(monkeypatch, capsys, "train", write_config(empty_folder), "--device", "cpu")
     assert (code, err) == (1, "vit-ipu: runs/tiny: No space left on device\n")

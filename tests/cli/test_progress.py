@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from vit_ipu.cli import progress
 from vit_ipu.cli.progress import CountBar, TrainingBar
 
 
@@ -83,6 +85,23 @@ def test_the_bar_of_counts_fits_into_one_line(width, words):
     assert len(line) <= width
     assert line.startswith("verify train  600000/1281167 ")
     assert words in line
+
+
+def test_lines_tell_the_time_that_is_left_by_the_pace_since_the_first_step(monkeypatch):
+    clock = iter([0.0, 100.0, 130.0, 160.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    console = Console(file=io.StringIO(), width=40)
+    bar = TrainingBar(console)
+    bar.start(10, done=0)
+    for update in (1, 2, 4, 10):
+        bar.step(update, loss=2.0, learning_rate=5e-4, images_per_second=2.34)
+    bar.stop()
+    step = "loss 2.0000, learning rate 5.00e-04, 2.3 images/s"
+    assert console.file.getvalue().splitlines() == [
+        f"update 2 of 10: {step}, 13.3 minutes left",  # the first step, at 0 s, compiles and comes too early for a line
+        f"update 4 of 10: {step}, 4.3 minutes left",
+        f"update 10 of 10: {step}",
+    ]
 
 
 def test_without_a_terminal_lines_say_the_same():

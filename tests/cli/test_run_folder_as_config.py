@@ -42,6 +42,14 @@ def test_only_settings_that_somebody_stated_get_notes(command, name):
     assert load_config(name, ["run.seed=9"]).run.seed == 9
 
 
+def test_weights_that_are_evaluated_are_not_called_random(command):
+    freeze = ["--set", "optim.freeze=[embed]"]
+    code, out, _ = command("evaluate", "tiny.yaml", "--checkpoint", "run", "--device", "cpu", *freeze)
+    assert code == 0
+    assert "random weights" not in out
+    assert "optim.freeze keeps random weights" in command("train", "tiny.yaml", "--device", "cpu", *freeze)[1]
+
+
 @pytest.mark.parametrize(
     "arguments", [["config", "--json"], ["plan", "--json"], ["check"], ["benchmark", "--device", "cpu", "--steps", "1"]]
 )
@@ -96,6 +104,18 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(command):
     assert err == "vit-ipu: run has no checkpoint yet: continue the run with --resume\n"
 
 
+def test_train_takes_the_file_of_a_run_as_it_takes_the_folder(command):
+    code, out, err = command("train", "run/config.yaml", "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert err.startswith("vit-ipu: run/config.yaml is the config of a run: --resume continues the run, --restart ")
+    code, out, _ = command("train", "run/config.yaml", "--resume", "--device", "cpu")
+    assert code == 0
+    assert "run folder run\n" in out
+    code, out, _ = command("train", "run/config.yaml", "--device", "cpu", "--output", "copy")
+    assert code == 0
+    assert "run folder copy\n" in out
+
+
 def test_a_broken_config_of_a_run_is_named(command):
     with open("run/config.yaml", "w", encoding="utf-8") as file:
         file.write("model: [1]\n")
@@ -125,6 +145,13 @@ FULL = {"global_batch_size": 64, "micro_batch_size": 8, "layers_per_ipu": None, 
         ('{"device": "ipu-sim"}', FULL, {"global_batch_size": 64, "micro_batch_size": 8}),
         ("damaged", FULL, {"global_batch_size": 64, "micro_batch_size": 8}),
         ('{"device": "cpu"}', {**FULL, "micro_batch_size": 4}, {"global_batch_size": 64, "micro_batch_size": 4}),
+        ('{"device": "cpu"}', {**FULL, "global_batch_size": 8}, {"global_batch_size": 8}),
+        ('{"device": "cuda"}', {**FULL, "native_micro_batch_size": 2}, {"native_micro_batch_size": 2}),
+        (
+            '{"device": "ipu"}',
+            {**FULL, "global_batch_size": 32},
+            {"global_batch_size": 32, "micro_batch_size": 8},
+        ),
         ('{"device": "cpu"}', None, None),
     ],
 )

@@ -30,6 +30,7 @@ from vit_ipu.config import ModelConfig
 from vit_ipu.data.loading.workers import Buffer
 from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
+from vit_ipu.runs import logger
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "troubleshooting.md"
 SITUATIONS: Dict[str, Callable] = {}
@@ -151,10 +152,9 @@ def out_of_memory_on_a_tile(shell):
 
 @situation("The loss is not a number")
 def not_a_number(shell):
-    loop = importlib.import_module("vit_ipu.train")  # `vit_ipu.train` is the function
-    judge = loop.problem_of_loss
+    judge = logger.problem_of_loss
     no_number = SimpleNamespace(loss=float("nan"), losses=(float("nan"),))
-    shell.monkeypatch.setattr(loop, "problem_of_loss", lambda result, *others: judge(no_number, *others))
+    shell.monkeypatch.setattr(logger, "problem_of_loss", lambda result, *others: judge(no_number, *others))
     return shell.error("train", "tiny.yaml", "--device", "cpu", "--output", "runs/mine")
 
 

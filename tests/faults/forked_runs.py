@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -207,9 +206,9 @@ def _run(
 
 def _kill_in_evaluation(batches: int) -> None:
     """Makes the process kill itself when an evaluation has had so many batches."""
-    train = import_module("vit_ipu.train")
+    from vit_ipu.runs import logger
 
-    original = train.evaluate_batches
+    original = logger.evaluate_batches
 
     def counted(loader: Any) -> Any:
         for number, batch in enumerate(loader):
@@ -217,7 +216,7 @@ def _kill_in_evaluation(batches: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
-    train.evaluate_batches = lambda backend, loader, **loss: original(  # type: ignore[assignment]
+    logger.evaluate_batches = lambda backend, loader, **loss: original(  # type: ignore[assignment]
         backend, counted(loader), **loss
     )
 

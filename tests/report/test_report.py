@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import tiny_values, vit_ipu, write_config, write_image_folder
+from helpers import interrupted_after, tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
 
 from vit_ipu.config_file import changed_settings, parse_config
@@ -128,7 +128,27 @@ def test_a_run_that_fails_has_its_report(run, monkeypatch, capsys, empty_folder)
     assert "<h2>Curves</h2>" in (empty_folder / "run" / "report.html").read_text()
 
 
+def test_a_run_that_ended_early_says_how_far_it_came(run, monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 8, "evaluate_every": 2})
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3)
+        assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 130
+    page = (empty_folder / "run" / "report.html").read_text()
+    assert "3 of 8, 96</td>" in page
+    assert "Top-1, top-5 at update 2</th>" in page
+    assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run", "--resume")[0] == 0
+    page = (empty_folder / "run" / "report.html").read_text()
+    assert "8, 256</td>" in page
+    assert "Top-1, top-5</th>" in page
+
+
 # ------------------------------------------------------------------------------------------ the parts
+
+
+@pytest.mark.parametrize(("name", "is_turned"), [("cat", False), ("signs_and_symbols", True)])
+def test_long_names_of_classes_are_turned_over_the_columns_of_the_matrix(name, is_turned):
+    found = confusion_table(evaluation(2, classes=[name, "dog"]))
+    assert found.count('<th scope="col" class="turned">') == (2 if is_turned else 0)
 
 
 def test_names_are_escaped():

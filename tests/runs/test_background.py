@@ -7,19 +7,16 @@ import os
 import signal
 import threading
 import time
-from importlib import import_module
 
 import pytest
 from helpers import backend_for, equal_states, random_batch, tiny_config, vit_ipu, write_config
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu.backends.native.backend import NativeBackend
-from vit_ipu.runs import background, checkpoint
+from vit_ipu.runs import background, checkpoint, logger
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.weights import native
-
-train = import_module("vit_ipu.train")
 
 
 def test_one_write_at_a_time_in_order():
@@ -84,7 +81,7 @@ def flat(value, name=""):
 
 
 def test_training_continues_while_a_checkpoint_is_written(monkeypatch, empty_folder):
-    save, step = train.save_checkpoint, train.RunLogger.step
+    save, step = logger.save_checkpoint, logger.RunLogger.step
     stepped = threading.Event()
     order = []
 
@@ -100,8 +97,8 @@ def test_training_continues_while_a_checkpoint_is_written(monkeypatch, empty_fol
         if progress.update == 3:
             stepped.set()
 
-    monkeypatch.setattr(train, "save_checkpoint", slow)
-    monkeypatch.setattr(train.RunLogger, "step", note)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    monkeypatch.setattr(logger.RunLogger, "step", note)
     train_in(empty_folder / "run", small_config(checkpoint_every=2, keep_checkpoints=5))
     assert order.index("step 3") < order.index("saved 2") < order.index("saved 4")
     names = [f"update-{update:08d}" for update in (2, 4, 6, 8)]
@@ -109,7 +106,7 @@ def test_training_continues_while_a_checkpoint_is_written(monkeypatch, empty_fol
 
 
 def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeypatch, empty_folder):
-    save, predict = train.save_checkpoint, NativeBackend.predict
+    save, predict = logger.save_checkpoint, NativeBackend.predict
     predicted = threading.Event()
     order = []
 
@@ -124,7 +121,7 @@ def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeyp
         predicted.set()
         return predict(self, images)
 
-    monkeypatch.setattr(train, "save_checkpoint", slow)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
     monkeypatch.setattr(NativeBackend, "predict", note)
     config = small_config(checkpoint_every=4, evaluate_every=4, keep_best="top1")
     train_in(empty_folder / "run", config)
@@ -134,7 +131,7 @@ def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeyp
 
 
 def test_no_process_is_forked_while_a_checkpoint_is_written(monkeypatch, empty_folder):
-    save, loader = train.save_checkpoint, train.evaluation_loader
+    save, loader = logger.save_checkpoint, logger.evaluation_loader
     writing, found = [], []
 
     def slow(folder, state, progress, *args, **options):
@@ -147,8 +144,8 @@ def test_no_process_is_forked_while_a_checkpoint_is_written(monkeypatch, empty_f
         found.append(list(writing))
         return loader(*args)
 
-    monkeypatch.setattr(train, "save_checkpoint", slow)
-    monkeypatch.setattr(train, "evaluation_loader", note)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    monkeypatch.setattr(logger, "evaluation_loader", note)
     train_in(empty_folder / "run", small_config(checkpoint_every=1, evaluate_every=2))
     assert found == [[]] * 4
 
@@ -210,7 +207,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_the_run_and_a_resumed_run
 
 
 def test_a_stop_waits_for_the_checkpoint_that_is_being_written(monkeypatch, empty_folder):
-    save, step = train.save_checkpoint, train.RunLogger.step
+    save, step = logger.save_checkpoint, logger.RunLogger.step
     stopping = threading.Event()
 
     def slow(folder, state, progress, *args, **options):
@@ -223,8 +220,8 @@ def test_a_stop_waits_for_the_checkpoint_that_is_being_written(monkeypatch, empt
             os.kill(os.getpid(), signal.SIGINT)
             threading.Timer(0.3, stopping.set).start()
 
-    monkeypatch.setattr(train, "save_checkpoint", slow)
-    monkeypatch.setattr(train.RunLogger, "step", stop)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    monkeypatch.setattr(logger.RunLogger, "step", stop)
     summary, _ = train_in(empty_folder / "run", small_config(checkpoint_every=2))
     assert summary.interrupted
     assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000002", "update-00000003"]
@@ -232,7 +229,7 @@ def test_a_stop_waits_for_the_checkpoint_that_is_being_written(monkeypatch, empt
 
 
 def test_a_failed_run_still_completes_the_checkpoint_that_is_being_written(monkeypatch, empty_folder):
-    save, step = train.save_checkpoint, train.RunLogger.step
+    save, step = logger.save_checkpoint, logger.RunLogger.step
     failing = threading.Event()
 
     def slow(*args, **options):
@@ -245,8 +242,8 @@ def test_a_failed_run_still_completes_the_checkpoint_that_is_being_written(monke
             threading.Timer(0.3, failing.set).start()
             raise MemoryError
 
-    monkeypatch.setattr(train, "save_checkpoint", slow)
-    monkeypatch.setattr(train.RunLogger, "step", fail)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    monkeypatch.setattr(logger.RunLogger, "step", fail)
     with pytest.raises(MemoryError):
         train_in(empty_folder / "run", small_config(checkpoint_every=2))
     assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000002"]

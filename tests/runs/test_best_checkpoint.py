@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 
 import pytest
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu.evaluate import Evaluation
+from vit_ipu.runs import logger
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.unused_options import unused_options
-
-train = import_module("vit_ipu.train")
 
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0}
 """The pretended top-1 at each update; the loss falls as top-1 rises, and top-5 is the reverse."""
@@ -21,8 +19,8 @@ TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0}
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
     """Makes evaluations yield TOP1."""
-    monkeypatch.setattr(train, "evaluate_batches", lambda backend, batches, **_: evaluation(list(batches)))
-    original = train.RunLogger.evaluate
+    monkeypatch.setattr(logger, "evaluate_batches", lambda backend, batches, **_: evaluation(list(batches)))
+    original = logger.RunLogger.evaluate
     now = []
 
     def evaluate(self, progress, *args):
@@ -33,7 +31,7 @@ def chosen_evaluations(monkeypatch):
         top1 = TOP1[now[-1]]
         return Evaluation(top1, 100 - top1, 5 - top1 / 10, sum(map(len, batches)))
 
-    monkeypatch.setattr(train.RunLogger, "evaluate", evaluate)
+    monkeypatch.setattr(logger.RunLogger, "evaluate", evaluate)
 
 
 def config(measure):
@@ -60,7 +58,7 @@ def test_without_the_option_only_the_newest_is_kept(chosen_evaluations, empty_fo
 
 @pytest.mark.parametrize("stopped_at", [5, 6, 7])
 def test_the_best_checkpoint_survives_a_resume(chosen_evaluations, monkeypatch, empty_folder, stopped_at):
-    original = train.RunLogger.step
+    original = logger.RunLogger.step
 
     def crash(self, progress, *args):
         if progress.update == stopped_at:
@@ -68,7 +66,7 @@ def test_the_best_checkpoint_survives_a_resume(chosen_evaluations, monkeypatch, 
         original(self, progress, *args)
 
     with monkeypatch.context() as context:
-        context.setattr(train.RunLogger, "step", crash)
+        context.setattr(logger.RunLogger, "step", crash)
         with pytest.raises(MemoryError):
             train_in(empty_folder / "run", config("top1"))
     train_in(empty_folder / "run", config("top1"), resume=True)

@@ -124,6 +124,9 @@ def test_checkpoints_are_found_in_run_folders_and_by_their_own_path(tmp_path):
         find_checkpoints(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="expected a run folder or a checkpoint folder"):
         find_checkpoints(tmp_path)
+    (tmp_path / "early" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="early has no checkpoint yet: let the run train on, or continue it with"):
+        find_checkpoints(tmp_path / "early")
 
 
 DAMAGES = [

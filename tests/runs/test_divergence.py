@@ -21,6 +21,7 @@ from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.data.loading.order import TrainingStream
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.evaluate import Evaluation
+from vit_ipu.runs import logger
 from vit_ipu.runs.divergence import problem_of_loss, problem_of_state
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import checkpoints_in
@@ -128,7 +129,7 @@ def test_the_best_checkpoint_is_never_one_from_after_the_explosion(monkeypatch, 
     run = {"updates": 8, "checkpoint_every": 1, "evaluate_every": 1, "keep_checkpoints": 4, "keep_best": "top1"}
     config = write_config(empty_folder, run=run)
     rising = iter(range(1, 100))
-    monkeypatch.setattr(train, "evaluate_batches", lambda *_, **__: Evaluation(next(rising), 50.0, 1.0, 64))
+    monkeypatch.setattr(logger, "evaluate_batches", lambda *_, **__: Evaluation(next(rising), 50.0, 1.0, 64))
     assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", "--output", "run")[0] == 1
     assert names_in(empty_folder / "run" / "checkpoints")[0].startswith("diverged-")
     best = json.loads((empty_folder / "run" / "best.json").read_text())
@@ -214,7 +215,7 @@ def test_a_resumed_run_counts_the_overflows_of_an_uninterrupted_one(monkeypatch,
     metrics = metrics_without_times(empty_folder / "run")
     assert sum(line["overflows"] for line in metrics) == whole["overflows"] > 0
     shutil.rmtree("run")
-    original = train.RunLogger.step
+    original = logger.RunLogger.step
 
     def stop(self, progress, *args):
         original(self, progress, *args)
@@ -222,7 +223,7 @@ def test_a_resumed_run_counts_the_overflows_of_an_uninterrupted_one(monkeypatch,
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as context:
-        context.setattr(train.RunLogger, "step", stop)
+        context.setattr(logger.RunLogger, "step", stop)
         out, _ = overflowing_run(monkeypatch, capsys, 1e6, **settings)
     assert "interrupted at update" in out
     resumed = json.loads(overflowing_run(monkeypatch, capsys, 1e6, "--json", "--resume", **settings)[0])

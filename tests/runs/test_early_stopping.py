@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 from helpers import tiny_values, vit_ipu, write_config
 from small_runs import metrics_without_times, names_in, small_config, train_in
 
+from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.config_file import parse_config
 from vit_ipu.errors import ConfigError
 from vit_ipu.evaluate import Evaluation
+from vit_ipu.runs import logger
 from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.unused_options import unused_options
-
-training = import_module("vit_ipu.train")
 
 BEST = "run.keep_best=top1"
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
@@ -26,7 +25,7 @@ TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
     """Makes evaluations yield TOP1."""
-    original, now = training.RunLogger.evaluate, []
+    original, now = logger.RunLogger.evaluate, []
 
     def evaluate(self, progress, *args):
         now.append(progress.update)
@@ -36,8 +35,8 @@ def chosen_evaluations(monkeypatch):
         top1 = TOP1[now[-1]]
         return Evaluation(top1, 100 - top1, 5 - top1 / 10, sum(map(len, batches)))
 
-    monkeypatch.setattr(training.RunLogger, "evaluate", evaluate)
-    monkeypatch.setattr(training, "evaluate_batches", evaluation)
+    monkeypatch.setattr(logger.RunLogger, "evaluate", evaluate)
+    monkeypatch.setattr(logger, "evaluate_batches", evaluation)
 
 
 def config(**run):
@@ -70,6 +69,15 @@ def test_measure_margin_and_number(chosen_evaluations, empty_folder, run, last):
     summary, _ = train_in(empty_folder / "run", config(**run))
     assert summary.progress.update == last
     assert summary.stopped_early is (last < 12)
+
+
+def test_a_run_that_has_stopped_early_is_not_compiled_again(chosen_evaluations, empty_folder, monkeypatch):
+    compiled, original = [], NativeBackend.compile
+    monkeypatch.setattr(NativeBackend, "compile", lambda self: compiled.append(original(self)))
+    for resume in (False, True):
+        summary, _ = train_in(empty_folder / "run", config(), resume=resume)
+        assert summary.stopped_early
+    assert len(compiled) == 1  # on an IPU this takes most of an hour
 
 
 def test_a_resumed_run_stops_at_the_same_update_and_can_be_allowed_more(chosen_evaluations, empty_folder):
@@ -126,7 +134,7 @@ def test_the_command_says_that_the_run_has_ended(chosen_evaluations, monkeypatch
     assert "top-1 30.00 % after 8 updates" in out
     assert "interrupted" not in out
     code, out, _ = vit_ipu(monkeypatch, capsys, "train", path, "--device", "cpu", "--output", "other", "--set", BEST)
-    assert "the best evaluation is that of update 4; other now means its checkpoint" in out
+    assert "the best checkpoint is that of update 4; other now means it" in out
 
 
 def test_without_evaluations_it_is_refused():

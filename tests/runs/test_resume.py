@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import equal_states, vit_ipu, write_config
+from helpers import equal_states, interrupted_after, vit_ipu, write_config
 from PIL import Image
 from small_runs import metrics_without_times, small_config, train_in
 
 from vit_ipu.backends.contract import Instances
+from vit_ipu.config_file import load_config
 from vit_ipu.errors import RunFailed
 from vit_ipu.files import write_checksums
+from vit_ipu.runs import logger
 from vit_ipu.runs.checkpoint import Progress, load_checkpoint
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -48,21 +50,6 @@ AUGMENTED = {
         "layer_decay": 0.8,
     },
 }
-
-
-def interrupted_after(monkeypatch, updates):
-    """Stops the run in its `updates`-th host step, as Ctrl-C does."""
-    train = import_module("vit_ipu.train")
-
-    original, steps = train.RunLogger.step, []
-
-    def step(self, *args):
-        original(self, *args)
-        steps.append(1)
-        if len(steps) == updates:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(train.RunLogger, "step", step)
 
 
 @pytest.mark.parametrize("device", ["cpu", "ipu-sim"])
@@ -232,10 +219,8 @@ def test_the_command_to_continue_has_the_numerics(monkeypatch, capsys, empty_fol
 
 def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys, empty_folder):
     """A crash, unlike Ctrl-C, loses what came after the last checkpoint, metrics included."""
-    train = import_module("vit_ipu.train")
-
     config = write_config(empty_folder, run={"updates": 8, "checkpoint_every": 2})
-    original = train.RunLogger.step
+    original = logger.RunLogger.step
 
     def crash(self, progress, *args):
         original(self, progress, *args)
@@ -243,7 +228,7 @@ def test_metrics_after_the_last_checkpoint_are_written_again(monkeypatch, capsys
             raise MemoryError("out of memory")
 
     with monkeypatch.context() as context:
-        context.setattr(train.RunLogger, "step", crash)
+        context.setattr(logger.RunLogger, "step", crash)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 1
     metrics = empty_folder / "runs" / "tiny" / "metrics.jsonl"
     assert [x["update"] for x in read_metrics(metrics)] == [1, 2, 3, 4, 5]
@@ -279,6 +264,38 @@ def test_resuming_a_finished_run_prints_its_summary_again(monkeypatch, capsys, e
     assert code == 0
     assert {**json.loads(again), "seconds": 0} == {**json.loads(out), "seconds": 0}
     assert (empty_folder / "runs" / "tiny" / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_states_its_settings_of_today(empty_folder):
+    path = empty_folder / "run"
+    train_in(path, small_config(evaluate_every=2))
+    later = small_config(evaluate_every=4, keep_best="loss", log_every=2)
+    train_in(path, later, resume=True)
+    assert load_config(path) == later
+    assert "config_changes" not in (path / "environment.json").read_text()  # none that had to be allowed
+
+
+def test_a_restarted_run_is_not_restarted_again_to_continue(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder, run={"updates": 6})
+    with monkeypatch.context() as context:
+        interrupted_after(context, 3)
+        _, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--restart", "--device", "cpu")
+    (hint,) = [line for line in out.splitlines() if "continue with: vit-ipu " in line]
+    assert hint.endswith(f"continue with: vit-ipu train {config} --device cpu --output runs/tiny --resume")
+    code, out, _ = vit_ipu(monkeypatch, capsys, *hint.split("vit-ipu ")[1].split())
+    assert code == 0
+    assert "resuming at update 3" in out
+
+
+def test_a_second_run_of_a_config_says_where_the_first_one_is(monkeypatch, capsys, empty_folder):
+    config = write_config(empty_folder)
+    notes = []
+    for options in ([], [], ["--resume"]):
+        code, out, _ = vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu", *options)
+        assert code == 0
+        notes.append([line for line in out.splitlines() if "earlier run" in line])
+    note = "note: runs/tiny has an earlier run, so the new one is in runs/tiny-2; --resume continues the newest one"
+    assert notes == [[], [note], []]
 
 
 def test_a_resumed_run_says_at_which_update_it_continues(monkeypatch, capsys, empty_folder):
@@ -348,17 +365,15 @@ def test_weights_are_kept_when_the_evaluation_fails(monkeypatch, capsys, empty_f
 
 
 def test_an_interrupted_evaluation_is_done_again_when_resumed(monkeypatch, capsys, empty_folder):
-    train = import_module("vit_ipu.train")
-
     config = write_config(empty_folder)
-    original = train.evaluation_loader
+    original = logger.evaluation_loader
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*args)
 
     with monkeypatch.context() as context:
-        context.setattr(train, "evaluation_loader", interrupted)
+        context.setattr(logger, "evaluation_loader", interrupted)
         assert vit_ipu(monkeypatch, capsys, "train", config, "--device", "cpu")[0] == 130
     metrics = empty_folder / "runs" / "tiny" / "metrics.jsonl"
     assert "top1" not in read_metrics(metrics)[-1]
@@ -374,11 +389,9 @@ STOPS = {"before": "step", "at its start": "evaluation_loader", "at its end": "e
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_evaluation_that_was_lost_is_made_up_before_training_continues(monkeypatch, empty_folder, stop, how, number):
     """The first evaluation is due in the middle of the run, the second one at its end."""
-    train = import_module("vit_ipu.train")
-
     config = small_config(updates=4, evaluate_every=2, checkpoint_every=2)
     train_in(empty_folder / "whole", config)
-    place, calls = train.RunLogger if stop == "before" else train, []
+    place, calls = logger.RunLogger if stop == "before" else logger, []
     original, at_call = getattr(place, STOPS[stop]), 2 * number if stop == "before" else number
 
     def stopping(*args, **options):
@@ -414,9 +427,9 @@ def test_all_processes_evaluate_if_one_of_them_has_not_and_nothing_is_recorded_t
 
     monkeypatch.setattr("vit_ipu.backends.native.backend.instances", lambda kind: Instances(mean=another_lacks_it))
     monkeypatch.setattr(train, "require_agreement", lambda *args: None)  # its answer would come from the same mean
-    evaluated, original = [], train.evaluate_batches
+    evaluated, original = [], logger.evaluate_batches
     monkeypatch.setattr(
-        train, "evaluate_batches", lambda *args, **options: evaluated.append(1) or original(*args, **options)
+        logger, "evaluate_batches", lambda *args, **options: evaluated.append(1) or original(*args, **options)
     )
     train_in(empty_folder / "run", config, resume=True)
     assert evaluated == [1]

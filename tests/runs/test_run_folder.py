@@ -207,6 +207,11 @@ def test_accepted_changes_are_noted_recorded_and_accepted_from_then_on(run_folde
     RunFolder.reopen(run_folder, CHANGED).release()
 
 
+def test_a_resumed_run_may_evaluate_at_other_times(run_folder):
+    changed = small_config(updates=2, evaluate_every=2, evaluate_at_start=True, keep_best="loss", early_stopping=3)
+    RunFolder.reopen(run_folder, changed).release()
+
+
 def test_a_run_cannot_be_made_shorter_than_it_is(run_folder):
     shorter = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"updates": 1})})
     with pytest.raises(UserError, match="is of update 2, but the run now has 1: raise run.updates"):

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 
 import pytest
 from helpers import vit_ipu, write_config
 
+from vit_ipu.runs import logger
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.signals import SCHEDULERS
 from vit_ipu.weights.native import newest_checkpoint
@@ -49,16 +49,14 @@ def test_a_signal_to_the_process_group_does_not_stop_a_worker(empty_folder):
     ],
 )
 def test_every_signal_ends_a_run_with_a_checkpoint(monkeypatch, capsys, empty_folder, number, in_job, code):
-    train = import_module("vit_ipu.train")
-
-    original = train.RunLogger.step
+    original = logger.RunLogger.step
 
     def step(self, progress, *args):
         original(self, progress, *args)
         if progress.update == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(train.RunLogger, "step", step)
+    monkeypatch.setattr(logger.RunLogger, "step", step)
     for name in SCHEDULERS:
         monkeypatch.delenv(name, raising=False)
     if in_job:

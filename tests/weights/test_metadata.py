@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.model import ViT
-from vit_ipu.weights import export
+from vit_ipu.weights import export_formats
 from vit_ipu.weights.describe import model_config
-from vit_ipu.weights.export import _TIMM_VARIANTS, convert, timm_name
+from vit_ipu.weights.export import convert
+from vit_ipu.weights.export_configs import _TIMM_VARIANTS, timm_name
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours, recognise, to_ours
@@ -188,7 +189,7 @@ def test_a_target_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("[enforce fail at inline_container.cc:746] . open file failed\nmore")
 
-    monkeypatch.setitem(export._WRITERS, "torchvision", fail)
+    monkeypatch.setitem(export_formats.WRITERS, "torchvision", fail)
     with pytest.raises(UserError, match="cannot write .*x.pth: .enforce fail .* open file failed$"):
         convert(str(tmp_path / "w.safetensors"), tmp_path / "x.pth", "torchvision", num_heads=2, notify=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]

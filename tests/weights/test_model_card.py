@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from helpers import tiny_values, vit_ipu
+from helpers import tiny_values, vit_ipu, write_config
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -145,6 +145,16 @@ def test_an_earlier_checkpoint_has_its_own_results(run):
     best = min(lines, key=lambda line: line["evaluation_loss"])
     best_of = 2 if best is lines[0] else None
     assert facts.results == Results(lines[0]["top1"], lines[0]["top5"], lines[0]["evaluation_loss"], 50, best_of)
+
+
+def test_a_checkpoint_was_not_chosen_from_the_evaluation_before_training(tmp_path):
+    sections = {"optim": {"optimizer": "sgd", "learning_rate": 0.5}, "run": {"updates": 2, "evaluate_every": 1}}
+    sections["run"].update(keep_best="loss", evaluate_at_start=True)
+    path = write_config(tmp_path, **sections)
+    run = train(path, device="cpu", output=tmp_path / "run", quiet=True)
+    assert len([line for line in read_metrics(run.path / "metrics.jsonl") if "top1" in line]) == 3
+    best = run.path / json.loads((run.path / "best.json").read_text())["checkpoint"]
+    assert run_facts(best).results.best_of == 2
 
 
 def test_a_checkpoint_that_was_chosen_by_its_results_says_so():

@@ -26,7 +26,8 @@ from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.model import ViT
 from vit_ipu.weights.describe import describe, model_config
-from vit_ipu.weights.export import FORMATS, convert, unsupported_settings
+from vit_ipu.weights.export import convert, unsupported_settings
+from vit_ipu.weights.export_formats import FORMATS
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.native import load_description
 from vit_ipu.weights.position_embeddings import resize_pos_embed

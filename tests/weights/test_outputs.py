@@ -22,7 +22,8 @@ from vit_ipu.evaluate import compare_with_training
 from vit_ipu.files import CHECKSUMS, write_checksums
 from vit_ipu.predict import inference_config, predict
 from vit_ipu.weights.describe import describe
-from vit_ipu.weights.export import convert, huggingface_config
+from vit_ipu.weights.export import convert
+from vit_ipu.weights.export_configs import huggingface_config
 from vit_ipu.weights.fit import load_init
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
@@ -185,10 +186,8 @@ def test_a_model_of_one_class_states_no_problem_type(tmp_path):
 
 
 def huggingface_config_of(folder):
-    from vit_ipu.weights.export import Export
-
     weights = read_weights(str(folder))
-    return huggingface_config(Export(weights.tensors, describe(weights)))
+    return huggingface_config(describe(weights))
 
 
 # ------------------------------------------------------------------------------------ resize and crop

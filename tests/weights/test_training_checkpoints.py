@@ -33,12 +33,7 @@ from vit_ipu.weights.tensor_files import read_tensors
 from vit_ipu.weights.translate import from_ours
 
 TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
-
-
-@pytest.fixture(autouse=True)
-def safe_torch(monkeypatch):
-    """Makes torch count as a version without known holes, whichever version runs the tests."""
-    monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
+pytestmark = pytest.mark.usefixtures("safe_torch")
 
 
 def tiny_state(seed=0):

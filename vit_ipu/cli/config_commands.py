@@ -10,9 +10,10 @@ from typing import Any, Dict, Optional
 import typer
 from typing_extensions import Annotated
 
+from vit_ipu.cli.config_output import print_check, print_config, print_models, print_shipped, print_started
 from vit_ipu.cli.console import make_console
+from vit_ipu.cli.json_output import print_json
 from vit_ipu.cli.options import ConfigPath, DeviceName, Json, NumHeads, Overrides, TrustPickle
-from vit_ipu.cli.output import print_check, print_config, print_json, print_models, print_shipped, print_started
 from vit_ipu.errors import ConfigError
 
 

@@ -12,8 +12,9 @@ import typer
 from typing_extensions import Annotated
 
 from vit_ipu.cli.console import make_console, print_error
+from vit_ipu.cli.file_output import interrupted_pack, print_conversion, print_packed, print_verified
+from vit_ipu.cli.json_output import print_json
 from vit_ipu.cli.options import Json, NumHeads, Rescan, TrustPickle
-from vit_ipu.cli.output import interrupted_pack, print_conversion, print_json, print_packed, print_verified
 from vit_ipu.cli.paths import require_folder, require_parent
 from vit_ipu.signals import INTERRUPTED
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, List, Sequence, Tuple
 
+from vit_ipu.text import lasting
+
 MEGABYTE = 1e6
 VERDICTS = {True: "yes", False: "no", None: "?"}
 
@@ -53,12 +55,5 @@ def _time_rows(predictions: Sequence[Dict[str, Any]]) -> List[Tuple[str, List[st
         ("limited by", [one["limited_by"] for one in found]),
     ]
     if found[0]["seconds_to_finish"] is not None:
-        rows.append(("run, no evaluations", [duration(one["seconds_to_finish"]) for one in found]))
+        rows.append(("run, no evaluations", [lasting(one["seconds_to_finish"]) for one in found]))
     return rows
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

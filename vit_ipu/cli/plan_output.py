@@ -4,8 +4,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Sequence
 
-from vit_ipu.cli.plan_comparison import MEGABYTE, VERDICTS, duration, print_side_by_side
-from vit_ipu.text import counted
+from vit_ipu.cli.plan_comparison import MEGABYTE, VERDICTS, print_side_by_side
+from vit_ipu.text import counted, lasting
 
 if TYPE_CHECKING:
     from vit_ipu.planner.search import Candidate, SearchResult
@@ -26,7 +26,11 @@ _WIDTH = 80
 
 
 def print_plan(plan: Dict[str, Any]) -> None:
-    """Prints the placement, the batch sizes, the predictions, and the settings that PopTorch would refuse."""
+    """Prints the settings that PopTorch would refuse, the placement, the batch sizes, and the predictions."""
+    for violation in plan["violations"]:
+        _print_wrapped(f"PopTorch would refuse: {violation}")
+    if plan["violations"]:
+        print()
     _print_batches(plan)
     _print_evaluation(plan)
     if "predictions" in plan:
@@ -34,8 +38,6 @@ def print_plan(plan: Dict[str, Any]) -> None:
     else:
         _print_memory(plan)
         _print_time(plan)
-    for violation in plan["violations"]:
-        print(f"PopTorch would refuse: {violation}")
 
 
 def _print_batches(plan: Dict[str, Any]) -> None:
@@ -117,7 +119,7 @@ def _print_time(plan: Dict[str, Any]) -> None:
     )
     print(f"Predicted {predicted['seconds_per_update']:.3g} s an update, limited by {predicted['limited_by']}")
     if predicted["seconds_to_finish"] is not None:
-        print(f"Predicted {duration(predicted['seconds_to_finish'])} for the run, without evaluations")
+        print(f"Predicted {lasting(predicted['seconds_to_finish'])} for the run, without evaluations")
 
 
 def _print_wrapped(text: str) -> None:

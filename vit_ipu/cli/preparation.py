@@ -46,7 +46,7 @@ def prepare(
             require_source(config.model.init, sha256=config.model.init_sha256)
         except CheckpointError as error:
             raise CheckpointError(f"model.init: {error}") from None
-    return resolved, notes + unused_options(config)
+    return resolved, notes + unused_options(config, training=training)
 
 
 def is_first_instance(config: Config, device: Device) -> bool:

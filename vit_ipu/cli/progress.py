@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vit_ipu.text import counted
+from vit_ipu.text import counted, lasting
 
 _SECONDS_BETWEEN_LINES = 10.0
 _UNBOUNDED = 10_000
@@ -40,11 +40,8 @@ def _training_layouts() -> Sequence[Sequence[Any]]:
     update, counts, left = TextColumn("update"), MofNCompleteColumn(), TextColumn("left")
     elapsed, remaining = TimeElapsedColumn(), TimeRemainingColumn()
     loss, rate = TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("lr {task.fields[learning_rate]:.2e}")
-    speed = TextColumn("{task.fields[images_per_second]:,.0f} images/s")
-    short_loss, short_speed = (
-        TextColumn("{task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[images_per_second]:,.0f}/s"),
-    )
+    speed = TextColumn("{task.fields[speed]} images/s")
+    short_loss, short_speed = TextColumn("{task.fields[loss]:.4f}"), TextColumn("{task.fields[speed]}/s")
     return (
         (update, counts, BarColumn(bar_width=24), loss, rate, speed, elapsed, left, remaining),
         (update, counts, BarColumn(bar_width=12), loss, speed, left, remaining),
@@ -71,12 +68,13 @@ class TrainingBar:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total, self._last_line = 0, 0.0
+        self._first: Optional[Tuple[int, float]] = None
         self._bar = _FittingProgress(_training_layouts(), console, disable=not console.is_terminal)
         self._task: Any = None
 
     def start(self, total_updates: int, *, done: int) -> None:
         self._total = total_updates
-        fields = {"loss": float("nan"), "learning_rate": 0.0, "images_per_second": 0.0}
+        fields = {"loss": float("nan"), "learning_rate": 0.0, "speed": "0"}
         self._task = self._bar.add_task("train", total=total_updates, completed=done, **fields)  # type: ignore[arg-type]
         self._bar.start()
 
@@ -84,7 +82,8 @@ class TrainingBar:
         self._bar.stop()
 
     def step(self, update: int, *, loss: float, learning_rate: float, images_per_second: float) -> None:
-        fields = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+        speed = f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f}"
+        fields = {"loss": loss, "learning_rate": learning_rate, "speed": speed}
         self._bar.update(self._task, completed=update, **fields)  # type: ignore[arg-type]
         now = time.monotonic()
         due = now - self._last_line >= _SECONDS_BETWEEN_LINES or update == self._total
@@ -92,8 +91,16 @@ class TrainingBar:
             self._last_line = now
             self.notify(
                 f"update {update} of {self._total}: loss {loss:.4f}, learning rate {learning_rate:.2e}, "
-                f"{images_per_second:,.0f} images/s"
+                f"{speed} images/s{self._time_left(update, now)}"
             )
+        self._first = self._first or (update, now)
+
+    def _time_left(self, update: int, now: float) -> str:
+        """Returns the time that the rest takes at the pace since the first step, which compiles on some devices."""
+        if self._first is None or update in (self._first[0], self._total):
+            return ""
+        first, then = self._first
+        return f", {lasting((now - then) / (update - first) * (self._total - update))} left"
 
     def notify(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

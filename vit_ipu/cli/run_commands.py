@@ -23,7 +23,8 @@ from vit_ipu.cli.options import (
     Rescan,
     TrustPickle,
 )
-from vit_ipu.cli.output import (
+from vit_ipu.cli.paths import note_on_earlier_run, output_of_run, require_parent
+from vit_ipu.cli.run_output import (
     print_compilation,
     print_evaluation,
     print_notes,
@@ -33,7 +34,6 @@ from vit_ipu.cli.output import (
     print_throughput,
     write_predictions,
 )
-from vit_ipu.cli.paths import output_of_run, require_parent
 from vit_ipu.signals import INTERRUPTED, exit_code_of_stopped_run
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def train(
     loaded = load_config(config, overrides or ())
     path = output_of_run(config, output, resume=resume, restart=restart)
     resolved, notes = prepare(loaded, device, numerics=numerics, initial_weights=not resume)
+    if output is None and not (resume or restart):
+        notes = [*notes, *note_on_earlier_run(config, path)]
     options: Dict[str, Any] = {"resume": resume, "trust_pickle": trust_pickle}
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     console.quiet = not is_first_instance(loaded, resolved)

@@ -86,6 +86,16 @@ class PipelineConfig(Section):
             )
         return self
 
+    def _other_micro_batch(self) -> str:
+        """Returns the end of a message: a micro-batch that divides the global batch, if none was stated."""
+        if "micro_batch_size" in self.model_fields_set:
+            return ""
+        share, rest = divmod(self.global_batch_size, self.replication_factor)
+        size = max((size for size in range(1, self.micro_batch_size) if share % size == 0), default=0)
+        if rest or not size:
+            return ""
+        return f", or set micro_batch_size, which is {self.micro_batch_size} if it is left out, to {size}"
+
     @model_validator(mode="after")
     def _check_arithmetic(self) -> PipelineConfig:
         at_once = self.micro_batch_size * self.replication_factor
@@ -95,7 +105,7 @@ class PipelineConfig(Section):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size} x replication_factor {self.replication_factor} = {at_once}: use "
-                f"{smaller}{below + at_once}"
+                f"{smaller}{below + at_once}{self._other_micro_batch()}"
             )
         native = self.native_micro_batch_size
         if native is not None and (self.global_batch_size % native or native % self.micro_batch_size):

@@ -29,7 +29,8 @@ pre {{ background: var(--block); padding: .8rem; overflow-x: auto; font-size: 13
 .mistakes img.small {{ image-rendering: pixelated; }}
 .confusion {{ font-size: 13px; }} .confusion td, .confusion th {{ padding: .15rem .4rem; }}
 .confusion td {{ text-align: right; min-width: 2.2rem; font-variant-numeric: tabular-nums; }}
-.confusion thead th {{ vertical-align: bottom; max-width: 6rem; }}
+.confusion thead th {{ vertical-align: bottom; }}
+.turned span {{ display: inline-block; writing-mode: vertical-rl; transform: rotate(180deg); max-height: 11rem; }}
 .bar {{ display: inline-block; height: .7rem; background: var(--first); vertical-align: middle; }}
 .bar.possible {{ opacity: .35; }}
 .scale {{ display: inline-block; height: .9rem; line-height: .9rem; white-space: nowrap; background: var(--grid); }}

@@ -12,6 +12,8 @@ from vit_ipu.scores import most_confused, per_class
 
 LARGEST_MATRIX = 30
 """Classes up to which the complete matrix is shown."""
+_LONGEST_LEVEL_NAME = 9
+"""Characters of a class name above which the matrix's columns have theirs turned."""
 MOST_PAIRS = 20
 """Pairs of classes that are listed if there are more classes."""
 _SMALL = 64
@@ -46,7 +48,8 @@ def confusion_table(evaluation: LastEvaluation) -> str:
         pairs = most_confused(matrix, MOST_PAIRS)
         rows = [(classes[label], classes[predicted], f"{count:,}") for label, predicted, count in pairs]
         return table(rows, head=("class", "taken for", "images"))
-    head = "".join(f'<th scope="col">{cell(name)}</th>' for name in classes)
+    turned = ' class="turned"' if max(map(len, classes)) > _LONGEST_LEVEL_NAME else ""
+    head = "".join(f'<th scope="col"{turned}><span>{cell(name)}</span></th>' for name in classes)
     lines = [f"<thead><tr><td></td>{head}</tr></thead>"]
     for name, row in zip(classes, matrix.tolist()):
         cells = "".join(_heat(count, sum(row)) for count in row)

@@ -22,7 +22,7 @@ from vit_ipu.runs.last_evaluation import LastEvaluation
 from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
 from vit_ipu.small_files import read_text
 from vit_ipu.text import Notify, counted, escaped, reason_of
-from vit_ipu.weights.native import best_update
+from vit_ipu.weights.native import best_update, load_description
 
 _MOST_SKIPPED = 50
 """Skipped images that the page lists."""
@@ -42,7 +42,7 @@ def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: No
         notify(f"note: {shown.missing}")
     sections = [
         _notice(environment),
-        table(figures(metrics)),
+        table(figures(metrics, _total_updates(folder))),
         _predictions(shown),
         section("Curves", _curves(metrics, best_update(folder.path)) + _note_on_loss(config)),
         section("Pipeline", _pipeline(config)) if ran_on_ipus(environment) else "",
@@ -85,20 +85,37 @@ def _notice(environment: Dict[str, Any]) -> str:
     return '<p class="notice">Simulated: no IPU was used. Accuracy is computed; the speed is not that of an IPU.</p>'
 
 
-def figures(metrics: List[Dict[str, Any]]) -> List[Tuple[str, str]]:
-    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows."""
+def _total_updates(folder: RunFolder) -> Optional[int]:
+    """Returns the number of updates of the complete run; None if no checkpoint tells it."""
+    newest = folder.newest_checkpoint()
+    try:
+        trained = None if newest is None else load_description(newest).trained
+        return None if trained is None else trained.config.total_updates(trained.num_train)
+    except UserError:  # the checkpoint is damaged
+        return None
+
+
+def figures(metrics: List[Dict[str, Any]], total_updates: Optional[int] = None) -> List[Tuple[str, str]]:
+    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows.
+
+    `total_updates` of the complete run are named beside those of a run that has ended before.
+    """
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "top1" in line]
     rows = []
     if evaluations:
         last = evaluations[-1]
-        rows.append(("Top-1, top-5", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
+        is_earlier = steps and last["update"] < steps[-1]["update"]
+        where = f" at update {last['update']:,}" if is_earlier else ""
+        rows.append((f"Top-1, top-5{where}", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
         if evaluations[0]["update"] == 0:
             rows.append(("Top-1 before training", f"{evaluations[0]['top1']:.2f} %"))
         rows.append(("Held-out loss", f"{last['evaluation_loss']:.4f}"))
     if steps:
         last = steps[-1]
-        rows.append(("Updates, samples", f"{last['update']:,}, {last['samples']:,}"))
+        ended_before = total_updates is not None and last["update"] < total_updates
+        of_all = f" of {total_updates:,}" if ended_before else ""
+        rows.append(("Updates, samples", f"{last['update']:,}{of_all}, {last['samples']:,}"))
         rows.append(("Training loss", f"{last['loss']:.4f}"))
     overflows = sum_of_overflows(metrics)
     if overflows is not None:

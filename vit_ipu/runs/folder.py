@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, load_config
 from vit_ipu.errors import ConfigError, UserError, suggest
-from vit_ipu.files import REMOVING, TEMPORARY, lock, remove_leftovers, write_whole
+from vit_ipu.files import REMOVING, TEMPORARY, expand_home, is_within, lock, remove_leftovers, write_whole
 from vit_ipu.small_files import read_json
 from vit_ipu.text import Notify, reason_of
 from vit_ipu.weights.native import BEST, newest_checkpoint
@@ -48,6 +48,7 @@ class RunFolder:
         """
         folder = cls(path)
         folder._require_own_checkpoints()
+        folder._require_place_outside_of_classes(config)
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
         for reserved in folder._reserved():
@@ -73,8 +74,10 @@ class RunFolder:
         folder._require_own_checkpoints()
         if folder._was_never_begun():
             return cls.create(path, config)
-        changed = differing_settings(folder._read_config(), config)
-        folder._accept(changed, allowed, config, notify)
+        before = folder._read_config()
+        folder._accept(differing_settings(before, config), allowed, notify)
+        if before.model_dump() != config.model_dump():
+            folder._changed_config = config
         with folder._released_on_error():
             folder._acquire()
         return folder
@@ -85,6 +88,15 @@ class RunFolder:
             raise UserError(
                 f"{self.checkpoints} is a link, and a run writes only into its own folder: replace it by the folder "
                 "that it names"
+            )
+
+    def _require_place_outside_of_classes(self, config: Config) -> None:
+        """Raises UserError if the run would be written among class folders, where it would be taken for a class."""
+        images, has_classes = config.data.path, config.data.source == "imagefolder" and config.data.holdout is not None
+        if images is not None and has_classes and is_within(self.path, expand_home(images)):
+            raise UserError(
+                f"the run folder {self.path} is in data.path {images}, whose folders are classes: give an --output "
+                "outside of it"
             )
 
     def _read_config(self) -> Config:
@@ -99,9 +111,7 @@ class RunFolder:
         except ConfigError as error:
             raise ConfigError(f"--resume: {error}; {restore}") from None
 
-    def _accept(
-        self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], config: Config, notify: Notify
-    ) -> None:
+    def _accept(self, changed: Dict[str, Tuple[Any, Any]], allowed: Sequence[str], notify: Notify) -> None:
         """Notes the changes that are allowed. Raises UserError, which names all others, if there are others."""
         others = [f"{key} {before}, not {now}" for key, (before, now) in changed.items() if key not in allowed]
         if others:
@@ -111,12 +121,12 @@ class RunFolder:
             )
         for key, (before, now) in changed.items():
             notify(f"note: {key} is {now} from here on; {self.path} was started with {before}")
-        self._changed, self._changed_config = changed, config if changed else None
+        self._changed = changed
 
     def begin(self, facts: Dict[str, Any]) -> None:
         """Writes the environment once the run is sure to start; a resumed run adds to that of its first start.
 
-        Changes of the config that were accepted are noted there and made in config.yaml.
+        Changes of the config that had to be accepted are noted there, and all changes are made in config.yaml.
         """
         if self._changed:
             facts = dict(facts, config_changes={key: list(values) for key, values in self._changed.items()})
@@ -223,6 +233,7 @@ _MAY_CHANGE = {
     "run.max_loss_factor",
     "run.tracking",
     "run.evaluate_every",
+    "run.evaluate_at_start",
     "run.checkpoint_every",
     "run.early_stopping",
     "run.early_stopping_margin",

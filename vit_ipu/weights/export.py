@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, List, Optional
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from vit_ipu.config import ModelConfig
-from vit_ipu.config_sections.colors import color_text, color_value
+from vit_ipu.config_sections.colors import color_text
 from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
-from vit_ipu.files import place_problem, write_checksums, written_whole
+from vit_ipu.files import place_problem, written_whole
 from vit_ipu.text import Notify
-from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
 from vit_ipu.weights.describe import assumptions, describe, published_heads, with_heads, without_head
-from vit_ipu.weights.folder_configs import HIDDEN_ACT
-from vit_ipu.weights.image_processors import RESAMPLE
-from vit_ipu.weights.metadata import file_metadata
+from vit_ipu.weights.export_formats import FILE_SUFFIXES, FOLDERS, FORMATS, PICKLES, WRITERS, Export
 from vit_ipu.weights.model_card import RunFacts, model_card
 from vit_ipu.weights.namings import NAMINGS
-from vit_ipu.weights.native import ONE_CLASS, ModelDescription, save_tensors, write_description
+from vit_ipu.weights.native import ONE_CLASS, ModelDescription
 from vit_ipu.weights.read import Weights, read_weights
-from vit_ipu.weights.translate import from_ours
-
-FORMATS = ("native", "timm", "huggingface", "torchvision", "mmpretrain", "google", "graphcore", "onnx")
-_FILE_SUFFIXES = {
-    "timm": (".safetensors", ".pth", ".pt", ".bin"),
-    "huggingface": (),
-    "torchvision": (".pth", ".pt", ".safetensors"),
-    "mmpretrain": (".pth", ".pt"),
-    "google": (".npz",),
-    "graphcore": (".bin", ".pt", ".pth"),
-    "onnx": (".onnx",),
-    "native": (),
-}
-_FOLDERS = ("native", "timm", "huggingface")
-_PICKLES = (".pth", ".pt", ".bin")
-
-
-@dataclass(frozen=True)
-class Export:
-    """A model to export."""
-
-    tensors: Dict[str, Tensor]
-    """Tensors by this program's names."""
-    description: ModelDescription
-    card: Optional[str] = None
-    """Text of the README.md that a Hugging Face export has."""
-
-    @property
-    def model(self) -> ModelConfig:
-        return self.description.model
 
 
 def convert(
@@ -90,7 +55,7 @@ def convert(
     if to == "huggingface":
         export = replace(export, card=_card(export, weights, card_name or target.name, facts_of(weights.path)))
     _check_assumptions_can_be_marked(export, to, source)
-    as_file = bool(target.suffix) and target.suffix in _FILE_SUFFIXES[to]
+    as_file = bool(target.suffix) and target.suffix in FILE_SUFFIXES[to]
     notes = assumptions(source, export.description) + unsupported_settings(export.model, to, as_file=as_file)
     notes += _unstated_heads(export, to, target) + unsupported_description(export.description, to, as_file=as_file)
     for note in notes:
@@ -98,7 +63,7 @@ def convert(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(target, unique=True) as temporary:
-            _WRITERS[to](export, temporary)
+            WRITERS[to](export, temporary)
             _check_written(export, temporary, to)
     except (UserError, RunFailed):
         raise
@@ -161,7 +126,7 @@ def _check_assumptions_can_be_marked(export: Export, to: str, source: str) -> No
 def _unstated_heads(export: Export, to: str, target: Path) -> List[str]:
     """Returns a note if the target cannot state the heads and its readers would assume another number of them."""
     heads = export.model.num_heads
-    if to not in ("timm", "torchvision", "graphcore") or target.suffix not in _PICKLES:
+    if to not in ("timm", "torchvision", "graphcore") or target.suffix not in PICKLES:
         return []
     if published_heads(measured_shape(export.tensors)) == (heads,):
         return []
@@ -171,7 +136,7 @@ def _unstated_heads(export: Export, to: str, target: Path) -> List[str]:
 def check_target(target: Path, to: str, features: bool) -> None:
     if to not in FORMATS:
         raise UserError(f"--to {to}: unknown{suggest(to, FORMATS)}")
-    if features and (to == "onnx" or target.suffix not in _FILE_SUFFIXES[to] or not target.suffix):
+    if features and (to == "onnx" or target.suffix not in FILE_SUFFIXES[to] or not target.suffix):
         raise UserError(
             f"{target}: --features writes weights without a head, not a complete {to} model: write a file --to timm"
         )
@@ -180,11 +145,11 @@ def check_target(target: Path, to: str, features: bool) -> None:
     problem = place_problem(target)
     if problem is not None:
         raise UserError(f"{target} cannot be made: {problem}: give another path")
-    suffixes = _FILE_SUFFIXES[to]
-    if to not in _FOLDERS and target.suffix not in suffixes:
+    suffixes = FILE_SUFFIXES[to]
+    if to not in FOLDERS and target.suffix not in suffixes:
         raise UserError(f"{target}: a {to} file ends in {' or '.join(suffixes)}")
-    known = {suffix for group in _FILE_SUFFIXES.values() for suffix in group}
-    if to in _FOLDERS and target.suffix in known and target.suffix not in suffixes:
+    known = {suffix for group in FILE_SUFFIXES.values() for suffix in group}
+    if to in FOLDERS and target.suffix in known and target.suffix not in suffixes:
         raise UserError(f"{target}: {to} is written as a folder{_or_files(suffixes)}")
 
 
@@ -203,190 +168,3 @@ def _check_written(export: Export, path: Path, to: str) -> None:
     for name, tensor in export.tensors.items():
         if name not in back or not torch.equal(back[name], tensor):
             raise RunFailed(f"{to} was not written correctly: {name} differs when it is read back")
-
-
-# ----------------------------------------------------------------------------------------- writers
-
-
-def _write_native(export: Export, path: Path) -> None:
-    path.mkdir()
-    save_tensors(export.tensors, path / "model.safetensors")
-    write_description(path, export.description)
-    write_checksums(path)
-
-
-def _write_timm(export: Export, path: Path) -> None:
-    if path.suffix in _FILE_SUFFIXES["timm"]:
-        _save(export, "timm", path)
-        return
-    path.mkdir()
-    _save(export, "timm", path / "model.safetensors")
-    _write_json(path / "config.json", timm_config(export))
-
-
-def _write_huggingface(export: Export, path: Path) -> None:
-    path.mkdir()
-    _save(export, "huggingface", path / "model.safetensors")
-    _write_json(path / "config.json", huggingface_config(export))
-    _write_json(path / "preprocessor_config.json", huggingface_pixels(export))
-    if export.card is not None:
-        (path / "README.md").write_text(export.card, encoding="utf-8")
-
-
-def _write_torchvision(export: Export, path: Path) -> None:
-    _save(export, "torchvision", path)
-
-
-def _write_mmpretrain(export: Export, path: Path) -> None:
-    classes = list(export.description.classes)
-    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}  # keys of mmclassification 0.x, and of mmpretrain
-    state = {"meta": meta, "state_dict": _named(export, "mmpretrain")}
-    torch.save(dict(state, **file_metadata(export.description)), str(path))
-
-
-def _write_google(export: Export, path: Path) -> None:
-    import numpy as np
-
-    with path.open("wb") as file:
-        arrays: Dict[str, Any] = {key: tensor.numpy() for key, tensor in _named(export, "google").items()}
-        np.savez(file, **arrays)
-
-
-def _write_graphcore(export: Export, path: Path) -> None:
-    torch.save(_named(export, "graphcore"), str(path))
-
-
-def _write_onnx(export: Export, path: Path) -> None:
-    from vit_ipu.weights.onnx import write_onnx
-
-    data = export.description.preprocessing
-    metadata = {
-        "classes": json.dumps(list(export.description.classes)),
-        "mean": json.dumps(list(data.mean)),
-        "std": json.dumps(list(data.std)),
-        "image_size": str(export.model.image_size),
-        "eval_crop": data.eval_crop,
-        "background": json.dumps(color_value(data.background)),
-        "problem_type": export.description.problem_type,
-        "assumed": json.dumps(list(export.description.assumed)),
-    }
-    write_onnx(path, export.model, export.tensors, metadata=metadata)
-
-
-_WRITERS: Dict[str, Callable[[Export, Path], None]] = {
-    "native": _write_native,
-    "timm": _write_timm,
-    "huggingface": _write_huggingface,
-    "torchvision": _write_torchvision,
-    "mmpretrain": _write_mmpretrain,
-    "google": _write_google,
-    "graphcore": _write_graphcore,
-    "onnx": _write_onnx,
-}
-
-
-def _named(export: Export, to: str) -> Dict[str, Tensor]:
-    return from_ours(export.tensors, NAMINGS[to], num_heads=export.model.num_heads)
-
-
-def _save(export: Export, to: str, path: Path) -> None:
-    tensors = _named(export, to)
-    if path.suffix in _PICKLES:
-        torch.save(tensors, str(path))
-    else:
-        save_tensors(tensors, path, file_metadata(export.description))
-
-
-def _write_json(path: Path, values: Dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-# -------------------------------------------------------------------- config files of other libraries
-
-
-def huggingface_config(export: Export) -> Dict[str, Any]:
-    """Returns the config.json of transformers' ViTForImageClassification."""
-    model = export.model
-    names, problem_type = list(export.description.classes), export.description.problem_type
-    return {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": model.mlp_width,
-        "hidden_act": next(name for name, gelu in HIDDEN_ACT.items() if gelu == model.gelu),
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": model.attention_dropout,
-        "layer_norm_eps": model.layer_norm_eps,
-        "image_size": model.image_size,
-        "patch_size": model.patch_size,
-        "num_channels": 3,
-        "qkv_bias": True,
-        "id2label": {str(label): name for label, name in enumerate(names)},
-        "label2id": {name: label for label, name in enumerate(names)},
-        "torch_dtype": "float32",
-        **({} if problem_type == ONE_CLASS else {"problem_type": problem_type}),  # of one class, one_class is refused
-    }
-
-
-def huggingface_pixels(export: Export) -> Dict[str, Any]:
-    """Returns the preprocessor_config.json: resize, centre crop, mean and standard deviation.
-
-    transformers' CLIPImageProcessor resizes the short side, and DeiTImageProcessor both sides; both crop the centre.
-    """
-    data, size = export.description.preprocessing, export.model.image_size
-    side, is_square = data.eval_resize or size, data.eval_crop == "squash"
-    return {
-        "image_processor_type": "DeiTImageProcessor" if is_square else "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"height": side, "width": side} if is_square else {"shortest_edge": side},
-        "resample": next(number for number, name in RESAMPLE.items() if name == data.interpolation),
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(data.mean),
-        "image_std": list(data.std),
-        "do_convert_rgb": True,
-    }
-
-
-def timm_config(export: Export) -> Dict[str, Any]:
-    """Returns the config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
-    model, data = export.model, export.description.preprocessing
-    return {
-        "architecture": timm_name(model),
-        "num_classes": model.num_classes,
-        "num_features": model.width,
-        "label_names": list(export.description.classes),
-        "model_args": {"img_size": model.image_size, **({"act_layer": "gelu_tanh"} if model.gelu == "tanh" else {})},
-        "pretrained_cfg": {
-            "input_size": [3, model.image_size, model.image_size],
-            "fixed_input_size": True,
-            "interpolation": data.interpolation,
-            "crop_pct": model.image_size / (data.eval_resize or model.image_size),
-            "crop_mode": data.eval_crop,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "num_classes": model.num_classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
-
-
-_TIMM_VARIANTS = ["vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16", "vit_base_patch32"]
-_TIMM_VARIANTS += ["vit_large_patch14", "vit_large_patch16", "vit_large_patch32", "vit_huge_patch14"]
-
-
-def timm_name(model: ModelConfig) -> str:
-    """Returns timm's model of this shape. Raises CheckpointError if timm has none: then only a file can be written."""
-    for variant in _TIMM_VARIANTS:
-        if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
-            return f"{variant}_224"
-    raise CheckpointError(
-        f"timm has no model of width {model.width}, depth {model.depth} and patch size {model.patch_size} with "
-        f"{model.num_heads} attention heads: write a file, such as model.safetensors"
-    )

@@ -209,6 +209,8 @@ def find_checkpoints(path: Path) -> List[Path]:
             return found
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: there is no such file or folder")
+    if (path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} has no checkpoint yet: let the run train on, or continue it with --resume")
     raise CheckpointError(f"no checkpoint at {path}: expected a run folder or a checkpoint folder")
 
 
