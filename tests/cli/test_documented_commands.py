@@ -65,6 +65,7 @@ REPLACED = {"CONFIG": "tiny.yaml", "--device cuda": "--device cpu", "--device ip
 REPLACED.update(
     {"/data/imagenet": "divided", "/data/shards": "shards", "hf-hub:google/vit-base-patch16-224": "foreign"}
 )
+REPLACED.update({"data/drawings": "divided", "data/drawings_shards": "drawings_shards"})
 REPLACED["vit-base-p16_in21k-pre-3rdparty_ft-64xb64_in1k-384_20210928-98e8652b.pth"] = "tiny.safetensors"
 """Hardware, downloads and large data that a test lacks, and what takes their place."""
 
