@@ -12,7 +12,7 @@ from vit_ipu.scores import most_confused, per_class
 
 LARGEST_MATRIX = 30
 """Classes up to which the complete matrix is shown."""
-_LONGEST_LEVEL_NAME = 9
+_LONGEST_LEVEL_NAME = 12
 """Characters of a class name above which the matrix's columns have theirs turned."""
 MOST_PAIRS = 20
 """Pairs of classes that are listed if there are more classes."""
