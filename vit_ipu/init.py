@@ -228,7 +228,7 @@ def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command:
         "#",
         f"# Written by vit-ipu init {__version__} for {_DEVICE_TEXTS[kind]}.",
         f"# {_classes_text(survey)}",
-        f"# {counted(survey.num_train, 'image')} to train on ({survey.fewest:,} to {survey.most:,} a class), "
+        f"# {counted(survey.num_train, 'image')} to train on ({survey.images_a_class} a class), "
         f"{survey.num_eval:,} held out. Not yet measured.",
         "# All keys: vit-ipu config --schema, and docs/config.md. Change one for a run: --set optim.learning_rate=3e-5",
     ]

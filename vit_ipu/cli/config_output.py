@@ -24,8 +24,7 @@ def print_started(console: Console, found: Started, *, as_json: bool) -> None:
         values = dict(asdict(folder), config=str(found.path), model=found.model, device=found.device)
         print_json(dict(values, next=found.train_command))
         return
-    each = f"{folder.fewest:,}" if folder.fewest == folder.most else f"{folder.fewest:,} to {folder.most:,}"
-    images = f"{counted(folder.num_train, 'image')} to train on ({each} a class)"
+    images = f"{counted(folder.num_train, 'image')} to train on ({folder.images_a_class} a class)"
     console.print(
         f"{folder.path}: {counted(len(folder.classes), 'class', 'classes')}, {images}, {folder.num_eval:,} held out"
     )

@@ -57,6 +57,11 @@ class FolderSurvey:
     largest_size: Tuple[int, int]
     """Width and height in pixels of the largest image."""
 
+    @property
+    def images_a_class(self) -> str:
+        """The number of training images of a class, or the smallest and the largest one, as text."""
+        return f"{self.fewest:,}" if self.fewest == self.most else f"{self.fewest:,} to {self.most:,}"
+
 
 def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
     """Looks at a folder with class folders, either directly in it or in its folders train and val.
