@@ -11,13 +11,11 @@ the rest in train/. Drawings of a series may be in both.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Iterator, List, Optional
 
 import numpy as np
-from made_up_classes import unpacked
+from made_up_classes import parse_folders, unpacked
 from PIL import Image
 
 from vit_ipu.data.sources.holdout import held_out_labels
@@ -37,12 +35,7 @@ _FEWEST_TONES = 8.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--packages", type=Path, default=Path("packages"))
-    arguments = parser.parse_args()
-    if arguments.folder.exists():
-        sys.exit(f"{arguments.folder} exists: give the path of a new folder")
+    arguments = parse_folders(__doc__)
     Image.MAX_IMAGE_PIXELS = None  # sizes are looked at before an image is decoded
     root = unpacked(arguments.packages, ("openclipart-png",)) / "usr/share/openclipart/png"
     for name in CLASSES:

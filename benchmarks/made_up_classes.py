@@ -44,12 +44,7 @@ _EMOJI_SIZE = 109
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--packages", type=Path, default=Path("packages"))
-    arguments = parser.parse_args()
-    if arguments.folder.exists():
-        sys.exit(f"{arguments.folder} exists: give the path of a new folder")
+    arguments = parse_folders(__doc__)
     root = unpacked(arguments.packages)
     fonts = list(fonts_in(root))
     count = 0
@@ -62,6 +57,17 @@ def main() -> None:
             count += 1
         print(f"{kind}: {len(classes):,} classes")
     print(f"{count:,} pictures in {arguments.folder}")
+
+
+def parse_folders(description: str) -> argparse.Namespace:
+    """Returns the arguments of a program that makes a `folder` of pictures from `packages`; ends it if it exists."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--packages", type=Path, default=Path("packages"))
+    arguments = parser.parse_args()
+    if arguments.folder.exists():
+        sys.exit(f"{arguments.folder} exists: give the path of a new folder")
+    return arguments
 
 
 def unpacked(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
