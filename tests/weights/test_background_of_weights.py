@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from helpers import tiny_config, with_random_head
+from PIL import Image
 
 from vit_ipu import convert
 from vit_ipu.errors import DamagedCheckpoint
@@ -61,6 +63,20 @@ def test_the_model_card_states_the_background(tmp_path):
         write_run(run, background)
         convert(run, exported, "huggingface")
         assert text in (exported / "README.md").read_text()
+
+
+def test_the_example_of_the_model_card_lays_transparent_images_on_the_background(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", "lime")
+    convert(tmp_path / "run", tmp_path / "hub", "huggingface")
+    page = (tmp_path / "hub" / "README.md").read_text()
+    assert "but for transparent images: lay them on the colour first, as below." in page
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGBA", (3, 2), (255, 0, 0, 0)).save("photo.png")
+    lines = re.search(r"```python\n(.*?)```", page, re.S).group(1).replace("from transformers import pipeline\n", "")
+    names = {}
+    exec(lines.split("classify = ")[0], names)
+    assert (names["photo"].mode, set(names["photo"].getdata())) == ("RGB", {(0, 255, 0)})
+    assert "in classify(photo):" in lines
 
 
 def test_checkpoints_of_earlier_versions_have_none(tmp_path):

@@ -161,7 +161,10 @@ def _model(description: ModelDescription, num_parameters: int) -> str:
         ("outputs", f"{description.problem_type}: {counted(len(description.classes), 'class', 'classes')}"),
     ]  # fmt: skip
     text = "## Model\n\n" + _table(("", ""), rows)
-    text += "\n\n`preprocessor_config.json` states the same, and transformers' image processor follows it."
+    text += "\n\n`preprocessor_config.json` states the same, and transformers' image processor follows it"
+    text += (
+        "." if pixels.background is None else ", but for transparent images: lay them on the colour first, as below."
+    )
     if description.assumed:
         text += "\n\nThe weights did not state the following, which was assumed in the conversion: "
         text += f"{assumed_values(description)}."
@@ -231,11 +234,21 @@ def _results(facts: RunFacts) -> str:
 
 
 def _usage(name: str, description: ModelDescription) -> str:
-    lines = [
-        "from transformers import pipeline",
-        "",
+    background, photo = description.preprocessing.background, '"photo.jpg"'
+    lines = ["from transformers import pipeline", ""]
+    if background is not None:
+        photo = "photo"
+        lines = [
+            "from PIL import Image",
+            *lines,
+            'drawing = Image.open("photo.png").convert("RGBA")',
+            f'photo = Image.new("RGBA", drawing.size, {(*background, 255)})',
+            "photo.alpha_composite(drawing)",
+            'photo = photo.convert("RGB")',
+        ]
+    lines += [
         f'classify = pipeline("image-classification", model={json.dumps(name)})',
-        'for found in classify("photo.jpg"):',
+        f"for found in classify({photo}):",
         '    print(found["label"], found["score"])',
     ]
     note = "" if description.problem_type == ONE_CLASS else f"\n\nThe model is one of {description.problem_type}."
