@@ -99,7 +99,9 @@ def test_a_run_folder_among_the_class_folders_is_refused(monkeypatch, capsys, fo
 
 def test_a_run_folder_beside_packed_images_of_which_some_are_held_out_is_allowed(tmp_path):
     config = parse_config(tiny_values(data={"source": "shards", "path": str(tmp_path), "holdout": 0.1}))
-    RunFolder.create(tmp_path / "run", config).release()
+    folder = RunFolder.create(tmp_path / "run", config)
+    assert folder.config.is_file()
+    folder.release()
 
 
 def test_a_run_folder_beside_divided_images_is_allowed(folder, run):

@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_pickled_leaves_no_file(tmp_path):
 def test_saving_to_a_folder_adds_the_default_file_name(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="poptorch"):
         poptorch.inferenceModel(Scale().eval()).compileAndExport(str(tmp_path), torch.ones(1, 2))
-    assert "is a directory, saving model to {}".format(tmp_path / "model.poptorch") in caplog.text
+    assert f"is a directory, saving model to {tmp_path / 'model.poptorch'}" in caplog.text
     assert os.listdir(str(tmp_path)) == ["model.poptorch"]
 
 
