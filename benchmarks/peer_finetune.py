@@ -6,11 +6,11 @@ config, the weights' file and the files of the images are the same. Images are r
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
 import time
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from training_runs import digest_of
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
@@ -47,20 +46,23 @@ _CHUNK = 500
 """Images of an evaluation that are predicted at a time."""
 
 
-def train(peer: str, name: str, options: Dict[str, str], device: str, seed: int, folder: Path) -> Dict[str, Any]:
-    """Returns top1, top5, samples and seconds of a fine-tune, which is kept in the folder."""
-    done = folder / f"{peer}_{digest_of(name, options, device)}_seed_{seed}.json"
-    if not done.exists():
-        found = finetune(peer, load_config(name, [f"{key}={value}" for key, value in options.items()]), device, seed)
-        done.write_text(json.dumps(found), encoding="utf-8")
-    summary: Dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-    print(f"{peer}, seed {seed}: top-1 {summary['top1']:.2f} %", flush=True)
-    return summary
+def main() -> None:
+    """Prints the summary of a fine-tune as JSON, as `vit-ipu train --json` does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("config")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the config")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    print(json.dumps(finetune(arguments.peer, config, arguments.device, arguments.seed)))
 
 
 def finetune(peer: str, config: Config, device: str, seed: int) -> Dict[str, Any]:
     start = time.monotonic()
     torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     (images, labels), held_out = (arrays(config, split, device) for split in ("train", "eval"))
     model = build(peer, config).to(device)
     compiled = torch.compile(model) if device == "cuda" else model
@@ -202,3 +204,7 @@ def evaluate(model: Any, images: Tensor, labels: Tensor, config: Config) -> Tupl
             hits += torch.stack([ranked[:, 0].sum(), ranked.any(dim=1).sum()])
     top1, top5 = (100 * hits / len(images)).tolist()
     return top1, top5
+
+
+if __name__ == "__main__":
+    main()

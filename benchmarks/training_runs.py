@@ -9,61 +9,117 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from queue import Queue
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import scipy.stats
+import torch
 
 Summary = Dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the ways to train that are compared: a config, a device, and settings that the arm changes."""
+    """One of the ways to train that are compared: a config, a device, and settings that the arm changes.
+
+    `peer` is a library that trains by the loop of peer_finetune.py instead of this program.
+    """
 
     name: str
     config: str
     device: str
     numerics: Optional[str] = None
     settings: Dict[str, str] = field(default_factory=dict)
+    peer: Optional[str] = None
+
+    def command(self, seed: int, output: Path) -> List[str]:
+        if self.peer is not None:
+            command = [sys.executable, str(Path(__file__).with_name("peer_finetune.py")), self.peer, self.config]
+            command += ["--device", self.device, "--seed", str(seed), "--set"]
+            return command + [f"{key}={value}" for key, value in self.settings.items()]
+        command = [sys.executable, "-m", "vit_ipu", "train", self.config, "--device", self.device]
+        command += ["--numerics", self.numerics] if self.numerics else []
+        command += ["--json", "--output", str(output)]
+        if output.is_dir():
+            command.append("--resume" if (output / "checkpoints").is_dir() else "--restart")
+        for key, value in dict(self.settings, **{"run.seed": str(seed)}).items():
+            command += ["--set", f"{key}={value}"]
+        return command
 
 
 def train_all(arms: Sequence[Arm], seeds: Sequence[int], folder: Path, *, jobs: int = 1) -> Dict[str, List[Summary]]:
-    """Trains each arm with each seed, `jobs` at a time, and returns the summaries of each arm, in the seeds' order."""
+    """Trains each arm with each seed, `jobs` at a time, and returns the summaries of each arm, in the seeds' order.
+
+    The jobs are spread over the GPUs. All arms of a seed come before the next seed, so that pairs are complete if time
+    runs out. Each summary has its seed. With `jobs` 0 nothing is trained: the summaries are those that are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pairs = [(arm, seed) for arm in arms for seed in seeds]
-    with ThreadPoolExecutor(jobs) as pool:
-        summaries = list(pool.map(lambda pair: train(*pair, folder, threads), pairs))
-    found: Dict[str, List[Summary]] = {arm.name: [] for arm in arms}
+    threads = max(1, (os.cpu_count() or 1) // max(1, jobs))
+    pairs = [(arm, seed) for seed in seeds for arm in arms]
+    gpus = _Gpus(jobs)
+
+    def train_pair(pair: Tuple[Arm, int]) -> Summary:
+        with gpus.one() as environment:
+            return train(*pair, folder, dict(environment, OMP_NUM_THREADS=str(threads)))
+
+    if jobs == 0:
+        pairs = [(arm, seed) for arm, seed in pairs if _paths(arm, seed, folder)[1].exists()]
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        summaries = list(pool.map(train_pair, pairs))
+    found: Dict[str, List[Summary]] = {arm.name: [] for arm, _ in pairs}
     for (arm, _), summary in zip(pairs, summaries):
         found[arm.name].append(summary)
     return found
 
 
-def train(arm: Arm, seed: int, folder: Path, threads: int) -> Summary:
+class _Gpus:
+    """The visible GPUs, each for as many of the jobs as any other."""
+
+    def __init__(self, jobs: int) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        self._free: Queue[str] = Queue()
+        for job in range(jobs if names else 0):
+            self._free.put(names[job % len(names)])
+
+    @contextmanager
+    def one(self) -> Iterator[Dict[str, str]]:
+        """Yields the environment of a job, which sees one GPU if there are any."""
+        if self._free.empty():
+            yield dict(os.environ)
+            return
+        name = self._free.get()
+        try:
+            yield dict(os.environ, CUDA_VISIBLE_DEVICES=name)
+        finally:
+            self._free.put(name)
+
+
+def train(arm: Arm, seed: int, folder: Path, environment: Dict[str, str]) -> Summary:
     """Trains in a separate process and returns the summary, with a top-1 of NaN if training failed."""
-    name = f"{arm.name}_{digest_of(arm)}_seed_{seed}".replace(" ", "_").replace(",", "")
-    output, done = folder / name, folder / f"{name}.json"
+    output, done = _paths(arm, seed, folder)
     if not done.exists():
-        command = [sys.executable, "-m", "vit_ipu", "train", arm.config, "--device", arm.device]
-        command += ["--numerics", arm.numerics] if arm.numerics else []
-        command += ["--json", "--output", str(output), *(["--resume"] if (output / "checkpoints").is_dir() else [])]
-        for key, value in dict(arm.settings, **{"run.seed": str(seed)}).items():
-            command += ["--set", f"{key}={value}"]
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        command = arm.command(seed, output)
         process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if process.returncode not in (0, 1):  # 1: training failed, as a bad loss scale makes it
+        if process.returncode not in (0, 1) or (arm.peer and process.returncode):  # 1: training failed, as it may
             sys.exit(f"{' '.join(command)}: {process.stderr.strip()[-500:]}")
         if process.returncode == 1:
             print(f"{arm.name}, seed {seed} failed: {process.stderr.strip()[-300:]}", file=sys.stderr)
         done.write_text(process.stdout if process.returncode == 0 else json.dumps({"top1": None}), encoding="utf-8")
-    summary: Summary = json.loads(done.read_text(encoding="utf-8"))
+    summary: Summary = dict(json.loads(done.read_text(encoding="utf-8")), seed=seed)
     if summary["top1"] is None:
         summary["top1"] = float("nan")
     print(f"{arm.name}, seed {seed}: top-1 {summary['top1']:.2f} %", file=sys.stderr, flush=True)
     return summary
+
+
+def _paths(arm: Arm, seed: int, folder: Path) -> Tuple[Path, Path]:
+    """Returns the folder of a run, and the file of its summary."""
+    name = f"{arm.name}_{digest_of(arm)}_seed_{seed}".replace(" ", "_").replace(",", "")
+    return folder / name, folder / f"{name}.json"
 
 
 def digest_of(*settings: Any) -> str:
