@@ -39,6 +39,14 @@ def options(D=1, G=4, R=1, mode=None, *, sharded=False, **_):
     return made
 
 
+def executor_of(model, optimizer, *, accumulation=4, replicas=1, change=None):
+    """Returns a training executor; `change` may change its options."""
+    made = options(1, accumulation, replicas)
+    if change is not None:
+        change(made)
+    return poptorch.trainingModel(model, made, optimizer)
+
+
 def data(count, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 6, generator=generator, dtype=dtype), torch.randint(3, (count,), generator=generator)

@@ -5,14 +5,12 @@ Signals that a pool of processes holds back are tested in data/test_process_pool
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
+from other_process import run_python
 
 from vit_ipu.errors import Interrupted
 from vit_ipu.signals import (
@@ -148,8 +146,7 @@ def test_a_signal_while_the_interpreter_ends_changes_nothing(number):
         f"import atexit, os, sys; atexit.register(os.kill, os.getpid(), {int(number)}); sys.argv = ['vit-ipu', "
         "'--version']; from vit_ipu.__main__ import main; main()"
     )
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_python(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
 
@@ -174,10 +171,7 @@ def test_a_signal_whose_exception_python_drops_is_sent_again(number):
         "except (KeyboardInterrupt, SystemExit) as error:\n"
         "    print(type(error).__name__)\n"
     )
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50, check=False
-    )
+    done = run_python(code, timeout=50)
     name = "_CtrlC" if number == signal.SIGINT else "Terminated"
     assert (done.stdout.split(), done.stderr) == (["dropped", name], "")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from other_process import run_python
 
 from vit_ipu.data.process_pool import processes
 from vit_ipu.errors import RunFailed
@@ -171,10 +170,7 @@ for more in (4, 20):
 
 
 def test_a_process_that_cannot_be_started_is_an_error_and_leaves_no_process_behind():
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    done = run_python(STARVED)
     line = "cannot start 20 processes: Too many open files: try fewer []\n"
     assert (done.stdout, done.stderr) == (2 * line, "")
 

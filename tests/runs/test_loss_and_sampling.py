@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import equal_states, tiny_config, vit_ipu, write_config, write_image_folder
+from helpers import equal_states, interrupted_after, tiny_config, vit_ipu, write_config, write_image_folder
 from PIL import Image
 from small_runs import train_in
-from test_resume import interrupted_after
 
 from vit_ipu.backends.build import build_backend, open_backend, resolve_device
 from vit_ipu.benchmark import benchmark

@@ -13,6 +13,7 @@ from foreign import google_arrays, huggingface_model, mmpretrain_state, randomis
 from helpers import vit_ipu, write_config
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_weights import quiet, tiny_state
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError
@@ -31,10 +32,6 @@ NOTE = (
     "a centre crop, a resize of the short side to 32, bilinear resizing; --num-heads states the heads"
 )
 """What is said about a bare file of a ViT-Ti/16."""
-
-
-def quiet(text):
-    """Discards a note, for tests that do not read notes."""
 
 
 def unusual(width=192, depth=12, num_heads=6, num_classes=5, **arguments):
@@ -259,8 +256,7 @@ def test_files_of_older_versions_do_not_state_pixels(tmp_path):
 
 
 def tiny_file(folder, name):
-    torch.manual_seed(0)
-    state = randomise(ViT(ModelConfig(variant="vit_test", image_size=28, num_classes=5))).state_dict()
+    state = tiny_state()
     if name == "google":
         np.savez(folder / "w.npz", **google_arrays(state, num_heads=2))
         return folder / "w.npz"

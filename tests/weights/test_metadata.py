@@ -11,10 +11,10 @@ import timm
 import torch
 from foreign import assert_same_logits, google_arrays, native_model, randomise
 from safetensors.torch import save_file
+from tiny_weights import quiet, tiny_state
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, UserError
-from vit_ipu.model import ViT
 from vit_ipu.weights import export_formats
 from vit_ipu.weights.describe import model_config
 from vit_ipu.weights.export import convert
@@ -22,17 +22,6 @@ from vit_ipu.weights.export_configs import _TIMM_VARIANTS, timm_name
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours, recognise, to_ours
-
-TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
-
-
-def quiet(text):
-    """Discards a note, for tests that do not read notes."""
-
-
-def tiny_state():
-    torch.manual_seed(0)
-    return randomise(ViT(TINY)).state_dict()
 
 
 def test_the_number_of_heads_is_read_from_flax_kernels(tmp_path):

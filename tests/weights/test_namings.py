@@ -1,8 +1,6 @@
-"""Namings: models of timm, transformers and torchvision compute the same logits here, and our models there."""
+"""Namings: models of other libraries compute the same logits here, and ours there; every format is read as written."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -21,26 +19,20 @@ from foreign import (
     torchvision_model,
 )
 from safetensors.torch import load_file, save_file
+from tiny_weights import TINY, WITH_LAYER, quiet, state_of
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, UserError
-from vit_ipu.model import ViT
 from vit_ipu.weights.describe import describe, model_config
 from vit_ipu.weights.export import convert, unsupported_settings
 from vit_ipu.weights.export_formats import FORMATS
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.native import load_description
-from vit_ipu.weights.position_embeddings import resize_pos_embed
 from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours, recognise, to_ours
 
 SMALL = [("tiny", 16, 64), ("small", 16, 64)]
 LARGE = [(size, patch, pixels) for size, patch in SIZES for pixels in (224, 384)]
 MAKERS = {"timm": timm_model, "huggingface": huggingface_model, "torchvision": torchvision_model}
-
-
-def quiet(text):
-    """Discards a note, for tests that do not read notes."""
 
 
 # ---------------------------------------------------------- their models here, and ours in their libraries
@@ -79,15 +71,6 @@ def test_large_models_give_the_same_logits_both_ways(tmp_path, library, size, pa
 
 
 # ------------------------------------------------------------------------------------ every format
-
-
-def state_of(config: ModelConfig):
-    torch.manual_seed(0)
-    return randomise(ViT(config)).state_dict()
-
-
-TINY = ModelConfig(variant="vit_test", image_size=28, num_classes=5)
-WITH_LAYER = ModelConfig(variant="vit_test", image_size=28, num_classes=5, representation_size=48)
 
 
 @pytest.mark.parametrize("name", NAMINGS)
@@ -155,6 +138,24 @@ def test_settings_that_a_format_cannot_state_are_noted():
     first, second = unsupported_settings(tanh, "torchvision", as_file=True)
     assert first == "torchvision computes GELU as erf, but the model was trained with tanh"
     assert second == "torchvision has a layer norm epsilon of 1e-06, but the model was trained with 1e-12"
+
+
+def test_features_are_written_as_weights_without_a_head(tmp_path):
+    save_file(state_of(WITH_LAYER), str(tmp_path / "w.safetensors"))
+    for to, name in (("timm", "f.safetensors"), ("google", "f.npz")):
+        convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
+        state = read_weights(str(tmp_path / name)).tensors
+        assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
+    for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
+        with pytest.raises(UserError, match=f"--features writes weights without a head, not a complete {to} model"):
+            convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
+
+
+def test_an_odd_mlp_width_is_exact(tmp_path):
+    config = TINY.model_copy(update={"width": 14, "mlp_ratio": 61.5 / 14})
+    assert config.mlp_width == 61
+    save_file(state_of(config), str(tmp_path / "w.safetensors"))
+    assert model_config(read_weights(str(tmp_path / "w.safetensors")), num_heads=2).mlp_width == 61
 
 
 # ------------------------------------------------------------------ layouts from the published names
@@ -260,196 +261,3 @@ def test_layer_scale_is_folded_in(tmp_path, spelling):
     assert any("gamma" in key for key in state)
     save_file(dict(state, mask_token=torch.zeros(1, 192)), str(tmp_path / "w.safetensors"))
     assert_same_logits(theirs, native_model(str(tmp_path / "w.safetensors")), 32)
-
-
-# ------------------------------------------------------------------------------ resizing positions
-
-
-@pytest.mark.parametrize(("old", "new"), [(4, 7), (14, 24), (7, 3), (5, 5)])
-def test_position_embeddings_are_resized_as_in_their_library(old, new):
-    torch.manual_seed(0)
-    positions = torch.randn(1, 1 + old * old, 8)
-    expected = {
-        "timm": by_timm(positions, new),
-        "huggingface": by_interpolation(positions, new, align_corners=False),
-        "mmpretrain": by_interpolation(positions, new, align_corners=False),
-        "torchvision": by_torchvision(positions, new),
-        "google": by_zoom(positions, new),
-    }
-    for rule, wanted in expected.items():
-        bound = 1e-5 if rule == "google" else 1e-6  # the reference for zoom computes in float64
-        torch.testing.assert_close(resize_pos_embed(positions, new * new, rule), wanted, rtol=0, atol=bound)
-
-
-def by_timm(positions, new):
-    from timm.layers import resample_abs_pos_embed
-
-    return resample_abs_pos_embed(positions, [new, new])
-
-
-def by_torchvision(positions, new):
-    from torchvision.models.vision_transformer import interpolate_embeddings
-
-    state = interpolate_embeddings(new * 16, 16, {"encoder.pos_embedding": positions})
-    return state["encoder.pos_embedding"]
-
-
-def by_interpolation(positions, new, *, align_corners):
-    """Resizes as mmclassification's resize_pos_embed and transformers' interpolate_pos_encoding do, written out."""
-    old = math.isqrt(positions.shape[1] - 1)
-    if old == new:
-        return positions
-    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=align_corners)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-
-
-def by_zoom(positions, new):
-    """Resizes as google's checkpoint.py does with scipy.ndimage.zoom(order=1): corners stay, linear between them."""
-    old = math.isqrt(positions.shape[1] - 1)
-    grid = positions[0, 1:].reshape(old, old, -1).numpy().astype(np.float64)
-    at = np.linspace(0, old - 1, new)
-    for axis in (0, 1):
-        low = np.minimum(np.floor(at).astype(int), old - 2)
-        weight = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        grid = np.take(grid, low, axis) * (1 - weight) + np.take(grid, low + 1, axis) * weight
-    return torch.cat([positions[:, :1], torch.tensor(grid, dtype=torch.float32).reshape(1, new * new, -1)], dim=1)
-
-
-# ----------------------------------------------------------------------------------- what is refused
-
-
-def timm_state():
-    return from_ours(state_of(TINY), NAMINGS["timm"], num_heads=2)
-
-
-FOREIGN = [
-    (lambda s: {"conv1.weight": torch.zeros(1)}, "not a ViT in any known naming .*conv1.weight"),
-    (lambda s: {}, "it holds no tensors"),
-    (lambda s: dict(s, dist_token=s["cls_token"].clone()), "not a plain ViT: 1 of its keys .* timm: dist_token"),
-    (lambda s: {"cls_token": s["cls_token"], "pos_embed": s["pos_embed"]}, "fit the namings timm and mmpretrain"),
-    (lambda s: without(s, "blocks.2.mlp.fc1.bias"), "blocks.2.mlp.fc1.bias is missing"),
-    (lambda s: without(s, "norm.weight"), "norm.weight is missing"),
-    (lambda s: without(s, "patch_embed.proj.weight"), "patch_embed.proj.weight is missing"),
-    (lambda s: {k: v for k, v in s.items() if not k.startswith("blocks.1.")}, "blocks.1.norm1.weight is missing"),
-    (lambda s: dict(s, **{"norm.weight": torch.zeros(31)}), "norm.weight has shape .31,. where the other tensors"),
-    (lambda s: dict(s, pos_embed=torch.zeros(1, 12, 32)), "position embeddings have shape .1, 12, 32."),
-    (lambda s: dict(s, **{"blocks.0.ls1.gamma": torch.zeros(3)}), "ls1.gamma has shape .3,. but"),
-    (lambda s: dict(s, **{"patch_embed.proj.weight": torch.zeros(32, 1, 7, 7)}), "asks? for .32, 3, 7, 7."),
-    (lambda s: dict(s, cls_token=torch.zeros(())), "cls_token"),
-]
-
-
-def without(state, key):
-    return {name: tensor for name, tensor in state.items() if name != key}
-
-
-@pytest.mark.parametrize(("change", "message"), FOREIGN)
-def test_weights_that_are_not_a_plain_vit_are_refused(tmp_path, change, message):
-    save_file(change(timm_state()), str(tmp_path / "w.safetensors"))
-    with pytest.raises(CheckpointError, match=message):
-        read_weights(str(tmp_path / "w.safetensors"))
-
-
-def test_a_missing_query_key_or_value_is_refused():
-    theirs = from_ours(state_of(TINY), NAMINGS["huggingface"], num_heads=2)
-    del theirs["vit.encoder.layer.1.attention.attention.key.weight"]
-    with pytest.raises(CheckpointError, match="query, key and value of blocks.1.attn.qkv.weight have shapes .*missing"):
-        to_ours(theirs, NAMINGS["huggingface"], "x")
-
-
-def test_a_tensor_in_two_spellings_is_refused():
-    theirs = from_ours(state_of(TINY), NAMINGS["torchvision"], num_heads=2)
-    theirs["encoder.layers.encoder_layer_0.mlp.linear_1.bias"] = torch.zeros(128)
-    with pytest.raises(CheckpointError, match="mlp.linear_1.bias occurs twice"):
-        to_ours(theirs, NAMINGS["torchvision"], "x")
-
-
-def test_a_flax_kernel_of_another_rank_is_refused():
-    theirs = from_ours(state_of(TINY), NAMINGS["google"], num_heads=2)
-    theirs["embedding/kernel"] = torch.zeros(3, 3)
-    with pytest.raises(CheckpointError, match="embedding/kernel has shape .3, 3. where 4 dimensions"):
-        to_ours(theirs, NAMINGS["google"], "x")
-    theirs["Transformer/encoderblock/LayerNorm_0/scale"] = torch.tensor(1.0)
-    for shape in ((), (0, 3), (1001, 3)):
-        theirs["Transformer/encoderblock/LayerNorm_0/scale"] = torch.ones(shape)
-        with pytest.raises(CheckpointError, match="which is not one tensor for each block"):
-            to_ours(theirs, NAMINGS["google"], "x")
-
-
-TARGETS = [
-    ("out", "tim", "--to tim: unknown; did you mean 'timm'"),
-    ("there", "native", "there is already there: give another name"),
-    ("out.txt", "torchvision", "a torchvision file ends in .pth or .pt or .safetensors"),
-    ("out", "google", "a google file ends in .npz"),
-    ("out.pth", "huggingface", "huggingface is written as a folder, without a suffix"),
-    ("out.npz", "timm", "timm is written as a folder or as a file that ends in .safetensors or"),
-    ("out", "timm", "timm has no model of width 32, depth 4 and patch size 7"),
-]
-
-
-@pytest.mark.parametrize(("target", "to", "message"), TARGETS)
-def test_wrong_targets_are_refused_and_nothing_is_written(tmp_path, target, to, message):
-    (tmp_path / "there").mkdir()
-    save_file(timm_state(), str(tmp_path / "w.safetensors"))
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=message):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / target, to, num_heads=2, notify=quiet)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_an_unknown_number_of_heads_must_be_given(tmp_path):
-    save_file(timm_state(), str(tmp_path / "w.safetensors"))
-    weights = read_weights(str(tmp_path / "w.safetensors"))
-    message = "heads is not known for width 32, depth 4, MLP width 128 and patch size 7, .*: state it with --num-heads$"
-    with pytest.raises(CheckpointError, match=message):
-        model_config(weights)
-    with pytest.raises(CheckpointError, match="width 32 is not a multiple of num_heads 3"):
-        model_config(weights, num_heads=3)
-    assert model_config(weights, num_heads=2) == TINY.model_copy(update={"variant": None})
-
-
-def test_weights_without_a_head_cannot_become_a_native_model(tmp_path):
-    state = {key: tensor for key, tensor in timm_state().items() if not key.startswith("head.")}
-    save_file(state, str(tmp_path / "w.safetensors"))
-    with pytest.raises(CheckpointError, match="no classification head: fine-tune it first"):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / "x", "native", num_heads=2, notify=quiet)
-
-
-def test_features_are_written_as_weights_without_a_head(tmp_path):
-    save_file(state_of(WITH_LAYER), str(tmp_path / "w.safetensors"))
-    for to, name in (("timm", "f.safetensors"), ("google", "f.npz")):
-        convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
-        state = read_weights(str(tmp_path / name)).tensors
-        assert set(state) == {key for key in state_of(TINY) if not key.startswith("head.")}
-    for to, name in (("native", "x"), ("timm", "x"), ("onnx", "x.onnx")):
-        with pytest.raises(UserError, match=f"--features writes weights without a head, not a complete {to} model"):
-            convert(str(tmp_path / "w.safetensors"), tmp_path / name, to, num_heads=2, features=True, notify=quiet)
-
-
-def test_an_odd_mlp_width_is_exact(tmp_path):
-    config = TINY.model_copy(update={"width": 14, "mlp_ratio": 61.5 / 14})
-    assert config.mlp_width == 61
-    save_file(state_of(config), str(tmp_path / "w.safetensors"))
-    assert model_config(read_weights(str(tmp_path / "w.safetensors")), num_heads=2).mlp_width == 61
-
-
-HUGGINGFACE_CONFIGS = [
-    ({"model_type": "deit"}, "its model_type is deit, not vit"),
-    ({"model_type": "vit", "hidden_act": "relu"}, "its hidden_act relu is not one of gelu"),
-    ({"model_type": "vit", "num_attention_heads": "many"}, "config.json: damaged"),
-    ([1], "it is not a JSON object"),
-]
-
-
-@pytest.mark.parametrize(("config", "message"), HUGGINGFACE_CONFIGS)
-def test_a_wrong_config_beside_the_weights_is_refused(tmp_path, config, message):
-    import json
-
-    save_file(from_ours(state_of(TINY), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=message):
-        read_weights(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot read .*config.json"):
-        read_weights(str(tmp_path))

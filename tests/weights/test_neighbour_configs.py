@@ -11,10 +11,9 @@ import torch
 from foreign import assert_same_logits, google_arrays, native_model, randomise
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
+from tiny_weights import tiny_state
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError
-from vit_ipu.model import ViT
 from vit_ipu.weights.choose import weight_file
 from vit_ipu.weights.read import read_weights
 
@@ -83,11 +82,6 @@ def test_another_architecture_is_refused_by_its_config_whatever_the_file_is_call
 
 
 # -------------------------------------------------------------------------- configs of other weights
-
-
-def tiny_state():
-    torch.manual_seed(0)
-    return randomise(ViT(ModelConfig(variant="vit_test", image_size=28, num_classes=5))).state_dict()
 
 
 OTHERS = [

@@ -10,7 +10,7 @@ from foreign import google_arrays, huggingface_model
 from helpers import tiny_values, vit_ipu
 from PIL import Image
 from safetensors.torch import save_file
-from test_training_checkpoints import tiny_state
+from tiny_weights import quiet, tiny_state
 
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.config_file import parse_config
@@ -30,10 +30,6 @@ from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours
 
 CPU = resolve_device("cpu")
-
-
-def quiet(text):
-    """Discards a note, for tests that do not read notes."""
 
 
 def picture(path, width=90, height=40):

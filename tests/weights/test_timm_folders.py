@@ -14,6 +14,7 @@ import torch
 from foreign import native_model, randomise
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
+from tiny_weights import quiet
 
 from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.export import convert
@@ -22,10 +23,6 @@ from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.timm_models import PLAIN_VITS, default_pixels, plain_vit
 
 MODULES = ("vision_transformer", "deit")
-
-
-def quiet(text):
-    """Discards a note, for tests that do not read notes."""
 
 
 def save_folder(model, folder, arguments):

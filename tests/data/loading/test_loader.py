@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ import torch
 from helpers import tiny_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_process import run_python
 
 from vit_ipu.backends.contract import HostBatch
 from vit_ipu.data.loading import loader as loading
@@ -175,9 +173,9 @@ print(found.num_images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 10
 def test_evaluation_needs_no_more_memory_for_more_images(tmp_path):
     peaks = {}
     for count in (512, 2048):
-        command = [sys.executable, "-c", PEAK, str(count)]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-        out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+        done = run_python(PEAK, count, timeout=600)
+        assert done.returncode == 0, done.stderr
+        out = done.stdout.split()
         assert int(out[0]) == count
         peaks[count] = int(out[1])
     assert peaks[2048] - peaks[512] < 77, peaks  # MiB: two chunks of 256, where all images would take 220 more

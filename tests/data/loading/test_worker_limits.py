@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from helpers import write_image_folder
 from loading import ends
+from other_process import run_python
 from worker_steps import buffers, folder_config, steps, write_numbers
 
 from vit_ipu.data.loading.loader import TrainingLoader
@@ -70,10 +69,7 @@ except RunFailed as error:
 
 
 def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_no_process_behind():
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    done = run_python(STARVED)
     assert done.stdout == (
         "cannot start 8 processes to load images: Too many open files; lower data.num_workers []\n"
     ), done.stderr
@@ -96,10 +92,7 @@ except RunFailed as error:
 
 
 def test_a_thread_that_cannot_be_started_is_an_error_and_leaves_no_process_behind():
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", THREADLESS], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+    done = run_python(THREADLESS)
     assert (done.stdout, done.stderr) == (
         "cannot start 3 processes to load images: can't start new thread; lower data.num_workers []\n",
         "",
@@ -166,16 +159,7 @@ for _ in range(20):
 
 
 def test_a_killed_run_is_unlocked_at_once_and_its_workers_end_with_it(tmp_path):
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "3"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-        check=False,
-        cwd=str(tmp_path),
-    )
+    done = run_python(KILLED, 3, timeout=120, cwd=str(tmp_path))
     assert done.returncode == 0, done.stderr
     seconds = sorted(map(float, done.stdout.split()))
     assert len(seconds) == 20

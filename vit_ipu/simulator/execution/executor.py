@@ -8,20 +8,17 @@ executor detaches or when the wrapped model's weights are read after a training 
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 from vit_ipu.simulator import machine
-from vit_ipu.simulator.cost.counters import NOTHING, Counters, Latency, latency
-from vit_ipu.simulator.cost.simulation_report import SimulationReport
 from vit_ipu.simulator.enums import ConnectionType
 from vit_ipu.simulator.errors import error
 from vit_ipu.simulator.execution.compile_hooks import around_compilation
 from vit_ipu.simulator.execution.executable_file import Executable, destination
-from vit_ipu.simulator.execution.measures import Measures
+from vit_ipu.simulator.execution.measures import MeasuredExecutor
 from vit_ipu.simulator.execution.optimizer_sync import OptimizerSync
 from vit_ipu.simulator.execution.program import Program
 from vit_ipu.simulator.execution.replicas import GroupableParameter, Groupings, of_one_replica
@@ -42,7 +39,7 @@ from vit_ipu.simulator.tracing.trace import Trace, trace_model
 from vit_ipu.simulator.weights import Weights
 
 
-class PoplarExecutor:
+class PoplarExecutor(MeasuredExecutor):
     """A model wrapped by `trainingModel` or `inferenceModel`, called like the model itself."""
 
     def __init__(
@@ -58,12 +55,9 @@ class PoplarExecutor:
         self._training, self._version = training, poptorch_version
         self._machine = machine.current
         self._parse = ArgumentParser(model)
-        self._options = clone_for_executor(options, training)
-        self._program: Optional[Program] = None
+        super().__init__(clone_for_executor(options, training))
         self._executable_inputs: Optional[Arguments] = None
         self._num_ipus = 0
-        self._has_run = False
-        self._seconds_to_compile = 0.0
         self._groupings: Groupings = {}
         self._pending_rng_state: Optional[List[int]] = None
         self._host_weights_are_old = False
@@ -88,11 +82,6 @@ class PoplarExecutor:
         return self._options
 
     @property
-    def _executable(self) -> Optional[Program]:
-        """PopTorch's private name for the executable, None if there is none; programs test whether there is one."""
-        return self._program
-
-    @property
     def _optimizer(self) -> Optional[torch.optim.Optimizer]:
         """PopTorch's private name for the user's optimizer."""
         return None if self._optimizer_sync is None else self._optimizer_sync.optimizer
@@ -102,9 +91,6 @@ class PoplarExecutor:
             raise AttributeError(attr)
         value = getattr(self._user_model, attr)
         return GroupableParameter(self._groupings, attr, value) if isinstance(value, nn.Parameter) else value
-
-    def _debugGetPopartIR(self) -> str:
-        raise NotImplementedError("_debugGetPopartIR is not simulated: the simulator compiles no PopART graph")
 
     def __repr__(self) -> str:
         return module_repr(self._user_model)
@@ -181,23 +167,6 @@ class PoplarExecutor:
             optimizer = self._optimizer_sync.attributes, self._optimizer_sync.names_of_groups(self._model)
         device = self._machine.device
         return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
-
-    def _compiled(self) -> Program:
-        if self._program is None:
-            raise error("Model has not been compiled or has been destroyed.")
-        return self._program
-
-    def isCompiled(self) -> bool:
-        """Tells whether there is an executable."""
-        return self._program is not None
-
-    def compilationTime(self) -> timedelta:
-        """Returns how long tracing took, which does not predict how long a real compilation takes."""
-        if not self.isCompiled():
-            raise error("Please compile the model before obtaining compilation time.")
-        if not self._options._show_compilation_progress_bar:
-            raise error("Please set showCompilationProgressBar option to obtain compilation time.")
-        return timedelta(seconds=self._seconds_to_compile)
 
     def destroy(self) -> None:
         """Frees the IPUs and the executable, and unwraps the model."""
@@ -342,63 +311,6 @@ class PoplarExecutor:
         self._optimizer_sync.set(optimizer, self._options, self._program)
         if self.isAttachedToDevice():
             self._optimizer_sync.write_state()
-
-    # -------------------------------------------------------------------------------- measures
-
-    def simulation_report(self) -> SimulationReport:
-        """Returns memory, FLOPs and bytes sent to other IPUs, for each IPU, and the timetable.
-
-        PopTorch lacks this method.
-        """
-        return Measures(self._compiled(), self._options).report()
-
-    def num_clipped(self) -> int:
-        """Returns how many finite values were too large for float16 since compilation, and so clipped to 65504.
-
-        With exact numerics nothing is clipped. PopTorch lacks this method.
-        """
-        return self._compiled().num_clipped
-
-    def getTensorNames(self) -> List[str]:
-        """Returns the names of tensors that can be anchored, and of inputs, loss and optimizer attributes."""
-        assert self._program is not None, "Model must be compiled before calling getTensorNames"
-        return self._program.tensor_names()
-
-    def getAnchoredTensor(self, short_name: str) -> Tensor:
-        """Returns an anchored tensor of the last call. Raises AssertionError if no tensor has this name."""
-        anchored = self._program.anchored if self._program is not None else {}
-        assert short_name in anchored, f"No tensor with name {short_name} found."
-        return anchored[short_name]
-
-    def cycleCount(self) -> int:
-        """Returns the number of pipeline cycles in the last call; a real IPU counts clock cycles."""
-        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
-            raise error("Cycle count logging is disabled. Please set option logCycleCount to True to enable.")
-        if not self._has_run:
-            raise error("Please run the model at least once before obtaining cycle count.")
-        return Measures(self._compiled(), self._options).cycles()
-
-    def getPerfCounters(self) -> Counters:
-        """Returns when inputs entered and outputs left in the last call, in pipeline cycles (see counters.py)."""
-        if self._program is None or not self._has_run:
-            return NOTHING
-        return Measures(self._program, self._options).counters()
-
-    def getHostIpuLatency(self) -> Latency:
-        """Returns zeros, because transfers take no cycles in the simulator."""
-        return latency(self.getPerfCounters(), "input", "input_complete")
-
-    def getComputeLatency(self) -> Latency:
-        """Returns minimum, maximum and mean cycles from a complete input to its output."""
-        return latency(self.getPerfCounters(), "input_complete", "output")
-
-    def getIpuHostLatency(self) -> Latency:
-        """Returns zeros, because transfers take no cycles in the simulator."""
-        return latency(self.getPerfCounters(), "output", "output_complete")
-
-    def getLatency(self) -> Latency:
-        """Returns minimum, maximum and mean cycles from an input to its complete output."""
-        return latency(self.getPerfCounters(), "input", "output_complete")
 
     # -------------------------------------------------------------------------------- random state
 
