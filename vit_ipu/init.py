@@ -211,10 +211,10 @@ def _notes_on_pictures(survey: FolderSurvey, background: Optional[Rgb]) -> List[
 
 def _remedy_for_large(survey: FolderSurvey) -> str:
     color = " --background white" if survey.num_transparent else ""
-    pack = f"vit-ipu pack FOLDER SHARDS --short-side 256{color}"
-    if survey.holdout is None:
-        return f"{pack.replace('FOLDER', shlex.quote(survey.path))} makes small copies"
-    return f"make them smaller, or divide the folder into train and val, and {pack} makes small copies"
+    return (
+        f"vit-ipu pack {shlex.quote(survey.path)} SHARDS --short-side 256{color} makes small copies, and "
+        "data.source: shards with data.path: SHARDS trains from them"
+    )
 
 
 def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command: str) -> str:
