@@ -19,7 +19,7 @@ from vit_ipu.files import expand_home, is_within, place_problem
 from vit_ipu.starter_config import Pictures, StartingWeights, background_of, config_text, describe_shape, model_shape
 from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.variants import VARIANTS
-from vit_ipu.weights.describe import assumptions, describe, with_heads
+from vit_ipu.weights.describe import assumptions_in_new_config, describe, with_heads
 from vit_ipu.weights.fetch import require_source
 from vit_ipu.weights.read import read_weights
 
@@ -72,7 +72,7 @@ def init(
     _require_another_current_folder(folder, survey)
     weights = None
     if model is not None:
-        weights = _starting_weights(model, num_heads, sha256, trust_pickle, notes.append)
+        weights = _starting_weights(model, target, num_heads, sha256, trust_pickle, notes.append)
     pictures = Pictures(
         survey.path,
         len(survey.classes),
@@ -171,17 +171,25 @@ def _require_weights(source: str, sha256: Optional[str]) -> None:
 
 
 def _starting_weights(
-    source: str, num_heads: Optional[int], sha256: Optional[str], trust_pickle: bool, notify: Notify
+    source: str,
+    target: Path,
+    num_heads: Optional[int],
+    sha256: Optional[str],
+    trust_pickle: bool,
+    notify: Notify,
 ) -> StartingWeights:
-    """Reads weights to fine-tune. Raises CheckpointError if they cannot be read or are not a plain ViT."""
+    """Reads weights to fine-tune with the config `target`.
+
+    Raises CheckpointError if they cannot be read or are not a plain ViT.
+    """
     try:
         weights = with_heads(read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify), num_heads)
         description = describe(weights, headless=True)
     except CheckpointError as error:
         raise CheckpointError(f"--model: {error}") from None
-    for note in assumptions(source, description):
+    for note in assumptions_in_new_config(weights, description, target):
         notify(f"note: {note}")
-    return StartingWeights(source, description.model, description.preprocessing, sha256)
+    return StartingWeights(source, description.model, description.preprocessing, sha256, description.assumed)
 
 
 # --------------------------------------------------------------------------------------------- text
