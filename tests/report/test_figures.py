@@ -64,6 +64,12 @@ def test_the_speed_of_a_simulation_is_not_called_that_of_an_ipu():
     assert figures([STEP], tiny_config(), simulated=True)[-1] == ("Images/s of the simulation", "1,234.6")
 
 
+def test_the_speed_is_the_median_of_the_last_steps():
+    speeds = [*[1.0] * 20, *[100.0] * 5, 9.0, *[300.0] * 4]
+    steps = [dict(STEP, update=update, images_per_second=speed) for update, speed in enumerate(speeds)]
+    assert figures(steps, tiny_config())[-1] == ("Images/s", "100.0")
+
+
 def test_a_trial_of_a_few_updates_has_its_figures_at_the_top(run, monkeypatch, capsys, empty_folder):
     config = write_config(empty_folder, run={"updates": None, "epochs": 4})
     with monkeypatch.context() as context:

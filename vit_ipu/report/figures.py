@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any, Dict, List, Optional, Tuple
 
 from vit_ipu.config import Config
 from vit_ipu.runs.metrics import sum_of_overflows
 from vit_ipu.text import counted
 
+_NUM_SPEEDS = 10
+"""Steps, the last ones, of whose speeds the median is shown."""
 Rows = List[Tuple[str, str]]
 
 
@@ -18,15 +21,16 @@ def figures(
     total_updates: Optional[int] = None,
     simulated: bool = False,
 ) -> Rows:
-    """Returns the rows of the table of results: the last evaluation, the last training step, and the overflows.
+    """Returns the rows of the table of results: the last evaluation, the last training step, the speed, and the overflows.
 
     `total_updates` of the complete run are named beside those of a run that has ended before.
     """
     steps = [line for line in metrics if "loss" in line]
     rows = _accuracy(metrics, config, total_updates) + _training(steps, config, total_updates)
-    if steps and "images_per_second" in steps[-1]:
+    speeds = [line["images_per_second"] for line in steps if "images_per_second" in line][-_NUM_SPEEDS:]
+    if speeds:
         name = "Images/s of the simulation" if simulated else "Images/s"
-        rows.append((name, f"{steps[-1]['images_per_second']:,.1f}"))
+        rows.append((name, f"{median(speeds):,.1f}"))
     overflows = sum_of_overflows(metrics)
     if overflows is not None:
         rows.append(("Float16 overflows", f"{counted(overflows, 'value')} became 65504"))
