@@ -11,8 +11,8 @@ from vit_ipu.config import Config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
-from vit_ipu.report.layout import page, scrolled, section, table
 from vit_ipu.report.figures import figures
+from vit_ipu.report.layout import page, scrolled, section, table
 from vit_ipu.report.page import config_of, device_of, environment_of
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder

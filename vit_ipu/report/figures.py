@@ -1,4 +1,4 @@
-"""Results of a run as the rows of a table, from its metrics: they begin the report, also before the first evaluation."""
+"""Results of a run as the rows of a table: they begin the report, also before the first evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def figures(
     total_updates: Optional[int] = None,
     simulated: bool = False,
 ) -> Rows:
-    """Returns the rows of the table of results: the last evaluation, the last training step, the speed, and the overflows.
+    """Returns the rows of the table of results: last evaluation, last training step, speed, and overflows.
 
     `total_updates` of the complete run are named beside those of a run that has ended before.
     """

@@ -139,23 +139,21 @@ def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig
     """Returns the note on the settings that the weights do not state, and that are therefore the config's."""
     pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
     assumed = weights.metadata.assumed
+    if not assumed:
+        return []
     values = _assumed_values(assumed, model, pixels)
-    return [
-        f"{weights.source} does not state these settings, so the config's are used: {values}; if one is wrong, set "
-        f"{_keys(assumed)}"
-        for _ in assumed[:1]
-    ]
+    unstated = f"{weights.source} does not state these settings"
+    return [f"{unstated}, so the config's are used: {values}; if one is wrong, set {_keys(assumed)}"]
 
 
 def assumptions_in_new_config(weights: Weights, description: ModelDescription, config: Path) -> List[str]:
     """Returns the note on the settings that are assumed in a config that is being written to a file."""
-    assumed = description.assumed
+    values, keys = assumed_values(description), _keys(description.assumed)
+    if not values:
+        return []
     defaults = ", as timm has them by default" if weights.origin == TIMM.name else ""
-    return [
-        f"{weights.source} does not state these settings, so they are assumed{defaults}: {assumed_values(description)}; "
-        f"if one is wrong, set it in {config}: {_keys(assumed)}"
-        for _ in assumed[:1]
-    ]
+    unstated = f"{weights.source} does not state these settings"
+    return [f"{unstated}, so they are assumed{defaults}: {values}; if one is wrong, set it in {config}: {keys}"]
 
 
 def _keys(assumed: Tuple[str, ...]) -> str:

@@ -1,9 +1,10 @@
 """Packs a folder of images into tar shards that any number of hosts read quickly.
 
-TARGET/train and TARGET/val (TARGET/train alone, for images that are not divided) each get shards in webdataset's layout (KEY.jpg and KEY.cls; the class names are in
-classes.txt), index.json for people and for --verify, and index.npz with the position of each image. The images are
-shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists the images in the
-order of the folder, so that a run from the shards takes the same images in the same order as a run from the folder.
+TARGET/train and TARGET/val (TARGET/train alone, for images that are not divided) each get shards in webdataset's layout
+(KEY.jpg and KEY.cls; the class names are in classes.txt), index.json for people and for --verify, and index.npz with
+the position of each image. The images are shuffled by a fixed seed, so that a program that streams the shards sees all
+classes; index.npz lists the images in the order of the folder, so that a run from the shards takes the same images in
+the same order as a run from the folder.
 
 The number of images alone decides in advance which images a shard gets, so that shards are written in parallel and are
 the same for any number of processes. A shard gets its name by a rename once it is complete and on the disk, and is then
@@ -91,7 +92,8 @@ def pack(
 ) -> Dict[str, PackedSplit]:
     """Packs both splits of an image folder, or of ImageNet in its own layout; resumes an earlier, unfinished run.
 
-    A folder with class folders directly in it has one split, the training images. Raises UserError if the images or the target cannot be used, and PackInterrupted on Ctrl-C.
+    A folder with class folders directly in it has one split, the training images. Raises UserError if the images or
+    the target cannot be used, and PackInterrupted on Ctrl-C.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give the folder of the images")

@@ -55,8 +55,10 @@ def refuse_unusable_target(target: Path, source: Path, images: Dict[str, FolderS
         place = target / name
         is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
         if place.is_dir() and any(place.iterdir()) and not (is_ours and name in images):
-            found = "images that were packed from another folder" if is_ours else "files that vit-ipu pack did not write"
-            raise UserError(f"{place} has {found}: give another TARGET")
+            other = (
+                "images that were packed from another folder" if is_ours else "files that vit-ipu pack did not write"
+            )
+            raise UserError(f"{place} has {other}: give another TARGET")
 
 
 def _folders_of_images(source: Path, images: Dict[str, FolderSource]) -> List[str]:
