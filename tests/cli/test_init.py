@@ -376,7 +376,7 @@ def test_what_is_assumed_is_noted_with_the_keys_that_change_it_and_marked_in_the
     assert "  eval_resize: 35  # assumed: the weights do not state it\n" in text
     assert "  interpolation: bicubic  # assumed: the weights do not state it\n" in text
     run("convert", "vit.safetensors", "vit.pth", "--to", "torchvision")
-    out = run("init", "pictures", "--model", "vit.pth", "--device", "cpu", "--output", "b.yaml")
+    out = run("init", "pictures", "--model", "vit.pth", "--trust-pickle", "--device", "cpu", "--output", "b.yaml")
     assert "note: vit.pth does not state these settings, so they are assumed: 3 attention heads, layer norm " in out
     text = Path("b.yaml").read_text()
     assert "  mean: [0.485, 0.456, 0.406]  # assumed: the weights do not state it\n" in text
