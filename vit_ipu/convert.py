@@ -33,10 +33,11 @@ def convert(
 ) -> Weights:
     """Writes the weights of `source` to `target` in the format `to`; returns the weights read.
 
-    A Hugging Face export has a model card with what the run folder of the checkpoint states. `push`, OWNER/NAME, then
-    uploads the export to this repository of the Hugging Face Hub, a new one or an empty one; `private` makes a new one
-    private. The hub is asked before anything is written. Raises UserError as `weights.export.convert` does and for a
-    hub that cannot be reached or refuses, and RunFailed if the upload fails; the target then stays.
+    A folder for transformers or timm has a model card with what the run folder of the checkpoint states. `push`,
+    OWNER/NAME, then uploads an export for transformers to this repository of the Hugging Face Hub, a new one or an
+    empty one; `private` makes a new one private. The hub is asked before anything is written. Raises UserError as
+    `weights.export.convert` does and for a hub that cannot be reached or refuses, and RunFailed if the upload fails;
+    the target then stays.
     """
     upload = None
     if private and push is None:

@@ -19,7 +19,7 @@ from vit_ipu.files import expand_home, is_within, place_problem
 from vit_ipu.starter_config import Pictures, StartingWeights, background_of, config_text, describe_shape, model_shape
 from vit_ipu.text import Notify, counted, escaped, reason_of
 from vit_ipu.variants import VARIANTS
-from vit_ipu.weights.describe import assumptions, describe, with_heads
+from vit_ipu.weights.describe import assumptions_in_new_config, describe, with_heads
 from vit_ipu.weights.fetch import require_source
 from vit_ipu.weights.read import read_weights
 
@@ -72,7 +72,7 @@ def init(
     _require_another_current_folder(folder, survey)
     weights = None
     if model is not None:
-        weights = _starting_weights(model, num_heads, sha256, trust_pickle, notes.append)
+        weights = _starting_weights(model, target, num_heads, sha256, trust_pickle, notes.append)
     pictures = Pictures(
         survey.path,
         len(survey.classes),
@@ -171,17 +171,25 @@ def _require_weights(source: str, sha256: Optional[str]) -> None:
 
 
 def _starting_weights(
-    source: str, num_heads: Optional[int], sha256: Optional[str], trust_pickle: bool, notify: Notify
+    source: str,
+    target: Path,
+    num_heads: Optional[int],
+    sha256: Optional[str],
+    trust_pickle: bool,
+    notify: Notify,
 ) -> StartingWeights:
-    """Reads weights to fine-tune. Raises CheckpointError if they cannot be read or are not a plain ViT."""
+    """Reads weights to fine-tune with the config `target`.
+
+    Raises CheckpointError if they cannot be read or are not a plain ViT.
+    """
     try:
         weights = with_heads(read_weights(source, sha256=sha256, trust_pickle=trust_pickle, notify=notify), num_heads)
         description = describe(weights, headless=True)
     except CheckpointError as error:
         raise CheckpointError(f"--model: {error}") from None
-    for note in assumptions(source, description):
+    for note in assumptions_in_new_config(weights, description, target):
         notify(f"note: {note}")
-    return StartingWeights(source, description.model, description.preprocessing, sha256)
+    return StartingWeights(source, description.model, description.preprocessing, sha256, description.assumed)
 
 
 # --------------------------------------------------------------------------------------------- text
@@ -211,10 +219,10 @@ def _notes_on_pictures(survey: FolderSurvey, background: Optional[Rgb]) -> List[
 
 def _remedy_for_large(survey: FolderSurvey) -> str:
     color = " --background white" if survey.num_transparent else ""
-    pack = f"vit-ipu pack FOLDER SHARDS --short-side 256{color}"
-    if survey.holdout is None:
-        return f"{pack.replace('FOLDER', shlex.quote(survey.path))} makes small copies"
-    return f"make them smaller, or divide the folder into train and val, and {pack} makes small copies"
+    return (
+        f"vit-ipu pack {shlex.quote(survey.path)} SHARDS --short-side 256{color} makes small copies, and "
+        "data.source: shards with data.path: SHARDS trains from them"
+    )
 
 
 def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command: str) -> str:

@@ -56,6 +56,12 @@ class StartingWeights:
     model: ModelConfig
     pixels: Preprocessing
     sha256: Optional[str] = None
+    assumed: Tuple[str, ...] = ()
+    """Settings, of native.ASSUMABLE, that nothing states."""
+
+    def reason_for(self, setting: str, verb: str) -> str:
+        """Returns the comment on a setting that is taken from the weights."""
+        return "assumed: the weights do not state it" if setting in self.assumed else f"as the weights {verb}"
 
 
 class _Line(NamedTuple):
@@ -106,9 +112,10 @@ def _model(pictures: Pictures, weights: Optional[StartingWeights], shape: Dict[s
     if shape["image_size"] != 224:
         lines.append(_Line("image_size", shape["image_size"], "pixels of a side"))
     lines.append(_Line("num_classes", pictures.num_classes))
-    gelu = "tanh" if kind in IPUS else "erf" if weights is None else weights.model.gelu
-    if gelu != "erf":
-        lines.append(_Line("gelu", gelu, "the only form that IPUs compute" if kind in IPUS else "as the weights have"))
+    if kind in IPUS:
+        lines.append(_Line("gelu", "tanh", "the only form that IPUs compute"))
+    elif weights is not None and weights.model.gelu != "erf":
+        lines.append(_Line("gelu", weights.model.gelu, weights.reason_for("gelu", "have")))
     epsilon = 1e-6 if weights is None else weights.model.layer_norm_eps
     if epsilon != 1e-6 and not (kind in IPUS and epsilon < 1e-6):
         lines.append(_Line("layer_norm_eps", epsilon))
@@ -167,7 +174,7 @@ def _pixel_lines(weights: StartingWeights) -> List[_Line]:
     if (pixels.eval_resize or 0) <= weights.model.image_size:
         del values["eval_resize"]
     return [
-        _Line(key, list(value) if isinstance(value, tuple) else value, "as the weights expect" if key == "mean" else "")
+        _Line(key, list(value) if isinstance(value, tuple) else value, weights.reason_for(key, "expect"))
         for key, value in values.items()
         if value != fields[key].default
     ]

@@ -6,6 +6,7 @@ runs), and what needs hardware, a download or another program. `make` targets ar
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -114,6 +115,26 @@ def folder(material, empty_folder, monkeypatch):
     monkeypatch.chdir("here")
     with serving_instead_of_the_real_hub(monkeypatch, empty_folder):
         yield Path()
+
+
+def test_timm_loads_and_uses_the_export_of_the_first_finetune(folder, monkeypatch, capsys):
+    """Runs the page's export and its second block of Python, and compares with `predict`."""
+    page = ROOT / "docs" / "first_finetune.md"
+    for command in ["vit-ipu init pictures", "vit-ipu train pictures.yaml"]:
+        assert vit_ipu(monkeypatch, capsys, *made_small(command))[0] == 0
+    exports = [command for command in commands_of(page) if command.endswith("--to timm")]
+    shown = re.findall(r"^load it with: (.*)$", page.read_text(encoding="utf-8"), re.M)
+    assert len(exports) == len(shown) == 2
+    for command, code in zip(exports, shown):
+        code_of_small, out, err = vit_ipu(monkeypatch, capsys, *made_small(command))
+        assert (code_of_small, err) == (0, "")
+        assert out.splitlines()[-1] == "load it with: " + code.replace("num_classes=3", "num_classes=2")
+    block = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)[1]
+    exec(compile(block, "first_finetune.md", "exec"), {})
+    printed = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
+    out = vit_ipu(monkeypatch, capsys, "predict", "runs/pictures", "pictures/cat/1.png", "--json")[1]
+    expected = {row["name"]: row["probability"] for row in json.loads(out)["predictions"][0]["classes"]}
+    assert {name: float(score) for name, score in printed} == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)

@@ -63,7 +63,7 @@ def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
     assert [command.split()[0] for command in commands] == ["train", "evaluate", "convert"]
     out = run(*commands[0].split(), "--set", "run.epochs=2")
     assert re.search(r"top-1 [0-9.]+ % after 7 updates", out)
-    assert "note: " not in out.replace("note: assumed for vit.safetensors", "")
+    assert "note: " not in out.replace("note: vit.safetensors does not state these settings", "")
     assert re.search(r"top-1 [0-9.]+ %, .*\n6 images, runs/pictures", run(*commands[1].split()))
     run(*commands[2].split())
     assert Path("pictures.onnx").is_file()
@@ -363,6 +363,28 @@ def test_there_are_enough_kinds_of_mistakes():
     assert len(MISTAKES) >= 40
 
 
+def test_what_is_assumed_is_noted_with_the_keys_that_change_it_and_marked_in_the_config(run, folder):
+    out = run("init", "pictures", "--model", "vit.safetensors", "--device", "cpu", "--output", "a.yaml")
+    assert (
+        "note: vit.safetensors does not state these settings, so they are assumed, as timm has them by default: 3 "
+        "attention heads, erf GELU, layer norm epsilon 1e-06, a head on the class token, pixel mean 0.5 0.5 0.5, pixel "
+        "deviation 0.5 0.5 0.5, a centre crop, a resize of the short side to 35, bicubic resizing; if one is wrong, "
+        "set it in a.yaml: model.num_heads, model.gelu, model.layer_norm_eps, data.mean, data.std, data.eval_crop, "
+        "data.eval_resize, data.interpolation\n"
+    ) in out
+    text = Path("a.yaml").read_text()
+    assert "  eval_resize: 35  # assumed: the weights do not state it\n" in text
+    assert "  interpolation: bicubic  # assumed: the weights do not state it\n" in text
+    run("convert", "vit.safetensors", "vit.pth", "--to", "torchvision")
+    out = run("init", "pictures", "--model", "vit.pth", "--trust-pickle", "--device", "cpu", "--output", "b.yaml")
+    assert "note: vit.pth does not state these settings, so they are assumed: 3 attention heads, layer norm " in out
+    text = Path("b.yaml").read_text()
+    assert "  mean: [0.485, 0.456, 0.406]  # assumed: the weights do not state it\n" in text
+    run("train", "a.yaml", "--set", "run.updates=1", "--set", "run.epochs=null", "--set", "optim.warmup_updates=0")
+    run("init", "pictures", "--model", "runs/a", "--device", "cpu", "--output", "c.yaml")
+    assert "  interpolation: bicubic  # as the weights expect\n" in Path("c.yaml").read_text()
+
+
 # ------------------------------------------------------------------------------------------- config
 
 
@@ -438,15 +460,14 @@ def test_pictures_of_many_megapixels_are_named_with_a_remedy(run, folder, name):
     assert (found["num_large"], found["largest"]) == (1, str(owl / "0.png"))
     out = run("init", name, "--device", "cpu")
     note = f"note: 1 of {found['num_train']} pictures has more than 20 megapixels, the largest {owl}/0.png with "
-    note += "5,000 x 4,001, and will take long to load: "
-    if name == "pictures":
-        note += "make them smaller, or divide the folder into train and val, and vit-ipu pack FOLDER SHARDS "
-    else:
-        note += "vit-ipu pack divided SHARDS "
-    assert f"{note}--short-side 256 makes small copies\n" in out
+    note += f"5,000 x 4,001, and will take long to load: vit-ipu pack {name} SHARDS --short-side 256"
+    assert f"{note} makes small copies, and data.source: shards with data.path: SHARDS trains from them\n" in out
     draw(owl / "1.png")
     out = run("init", name, "--device", "cpu", "--output", "y.yaml")
-    assert "--short-side 256 --background white makes small copies\n" in out
-    if name == "divided":
-        packed = run("pack", "divided", "shards", "--short-side", "256", "--background", "white")
-        assert "shards/train: " in packed
+    assert f"vit-ipu pack {name} SHARDS --short-side 256 --background white makes small copies" in out
+    packed = run("pack", name, "shards", "--short-side", "256", "--background", "white", "--workers", "1")
+    assert "shards/train: " in packed
+    settings = ["data.source=shards", "data.path=shards", "run.epochs=1", "optim.warmup_updates=0"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    trained = json.loads(run("train", "y.yaml", "--device", "cpu", *options, "--json"))
+    assert trained["num_images"] == (6 if name == "pictures" else 12)

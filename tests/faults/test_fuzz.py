@@ -27,7 +27,8 @@ from vit_ipu.data.sources.small_sets import open_fashion_mnist
 from vit_ipu.data.sources.tar_headers import scan_shard
 from vit_ipu.errors import UserError
 from vit_ipu.report.curves import curves_svg
-from vit_ipu.report.page import figures, write_report
+from vit_ipu.report.figures import figures
+from vit_ipu.report.page import write_report
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.small_files import parse_json
@@ -119,7 +120,7 @@ def read_whole_image(folder):
 
 
 def read_figures(folder):
-    figures(read_metrics(folder / "metrics.jsonl"))
+    figures(read_metrics(folder / "metrics.jsonl"), tiny_config())
 
 
 def read_shards(folder):

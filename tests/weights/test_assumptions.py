@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 import timm
 import torch
 from foreign import google_arrays, huggingface_model, mmpretrain_state, randomise
-from helpers import vit_ipu, write_config
+from helpers import vit_ipu, write_config, write_image_folder
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_weights import quiet, tiny_state
@@ -29,7 +30,7 @@ from vit_ipu.weights.translate import from_ours
 NOTE = (
     "note: assumed for w.safetensors: 3 attention heads, erf GELU, layer norm epsilon 1e-06, "
     "a head on the class token, pixel mean 0.5 0.5 0.5, pixel deviation 0.5 0.5 0.5, "
-    "a centre crop, a resize of the short side to 32, bilinear resizing; --num-heads states the heads"
+    "a centre crop, a resize of the short side to 35, bicubic resizing; --num-heads states the heads"
 )
 """What is said about a bare file of a ViT-Ti/16."""
 
@@ -47,8 +48,9 @@ def bare(empty_folder):
     """Writes w.safetensors, a bare file of a model with 6 heads, and photo.png; returns the model's probabilities."""
     model = unusual()
     save_file(model.state_dict(), "w.safetensors")
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (35, 35, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
+    pixels = pixels[2:34, 2:34]  # timm resizes to 35 = floor(32 / 0.9), and crops the centre
     with torch.no_grad():
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
         return model((images - 0.5) / 0.5).softmax(1)[0].tolist()
@@ -90,7 +92,7 @@ def test_evaluate_and_train_say_that_the_config_decides(run, bare, empty_folder,
     save_file(model.state_dict(), "w.safetensors")
     tiny = {"variant": "vit_tiny_patch16", "image_size": 32, "gelu": "tanh"}
     config = write_config(empty_folder, model=tiny, pipeline={"layers_per_ipu": None}, run={"updates": 1})
-    note = "note: assumed for {}, as in the config: 3 attention heads, tanh GELU, layer norm epsilon 1e-06, a head on"
+    note = "note: {} does not state these settings, so the config's are used: 3 attention heads, tanh GELU, layer norm "
     evaluate = ["evaluate", config, "--device", "cpu", "--checkpoint"]
     assert note.format("w.safetensors") in run(*evaluate, "w.safetensors")
     run("convert", "w.safetensors", "native", "--to", "native")
@@ -100,9 +102,10 @@ def test_evaluate_and_train_say_that_the_config_decides(run, bare, empty_folder,
         assert note.format(source) in run("train", config, "--device", "cpu", *init)
     six = note.replace("3 attention", "6 attention").format("native")
     assert six in run(*evaluate, "native", "--set", "model.num_heads=6")  # the mark is not a statement
-    assert "assumed" not in run(*evaluate, "run_native")  # the run's config states everything
+    assert "does not state" not in run(*evaluate, "run_native")  # the run's config states everything
     out = run(*evaluate, "w.safetensors", "--num-heads", "6", "--set", "model.num_heads=6")
-    assert "note: assumed for w.safetensors, as in the config: tanh GELU, " in out
+    assert "note: w.safetensors does not state these settings, so the config's are used: tanh GELU, " in out
+    assert "; if one is wrong, set model.gelu, model.layer_norm_eps, data.mean, data.std, " in out
     assert "note: model.gelu is tanh, but weights of their naming usually have erf" in out
     out = run(*evaluate, "native")
     assert "note: model.gelu is tanh, but its conversion assumed erf" in out
@@ -115,7 +118,7 @@ def test_the_config_of_a_fine_tune_can_state_heads_that_no_published_model_has(r
     tiny = {"variant": "vit_tiny_patch16", "depth": 1, "num_heads": 2, "image_size": 32, "init": "w.safetensors"}
     config = write_config(empty_folder, model=tiny, pipeline={"layers_per_ipu": None}, run={"updates": 1})
     out = run("train", config, "--device", "cpu", "--output", "run")
-    assert "note: assumed for w.safetensors, as in the config: 2 attention heads, " in out
+    assert "note: w.safetensors does not state these settings, so the config's are used: 2 attention heads, " in out
 
 
 def test_predict_says_what_an_ipu_computes_differently(run, empty_folder):
@@ -126,6 +129,36 @@ def test_predict_says_what_an_ipu_computes_differently(run, empty_folder):
     assert "note: gelu is tanh on ipu-sim, but the model was trained with erf" in out
     assert "note: layer_norm_eps is 1e-06 on ipu-sim, but the model was trained with 1e-12" in out
     assert "note" not in run("predict", "run", image, "--device", "cpu")
+
+
+def test_init_says_nothing_about_weights_that_state_everything(run, empty_folder):
+    _, folder = huggingface_model("tiny", 16, 32, empty_folder)
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    write_image_folder(empty_folder, splits=["pictures"], count=10)
+    assert "does not state" not in run("init", "pictures", "--model", folder, "--device", "cpu")
+
+
+@pytest.mark.parametrize(("side", "resize"), [(32, 35), (224, 248), (240, 252), (256, 269), (384, 384), (518, 518)])
+def test_the_pixels_of_a_bare_file_of_timms_are_timms_defaults(tmp_path, side, resize):
+    """Compares with timm's `_cfg`, and for the sides of published models with these models' own `default_cfg`."""
+    patch = 14 if side == 518 else 16
+    shape = {"patch_size": patch, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 5}
+    save_file(timm.models.VisionTransformer(img_size=side, **shape).state_dict(), str(tmp_path / "w.safetensors"))
+    metadata = read_weights(str(tmp_path / "w.safetensors")).metadata
+    names = {
+        240: "vit_base_patch16_plus_240",
+        256: "vit_base_patch32_plus_256",
+        384: "vit_base_patch16_384",
+        518: "vit_base_patch14_dinov2",
+    }
+    theirs = timm.models.vision_transformer._cfg()
+    if side in names:
+        theirs = timm.get_pretrained_cfg(names[side]).to_dict()
+    assert (metadata.interpolation, metadata.eval_crop) == (theirs["interpolation"], "center")
+    assert (metadata.eval_resize or side) == math.floor(side / theirs["crop_pct"]) == resize
+    if side != 518:  # DINOv2 has ImageNet's mean, and its tensors look like timm's others
+        assert (metadata.mean, metadata.std) == (theirs["mean"], theirs["std"])
 
 
 # --------------------------------------------------------------------------- heads that must be given

@@ -13,12 +13,10 @@ from foreign import assert_same_logits, google_arrays, native_model, randomise
 from safetensors.torch import save_file
 from tiny_weights import quiet, tiny_state
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.errors import CheckpointError, UserError
 from vit_ipu.weights import export_formats
 from vit_ipu.weights.describe import model_config
 from vit_ipu.weights.export import convert
-from vit_ipu.weights.export_configs import _TIMM_VARIANTS, timm_name
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours, recognise, to_ours
@@ -182,14 +180,6 @@ def test_a_target_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot write .*x.pth: .enforce fail .* open file failed$"):
         convert(str(tmp_path / "w.safetensors"), tmp_path / "x.pth", "torchvision", num_heads=2, notify=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_a_timm_folder_needs_a_model_that_timm_has():
-    assert timm_name(ModelConfig(variant="vit_large_patch14")) == "vit_large_patch14_224"
-    for config in (ModelConfig(variant="vit_tiny_patch14"), ModelConfig(variant="vit_tiny_patch16", mlp_ratio=3.0)):
-        with pytest.raises(CheckpointError, match="timm has no model of width 192"):
-            timm_name(config)
-    assert all(timm.is_model(f"{name}_224") for name in _TIMM_VARIANTS)
 
 
 def test_convert_leaves_the_head_out_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -82,7 +82,6 @@ TARGETS = [
     ("out", "google", "a google file ends in .npz"),
     ("out.pth", "huggingface", "huggingface is written as a folder, without a suffix"),
     ("out.npz", "timm", "timm is written as a folder or as a file that ends in .safetensors or"),
-    ("out", "timm", "timm has no model of width 32, depth 4 and patch size 7"),
 ]
 
 

@@ -73,7 +73,9 @@ def convert(
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Images in train/CLASS and val/CLASS, or ImageNet.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Images in train/CLASS and val/CLASS, or in CLASS; or ImageNet.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder for the shards.")],
     short_side: Annotated[
         Optional[int],

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from vit_ipu.cli.json_output import print_json
 from vit_ipu.text import counted
@@ -24,7 +24,8 @@ def print_conversion(
     """Prints the source and the target of a conversion, and the repository that it was uploaded to."""
     num_parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     if as_json:
-        values = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to, "push": push}
+        values: Dict[str, Any] = {"source": weights.source, "origin": weights.origin, "target": str(target), "to": to}
+        values.update({"push": push}, **({"load": _code_that_loads(weights, target)} if to == "timm" else {}))
         assumed = list(weights.metadata.assumed)
         print_json(dict(values, num_parameters=num_parameters, num_classes=weights.num_classes, assumed=assumed))
     else:
@@ -33,6 +34,17 @@ def print_conversion(
             f"{counted(weights.num_classes, 'class', 'classes')}) "
             f"written as {to} to {target}{f' and uploaded as {push}' if push else ''}"
         )
+        if to == "timm":
+            console.print(f"load it with: {_code_that_loads(weights, target)}")
+
+
+def _code_that_loads(weights: Weights, target: Path) -> str:
+    """Returns the Python code that loads an export for timm."""
+    from vit_ipu.weights.describe import model_config
+    from vit_ipu.weights.timm_code import timm_call
+
+    place = {"folder": str(target)} if target.is_dir() else {"file": str(target)}
+    return timm_call(model_config(weights, headless=True), weights.num_classes, **place)
 
 
 def print_packed(console: Console, target: Path, packed: Dict[str, PackedSplit], *, as_json: bool) -> None:

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 FIRST, SECOND, INK, GRID, ON_BAR = "#2f6bb0", "#b85c00", "#222222", "#dddddd", "#ffffff"
 """Colours that pictures are drawn with."""
+COMPARED = (
+    "#2f7fd0",
+    "#cc6a10",
+    "#2f9a4a",
+    "#d6453d",
+    "#9467d8",
+    "#15918c",
+    "#cf4fa0",
+    "#a0703c",
+    "#7d828a",
+    "#8a8a10",
+)
+"""Colours of the runs of a comparison; each has a contrast of at least 3 to a light and to a dark screen."""
 VARIABLES = {
     FIRST: f"var(--first, {FIRST})",
     SECOND: f"var(--second, {SECOND})",

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
+from vit_ipu.config import Config
 from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.report.curves import comparison_svg
+from vit_ipu.report.figures import figures
 from vit_ipu.report.layout import page, scrolled, section, table
-from vit_ipu.report.page import config_of, device_of, environment_of, figures
+from vit_ipu.report.page import config_of, device_of, environment_of
 from vit_ipu.report.settings import all_settings
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.metrics import read_metrics
@@ -24,8 +26,9 @@ def write_comparison(folders: Sequence[RunFolder], target: Path) -> None:
     environments = [environment_of(folder) for folder in folders]
     runs = named_metrics(folders)
     names, metrics = [name for name, _ in runs], [lines for _, lines in runs]
-    results = _side_by_side([_results(*pair) for pair in zip(environments, metrics)])
-    settings = [all_settings(config_of(folder)) for folder in folders]
+    configs = [config_of(folder) for folder in folders]
+    results = _side_by_side([_results(*of_one) for of_one in zip(environments, configs, metrics)])
+    settings = [all_settings(config) for config in configs]
     differing = [row for row in _side_by_side(settings) if len(set(row[1:])) > 1]
     sections = [
         section("Results", scrolled("Results", table(results, head=("result", *names)))),
@@ -59,10 +62,10 @@ def named_metrics(folders: Sequence[RunFolder]) -> List[Tuple[str, List[Dict[str
     return [(name, read_metrics(folder.metrics)) for name, folder in zip(names, folders)]
 
 
-def _results(environment: Dict[str, Any], metrics: List[Dict[str, Any]]) -> Dict[str, Any]:
+def _results(environment: Dict[str, Any], config: Config, metrics: List[Dict[str, Any]]) -> Dict[str, Any]:
     evaluations = [line for line in metrics if "top1" in line]
     best = max(evaluations, key=lambda line: float(line["top1"]), default=None)
-    rows = {"Device": device_of(environment), **dict(figures(metrics))}
+    rows = {"Device": device_of(environment), **dict(figures(metrics, config, simulated=environment["simulated"]))}
     if best is not None:
         rows["Best top-1"] = f"{best['top1']:.2f} % at update {best['update']:,}"
     return rows

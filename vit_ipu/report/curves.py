@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
-from vit_ipu.report.colors import FIRST, INK, SECOND
+from vit_ipu.report.colors import COMPARED, FIRST, INK, SECOND
 from vit_ipu.report.drawing import Picture, draw_grid, finish_axes, for_file, for_page, new_figure, plain_text
 
 Metrics = Sequence[Dict[str, Any]]
 _KEYS = {"loss": "Loss (nats)", "top1": "Top-1 (%)", "learning_rate": "Learning rate", "images_per_second": "Images/s"}
 """What runs are compared by."""
-_LINES = ("-", "--", ":", "-.")
-"""Styles of lines, for every ten runs another one."""
-
+_DASHES: Tuple[Tuple[float, ...], ...] = (
+    (),
+    (5, 2),
+    (1.2, 1.8),
+    (7, 2, 1.2, 2),
+    (11, 3),
+    (7, 2, 1.2, 2, 1.2, 2),
+    (3, 4),
+)
+"""Dashes and gaps of the lines of compared runs, in widths of the line: runs are told apart without their colours."""
+_MARKERS = "os^DvPX"
+"""Markers of the points of compared runs, where there are few: one for each of _DASHES."""
 
 _LARGEST = 1e300
 """Size of a value up to which matplotlib can draw an axis that has the value."""
@@ -55,7 +64,7 @@ def curve_pictures(metrics: Metrics, title: str, *, best: Optional[int], simulat
 
 
 def comparison_svg(runs: Sequence[Tuple[str, Metrics]]) -> str:
-    """Returns the curves of several named runs over updates, as SVG, in a colour for each."""
+    """Returns the curves of several named runs over updates, as SVG: each run has a colour and a pattern of dashes."""
     figure = new_figure(10, 6)
     for axes, key in zip(figure.subplots(2, 2).flat, _KEYS):
         _compare(axes, key, runs)
@@ -82,19 +91,21 @@ def _draw(axes: Any, name: str, metrics: Metrics, best: Optional[int]) -> None:
 
 def _compare(axes: Any, key: str, runs: Sequence[Tuple[str, Metrics]]) -> None:
     for number, (name, metrics) in enumerate(runs):
-        style = {"marker": "o" if key == "top1" else "", "linestyle": _LINES[number // 10 % len(_LINES)]}
-        _plot(axes, metrics, key, plain_text(name), f"C{number % 10}", **style)
-    _finish(axes, _KEYS[key])
+        kind = number % len(_DASHES)
+        has_few = key == "top1" or sum(key in line for line in metrics) == 1
+        style = {"marker": _MARKERS[kind] if has_few else "", "dashes": _DASHES[kind]}
+        _plot(axes, metrics, key, plain_text(name), COMPARED[number % len(COMPARED)], **style)
+    _finish(axes, _KEYS[key], handlelength=4.5)  # long enough for a pattern of dashes
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Any, title: str, *, handlelength: float = 2.0) -> None:
     axes.set_xlabel("update", color=INK)
     axes.xaxis.get_major_locator().set_params(integer=True)
     draw_grid(axes)
-    finish_axes(axes, title)
+    finish_axes(axes, title, handlelength=handlelength)
 
 
-def _plot(axes: Any, metrics: Metrics, key: str, label: Optional[str], color: str, **style: str) -> None:
+def _plot(axes: Any, metrics: Metrics, key: str, label: Optional[str], color: str, **style: Any) -> None:
     points = [(line["update"], _drawable(line[key])) for line in metrics if key in line]
     if points:
         axes.plot(*zip(*points), color=color, label=label, markersize=4, linewidth=1.4, **style)

@@ -50,15 +50,15 @@ def plain_text(text: str) -> str:
     return "\u200b" + escaped(text).replace("$", r"\$")
 
 
-def finish_axes(axes: Any, title: str) -> None:
-    """Gives axes the title, and the colours and lines of the report."""
+def finish_axes(axes: Any, title: str, *, handlelength: float = 2.0) -> None:
+    """Gives axes the title, and the colours and lines of the report; `handlelength` is that of the legend's lines."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.patch.set_alpha(0)
     axes.tick_params(colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(INK)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=INK, handlelength=handlelength)
 
 
 def draw_grid(axes: Any, axis: str = "both") -> None:

@@ -12,6 +12,7 @@ from vit_ipu.errors import UserError
 from vit_ipu.files import write_whole
 from vit_ipu.pipeline import BatchPlan, num_cycles, place_units, utilisation
 from vit_ipu.report.curves import curves_svg
+from vit_ipu.report.figures import figures
 from vit_ipu.report.layout import cell, page, scrolled, section, table
 from vit_ipu.report.memory import memory_table
 from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
@@ -19,9 +20,9 @@ from vit_ipu.report.shown_evaluation import ShownEvaluation, shown_evaluation
 from vit_ipu.report.timetable import timetable_svg
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import LastEvaluation
-from vit_ipu.runs.metrics import read_metrics, sum_of_overflows
+from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.small_files import read_text
-from vit_ipu.text import Notify, counted, escaped, reason_of
+from vit_ipu.text import Notify, escaped, reason_of
 from vit_ipu.weights.native import best_update, load_description
 
 _MOST_SKIPPED = 50
@@ -42,7 +43,7 @@ def write_report(folder: RunFolder, target: Optional[Path] = None, *, notify: No
         notify(f"note: {shown.missing}")
     sections = [
         _notice(environment),
-        table(figures(metrics, _total_updates(folder))),
+        table(figures(metrics, config, total_updates=_total_updates(folder), simulated=environment["simulated"])),
         _predictions(shown),
         section("Curves", _curves(metrics, best_update(folder.path)) + _note_on_loss(config)),
         section("Pipeline", _pipeline(config)) if ran_on_ipus(environment) else "",
@@ -93,34 +94,6 @@ def _total_updates(folder: RunFolder) -> Optional[int]:
         return None if trained is None else trained.config.total_updates(trained.num_train)
     except UserError:  # the checkpoint is damaged
         return None
-
-
-def figures(metrics: List[Dict[str, Any]], total_updates: Optional[int] = None) -> List[Tuple[str, str]]:
-    """Returns the rows of the table of results: the last evaluation, the last training loss, and the overflows.
-
-    `total_updates` of the complete run are named beside those of a run that has ended before.
-    """
-    steps = [line for line in metrics if "loss" in line]
-    evaluations = [line for line in metrics if "top1" in line]
-    rows = []
-    if evaluations:
-        last = evaluations[-1]
-        is_earlier = steps and last["update"] < steps[-1]["update"]
-        where = f" at update {last['update']:,}" if is_earlier else ""
-        rows.append((f"Top-1, top-5{where}", f"{last['top1']:.2f} %, {last['top5']:.2f} %"))
-        if evaluations[0]["update"] == 0:
-            rows.append(("Top-1 before training", f"{evaluations[0]['top1']:.2f} %"))
-        rows.append(("Held-out loss", f"{last['evaluation_loss']:.4f}"))
-    if steps:
-        last = steps[-1]
-        ended_before = total_updates is not None and last["update"] < total_updates
-        of_all = f" of {total_updates:,}" if ended_before else ""
-        rows.append(("Updates, samples", f"{last['update']:,}{of_all}, {last['samples']:,}"))
-        rows.append(("Training loss", f"{last['loss']:.4f}"))
-    overflows = sum_of_overflows(metrics)
-    if overflows is not None:
-        rows.append(("Float16 overflows", f"{counted(overflows, 'value')} became 65504"))
-    return rows
 
 
 def _predictions(shown: ShownEvaluation) -> str:

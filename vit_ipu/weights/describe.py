@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.errors import CheckpointError
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
+from vit_ipu.weights.namings import TIMM
 from vit_ipu.weights.native import ModelDescription, Preprocessing
 from vit_ipu.weights.read import Weights
 from vit_ipu.weights.timm_models import PLAIN_VITS
@@ -136,8 +138,28 @@ def assumed_values(description: ModelDescription) -> str:
 def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig) -> List[str]:
     """Returns the note on the settings that the weights do not state, and that are therefore the config's."""
     pixels = Preprocessing(data.mean, data.std, data.eval_resize, data.interpolation, data.eval_crop)
-    values = _assumed_values(weights.metadata.assumed, model, pixels)
-    return [f"assumed for {weights.source}, as in the config: {values}"] if values else []
+    assumed = weights.metadata.assumed
+    if not assumed:
+        return []
+    values = _assumed_values(assumed, model, pixels)
+    unstated = f"{weights.source} does not state these settings"
+    return [f"{unstated}, so the config's are used: {values}; if one is wrong, set {_keys(assumed)}"]
+
+
+def assumptions_in_new_config(weights: Weights, description: ModelDescription, config: Path) -> List[str]:
+    """Returns the note on the settings that are assumed in a config that is being written to a file."""
+    values, keys = assumed_values(description), _keys(description.assumed)
+    if not values:
+        return []
+    defaults = ", as timm has them by default" if weights.origin == TIMM.name else ""
+    unstated = f"{weights.source} does not state these settings"
+    return [f"{unstated}, so they are assumed{defaults}: {values}; if one is wrong, set it in {config}: {keys}"]
+
+
+def _keys(assumed: Tuple[str, ...]) -> str:
+    """Returns the keys of a config for the settings that it can state; no key is for the pooling."""
+    sections = {name: "model" if name in ("num_heads", "gelu", "layer_norm_eps") else "data" for name in assumed}
+    return ", ".join(f"{section}.{name}" for name, section in sections.items() if name != "pooling")
 
 
 def _assumed_values(assumed: Tuple[str, ...], model: ModelConfig, pixels: Preprocessing) -> str:

@@ -17,7 +17,7 @@ from vit_ipu.text import Notify
 from vit_ipu.weights.completeness import measured_shape
 from vit_ipu.weights.describe import assumptions, describe, published_heads, with_heads, without_head
 from vit_ipu.weights.export_formats import FILE_SUFFIXES, FOLDERS, FORMATS, PICKLES, WRITERS, Export
-from vit_ipu.weights.model_card import RunFacts, model_card
+from vit_ipu.weights.model_card import LIBRARIES, RunFacts, model_card
 from vit_ipu.weights.namings import NAMINGS
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
 from vit_ipu.weights.read import Weights, read_weights
@@ -40,9 +40,9 @@ def convert(
 
     `num_heads` are the attention heads of weights that do not state them. `notify` receives a note on settings that
     had to be assumed, which are marked so in the target, and on settings that the format cannot store. `features`
-    leaves out the head and the representation layer: weights to start from. A Hugging Face export has a model card:
-    `facts_of` returns what is known of the training of the checkpoint at a path, and `card_name` is the name by which
-    the card's example loads the model, the target's if not given. An existing target is not overwritten.
+    leaves out the head and the representation layer: weights to start from. A folder for transformers or timm has a
+    model card: `facts_of` returns what is known of the training of the checkpoint at a path, and `card_name` is the
+    name by which the card's example loads the model, the target's if not given. An existing target is not overwritten.
     Raises UserError for a wrong target, and CheckpointError for weights that cannot be read, or that the format cannot
     store.
     """
@@ -52,10 +52,11 @@ def convert(
     if features:
         weights = without_head(weights)
     export = Export(weights.tensors, describe(weights, headless=features))
-    if to == "huggingface":
-        export = replace(export, card=_card(export, weights, card_name or target.name, facts_of(weights.path)))
-    _check_assumptions_can_be_marked(export, to, source)
     as_file = bool(target.suffix) and target.suffix in FILE_SUFFIXES[to]
+    if to in LIBRARIES and not as_file:
+        card = _card(export, weights, to, card_name or target.name, facts_of(weights.path))
+        export = replace(export, card=card)
+    _check_assumptions_can_be_marked(export, to, source)
     notes = assumptions(source, export.description) + unsupported_settings(export.model, to, as_file=as_file)
     notes += _unstated_heads(export, to, target) + unsupported_description(export.description, to, as_file=as_file)
     for note in notes:
@@ -73,10 +74,11 @@ def convert(
     return weights
 
 
-def _card(export: Export, weights: Weights, name: str, facts: RunFacts) -> str:
+def _card(export: Export, weights: Weights, to: str, name: str, facts: RunFacts) -> str:
     size = sum(tensor.numel() for tensor in export.tensors.values())
     origin, source = weights.origin, weights.source
-    return model_card(name, export.description, num_parameters=size, source=source, origin=origin, facts=facts)
+    description = export.description
+    return model_card(name, description, to=to, num_parameters=size, source=source, origin=origin, facts=facts)
 
 
 def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:

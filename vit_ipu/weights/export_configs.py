@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from vit_ipu.config import ModelConfig
-from vit_ipu.errors import CheckpointError
-from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.folder_configs import HIDDEN_ACT
 from vit_ipu.weights.image_processors import RESAMPLE
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
+from vit_ipu.weights.timm_code import timm_model
 
 
 def huggingface_config(description: ModelDescription) -> Dict[str, Any]:
@@ -64,12 +62,13 @@ def huggingface_pixels(description: ModelDescription) -> Dict[str, Any]:
 def timm_config(description: ModelDescription) -> Dict[str, Any]:
     """Returns the config.json of a folder that `timm.create_model("local-dir:FOLDER")` reads."""
     model, data = description.model, description.preprocessing
+    name, arguments = timm_model(model)
     return {
-        "architecture": timm_name(model),
+        "architecture": name,
         "num_classes": model.num_classes,
         "num_features": model.width,
         "label_names": list(description.classes),
-        "model_args": {"img_size": model.image_size, **({"act_layer": "gelu_tanh"} if model.gelu == "tanh" else {})},
+        "model_args": dict(arguments, img_size=model.image_size),
         "pretrained_cfg": {
             "input_size": [3, model.image_size, model.image_size],
             "fixed_input_size": True,
@@ -83,18 +82,3 @@ def timm_config(description: ModelDescription) -> Dict[str, Any]:
             "classifier": "head",
         },
     }
-
-
-_TIMM_VARIANTS = ["vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16", "vit_base_patch32"]
-_TIMM_VARIANTS += ["vit_large_patch14", "vit_large_patch16", "vit_large_patch32", "vit_huge_patch14"]
-
-
-def timm_name(model: ModelConfig) -> str:
-    """Returns timm's model of this shape. Raises CheckpointError if timm has none: then only a file can be written."""
-    for variant in _TIMM_VARIANTS:
-        if model.mlp_ratio == 4 and all(getattr(model, key) == value for key, value in VARIANTS[variant].items()):
-            return f"{variant}_224"
-    raise CheckpointError(
-        f"timm has no model of width {model.width}, depth {model.depth} and patch size {model.patch_size} with "
-        f"{model.num_heads} attention heads: write a file, such as model.safetensors"
-    )

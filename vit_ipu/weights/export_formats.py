@@ -42,7 +42,7 @@ class Export:
     """Tensors by this program's names."""
     description: ModelDescription
     card: Optional[str] = None
-    """Text of the README.md that a Hugging Face export has."""
+    """Text of the README.md that a folder for transformers or timm has."""
 
     @property
     def model(self) -> ModelConfig:
@@ -63,6 +63,7 @@ def _write_timm(export: Export, path: Path) -> None:
     path.mkdir()
     _save(export, "timm", path / "model.safetensors")
     _write_json(path / "config.json", timm_config(export.description))
+    _write_card(export, path)
 
 
 def _write_huggingface(export: Export, path: Path) -> None:
@@ -70,8 +71,12 @@ def _write_huggingface(export: Export, path: Path) -> None:
     _save(export, "huggingface", path / "model.safetensors")
     _write_json(path / "config.json", huggingface_config(export.description))
     _write_json(path / "preprocessor_config.json", huggingface_pixels(export.description))
+    _write_card(export, path)
+
+
+def _write_card(export: Export, folder: Path) -> None:
     if export.card is not None:
-        (path / "README.md").write_text(export.card, encoding="utf-8")
+        (folder / "README.md").write_text(export.card, encoding="utf-8")
 
 
 def _write_torchvision(export: Export, path: Path) -> None:

@@ -72,15 +72,23 @@ def metadata_of(description: ModelDescription) -> WeightsMetadata:
 
 
 def read_metadata(
-    file: Path, naming: Naming, stored: Dict[str, Any], config: Optional[FolderConfig]
+    file: Path, naming: Naming, stored: Dict[str, Any], config: Optional[FolderConfig], *, side: int
 ) -> WeightsMetadata:
-    """Returns the metadata of the weights in `file`.
+    """Returns the metadata of the weights in `file`, of a model for images of `side` pixels.
 
     The sources are, each stronger than the one before: the naming, what `config`'s library fixes, `stored` (what the
     file holds beside its tensors), and what `config` states. Raises CheckpointError if the file's part is damaged.
     """
     assumed = tuple(name for name in ASSUMABLE if name not in naming.fixes)
-    metadata = WeightsMetadata(naming.layer_norm_eps, naming.gelu, naming.mean, naming.std, assumed=assumed)
+    metadata = WeightsMetadata(
+        naming.layer_norm_eps,
+        naming.gelu,
+        naming.mean,
+        naming.std,
+        eval_resize=naming.eval_resize(side),
+        interpolation=naming.interpolation,
+        assumed=assumed,
+    )
     if config is not None:
         metadata = metadata.knowing(**config.implied)
     marked: Tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""README.md of a Hugging Face export: a model card with what is known of a model, and nothing else.
+"""README.md of a folder for transformers or timm: a model card with what is known of a model, and nothing else.
 
 The form of the YAML at its start is the hub's (huggingface_hub, docs "Model cards": library_name, pipeline_tag,
 base_model, model-index). Where a fact is not known, the card says nothing, or that it is not known.
@@ -17,12 +17,32 @@ import yaml
 from vit_ipu import __version__
 from vit_ipu.config import Config
 from vit_ipu.config_file import changed_settings
-from vit_ipu.config_sections.colors import color_text
+from vit_ipu.config_sections.colors import Rgb, color_text
 from vit_ipu.text import counted, escaped
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumed_values
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
+from vit_ipu.weights.timm_code import TIMM_EPSILON, timm_call
 
+
+@dataclass(frozen=True)
+class Library:
+    """A library that reads an exported folder."""
+
+    name: str
+    pixels_file: str
+    """File of the folder that states how an image becomes pixels."""
+    transform: str
+    """What of the library follows it."""
+    class_names: str
+    """Key of config.json that has the names of the classes."""
+
+
+LIBRARIES = {
+    "huggingface": Library("transformers", "preprocessor_config.json", "transformers' image processor", "id2label"),
+    "timm": Library("timm", "config.json", "`timm.data.create_transform`", "label_names"),
+}
+"""By the format of the export."""
 MOST_CLASSES = 100
 """Classes up to which the card lists all names; of more classes it lists this many and says where the others are."""
 _PUNCTUATION = re.compile(r"([\\`*\[\]<>#|~&$:@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.)", re.IGNORECASE)
@@ -61,24 +81,32 @@ class RunFacts:
 
 
 def model_card(
-    name: str, description: ModelDescription, *, num_parameters: int, source: str, origin: str, facts: RunFacts
+    name: str,
+    description: ModelDescription,
+    *,
+    to: str = "huggingface",
+    num_parameters: int,
+    source: str,
+    origin: str,
+    facts: RunFacts,
 ) -> str:
     """Returns the text of README.md.
 
-    `name` is what `transformers` loads: the folder, or OWNER/NAME of the hub. `source` and `origin` are those of the
-    weights that were exported: only a name on the hub is shown, never a path of this machine.
+    `name` is what the library loads: the folder, or OWNER/NAME of the hub. `to` is a key of LIBRARIES. `source` and
+    `origin` are those of the weights that were exported: only a name on the hub is shown, never a path of this
+    machine.
     """
     sections = [
         f"# {markdown(name)}",
         _introduction(description, source, origin),
-        _model(description, num_parameters),
-        _classes(description),
+        _model(description, LIBRARIES[to], num_parameters),
+        _classes(description, LIBRARIES[to]),
         _training(description, facts),
         _results(facts),
-        _usage(name, description),
+        _usage(name, description, to),
         _versions(facts),
     ]
-    front = _front_matter(name, description, source, facts)
+    front = _front_matter(name, description, LIBRARIES[to], source, facts)
     return front + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -96,9 +124,9 @@ def _code(text: str, language: str) -> str:
 # -------------------------------------------------------------------------------------------- sections
 
 
-def _front_matter(name: str, description: ModelDescription, source: str, facts: RunFacts) -> str:
+def _front_matter(name: str, description: ModelDescription, library: Library, source: str, facts: RunFacts) -> str:
     values: Dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": library.name,
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "vit", "vit_ipu"],
     }
@@ -144,7 +172,7 @@ def _introduction(description: ModelDescription, source: str, origin: str) -> st
     return f"{kind}, fine-tuned from {start} with vit_ipu."
 
 
-def _model(description: ModelDescription, num_parameters: int) -> str:
+def _model(description: ModelDescription, library: Library, num_parameters: int) -> str:
     model, pixels = description.model, description.preprocessing
     shape = {key: getattr(model, key) for key in ("width", "depth", "num_heads", "patch_size")}
     variant = next((name for name, values in VARIANTS.items() if values == shape and model.mlp_ratio == 4), None)
@@ -161,7 +189,7 @@ def _model(description: ModelDescription, num_parameters: int) -> str:
         ("outputs", f"{description.problem_type}: {counted(len(description.classes), 'class', 'classes')}"),
     ]  # fmt: skip
     text = "## Model\n\n" + _table(("", ""), rows)
-    text += "\n\n`preprocessor_config.json` states the same, and transformers' image processor follows it"
+    text += f"\n\n`{library.pixels_file}` states the same, and {library.transform} follows it"
     text += (
         "." if pixels.background is None else ", but for transparent images: lay them on the colour first, as below."
     )
@@ -171,11 +199,11 @@ def _model(description: ModelDescription, num_parameters: int) -> str:
     return text
 
 
-def _classes(description: ModelDescription) -> str:
+def _classes(description: ModelDescription, library: Library) -> str:
     names = description.classes
     shown = [(str(label), markdown(name)) for label, name in enumerate(names[:MOST_CLASSES])]
     more = len(names) - len(shown)
-    rest = f"\n\n{more:,} more are in `id2label` of `config.json`." if more else ""
+    rest = f"\n\n{more:,} more are in `{library.class_names}` of `config.json`." if more else ""
     return "## Classes\n\n" + _table(("output", "class"), shown) + rest
 
 
@@ -233,26 +261,57 @@ def _results(facts: RunFacts) -> str:
     return f"## Results\n\n{_table(('measure', 'value'), rows)}\n\n{by}"
 
 
-def _usage(name: str, description: ModelDescription) -> str:
+def _usage(name: str, description: ModelDescription, to: str) -> str:
+    lines = _timm_code(name, description) if to == "timm" else _transformers_code(name, description)
+    note = "" if description.problem_type == ONE_CLASS else f"\n\nThe model is one of {description.problem_type}."
+    if to == "timm":
+        call = timm_call(description.model, len(description.classes), file=f"{name}/model.safetensors")
+        note += f"\n\nThe weights alone, without `config.json`, are loaded by:\n\n{_code(call, 'python')}"
+    return "## Use\n\n" + _code("\n".join(lines), "python") + note
+
+
+def _transformers_code(name: str, description: ModelDescription) -> List[str]:
     background, photo = description.preprocessing.background, '"photo.jpg"'
     lines = ["from transformers import pipeline", ""]
     if background is not None:
         photo = "photo"
-        lines = [
-            "from PIL import Image",
-            *lines,
-            'drawing = Image.open("photo.png").convert("RGBA")',
-            f'photo = Image.new("RGBA", drawing.size, {(*background, 255)})',
-            "photo.alpha_composite(drawing)",
-            'photo = photo.convert("RGB")',
-        ]
-    lines += [
+        lines = ["from PIL import Image", *lines, *_on_background(background)]
+    return [
+        *lines,
         f'classify = pipeline("image-classification", model={json.dumps(name)})',
         f"for found in classify({photo}):",
         '    print(found["label"], found["score"])',
     ]
-    note = "" if description.problem_type == ONE_CLASS else f"\n\nThe model is one of {description.problem_type}."
-    return "## Use\n\n" + _code("\n".join(lines), "python") + note
+
+
+def _timm_code(name: str, description: ModelDescription) -> List[str]:
+    background = description.preprocessing.background
+    one_class = description.problem_type == ONE_CLASS
+    opened = ['photo = Image.open("photo.jpg").convert("RGB")'] if background is None else _on_background(background)
+    return [
+        *([] if description.model.layer_norm_eps == TIMM_EPSILON else ["import functools", ""]),
+        "import timm",
+        "import torch",
+        "from PIL import Image",
+        "",
+        *opened,
+        f"model = {timm_call(description.model, len(description.classes), folder=name)}.eval()",
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        "with torch.no_grad():",
+        f"    scores = model(transform(photo)[None]){'.softmax(1)' if one_class else '.sigmoid()'}[0]",
+        f"for score, label in zip(*scores.topk({min(5, len(description.classes))})):",
+        '    print(model.pretrained_cfg["label_names"][label], float(score))',
+    ]
+
+
+def _on_background(background: Rgb) -> List[str]:
+    """Returns the lines that lay an image with transparency on a colour."""
+    return [
+        'drawing = Image.open("photo.png").convert("RGBA")',
+        f'photo = Image.new("RGBA", drawing.size, {(*background, 255)})',
+        "photo.alpha_composite(drawing)",
+        'photo = photo.convert("RGB")',
+    ]
 
 
 def _versions(facts: RunFacts) -> str:

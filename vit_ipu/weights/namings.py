@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import floor
 from typing import Dict, List, Mapping, Optional, Pattern, Sequence, Tuple, Union
 
 from torch import Tensor
+
+from vit_ipu.weights import timm_models
 
 _NUMBER = r"(0|[1-9][0-9]{0,3})"
 """Pattern of a block's number: no leading zeros and at most four digits, which bounds the work for a hostile file."""
@@ -48,6 +51,11 @@ class Naming:
     gelu: str = "erf"
     mean: Tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: Tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    """Side of the images as a share of the short side before the centre crop."""
+    crops: Mapping[int, float] = field(default_factory=dict)
+    """That share by the side of the images, where it is another one."""
     fixes: Tuple[str, ...] = ()
     """Settings, of native.ASSUMABLE, that the library's code fixes for every model: the naming states them."""
     has_pre_logits: bool = True
@@ -63,6 +71,11 @@ class Naming:
                     numbered = re.escape(leaf).replace(r"\{\}", _NUMBER)
                     pattern = re.compile(f"^{numbered}$")
                     self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
+
+    def eval_resize(self, side: int) -> Optional[int]:
+        """Returns the short side in pixels before the centre crop of images of this side; None: the side itself."""
+        resized = floor(side / self.crops.get(side, self.crop))
+        return None if resized == side else resized
 
     def ours(self, key: str) -> Optional[Tuple[str, Optional[int]]]:
         """Returns our name for a key after aliases, and which third the key is; None for a key of another naming."""
@@ -121,6 +134,9 @@ TIMM = Naming(
         (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
     ),
     ignored=r"(mask_token|masked_embed)$",  # of DINOv2, and of iBOT
+    interpolation=timm_models.INTERPOLATION,
+    crop=timm_models.CROP,
+    crops=timm_models.CROPS,
     has_pre_logits=False,  # since timm 0.6
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
 from vit_ipu.weights.choose import has_usual_name, is_index, weight_file
-from vit_ipu.weights.completeness import require_stated_shape, require_whole, with_zero_biases
+from vit_ipu.weights.completeness import measured_shape, require_stated_shape, require_whole, with_zero_biases
 from vit_ipu.weights.fetch import locate, split_part
 from vit_ipu.weights.folder_configs import FolderConfig, read_folder_config, read_training_arguments, with_remedy
 from vit_ipu.weights.layouts import flax_heads
@@ -84,7 +84,8 @@ def read_weights(
     if config is not None:
         with with_remedy(file, config.path):
             require_stated_shape(tensors, config.shape, config.path)
-    metadata = read_metadata(file, naming, stored.metadata, config)
+    side = measured_shape(tensors)["image_size"]
+    metadata = read_metadata(file, naming, stored.metadata, config, side=side)
     if naming.flax and any(key.startswith(IMAGE_TOWERS) for key in stored.tensors) and "head.weight" in tensors:
         metadata = replace(metadata, embedding=len(tensors["head.weight"]))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}

@@ -74,8 +74,12 @@ def plain_vit(architecture: str) -> Optional[TimmShape]:
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CROPS = {224: 0.9, 384: 1.0, 518: 1.0}
-"""timm's crop_pct by the side of the images; 0.95 for other sides."""
+CROPS = {160: 0.95, 240: 0.95, 256: 0.95, 384: 1.0, 518: 1.0}
+"""timm's crop_pct of its plain ViTs by the side of their images, where it is not CROP."""
+CROP = 0.9
+"""timm's crop_pct of a ViT whose own `default_cfg` does not state another one: `_cfg` in `vision_transformer.py`."""
+INTERPOLATION = "bicubic"
+"""timm's filter of such a ViT."""
 
 
 def default_pixels(architecture: str) -> Optional[TimmPixels]:
@@ -90,4 +94,4 @@ def default_pixels(architecture: str) -> Optional[TimmPixels]:
     side = int(number.group(1)) if number else others.get(architecture.partition("_")[0], 518)  # 518: dinov2
     is_facebooks = architecture.startswith("deit") or architecture.endswith("_dinov2")
     mean, std = _IMAGENET if is_facebooks or architecture == "vit_small_patch8_224" else _HALF  # the latter is DINO's
-    return TimmPixels(mean, std, _CROPS.get(side, 0.95), "bicubic", side)
+    return TimmPixels(mean, std, CROPS.get(side, CROP), INTERPOLATION, side)

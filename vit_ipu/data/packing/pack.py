@@ -1,9 +1,10 @@
 """Packs a folder of images into tar shards that any number of hosts read quickly.
 
-TARGET/train and TARGET/val each get shards in webdataset's layout (KEY.jpg and KEY.cls; the class names are in
-classes.txt), index.json for people and for --verify, and index.npz with the position of each image. The images are
-shuffled by a fixed seed, so that a program that streams the shards sees all classes; index.npz lists the images in the
-order of the folder, so that a run from the shards takes the same images in the same order as a run from the folder.
+TARGET/train and TARGET/val (TARGET/train alone, for images that are not divided) each get shards in webdataset's layout
+(KEY.jpg and KEY.cls; the class names are in classes.txt), index.json for people and for --verify, and index.npz with
+the position of each image. The images are shuffled by a fixed seed, so that a program that streams the shards sees all
+classes; index.npz lists the images in the order of the folder, so that a run from the shards takes the same images in
+the same order as a run from the folder.
 
 The number of images alone decides in advance which images a shard gets, so that shards are written in parallel and are
 the same for any number of processes. A shard gets its name by a rename once it is complete and on the disk, and is then
@@ -15,13 +16,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, Generator, Iterator, List, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -40,11 +40,10 @@ from vit_ipu.data.packing.jobs import (
     size_of_sample,
 )
 from vit_ipu.data.packing.journal import SURPLUS, append_record, lock_journal, read_journal
+from vit_ipu.data.packing.splits import SPLITS, TRAIN, note_undivided, open_images, refuse_unusable_target
 from vit_ipu.data.process_pool import processes
-from vit_ipu.data.sources.base import split_folder
 from vit_ipu.data.sources.dark_images import note_dark_images
-from vit_ipu.data.sources.folders import FolderSource, open_folders
-from vit_ipu.data.sources.imagenet import imagenet_root, is_imagenet, open_imagenet
+from vit_ipu.data.sources.folders import FolderSource
 from vit_ipu.data.sources.listing import ListingCache, save_arrays
 from vit_ipu.data.sources.shard_index import (
     CLASS_FILES,
@@ -61,8 +60,6 @@ from vit_ipu.errors import DataError, PackInterrupted, UserError
 from vit_ipu.files import place_problem, write_whole
 from vit_ipu.text import and_more, counted, single_line
 
-SPLITS = {"train": "train", "eval": "val"}
-"""The folder name of each split."""
 _VERSION = 1
 _SEED = 0
 _FEWER = ": try again with fewer --workers"
@@ -95,23 +92,22 @@ def pack(
 ) -> Dict[str, PackedSplit]:
     """Packs both splits of an image folder, or of ImageNet in its own layout; resumes an earlier, unfinished run.
 
-    Raises UserError if the images or the target cannot be used, and PackInterrupted on Ctrl-C.
+    A folder with class folders directly in it has one split, the training images. Raises UserError if the images or
+    the target cannot be used, and PackInterrupted on Ctrl-C.
     """
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give the folder of the images")
     problem = f"{target} is a file" if target.exists() and not target.is_dir() else place_problem(target / "train")
     if problem is not None:
         raise UserError(f"{problem}: give another TARGET")
-    opener = open_imagenet if is_imagenet(source) else open_folders
-    images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
-    _refuse_unusable_target(target, source, images.values())
+    images = open_images(source, cache)
+    refuse_unusable_target(target, source, images)
+    note_undivided(source, images, cache.notify)
     for found in images.values():
         note_dark_images(found, cache.notify)
     if options.short_side is not None and options.background is None:
-        note_transparency(
-            images[SPLITS["train"]], cache.notify, remedy="--background white lays resized images on white"
-        )
-    packers = [_Packer(found, target / name, name, options) for name, found in images.items()]
+        note_transparency(images[TRAIN], cache.notify, remedy="--background white lays resized images on white")
+    packers = [_Packer(found, target / name, name, options, tuple(images)) for name, found in images.items()]
     if cache.rescan:
         for packer in packers:
             packer.require_same_options()
@@ -125,6 +121,8 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
     folders = [target / name for name in SPLITS.values()]
     if not any((folder / own).is_file() for folder in folders for own in (INDEX, JOURNAL)):
         raise DataError(f"{target} has no shards of vit-ipu pack: expected {target}/train/{INDEX}")
+    if (read_index(target / TRAIN) or {}).get("splits") == [TRAIN]:
+        folders = [target / TRAIN]
     for folder in folders:
         if not (folder / INDEX).is_file():
             raise DataError(f"{folder} is not completely packed: run the same vit-ipu pack command again")
@@ -147,27 +145,18 @@ def verify(target: Path, *, workers: int, progress: Progress = lambda split, don
     return counts
 
 
-def _refuse_unusable_target(target: Path, source: Path, images: Iterable[FolderSource]) -> None:
-    """Raises UserError if the target is among the images, or has files that pack did not write."""
-    folders = [str(split_folder(imagenet_root(source), split)) for split in SPLITS]
-    around = [str(path) for path in (target.resolve(), *target.resolve().parents)]
-    for folder in itertools.chain(folders, *(found.paths.folders for found in images)):
-        if os.path.realpath(folder) in around:
-            raise UserError(f"{target} is in {folder}, among the images: give another TARGET")
-    for place in (target / name for name in SPLITS.values()):
-        is_ours = (place / JOURNAL).is_file() or read_index(place) is not None
-        if place.is_dir() and any(place.iterdir()) and not is_ours:
-            raise UserError(f"{place} has files that vit-ipu pack did not write: give another TARGET")
-
-
 # --------------------------------------------------------------------------------------- one split
 
 
 class _Packer:
     """Packs one split."""
 
-    def __init__(self, source: FolderSource, folder: Path, name: str, options: PackOptions) -> None:
+    def __init__(
+        self, source: FolderSource, folder: Path, name: str, options: PackOptions, splits: Tuple[str, ...]
+    ) -> None:
+        """`splits` are the folder names of all splits that are packed together."""
         self._source, self._folder, self._name, self._options = source, folder, name, options
+        self._splits = splits
         order = np.random.default_rng(_SEED).permutation(len(source))
         self._job = Job(source, order, str(folder), options, Counter())
         self._plan: Dict[str, Tuple[int, int]] = {}
@@ -318,6 +307,7 @@ class _Packer:
         skipped = [path for shard in shards for path in shard.skipped]
         index = {
             "format": FORMAT + " (or another suffix) and KEY.cls",
+            "splits": list(self._splits),
             "settings": self._settings,
             "classes": list(self._source.classes),
             "samples": sum(shard.samples for shard in shards),

@@ -59,9 +59,22 @@ def _holdout_hint(root: Path) -> str:
     """Returns the remedy if the folder seems to have class folders directly in it; nothing otherwise."""
     if has_split(root, "train") or has_split(root, "eval"):
         return ""
-    if not any(images_beside_classes(root / name) for name in class_folders(root)[:_NUM_LOOKED_AT]):
+    if not has_class_folders(root):
         return ""
     return "; if these are the classes, set data.holdout: 0.1, which holds out a tenth of each for evaluation"
+
+
+def has_class_folders(root: Path) -> bool:
+    """Tells whether a folder seems to have class folders directly in it: one of the first folders has images."""
+    return any(images_beside_classes(root / name) for name in class_folders(root)[:_NUM_LOOKED_AT])
+
+
+def open_undivided(root: Path, cache: ListingCache) -> FolderSource:
+    """Opens all images in root/CLASS. Raises DataError if there are none, or none in one of the class folders."""
+    classes = class_folders(root)
+    if not classes:
+        raise DataError(f"no class folders in {root}: expected {root}/CLASS/*.jpg")
+    return open_class_folders(root, classes, classes, "train", cache)
 
 
 def _open_one_folder(root: Path, split: str, cache: ListingCache, holdout: float) -> FolderSource:
@@ -73,17 +86,14 @@ def _open_one_folder(root: Path, split: str, cache: ListingCache, holdout: float
                 f"data.holdout {holdout}: {root} has the folder {folder.name}, so its images are divided already: "
                 f"remove data.holdout, or give data.path: {folder} to divide only that folder"
             )
-    classes = class_folders(root)
-    if not classes:
-        raise DataError(f"no class folders in {root}: expected {root}/CLASS/*.jpg")
-    everything = open_class_folders(root, classes, classes, "train", cache)
+    everything = open_undivided(root, cache)
     chosen = held_out(everything.paths, holdout)
     if not chosen.any():
         raise DataError(
             f"data.holdout {holdout}: every class in {root} has one image, so none can be held out: add images"
         )
     kept = np.flatnonzero(chosen if split == "eval" else ~chosen)
-    return FolderSource(everything.paths, everything.labels, classes, kept)
+    return FolderSource(everything.paths, everything.labels, everything.classes, kept)
 
 
 def open_class_folders(

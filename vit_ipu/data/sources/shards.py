@@ -86,7 +86,7 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
     if eval_path is None:
         root = expand_home(path)
         needed = ("train", split) if has_split(root, "train") else (split,)
-        places = {name: str(split_folder(root, name)) for name in dict.fromkeys(needed)}
+        places = {name: _place_of_split(root, name) for name in dict.fromkeys(needed)}
     else:
         places = {"train": path, "eval": eval_path}
     shards = _find_shards(places[split], cache.notify)
@@ -108,6 +108,15 @@ def open_shards(path: str, config: DataConfig, num_classes: int, split: str, cac
     classes = classes or [f"class {label}" for label in range(num_classes)]
     _check_labels(table["label"], len(classes), shards[0])
     return ShardSource(OpenShards(shards, remedy), table, classes)
+
+
+def _place_of_split(root: Path, split: str) -> str:
+    try:
+        return str(split_folder(root, split))
+    except DataError as error:
+        has_training = split == "eval" and has_split(root, "train")
+        remedy = "; data.holdout: 0.1 holds out a tenth of the training images of each class" if has_training else ""
+        raise DataError(f"{error}{remedy}") from None
 
 
 def _scanned(shards: Sequence[str], cache: ListingCache, *, skip_bad: bool) -> Arrays:
