@@ -160,6 +160,9 @@ def test_a_result_is_that_of_its_own_step_however_late_it_is_read():
     late, early = backend_for(config, "cuda"), backend_for(config, "cuda")
     results = [late.train_step(random_batch(config, seed), 0.02) for seed in range(5)]
     assert not results[0].is_known
+    results[-1].wait()
+    assert results[-1].is_done
+    assert not results[-1].is_known
     assert [result.loss for result in results] == [
         early.train_step(random_batch(config, seed), 0.02).loss for seed in range(5)
     ]

@@ -27,7 +27,7 @@ from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.check import check_module
 from vit_ipu.cli.console import error_line
 from vit_ipu.config import ModelConfig
-from vit_ipu.data.loading.workers import Buffer
+from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.errors import RunFailed
 from vit_ipu.model import ViT
 from vit_ipu.runs import logger

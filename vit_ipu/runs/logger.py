@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections import deque
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
+from typing import Any, Deque, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
 from vit_ipu.backends.contract import Backend, Device, HostBatch, StepResult
 from vit_ipu.config import Config
-from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import Interrupted, RunFailed
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
@@ -53,6 +54,8 @@ class RunLogger:
             set_aside_later_checkpoints(folder.checkpoints, progress.update)
         self._best = BestCheckpoint(folder, config.run.keep_best, self._evaluations) if self.writes else None
         self._writer = BackgroundWriter()
+        self._open = ExitStack()
+        self._loader: Optional[EvaluationLoader] = None
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
         self._skipped: Set[str] = set()
@@ -60,7 +63,9 @@ class RunLogger:
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._pending: Optional[Progress] = None
-        self._last_time = time.monotonic()
+        self._ends: Deque[float] = deque(maxlen=2)
+        self._last_was_late = False
+        self._begin_timing()
 
     def __enter__(self) -> RunLogger:
         self._display.start(self._total_updates, done=self._saved_update)
@@ -68,6 +73,7 @@ class RunLogger:
 
     def __exit__(self, *exc: Any) -> None:
         self._display.stop()
+        self._open.close()
         try:
             self._writer.wait()
         except Exception:
@@ -92,17 +98,22 @@ class RunLogger:
 
         Raises RunFailed if its loss is not finite or has exploded, and the error of the last checkpoint's write.
         """
-        self.finish_step()
+        self._finish_step()
         self._writer.raise_error()
         self._last_step, self._pending = (result, rate, loader), progress
         if result.is_known:
-            self.finish_step()
+            self._finish_step()
 
     def finish_step(self) -> None:
         """Logs the last host step, if that has not been done. Raises as `step` does."""
+        self._finish_step(is_early=True)
+
+    def _finish_step(self, *, is_early: bool = False) -> None:
+        """`is_early`: the next host step has not been computed meanwhile."""
         if self._pending is None or self._last_step is None:
             return
         (result, rate, _), progress, self._pending = self._last_step, self._pending, None
+        was_done = result.is_done
         self._warn_of_overflow(progress)
         problem = problem_of_loss(result, self._config, self._guess)
         if problem is not None:
@@ -113,7 +124,7 @@ class RunLogger:
                 self._best.find(self._evaluations)  # its checkpoint may be among them
             raise self._diverged(problem, progress, exploded)
         num_images = result.num_samples * self._backend.instances.count
-        speed = num_images / self._seconds_since_last()
+        speed = num_images / self._seconds_of_step(is_early, was_done)
         self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
@@ -167,8 +178,7 @@ class RunLogger:
         is_known = self.evaluation_at(progress.update, len(source)) is not None
         if not self._backend.instances.any(not is_known):
             return
-        self._writer.join()  # the loader's processes are forked, which is unsafe while a thread writes
-        loader = evaluation_loader(source, self._config, self._backend)
+        loader = self._evaluation_loader(source)
         try:
             batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
             found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
@@ -177,7 +187,15 @@ class RunLogger:
         if not is_known:
             self.skipped(loader.skipped)
             self._record(progress, found, source)
-            self._seconds_since_last()
+            self._begin_timing()
+
+    def _evaluation_loader(self, source: Source) -> EvaluationLoader:
+        """Returns the loader of all evaluations of the run, which keeps its worker processes."""
+        if self._loader is None:
+            self._loader = self._open.enter_context(evaluation_loader(source, self._config, self._backend))
+        if not self._loader.has_workers:
+            self._writer.join()  # its processes are forked, which is unsafe while a thread writes
+        return self._loader
 
     def _record(self, progress: Progress, found: Evaluation, source: Source) -> None:
         """Writes and shows an evaluation, and keeps the checkpoint of the best one."""
@@ -242,7 +260,7 @@ class RunLogger:
             raise self._diverged(problem, progress)
         if self.writes:
             self._writer.prepare(lambda: self._save(state, progress, description, device))
-        self._seconds_since_last()
+        self._begin_timing()
 
     def begin_writing(self) -> None:
         """Begins to write a checkpoint whose state was copied, if that has not begun; training continues meanwhile."""
@@ -275,10 +293,23 @@ class RunLogger:
                 "whole: continue with --resume, which tries again"
             ) from None
 
-    def _seconds_since_last(self) -> float:
-        """Returns the seconds since the last host step, evaluation or checkpoint ended."""
-        last, self._last_time = self._last_time, time.monotonic()
-        return max(self._last_time - last, 1e-9)
+    def _seconds_of_step(self, is_early: bool, was_done: bool) -> float:
+        """Returns the seconds that the last host step took, as far as the host sees it.
+
+        The host sees the end of a step that a GPU computes when it waits for it, or later, when the next step has begun
+        too. After such a late one, a step whose end is waited for has begun when the end before was seen.
+        """
+        now, ends = time.monotonic(), self._ends
+        seconds = now - (ends[0] if is_early and self._last_was_late else ends[-1])
+        self._last_was_late = was_done and not is_early
+        ends.append(now)
+        return max(seconds, 1e-9)
+
+    def _begin_timing(self) -> None:
+        """Leaves what took place since the last host step, such as an evaluation, out of the time of the next."""
+        self._ends.clear()
+        self._ends.append(time.monotonic())
+        self._last_was_late = False
 
     def _write(self, progress: Progress, **values: float) -> None:
         counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}

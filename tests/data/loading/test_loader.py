@@ -149,6 +149,34 @@ def test_evaluation_sees_every_image_once(num_images, chunk):
     assert torch.equal(images, torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_loader_keeps_its_workers_while_it_is_open(monkeypatch, workers):
+    started = []
+    start = processes.WorkerPool._start
+    monkeypatch.setattr(processes.WorkerPool, "_start", lambda pool: (started.append(pool), start(pool)))
+    config = tiny_config(data={"num_eval": 300, "num_workers": workers})
+    source = open_source(config.data, config.model, "eval")
+    assert EvaluationLoader(source, config).has_workers is (workers == 0)
+    with EvaluationLoader(source, config) as loader:
+        for _ in range(3):
+            assert torch.cat([batch.labels for batch in loader]).tolist() == source.labels.tolist()
+            assert loader.has_workers
+        assert len(started) == (1 if workers else 0)
+        iterator = iter(loader)
+        next(iterator)
+        iterator.close()  # as an interrupted evaluation does
+        assert torch.cat([batch.labels for batch in loader]).tolist() == source.labels.tolist()
+        assert len(started) == (2 if workers else 0)
+    assert all(pool.is_closed for pool in started)
+
+
+def test_an_evaluation_loader_that_is_not_kept_open_ends_its_workers():
+    config = tiny_config(data={"num_eval": 20, "num_workers": 2})
+    loader = EvaluationLoader(open_source(config.data, config.model, "eval"), config)
+    assert sum(len(batch.labels) for batch in loader) == 20
+    assert not loader.has_workers
+
+
 PEAK = """
 import resource, sys, torch
 from helpers import tiny_config

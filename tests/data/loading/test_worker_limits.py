@@ -14,8 +14,9 @@ from loading import ends
 from other_process import run_python
 from worker_steps import buffers, folder_config, steps, write_numbers
 
+from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.loading.loader import TrainingLoader
-from vit_ipu.data.loading.workers import Buffer, fill_by_workers
+from vit_ipu.data.loading.workers import fill_by_workers
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed
 from vit_ipu.pipeline import BatchPlan

@@ -17,6 +17,7 @@ import torch
 from loading import ends
 from worker_steps import buffers, steps, write_numbers
 
+from vit_ipu.data.loading import buffers as buffers_module
 from vit_ipu.data.loading import workers
 from vit_ipu.data.loading.workers import fill_by_workers, fill_in_process
 from vit_ipu.errors import DataError, RunFailed
@@ -60,7 +61,7 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     cleared = []
-    monkeypatch.setattr(workers, "_clear_cuda_error", lambda: cleared.append(1))
+    monkeypatch.setattr(buffers_module, "_clear_cuda_error", lambda: cleared.append(1))
     expected = {buffer.images.data_ptr(): buffer.images.numpy().nbytes for buffer in found[:2]}
     for _ in fill_by_workers(steps(3), write_numbers, found, 1):
         assert runtime.locked == expected
@@ -71,7 +72,9 @@ def test_buffers_are_page_locked_while_a_process_with_a_gpu_loads(monkeypatch):
 
 
 def test_closing_can_be_repeated_after_an_interrupt(monkeypatch):
-    pool = workers._Pool(iter(steps(2)), write_numbers, buffers(2), 2)
+    pool = workers.WorkerPool(write_numbers, buffers(2), 2)
+    filled = pool.filled(steps(2))
+    next(filled)
     processes = list(pool._processes)
     assert len(processes) == 2
     with monkeypatch.context() as context:
@@ -82,6 +85,39 @@ def test_closing_can_be_repeated_after_an_interrupt(monkeypatch):
     # is_alive() may be late here: DataLoader's thread, which the interrupt left running, collects the exit codes too
     assert len(multiprocessing.connection.wait([process.sentinel for process in processes], timeout=0)) == 2
     pool.close()
+
+
+def test_a_pool_keeps_its_processes_for_the_next_series():
+    with workers.WorkerPool(write_numbers, buffers(3), 2) as pool:
+        for length in (5, 1, 4):
+            found = [filled.images[:, 0, 0, 0].tolist() for filled in pool.filled(steps(length))]
+            assert found == [[(step * 40 + i) % 251 for i in range(40)] for step in range(length)]
+            processes = list(pool._processes)
+            assert processes == pool._processes
+            assert [process.is_alive() for process in processes] == [True, True]
+        first = processes[0].pid
+        assert list(pool.filled(steps(0))) == []
+        assert pool._processes[0].pid == first
+    assert pool.is_closed
+    assert len(multiprocessing.connection.wait([process.sentinel for process in processes], timeout=0)) == 2
+
+
+def test_a_pool_whose_series_is_not_taken_to_its_end_is_closed():
+    pool = workers.WorkerPool(write_numbers, buffers(2), 1)
+    filled = pool.filled(steps(9))
+    next(filled)
+    filled.close()
+    assert pool.is_closed
+
+
+def test_the_death_of_a_worker_between_two_series_is_told():
+    with workers.WorkerPool(write_numbers, buffers(2), 1) as pool:
+        list(pool.filled(steps(2)))
+        pool._processes[0].kill()
+        pool._processes[0].join()
+        with pytest.raises(RunFailed, match=r"^a process that loads images died \(exit code -9\): out of memory\?"):
+            list(pool.filled(steps(2)))
+        assert pool.is_closed
 
 
 def test_every_worker_fills_images():

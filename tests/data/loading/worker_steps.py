@@ -7,7 +7,7 @@ import os
 import torch
 from helpers import tiny_config
 
-from vit_ipu.data.loading.workers import Buffer
+from vit_ipu.data.loading.buffers import Buffer
 
 
 def buffers(count, size=40):

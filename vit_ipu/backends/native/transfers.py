@@ -60,6 +60,10 @@ class PendingResult(StepResult):
         return "_values" in self.__dict__
 
     @property
+    def is_done(self) -> bool:
+        return bool(self._event.query())
+
+    @property
     def losses(self) -> Tuple[float, ...]:  # type: ignore[override]
         if not self.is_known:
             self.wait()

@@ -8,7 +8,7 @@ data.sampling balanced the pass over the images of the class.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from vit_ipu.backends.contract import HostBatch
 from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, normalize_on_host
+from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.loading.order import like, training_stream
-from vit_ipu.data.loading.workers import Buffer, Entry, Filled, Skipped, fill_by_workers, fill_in_process
+from vit_ipu.data.loading.workers import Entry, Filled, Skipped, WorkerPool, fill_in_process
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
 from vit_ipu.mixing import mixing_of_step
@@ -63,10 +64,10 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[HostBatch]:
         fill = TrainingFill(self._source, self._config)
         samples, steps, dtype = len(self._positions), len(self._steps), _dtype(self._config, self._float_format)
-        filled = _filled(self._entries(), fill, self._config, dtype, samples, steps, page_lock=self._page_lock)
-        for step, whole in zip(self._steps, filled):
-            self.skipped.update(dict.fromkeys(whole.skipped))
-            yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
+        with _Filler(fill, self._config, dtype, samples, steps, page_lock=self._page_lock) as filler:
+            for step, whole in zip(self._steps, filler.filled(self._entries())):
+                self.skipped.update(dict.fromkeys(whole.skipped))
+                yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
 
     def samples_of(self, step: int) -> List[Tuple[int, int, str]]:
         """Returns the pass, the index and the name of each sample of a host step, also of those of other processes."""
@@ -82,7 +83,9 @@ class TrainingLoader:
 class EvaluationLoader:
     """Yields every image of the source once, in order, in chunks; the last chunk may be smaller.
 
-    The size of a chunk is the first multiple of `multiple_of` that is at least CHUNK.
+    The size of a chunk is the first multiple of `multiple_of` that is at least CHUNK. Used as a context manager, it
+    keeps its worker processes for the next time that the images are asked for: starting them takes longer than
+    evaluating some thousand images on a GPU.
     """
 
     def __init__(
@@ -98,58 +101,102 @@ class EvaluationLoader:
 
         A part may therefore end with a chunk without images.
         """
-        self._source, self._config, self._float_format, self._part = source, config, float_format, part
-        self._chunk = -(-CHUNK // multiple_of) * multiple_of
+        count, chunk = len(source), -(-CHUNK // multiple_of) * multiple_of
+        chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+        first, every = part
+        self._steps, self._most = chunks[first::every], -(-len(chunks) // every)
+        self._side, self._dtype = config.model.image_size, _dtype(config, float_format)
+        self._filler = _Filler(
+            _EvaluationFill(source, config), config, self._dtype, min(chunk, count), len(self._steps)
+        )
+        self._keeps_workers = False
         self.skipped: Dict[str, None] = {}
         """Messages, in order, about unreadable images, which are in no chunk; empty unless data.on_error is skip."""
 
+    def __enter__(self) -> EvaluationLoader:
+        self._keeps_workers = True
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._keeps_workers = False
+        self._filler.close()
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether worker processes run, or none are needed, so that none will be started."""
+        return self._filler.has_workers
+
     def __iter__(self) -> Iterator[HostBatch]:
-        count, chunk = len(self._source), self._chunk
-        chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-        first, every = self._part
-        steps, most = chunks[first::every], -(-len(chunks) // every)
-        dtype = _dtype(self._config, self._float_format)
-        if steps:
-            entries = ([(0, index) for index in step] for step in steps)
-            fill = _EvaluationFill(self._source, self._config)
-            filled_steps = _filled(entries, fill, self._config, dtype, min(chunk, count), len(steps))
-            for filled, step in zip(filled_steps, steps):  # in this order, so that the end of filling is reached
+        try:
+            yield from self._batches()
+        finally:
+            if not self._keeps_workers:
+                self._filler.close()
+
+    def _batches(self) -> Iterator[HostBatch]:
+        if self._steps:
+            filled_steps = self._filler.filled([(0, index) for index in step] for step in self._steps)
+            for filled, step in zip(filled_steps, self._steps):  # in this order, so that the end of filling is reached
                 self.skipped.update(dict.fromkeys(filled.skipped))
                 images, labels, indices = filled.images, filled.labels, torch.arange(step.start, step.stop)
                 if filled.skipped:
                     images, labels, indices = (tensor[filled.labels >= 0] for tensor in (images, labels, indices))
                 yield HostBatch(images, labels, indices=indices)
-        for _ in range(most - len(steps)):
-            side = self._config.model.image_size
+        for _ in range(self._most - len(self._steps)):
             none = torch.empty(0, dtype=torch.int64)
-            yield HostBatch(torch.empty(0, 3, side, side, dtype=dtype), none, indices=none)
+            yield HostBatch(torch.empty(0, 3, self._side, self._side, dtype=self._dtype), none, indices=none)
 
 
 def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:
     return torch.uint8 if config.data.transfer == "uint8" else float_format
 
 
-def _filled(
-    entries: Iterable[List[Entry]],
-    fill: _Fill,
-    config: Config,
-    dtype: torch.dtype,
-    samples: int,
-    steps: int,
-    *,
-    page_lock: bool = True,
-) -> Iterator[Filled]:
-    """Fills the steps in data.num_workers processes, or in this process if data.num_workers is 0."""
+class _Filler:
+    """Fills series of steps in data.num_workers processes, or in this process if data.num_workers is 0.
 
-    def buffer(count: int, *, shared: bool = False) -> Buffer:
-        return Buffer.of(count, config.model.image_size, dtype, shared=shared)
+    The processes start with the first series, and start anew if a series was not taken to its end.
+    """
 
-    if config.data.num_workers == 0:
-        return fill_in_process(entries, fill, buffer)
-    size = samples * 3 * config.model.image_size**2 * torch.empty(0, dtype=dtype).element_size()
-    ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), steps))
-    buffers = [buffer(samples, shared=True) for _ in range(ahead + 1)]
-    return fill_by_workers(entries, fill, buffers, config.data.num_workers, page_lock=page_lock)
+    def __init__(
+        self, fill: _Fill, config: Config, dtype: torch.dtype, samples: int, steps: int, *, page_lock: bool = True
+    ) -> None:
+        """A series has at most `steps` steps of at most `samples` images."""
+        self._fill, self._config, self._dtype = fill, config, dtype
+        self._samples, self._num_steps, self._page_lock = samples, steps, page_lock
+        self._pool: Optional[WorkerPool] = None
+
+    def __enter__(self) -> _Filler:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    @property
+    def has_workers(self) -> bool:
+        return self._config.data.num_workers == 0 or not (self._pool is None or self._pool.is_closed)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def filled(self, entries: Iterable[List[Entry]]) -> Iterator[Filled]:
+        """Yields the steps, whose tensors may be overwritten once the next step or series is requested."""
+        if self._config.data.num_workers == 0:
+            return fill_in_process(entries, self._fill, self._buffer)
+        if self._pool is None or self._pool.is_closed:
+            self._pool = WorkerPool(
+                self._fill, self._buffers(), self._config.data.num_workers, page_lock=self._page_lock
+            )
+        return self._pool.filled(entries)
+
+    def _buffers(self) -> List[Buffer]:
+        size = self._samples * 3 * self._config.model.image_size**2 * torch.empty(0, dtype=self._dtype).element_size()
+        ahead = max(1, min(_MAX_AHEAD, AHEAD_BYTES // max(size, 1), self._num_steps))
+        return [self._buffer(self._samples, shared=True) for _ in range(ahead + 1)]
+
+    def _buffer(self, count: int, *, shared: bool = False) -> Buffer:
+        return Buffer.of(count, self._config.model.image_size, self._dtype, shared=shared)
 
 
 class _Fill:

@@ -8,17 +8,15 @@ afterwards. Steps are yielded in order.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import multiprocessing
-import os
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vit_ipu.data.loading.buffers import Buffer, page_locked
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import counted, reason_of
@@ -41,36 +40,6 @@ JOB_SIZES = (8, 64)
 much as half an image."""
 _GRACE = 5.0
 """Seconds that workers have to exit before they are killed."""
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Memory for one host step: images (n, 3, S, S) and labels (n,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, count: int, image_size: int, dtype: torch.dtype, *, shared: bool) -> Buffer:
-        """Allocates memory for `count` images, shared if `shared`. Raises RunFailed if shared memory is full."""
-        images = torch.empty(count, 3, image_size, image_size, dtype=dtype)
-        labels = torch.empty(count, dtype=torch.int64)
-        if shared:
-            try:
-                images, labels = (tensor.share_memory_() for tensor in (images, labels))  # type: ignore[no-untyped-call]
-            except RuntimeError as error:  # torch's error if /dev/shm is full, or a limit is reached
-                if os.strerror(errno.EMFILE) in str(error):
-                    raise RunFailed(
-                        f"no shared memory for a host step of {counted(count, 'image')}: "
-                        f"{os.strerror(errno.EMFILE)}; raise the "
-                        "limit (ulimit -n), or set data.num_workers: 0"
-                    ) from None
-                raise RunFailed(
-                    f"no shared memory for a host step of {counted(count, 'image')}: make /dev/shm "
-                    "larger (a container's "
-                    f"--shm-size), or set data.num_workers: 0 ({str(error).splitlines()[0]})"
-                ) from None
-        return cls(images, labels)
 
 
 Fill = Callable[[Buffer, int, Sequence[Entry]], List[Skipped]]
@@ -102,43 +71,9 @@ def fill_by_workers(
     *,
     page_lock: bool = True,
 ) -> Iterator[Filled]:
-    """Yields the steps, loaded by `num_workers` processes into the two or more `buffers`: all but one are filled ahead.
-
-    Only the last step may be smaller than a buffer. `page_lock`: let a GPU, if there is one, read the buffers directly.
-    Raises the error of a step when that step is due, and RunFailed if a worker cannot be started or dies.
-    """
-    pool = _Pool(steps, fill, buffers, num_workers)
-    try:
-        with _page_locked(buffers if page_lock else ()):
-            yield from pool.steps()
-    finally:
-        pool.close()
-
-
-@contextmanager
-def _page_locked(buffers: Sequence[Buffer]) -> Iterator[None]:
-    """Page-locks the buffers if this process uses a GPU, so that the GPU can read the buffers directly."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        yield
-        return
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    locked: List[Tensor] = []
-    try:
-        for images in (buffer.images for buffer in buffers):
-            if int(runtime.cudaHostRegister(images.data_ptr(), images.numpy().nbytes, 0)) == 0:
-                locked.append(images)
-            else:
-                _clear_cuda_error()
-        yield
-    finally:
-        for tensor in locked:
-            runtime.cudaHostUnregister(tensor.data_ptr())
-
-
-def _clear_cuda_error() -> None:
-    """Clears CUDA's sticky error, which the next launch would report, with a dummy launch."""
-    with suppress(RuntimeError):
-        torch.ones(1, device="cuda")
+    """Yields the steps, loaded by `num_workers` processes, which end with the last step; see WorkerPool."""
+    with WorkerPool(fill, buffers, num_workers, page_lock=page_lock) as pool:
+        yield from pool.filled(steps)
 
 
 # ------------------------------------------------------------------------------------------ the pool
@@ -182,50 +117,59 @@ class _Jobs(Dataset):  # type: ignore[type-arg]
             return _Answer([], RunFailed(f"a process that loads images failed: {text}"))
 
 
-class _Pool:
-    """DataLoader's worker processes, and the assignment of steps to buffers.
+class WorkerPool:
+    """DataLoader's worker processes, and the assignment of steps to buffers; kept for one or more series of steps.
 
     DataLoader issues jobs for at most all buffers but one ahead of the answers, so that no worker writes into the
     buffer that is being consumed.
     """
 
-    def __init__(self, steps: Iterable[List[Entry]], fill: Fill, buffers: Sequence[Buffer], num_workers: int) -> None:
-        self._entries, self._buffers, self._num_workers = steps, buffers, num_workers
-        self._begun: Deque[_Step] = deque()
-        ahead = (len(buffers) - 1) * len(self._starts(len(buffers[0].labels)))
-        workers = min(num_workers, ahead)
-        self._processes: List[Any] = []
-        self._answers: Any = None
-        self._is_closed = False
-        # Runs before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
-        atexit.register(self._end)
-        self._start(
-            dataset=_Jobs(fill, buffers),
-            batch_size=None,
-            sampler=self._jobs(),
-            num_workers=workers,
-            prefetch_factor=ahead // workers,
-            worker_init_fn=_begin_work,
-            multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
-            generator=torch.Generator(),  # otherwise DataLoader draws from torch's global generator
-        )
+    def __init__(self, fill: Fill, buffers: Sequence[Buffer], num_workers: int, *, page_lock: bool = True) -> None:
+        """`num_workers` processes load into the two or more `buffers`: all but one are filled ahead.
 
-    def steps(self) -> Iterator[Filled]:
-        """Yields each step when all jobs of the step are done."""
-        for first in self._received():
-            step = self._begun.popleft()
-            answers = [first, *islice(self._received(), step.num_jobs - 1)]
-            for answer in answers:
-                if answer.error is not None:
-                    raise answer.error
-            buffer = self._buffers[step.slot]
-            skipped = [line for answer in answers for line in answer.skipped]
-            yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
+        `page_lock`: let a GPU, if there is one, read the buffers directly.
+        """
+        self._fill, self._buffers, self._num_workers = fill, buffers, num_workers
+        self._steps: Iterable[List[Entry]] = ()
+        self._begun: Deque[_Step] = deque()
+        self._processes: List[Any] = []
+        self._loader: Any = None
+        self._answers: Any = None
+        self._page_lock, self._locked = page_lock, ExitStack()
+        self.is_closed = False
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def filled(self, steps: Iterable[List[Entry]]) -> Iterator[Filled]:
+        """Yields each step of a series when all its jobs are done. The pool is closed unless all of them are taken.
+
+        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
+        if a worker cannot be started or dies.
+        """
+        try:
+            self._begin(steps)
+            for first in self._received():
+                step = self._begun.popleft()
+                answers = [first, *islice(self._received(), step.num_jobs - 1)]
+                for answer in answers:
+                    if answer.error is not None:
+                        raise answer.error
+                buffer = self._buffers[step.slot]
+                skipped = [line for answer in answers for line in answer.skipped]
+                yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
+        except BaseException:  # also if the consumer stops: workers may still write into the buffers
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stops the workers, and kills workers that do not exit. If `close` is interrupted, call `close` again."""
-        if self._is_closed:
+        if self.is_closed:
             return
+        self._locked.close()
         # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: this needs another thread.
         ending = threading.Thread(target=self._free_iterator, daemon=True)
         with suppress(RuntimeError):  # no further thread can be started: the workers are killed
@@ -234,22 +178,23 @@ class _Pool:
         self._end()
 
     def _free_iterator(self) -> None:
-        self._answers = None
+        self._loader = self._answers = None
 
     def _end(self) -> None:
         """Kills the remaining workers, which have nothing to save."""
-        if self._is_closed:
+        if self.is_closed:
             return
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
-        self._answers = None
-        self._is_closed = True
+        self._loader = self._answers = None
+        self.is_closed = True
         atexit.unregister(self._end)
 
-    def _jobs(self) -> Iterator[_Job]:
-        for number, entries in enumerate(self._entries):
+    def __iter__(self) -> Iterator[_Job]:
+        """Yields the jobs of the series that `filled` has begun, as DataLoader's sampler."""
+        for number, entries in enumerate(self._steps):
             starts = self._starts(len(entries))
             self._begun.append(_Step(number % len(self._buffers), len(entries), len(starts)))
             for start in starts:
@@ -260,14 +205,39 @@ class _Pool:
         fewest, most = JOB_SIZES
         return range(0, count, min(max(-(-count // self._num_workers), fewest), most))
 
-    def _start(self, **settings: Any) -> None:
+    def _begin(self, steps: Iterable[List[Entry]]) -> None:
+        """Issues the first jobs of a series, to processes that are started with the first series."""
+        self._steps = steps
+        if self._loader is None:
+            # Runs before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
+            atexit.register(self._end)
+            self._start()
+            self._locked.enter_context(page_locked(self._buffers if self._page_lock else ()))
+        else:
+            with self._death_of_a_worker_told():
+                self._answers = iter(self._loader)
+
+    def _start(self) -> None:
         """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
+        ahead = (len(self._buffers) - 1) * len(self._starts(len(self._buffers[0].labels)))
+        workers = min(self._num_workers, ahead)
         others, problem = set(multiprocessing.active_children()), ""
         with _destructors_kept_quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # more workers than cores are the user's choice
             try:
+                self._loader = DataLoader(
+                    _Jobs(self._fill, self._buffers),
+                    batch_size=None,
+                    sampler=self,
+                    num_workers=workers,
+                    prefetch_factor=ahead // workers,
+                    persistent_workers=True,
+                    worker_init_fn=_begin_work,
+                    multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
+                    generator=torch.Generator(),  # otherwise DataLoader draws from torch's global generator
+                )
                 with _handler_of_child_signals_kept():
-                    self._answers = iter(DataLoader(**settings))
+                    self._answers = iter(self._loader)
             except BaseException as error:
                 self._processes = self._started_beside(others)
                 self._end()  # before the half-made iterator is freed, which would wait for its workers
@@ -287,8 +257,14 @@ class _Pool:
         return [child for child in multiprocessing.active_children() if child not in others]
 
     def _received(self) -> Iterator[_Answer]:
-        try:
+        with self._death_of_a_worker_told():
             yield from self._answers
+
+    @contextmanager
+    def _death_of_a_worker_told(self) -> Iterator[None]:
+        """Raises RunFailed for DataLoader's error if a worker has died."""
+        try:
+            yield
         except RuntimeError:
             exit_codes = [process.exitcode for process in self._processes if process.exitcode is not None]
             if not exit_codes:
