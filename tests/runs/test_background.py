@@ -13,6 +13,7 @@ from helpers import backend_for, equal_states, random_batch, tiny_config, vit_ip
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu.backends.native.backend import NativeBackend
+from vit_ipu.data.loading.workers import WorkerPool
 from vit_ipu.runs import background, checkpoint, logger
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.checkpoint import load_checkpoint
@@ -131,7 +132,7 @@ def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeyp
 
 
 def test_no_process_is_forked_while_a_checkpoint_is_written(monkeypatch, empty_folder):
-    save, loader = logger.save_checkpoint, logger.evaluation_loader
+    save, start = logger.save_checkpoint, WorkerPool._start
     writing, found = [], []
 
     def slow(folder, state, progress, *args, **options):
@@ -140,14 +141,16 @@ def test_no_process_is_forked_while_a_checkpoint_is_written(monkeypatch, empty_f
         save(folder, state, progress, *args, **options)
         writing.pop()
 
-    def note(*args):
+    def note(pool):
         found.append(list(writing))
-        return loader(*args)
+        start(pool)
 
     monkeypatch.setattr(logger, "save_checkpoint", slow)
-    monkeypatch.setattr(logger, "evaluation_loader", note)
-    train_in(empty_folder / "run", small_config(checkpoint_every=1, evaluate_every=2))
-    assert found == [[]] * 4
+    monkeypatch.setattr(WorkerPool, "_start", note)
+    config = small_config(checkpoint_every=1, evaluate_every=3)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_workers": 1})})
+    train_in(empty_folder / "run", config)
+    assert found == [[]] * 2  # of the training and of the evaluations
 
 
 def test_an_evaluation_that_fails_loses_no_checkpoint(monkeypatch, empty_folder):

@@ -61,7 +61,7 @@ class PendingResult(StepResult):
 
     @property
     def is_done(self) -> bool:
-        return bool(self._event.query())
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     @property
     def losses(self) -> Tuple[float, ...]:  # type: ignore[override]
