@@ -11,7 +11,7 @@ own.
 --rates chooses the learning rate first: float32 is trained with each on nine tenths of the training images, and the
 rate with the best top-1 on the other tenth is that of all arms. Test images decide nothing.
 
-Finished runs are kept in --folder, so that the arms may be trained one after the other (--arms), or go on after an
+Finished runs are kept in --folder, so that the arms may be trained one after the other (--arms), or continued after an
 interruption. The record is written from the arms that are asked for.
 """
 

@@ -154,7 +154,7 @@ def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:
 class _Filler:
     """Fills series of steps in data.num_workers processes, or in this process if data.num_workers is 0.
 
-    The processes start with the first series, and start anew if a series was not taken to its end.
+    The processes start with the first series, and again if a series was not taken to its end.
     """
 
     def __init__(
