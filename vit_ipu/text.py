@@ -25,7 +25,7 @@ def escaped(text: str) -> str:
 
 def python_string(text: str) -> str:
     """Returns Python code for the text, in double quotes, with the letters of all languages as they are."""
-    return escaped(json.dumps(text, ensure_ascii=False))  # JSON writes other planes' letters as two halves, Python as one
+    return escaped(json.dumps(text, ensure_ascii=False))  # else an emoji becomes two halves, for Python too
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

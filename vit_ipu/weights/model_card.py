@@ -6,7 +6,6 @@ base_model, model-index). Where a fact is not known, the card says nothing, or t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
