@@ -81,7 +81,7 @@ class _Gpus:
     def __init__(self, jobs: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        self._free: Queue[str] = Queue()
+        self._free: Any = Queue()  # of names; Python 3.8 has no Queue[str]
         for job in range(jobs if names else 0):
             self._free.put(names[job % len(names)])
 
