@@ -53,7 +53,7 @@ def _accuracy(metrics: List[Dict[str, Any]], config: Config, total_updates: Opti
 def _next_evaluation(update: int, config: Config, total_updates: Optional[int]) -> str:
     """Returns when a run that has come to this update, without an evaluation, is evaluated first.
 
-    That may be this update, whose evaluation goes on or was interrupted.
+    That may be this update, whose evaluation has not ended yet or was interrupted.
     """
     every, total = config.run.evaluate_every, total_updates or config.run.updates
     if update == 0 and config.run.evaluate_at_start:
