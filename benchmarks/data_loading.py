@@ -37,9 +37,9 @@ from record import write_record
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import parse_config
+from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.loading.loader import TrainingFill, TrainingLoader
 from vit_ipu.data.loading.order import TrainingStream
-from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.pipeline import BatchPlan
 

@@ -130,7 +130,10 @@ def verdicts(found: Dict[str, List[Summary]]) -> List[str]:
     for name, runs in found.items():
         exact = {run["seed"]: run["top1"] for run in found[EXACT]}
         differences = [run["top1"] - exact[run["seed"]] for run in runs if run["seed"] in exact]
-        if name == EXACT or any(map(math.isnan, differences)) or len(differences) < 2:
+        if name == EXACT or len(differences) < 2:
+            continue
+        if any(map(math.isnan, differences)):
+            sentences.append(f"{name} minus {EXACT}: is not shown, because a run failed.")
             continue
         mean, half = interval(differences)
         sentence = (

@@ -66,9 +66,9 @@ def finetune(peer: str, config: Config, device: str, seed: int) -> Dict[str, Any
     (images, labels), held_out = (arrays(config, split, device) for split in ("train", "eval"))
     model = build(peer, config).to(device)
     compiled = torch.compile(model) if device == "cuda" else model
-    optimizer, schedule = optimizer_of(model, config)
+    updates, size = config.total_updates(len(images)), config.pipeline.global_batch_size
+    optimizer, schedule = optimizer_of(model, config, updates)
     model.train()
-    updates, size = config.run.updates or 0, config.pipeline.global_batch_size
     for chosen in batches(len(images), size, updates):
         pixels = normalized(images[chosen], config)
         flips = torch.rand(size, device=device) < config.data.horizontal_flip
@@ -175,9 +175,11 @@ def _renamed(name: str, tensor: Tensor) -> Iterator[Tuple[str, Tensor]]:
     yield name, tensor
 
 
-def optimizer_of(model: nn.Module, config: Config) -> Tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Returns the config's SGD or AdamW, and its schedule: a linear warmup, then half a cosine."""
-    optim, total = config.optim, config.run.updates or 0
+def optimizer_of(
+    model: nn.Module, config: Config, total: int
+) -> Tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """Returns the config's SGD or AdamW, and its schedule over `total` updates: a linear warmup, then half a cosine."""
+    optim = config.optim
     decayed, exempt = [], []
     for name, parameter in model.named_parameters():
         is_exempt = parameter.ndim == 1 or "pos" in name or "cls_token" in name

@@ -81,7 +81,7 @@ class _Gpus:
     def __init__(self, jobs: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        self._free: Queue[str] = Queue()
+        self._free: Any = Queue()  # of names; Python 3.8 has no Queue[str]
         for job in range(jobs if names else 0):
             self._free.put(names[job % len(names)])
 
@@ -99,14 +99,18 @@ class _Gpus:
 
 
 def train(arm: Arm, seed: int, folder: Path, environment: Dict[str, str]) -> Summary:
-    """Trains in a separate process and returns the summary, with a top-1 of NaN if training failed."""
+    """Trains in a separate process and returns the summary, with a top-1 of NaN if training diverged.
+
+    Any other failure, such as a full disk, ends the program: it says nothing about the arm.
+    """
     output, done = _paths(arm, seed, folder)
     if not done.exists():
         command = arm.command(seed, output)
         process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if process.returncode not in (0, 1) or (arm.peer and process.returncode):  # 1: training failed, as it may
+        diverged = process.returncode == 1 and (output / "diverged.json").is_file()
+        if process.returncode and not diverged:
             sys.exit(f"{' '.join(command)}: {process.stderr.strip()[-500:]}")
-        if process.returncode == 1:
+        if diverged:
             print(f"{arm.name}, seed {seed} failed: {process.stderr.strip()[-300:]}", file=sys.stderr)
         done.write_text(process.stdout if process.returncode == 0 else json.dumps({"top1": None}), encoding="utf-8")
     summary: Summary = dict(json.loads(done.read_text(encoding="utf-8")), seed=seed)

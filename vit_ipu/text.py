@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Callable
 
 LONGEST_MESSAGE = 2000
@@ -20,6 +21,11 @@ def escaped(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
+
+
+def python_string(text: str) -> str:
+    """Returns Python code for the text, in double quotes, with the letters of all languages as they are."""
+    return escaped(json.dumps(text, ensure_ascii=False))  # else an emoji becomes two halves, for Python too
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -30,11 +30,17 @@ CASES = {
         9,
         [f"{AT_THE_END}, after update 9", "3 of 9, 96", "2.2500", "1,234.6"],
     ),
-    "between evaluations": (
+    "before its evaluation": (
         [STEP],
         {"updates": 9, "evaluate_every": 3},
         9,
-        ["not measured yet: the first evaluation comes after update 6", "3 of 9, 96", "2.2500", "1,234.6"],
+        ["not measured yet: the first evaluation comes after update 3", "3 of 9, 96", "2.2500", "1,234.6"],
+    ),
+    "evaluated at the start": (
+        [],
+        {"updates": 9, "evaluate_every": 3, "evaluate_at_start": True},
+        9,
+        ["not measured yet: the first evaluation comes before the first update", "none logged yet"],
     ),
     "before the last": (
         [dict(STEP, update=7)],
@@ -42,11 +48,11 @@ CASES = {
         9,
         ["not measured yet: the first evaluation comes after update 8", "7 of 9, 96", "2.2500", "1,234.6"],
     ),
-    "after all but the last": (
-        [dict(STEP, update=8)],
-        {"updates": 9, "evaluate_every": 8},
+    "at the last": (
+        [dict(STEP, update=9)],
+        {"updates": 9, "evaluate_every": 3},
         9,
-        [f"{AT_THE_END}, after update 9", "8 of 9, 96", "2.2500", "1,234.6"],
+        [f"{AT_THE_END}, after update 9", "9, 96", "2.2500", "1,234.6"],
     ),
     "evaluated": ([STEP, EVALUATION], {"updates": 3}, 3, ["50.00 %, 75.00 %", "1.5000", "3, 96", "2.2500", "1,234.6"]),
 }

@@ -13,6 +13,7 @@ from helpers import backend_for, equal_states, random_batch, tiny_config, vit_ip
 from small_runs import names_in, small_config, train_in
 
 from vit_ipu.backends.native.backend import NativeBackend
+from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.loading.workers import WorkerPool
 from vit_ipu.runs import background, checkpoint, logger
 from vit_ipu.runs.background import BackgroundWriter
@@ -159,6 +160,27 @@ def test_an_evaluation_that_fails_loses_no_checkpoint(monkeypatch, empty_folder)
 
     monkeypatch.setattr(NativeBackend, "predict", fail)
     with pytest.raises(MemoryError):
+        train_in(empty_folder / "run", small_config(checkpoint_every=4, evaluate_every=4))
+    assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000004"]
+
+
+def test_an_interrupt_while_the_processes_end_loses_no_checkpoint(monkeypatch, empty_folder):
+    save = logger.save_checkpoint
+
+    def slow(*args, **options):
+        time.sleep(0.5)
+        save(*args, **options)
+
+    def fail(self, images):
+        raise MemoryError
+
+    def interrupt(self, *exc):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    monkeypatch.setattr(NativeBackend, "predict", fail)
+    monkeypatch.setattr(EvaluationLoader, "__exit__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         train_in(empty_folder / "run", small_config(checkpoint_every=4, evaluate_every=4))
     assert names_in(empty_folder / "run" / "checkpoints") == ["update-00000004"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -84,6 +85,16 @@ def test_an_odd_shape_is_stated_completely():
         'timm.create_model("vit_base_patch16_224", patch_size=7, embed_dim=64, depth=3, num_heads=2, img_size=28, '
         'num_classes=3, checkpoint_path="it\\"s.pth")'
     )
+
+
+@pytest.mark.parametrize("name", ["fotos 🙂", "日本", "it's [red]", 'a"b\\c', "line\nbreak", "not utf-8 \udcff"])
+def test_the_code_has_the_path_of_any_target(name):
+    made = SimpleNamespace(create_model=lambda *model, **arguments: (*model, arguments.get("checkpoint_path")))
+    for place in ({"file": name}, {"folder": name}):
+        code = timm_call(ModelConfig(**SHAPES["odd"]), 3, **place)
+        assert len(code.splitlines()) == 1
+        assert name in [part and part.replace("local-dir:", "") for part in eval(code, {"timm": made})]
+    assert '"fotos 🙂"' in timm_call(ModelConfig(**SHAPES["odd"]), 3, file="fotos 🙂")
 
 
 def test_weights_without_a_head_have_no_classes(run, write_model):

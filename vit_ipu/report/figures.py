@@ -51,9 +51,14 @@ def _accuracy(metrics: List[Dict[str, Any]], config: Config, total_updates: Opti
 
 
 def _next_evaluation(update: int, config: Config, total_updates: Optional[int]) -> str:
-    """Returns when a run that has come to this update, without an evaluation, is evaluated first."""
+    """Returns when a run that has come to this update, without an evaluation, is evaluated first.
+
+    That may be this update, whose evaluation has not ended yet or was interrupted.
+    """
     every, total = config.run.evaluate_every, total_updates or config.run.updates
-    following = None if every is None else every * (update // every + 1)
+    if update == 0 and config.run.evaluate_at_start:
+        return "the first evaluation comes before the first update"
+    following = None if every is None else every * max(1, -(-update // every))
     if following is not None and (total is None or following < total):
         return f"the first evaluation comes after update {following:,}"
     return "the first evaluation comes at the end" + ("" if total is None else f", after update {total:,}")

@@ -73,7 +73,6 @@ class RunLogger:
 
     def __exit__(self, *exc: Any) -> None:
         self._display.stop()
-        self._open.close()
         try:
             self._writer.wait()
         except Exception:
@@ -82,6 +81,7 @@ class RunLogger:
         finally:
             if self._metrics is not None:
                 self._metrics.close()
+            self._open.close()  # last: while the processes end, which may take seconds, Ctrl-C can interrupt it
 
     def notify(self, text: str) -> None:
         self._display.notify(text)

@@ -6,7 +6,6 @@ base_model, model-index). Where a fact is not known, the card says nothing, or t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -18,7 +17,7 @@ from vit_ipu import __version__
 from vit_ipu.config import Config
 from vit_ipu.config_file import changed_settings
 from vit_ipu.config_sections.colors import Rgb, color_text
-from vit_ipu.text import counted, escaped
+from vit_ipu.text import counted, escaped, python_string
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumed_values
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
@@ -278,7 +277,7 @@ def _transformers_code(name: str, description: ModelDescription) -> List[str]:
         lines = ["from PIL import Image", *lines, *_on_background(background)]
     return [
         *lines,
-        f'classify = pipeline("image-classification", model={json.dumps(name)})',
+        f'classify = pipeline("image-classification", model={python_string(name)})',
         f"for found in classify({photo}):",
         '    print(found["label"], found["score"])',
     ]

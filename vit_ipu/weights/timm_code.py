@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Dict, Optional, Tuple
 
 from vit_ipu.config import ModelConfig
+from vit_ipu.text import python_string
 from vit_ipu.variants import VARIANTS
 
 _VARIANTS = ["vit_tiny_patch16", "vit_small_patch16", "vit_small_patch32", "vit_base_patch16", "vit_base_patch32"]
@@ -38,11 +38,11 @@ def timm_call(model: ModelConfig, num_classes: int, *, file: Optional[str] = Non
     epsilon = f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={model.layer_norm_eps:g})"
     parts = [] if model.layer_norm_eps == TIMM_EPSILON else [epsilon]
     if folder is not None:
-        return _call([json.dumps(f"local-dir:{folder}"), "pretrained=True", *parts])
+        return _call([python_string(f"local-dir:{folder}"), "pretrained=True", *parts])
     name, arguments = timm_model(model)
     arguments["num_classes"] = num_classes
-    parts = [json.dumps(name), *(f"{key}={json.dumps(value)}" for key, value in arguments.items()), *parts]
-    return _call([*parts, f"checkpoint_path={json.dumps(file)}"])
+    stated = [f"{key}={python_string(value) if isinstance(value, str) else value}" for key, value in arguments.items()]
+    return _call([python_string(name), *stated, *parts, f"checkpoint_path={python_string(file or '')}"])
 
 
 def _call(parts: Any) -> str:

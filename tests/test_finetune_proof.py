@@ -1,0 +1,64 @@
+"""The comparison of fine-tunes: a run that failed for another reason than its arithmetic is not taken for a result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Returns a function that imports a program of benchmarks/, or skips the test if the program needs too much."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield lambda name: pytest.importorskip(name)
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_only_a_run_that_diverged_counts_as_failed(monkeypatch, tmp_path, benchmark):
+    runs = benchmark("training_runs")
+    arm, diverges = runs.Arm("an arm", "config", "cpu"), []
+
+    def run(command, **options):
+        output = Path(command[command.index("--output") + 1])
+        output.mkdir(exist_ok=True)
+        if diverges:
+            (output / "diverged.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 1, "", "vit-ipu: no space left")
+
+    monkeypatch.setattr(runs.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="no space left$"):
+        runs.train(arm, 3, tmp_path, {})
+    assert not list(tmp_path.glob("*.json"))
+    diverges.append(True)
+    summary = runs.train(arm, 3, tmp_path, {})
+    assert summary["top1"] != summary["top1"]
+    assert [json.loads(path.read_text()) for path in tmp_path.glob("*.json")] == [{"top1": None}]
+
+
+def test_an_arm_with_a_failed_run_is_told_as_not_shown(benchmark):
+    proof = benchmark("finetune_proof")
+    runs = {
+        "float32": [{"seed": seed, "top1": 90.0 + seed} for seed in (1, 2, 3)],
+        "IPU recipe": [{"seed": seed, "top1": top1} for seed, top1 in ((1, 91.1), (2, float("nan")), (3, 93.0))],
+        "bfloat16": [{"seed": seed, "top1": 90.1 + seed} for seed in (3, 2)],
+    }
+    failed, paired = proof.verdicts(runs)
+    assert failed == "IPU recipe minus float32: is not shown, because a run failed."
+    assert paired.startswith("bfloat16 minus float32, 2 seeds: mean +0.10 points of top-1")
+
+
+def test_a_peer_trains_for_as_many_updates_as_the_config_says_in_epochs(benchmark):
+    peer = benchmark("peer_finetune")
+    from helpers import tiny_config
+    from torch import nn
+
+    config = tiny_config(run={"updates": None, "epochs": 2}, optim={"warmup_updates": 1, "learning_rate": 1.0})
+    _, schedule = peer.optimizer_of(nn.Linear(2, 2), config, config.total_updates(96))
+    assert schedule.lr_lambdas[0](config.total_updates(96)) == pytest.approx(0)
