@@ -18,6 +18,10 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import scipy.stats
 import torch
 
+from vit_ipu.config_file import dump_config, load_config
+from vit_ipu.files import sha256_of
+from vit_ipu.weights.fetch import locate
+
 Summary = Dict[str, Any]
 
 
@@ -122,7 +126,9 @@ def train(arm: Arm, seed: int, folder: Path, environment: Dict[str, str]) -> Sum
 
 def _paths(arm: Arm, seed: int, folder: Path) -> Tuple[Path, Path]:
     """Returns the folder of a run, and the file of its summary."""
-    name = f"{arm.name}_{digest_of(arm)}_seed_{seed}".replace(" ", "_").replace(",", "")
+    config = load_config(arm.config, [f"{key}={value}" for key, value in arm.settings.items()])
+    weights = "" if config.model.init is None else sha256_of(locate(config.model.init).path)
+    name = f"{arm.name}_{digest_of(arm, dump_config(config), weights)}_seed_{seed}".replace(" ", "_").replace(",", "")
     return folder / name, folder / f"{name}.json"
 
 

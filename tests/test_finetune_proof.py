@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
 
 def test_only_a_run_that_diverged_counts_as_failed(monkeypatch, tmp_path, benchmark):
     runs = benchmark("training_runs")
-    arm, diverges = runs.Arm("an arm", "config", "cpu"), []
+    arm, diverges = runs.Arm("an arm", "quickstart", "cpu"), []
 
     def run(command, **options):
         output = Path(command[command.index("--output") + 1])

@@ -167,6 +167,11 @@ def test_an_evaluation_loader_keeps_its_workers_while_it_is_open(monkeypatch, wo
         iterator.close()  # as an interrupted evaluation does
         assert torch.cat([batch.labels for batch in loader]).tolist() == source.labels.tolist()
         assert len(started) == (2 if workers else 0)
+        for process in started[-1]._processes if workers else ():
+            process.kill()
+            process.join()
+        assert torch.cat([batch.labels for batch in loader]).tolist() == source.labels.tolist()
+        assert len(started) == (3 if workers else 0)
     assert all(pool.is_closed for pool in started)
 
 

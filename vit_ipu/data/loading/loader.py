@@ -173,7 +173,7 @@ class _Filler:
 
     @property
     def has_workers(self) -> bool:
-        return self._config.data.num_workers == 0 or not (self._pool is None or self._pool.is_closed)
+        return self._config.data.num_workers == 0 or (self._pool is not None and self._pool.can_continue)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -184,10 +184,12 @@ class _Filler:
         """Yields the steps, whose tensors may be overwritten once the next step or series is requested."""
         if self._config.data.num_workers == 0:
             return fill_in_process(entries, self._fill, self._buffer)
-        if self._pool is None or self._pool.is_closed:
+        if not self.has_workers:
+            self.close()
             self._pool = WorkerPool(
                 self._fill, self._buffers(), self._config.data.num_workers, page_lock=self._page_lock
             )
+        assert self._pool is not None
         return self._pool.filled(entries)
 
     def _buffers(self) -> List[Buffer]:

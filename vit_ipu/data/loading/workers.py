@@ -165,6 +165,11 @@ class WorkerPool:
             self.close()
             raise
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether another series can be asked for: no worker has died while there was nothing to do."""
+        return not self.is_closed and all(process.exitcode is None for process in self._processes)
+
     def close(self) -> None:
         """Stops the workers, and kills workers that do not exit. If `close` is interrupted, call `close` again."""
         if self.is_closed:
