@@ -75,7 +75,7 @@ def forbid_work(monkeypatch):
     for name in ("train", "evaluate"):
         monkeypatch.setattr(import_module(f"vit_ipu.{name}"), "open_source", fail)
     monkeypatch.setattr(import_module("vit_ipu.weights.read"), "read_tensors", fail)
-    monkeypatch.setattr(import_module("vit_ipu.data.packing.pack"), "open_folders", fail)
+    monkeypatch.setattr(import_module("vit_ipu.data.packing.splits"), "open_folders", fail)
     monkeypatch.setattr(import_module("vit_ipu.plan"), "search", fail)
 
 

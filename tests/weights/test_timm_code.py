@@ -130,9 +130,8 @@ def test_the_card_of_a_folder_has_code_that_runs(run, write_model, capsys, name)
     assert {label for label, _, _ in lines} == {"<cat>", "dog", "owl"}
     assert sum(float(score) for _, _, score in lines) == pytest.approx(1, abs=1e-5)
     found = json.loads(run("predict", "folder", "photo.jpg", "--device", "cpu", "--json"))["predictions"][0]["classes"]
-    assert [row["name"] for row in found] == [label for label, _, _ in lines]
-    ours = [row["probability"] for row in found]  # the pixels of config.json, but for the decoder of JPEGs
-    assert [float(score) for _, _, score in lines] == pytest.approx(ours, abs=0.01)
+    ours = {row["name"]: row["probability"] for row in found}  # the pixels of config.json, but for the decoder of JPEGs
+    assert {label: float(score) for label, _, score in lines} == pytest.approx(ours, abs=0.01)
 
 
 def test_the_card_lays_transparent_images_on_their_background(run, empty_folder):

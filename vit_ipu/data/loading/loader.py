@@ -84,8 +84,8 @@ class EvaluationLoader:
     """Yields every image of the source once, in order, in chunks; the last chunk may be smaller.
 
     The size of a chunk is the first multiple of `multiple_of` that is at least CHUNK. Used as a context manager, it
-    keeps its worker processes for the next time that the images are asked for: starting them takes longer than
-    evaluating some thousand images on a GPU.
+    keeps its worker processes for the next time that the images are asked for: starting a dozen of them takes a second,
+    in which a GPU evaluates thousands of images.
     """
 
     def __init__(
