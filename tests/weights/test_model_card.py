@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import tiny_values, vit_ipu, write_config
 from markdown_it import MarkdownIt
-from PIL import Image
+from tiny_weights import noise
 
 from vit_ipu import convert, predict, train
 from vit_ipu.config_file import parse_config
@@ -111,7 +111,7 @@ def test_the_hub_s_own_reader_accepts_the_card(run):
 
 def test_the_code_of_the_card_runs(run, monkeypatch, capsys):
     monkeypatch.chdir(exported(run).parent)
-    picture = Image.effect_noise((28, 28), 90).convert("RGB")
+    picture = noise(28, 28)
     picture.save("photo.jpg", quality=100)
     card = (exported(run) / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", card, re.S)[1]

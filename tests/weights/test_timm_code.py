@@ -13,6 +13,7 @@ import torch
 from foreign import randomise
 from helpers import write_image_folder
 from PIL import Image
+from tiny_weights import noise
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.files import write_checksums
@@ -122,7 +123,7 @@ def test_the_card_of_a_folder_has_code_that_runs(run, write_model, capsys, name)
     assert "transformers" not in card
     use, alone = re.findall(r"```python\n(.*?)```", card, re.S)
     assert same_logits(load(alone), model)
-    Image.effect_noise((90, 70), 90).convert("RGB").save("photo.jpg")
+    noise(70, 90).save("photo.jpg")
     names = {}
     exec(compile(use, "README.md", "exec"), names)
     assert same_logits(names["model"], model)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Dict
 
+import numpy as np
 import torch
 from foreign import randomise
+from PIL import Image
 from torch import Tensor
 
 from vit_ipu.config import ModelConfig
@@ -36,3 +38,8 @@ def optimizer_of(model):
 
 def quiet(text):
     """Discards a note, for tests that do not read notes."""
+
+
+def noise(height: int, width: int) -> Image.Image:
+    """Returns a picture of the same random pixels each time."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
