@@ -154,7 +154,7 @@ def _dtype(config: Config, float_format: torch.dtype) -> torch.dtype:
 class _Filler:
     """Fills series of steps in data.num_workers processes, or in this process if data.num_workers is 0.
 
-    The processes start with the first series, and again if a series was not taken to its end.
+    The processes start with the first series, and again if a series was not taken to its end, or if one has died since.
     """
 
     def __init__(
@@ -186,9 +186,8 @@ class _Filler:
             return fill_in_process(entries, self._fill, self._buffer)
         if not self.has_workers:
             self.close()
-            self._pool = WorkerPool(
-                self._fill, self._buffers(), self._config.data.num_workers, page_lock=self._page_lock
-            )
+            workers = self._config.data.num_workers
+            self._pool = WorkerPool(self._fill, self._buffers(), workers, page_lock=self._page_lock)
         assert self._pool is not None
         return self._pool.filled(entries)
 
