@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -79,6 +80,8 @@ def main() -> None:
     chosen_by: List[str] = []
     if arguments.rates:
         tops = validated(arguments, options)
+        if not tops:
+            sys.exit(f"{arguments.folder} has no run with one of the rates: train them with --jobs 1 or more")
         options[RATE] = max(tops, key=lambda rate: tops[rate])
         chosen_by.append(
             f"Learning rate {options[RATE]}: with {EXACT} and seed {SEED}, the best of "

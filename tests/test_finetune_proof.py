@@ -62,3 +62,11 @@ def test_a_peer_trains_for_as_many_updates_as_the_config_says_in_epochs(benchmar
     config = tiny_config(run={"updates": None, "epochs": 2}, optim={"warmup_updates": 1, "learning_rate": 1.0})
     _, schedule = peer.optimizer_of(nn.Linear(2, 2), config, config.total_updates(96))
     assert schedule.lr_lambdas[0](config.total_updates(96)) == pytest.approx(0)
+
+
+def test_rates_without_kept_runs_are_refused_if_nothing_is_trained(monkeypatch, tmp_path, benchmark):
+    proof = benchmark("finetune_proof")
+    options = ["--jobs", "0", "--config", "quickstart", "--rates", "0.1", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["finetune_proof.py", "--device", "cpu", *options])
+    with pytest.raises(SystemExit, match=r"has no run with one of the rates: train them with --jobs 1 or more$"):
+        proof.main()
