@@ -2,6 +2,7 @@
 
 Nothing of the package trains here: the models, the loss, the order of the images and the loop are others'. Only the
 config, the weights' file and the files of the images are the same. Images are resized by Pillow once, in memory.
+A config that asks for more than the loop has is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import sys
 import time
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -18,10 +20,11 @@ import timm
 import torch
 import torch.nn.functional as F
 import transformers
-from PIL import Image
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
@@ -42,6 +45,12 @@ _NAMES = (
     (r"^head\.", "classifier."),
 )
 """Patterns of timm's names, and what transformers 5 has in their place."""
+_FOLLOWED = {
+    "data": "source path eval_path holdout download num_train num_eval crop mean std interpolation horizontal_flip "
+    "transfer num_workers on_error",
+    "optim": "optimizer learning_rate layer_decay weight_decay label_smoothing warmup_updates momentum",
+}
+"""The keys of a config that the loop follows, or that change no image and no update."""
 _CHUNK = 500
 """Images of an evaluation that are predicted at a time."""
 
@@ -60,6 +69,7 @@ def main() -> None:
 
 
 def finetune(peer: str, config: Config, device: str, seed: int) -> Dict[str, Any]:
+    refuse_others(config)
     start = time.monotonic()
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -82,15 +92,22 @@ def finetune(peer: str, config: Config, device: str, seed: int) -> Dict[str, Any
     return {"top1": top1, "top5": top5, "samples": updates * size, "seconds": time.monotonic() - start}
 
 
+def refuse_others(config: Config) -> None:
+    """Ends the program if the config sets a key, other than to its default, that the loop does not follow."""
+    for name, followed in _FOLLOWED.items():
+        section = getattr(config, name)
+        for key in sorted(section.model_fields_set - set(followed.split())):
+            if getattr(section, key) != type(section).model_fields[key].default:
+                sys.exit(f"{name}.{key}: the plain loop of peer_finetune.py has nothing like it")
+    if config.data.crop != "center":
+        sys.exit(f"data.crop is {config.data.crop!r}; the plain loop of peer_finetune.py only has 'center'")
+
+
 def arrays(config: Config, split: str, device: str) -> Tuple[Tensor, Tensor]:
     """Returns all images of a split, (N, 3, S, S) as bytes, and the labels (N,)."""
     source, side = open_source(config.data, config.model, split), config.model.image_size
-    pixels = np.stack(
-        [
-            np.asarray(source.image(index).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
-            for index in range(len(source))
-        ]
-    )
+    middle = Compose([Resize(side, InterpolationMode(config.data.interpolation)), CenterCrop(side)])
+    pixels = np.stack([np.asarray(middle(source.image(index).convert("RGB"))) for index in range(len(source))])
     labels = torch.from_numpy(np.asarray(source.labels)).long()
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device), labels.to(device)
 
@@ -163,6 +180,11 @@ class _Transformers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.model(pixel_values=images).logits  # type: ignore[no-any-return]
 
+    def group_matcher(self, coarse: bool) -> Dict[str, Any]:
+        """Returns the layers as timm's models do, for timm's layer decay; the last norm belongs to the last block."""
+        last = (r"model\.vit\.layernorm\.", (99999,))
+        return {"stem": r"model\.vit\.embeddings\.", "blocks": [(r"model\.vit\.layers\.(\d+)\.", None), last]}
+
 
 def _renamed(name: str, tensor: Tensor) -> Iterator[Tuple[str, Tensor]]:
     """Yields the names that transformers 5 has for a tensor of timm's ViT, with the tensors."""
@@ -180,11 +202,10 @@ def optimizer_of(
 ) -> Tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Returns the config's SGD or AdamW, and its schedule over `total` updates: a linear warmup, then half a cosine."""
     optim = config.optim
-    decayed, exempt = [], []
-    for name, parameter in model.named_parameters():
-        is_exempt = parameter.ndim == 1 or "pos" in name or "cls_token" in name
-        (exempt if is_exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    exempt = [name for name, parameter in model.named_parameters() if "pos" in name or "cls_token" in name]
+    groups = param_groups_layer_decay(model, optim.weight_decay, exempt, layer_decay=optim.layer_decay or 1.0)
+    for group in groups:
+        group["lr"] = optim.learning_rate * group["lr_scale"]
     made: torch.optim.Optimizer = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum)
     if optim.optimizer == "adamw":
         made = torch.optim.AdamW(groups, lr=optim.learning_rate)

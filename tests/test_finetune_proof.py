@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from vit_ipu.config_file import load_config
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PROOFS = ["vit_small_patch14_finetune_fashion_mnist_ipu", "vit_small_patch14_finetune_drawings_ipu"]
 
 
 @pytest.fixture
@@ -62,6 +66,50 @@ def test_a_peer_trains_for_as_many_updates_as_the_config_says_in_epochs(benchmar
     config = tiny_config(run={"updates": None, "epochs": 2}, optim={"warmup_updates": 1, "learning_rate": 1.0})
     _, schedule = peer.optimizer_of(nn.Linear(2, 2), config, config.total_updates(96))
     assert schedule.lr_lambdas[0](config.total_updates(96)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("peer", ["timm", "transformers"])
+def test_a_peer_has_the_learning_rates_of_layer_decay(benchmark, peer):
+    loop = benchmark("peer_finetune")
+    from helpers import tiny_config
+
+    from vit_ipu.model import ViT
+    from vit_ipu.optim import optimizer_groups
+
+    config = tiny_config(optim={"layer_decay": 0.5, "learning_rate": 1.0, "weight_decay": 0.1})
+
+    def values_of(groups):
+        counts = Counter()
+        for group in groups:
+            counts[group["lr"], group["weight_decay"]] += sum(parameter.numel() for parameter in group["params"])
+        return counts
+
+    optimizer, _ = loop.optimizer_of(loop.build(peer, config), config, 100)
+    for group in optimizer.param_groups:  # the schedule has set the first rate of the warmup
+        group["lr"] = group["initial_lr"]
+    expected = values_of(optimizer_groups(ViT(config.model), config.optim))
+    assert len({rate for rate, _ in expected}) == config.model.depth + 2
+    assert values_of(optimizer.param_groups) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": {"crop": "center", "mixup_alpha": 0.2}}, "data.mixup_alpha: the plain loop"),
+        ({"data": {"crop": "center"}, "optim": {"max_grad_norm": 1.0}}, "optim.max_grad_norm: the plain loop"),
+        ({"data": {"crop": "padded"}}, "data.crop is 'padded'; the plain loop"),
+    ],
+)
+def test_a_recipe_that_a_peer_does_not_follow_is_refused(benchmark, changed, message):
+    from helpers import tiny_config
+
+    with pytest.raises(SystemExit, match=message):
+        benchmark("peer_finetune").refuse_others(tiny_config(**changed))
+
+
+@pytest.mark.parametrize("name", ["quickstart", *PROOFS])
+def test_a_peer_follows_the_recipes_that_it_is_compared_by(benchmark, name):
+    benchmark("peer_finetune").refuse_others(load_config(name, []))
 
 
 def test_rates_without_kept_runs_are_refused_if_nothing_is_trained(monkeypatch, tmp_path, benchmark):
