@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import peer_finetune
 from record import FOLDER, write_record
 from training_runs import Arm, Summary, interval, top1_of, train_all
@@ -47,6 +48,10 @@ BAD_LOSS_SCALE = str(2.0**-14)  # most gradients become 0 in float16
 MARGIN = -0.3
 """Points of top-1 that the IPU recipe may lose."""
 EXACT, RECIPE = "float32", "IPU recipe"
+SMOOTHED = 20
+"""Updates that a point of a loss curve is the mean of."""
+FAR = 3.0
+"""Points of top-1 below float32 from which an arm is not drawn to scale."""
 RATE, SEED = "optim.learning_rate", 42
 """The setting that is chosen on held-out training images, and the seed of the runs that choose it."""
 
@@ -138,6 +143,10 @@ def verdicts(found: Dict[str, List[Summary]]) -> List[str]:
         if any(map(math.isnan, differences)):
             sentences.append(f"{name} minus {EXACT}: is not shown, because a run failed.")
             continue
+        if len(differences) == 2:
+            listed = " and ".join(f"{difference:+.2f}" for difference in differences)
+            sentences.append(f"{name} minus {EXACT}, 2 seeds, too few for an interval: {listed} points of top-1.")
+            continue
         mean, half = interval(differences)
         sentence = (
             f"{name} minus {EXACT}, {len(differences)} seeds: mean {mean:+.2f} points of top-1, 95 % interval "
@@ -173,23 +182,47 @@ def none_if_failed(run: Summary) -> Any:
 
 
 def draw(found: Dict[str, List[Summary]], path: Path) -> None:
-    """Draws the loss and the top-1 of every run, in one colour for each arm."""
-    figure, (of_loss, of_top1) = plt.subplots(1, 2, figsize=(11, 4))
+    """Draws the smoothed loss of every run, and the top-1 of each arm's runs beside that of float32."""
+    figure, (of_loss, of_top1) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for number, (name, runs) in enumerate(found.items()):
         label: Optional[str] = name
         for lines in map(lines_of, runs):
-            losses = [(line["update"], line["loss"]) for line in lines if "loss" in line]
-            tops = [(line["update"], line["top1"]) for line in lines if "top1" in line]
-            if losses:
-                of_loss.plot(*zip(*losses), color=f"C{number}", linewidth=0.8, label=label)
-                of_top1.plot(*zip(*tops), color=f"C{number}", marker=".", linewidth=0.8)
+            losses = [line["loss"] for line in lines if "loss" in line]
+            updates = [line["update"] for line in lines if "loss" in line]
+            if len(losses) > SMOOTHED:
+                means = np.convolve(losses, np.full(SMOOTHED, 1 / SMOOTHED), "valid")
+                of_loss.plot(updates[SMOOTHED - 1 :], means, color=f"C{number}", linewidth=0.8, label=label)
                 label = None
     of_loss.set_xlabel("update")
-    of_loss.set_ylabel("training loss")
+    of_loss.set_ylabel(f"training loss, mean of {SMOOTHED} updates")
     of_loss.legend(fontsize="small")
-    of_top1.set_xlabel("update")
-    of_top1.set_ylabel("top-1 (%)")
-    figure.savefig(path, bbox_inches="tight")
+    draw_top1(found, of_top1)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_top1(found: Dict[str, List[Summary]], axes: Any) -> None:
+    """Draws a row of points for each arm; an arm that is far below float32 is an arrow with its mean."""
+    tops = {name: [run["top1"] for run in runs if not math.isnan(run["top1"])] for name, runs in found.items()}
+    nearest = min(tops[EXACT], default=0.0) - FAR
+    near = [top for arm in tops.values() for top in arm if top >= nearest]
+    for number, values in enumerate(tops.values()):
+        if values and min(values) < nearest:
+            axes.text(
+                0.02,
+                number,
+                f"\u2190 {statistics.mean(values):.1f} %",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+            )
+        else:
+            axes.plot(values, [number] * len(values), "o", color=f"C{number}", alpha=0.6)
+    margin = 0.1 * (max(near, default=1.0) - min(near, default=0.0) + 0.1)
+    axes.set_xlim(min(near, default=0.0) - margin, max(near, default=1.0) + margin)
+    axes.set_yticks(range(len(tops)), list(tops))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("top-1 of each seed (%)")
 
 
 def lines_of(run: Summary) -> Sequence[Dict[str, Any]]:

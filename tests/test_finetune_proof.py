@@ -51,11 +51,33 @@ def test_an_arm_with_a_failed_run_is_told_as_not_shown(benchmark):
     runs = {
         "float32": [{"seed": seed, "top1": 90.0 + seed} for seed in (1, 2, 3)],
         "IPU recipe": [{"seed": seed, "top1": top1} for seed, top1 in ((1, 91.1), (2, float("nan")), (3, 93.0))],
-        "bfloat16": [{"seed": seed, "top1": 90.1 + seed} for seed in (3, 2)],
+        "bfloat16": [{"seed": seed, "top1": 90.1 + seed} for seed in (3, 2, 1)],
+        "timm": [{"seed": seed, "top1": 90.0 + 2 * seed} for seed in (2, 1)],
     }
-    failed, paired = proof.verdicts(runs)
+    failed, paired, few = proof.verdicts(runs)
     assert failed == "IPU recipe minus float32: is not shown, because a run failed."
-    assert paired.startswith("bfloat16 minus float32, 2 seeds: mean +0.10 points of top-1")
+    assert paired.startswith("bfloat16 minus float32, 3 seeds: mean +0.10 points of top-1, 95 % interval")
+    assert few == "timm minus float32, 2 seeds, too few for an interval: +2.00 and +1.00 points of top-1."
+
+
+def test_the_picture_has_every_arm_also_one_that_is_far_below_or_failed(benchmark, tmp_path):
+    proof = benchmark("finetune_proof")
+    lines = [json.dumps({"update": update, "loss": 2.0 - 0.01 * update}) for update in range(1, 41)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    runs = {
+        "float32": [{"seed": 1, "top1": 90.0, "run": str(tmp_path)}, {"seed": 2, "top1": 91.0}],
+        "bad loss scale": [{"seed": 1, "top1": 20.0}],
+        "IPU recipe": [{"seed": 1, "top1": float("nan")}],
+    }
+    figure, axes = proof.plt.subplots()
+    proof.draw_top1(runs, axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(runs)
+    assert [text.get_text() for text in axes.texts] == ["\u2190 20.0 %"]
+    assert [sorted(line.get_xdata()) for line in axes.lines] == [[90.0, 91.0], []]
+    assert 88 < axes.get_xlim()[0] < 90 < 91 < axes.get_xlim()[1] < 92
+    proof.plt.close(figure)
+    proof.draw(runs, tmp_path / "curves.svg")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
 
 
 def test_a_peer_trains_for_as_many_updates_as_the_config_says_in_epochs(benchmark):

@@ -47,13 +47,19 @@ def late(clock, result, seconds, free):
     return found
 
 
-@pytest.mark.parametrize(("batch", "step"), [(1.0, 0.01), (0.01, 1.0)], ids=["waits for images", "waits for the GPU"])
-def test_the_time_of_a_step_is_right_to_the_last_one_before_an_evaluation(monkeypatch, tmp_path, batch, step):
+@pytest.mark.parametrize(
+    ("batch", "step", "room"),
+    [(1.0, 0.01, True), (0.01, 1.0, True), (0.01, 1.0, False)],
+    ids=["waits for images", "waits for the GPU", "waits for room on the GPU"],
+)
+def test_the_time_of_a_step_is_right_to_the_last_one_before_an_evaluation(monkeypatch, tmp_path, batch, step, room):
     clock, free = Clock(), [0.0]
     original = NativeBackend.train_step
 
     def train_step(self, images, rate):
         clock.now += batch
+        if not room:
+            clock.now = max(clock.now, free[0])
         result = late(clock, original(self, images, rate), step, free[0])
         free[0] = result.done
         return result

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
 from vit_ipu.backends.contract import Backend, Device, HostBatch, StepResult
 from vit_ipu.config import Config
@@ -63,8 +62,6 @@ class RunLogger:
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._pending: Optional[Progress] = None
-        self._ends: Deque[float] = deque(maxlen=2)
-        self._last_was_late = False
         self._begin_timing()
 
     def __enter__(self) -> RunLogger:
@@ -297,19 +294,18 @@ class RunLogger:
         """Returns the seconds that the last host step took, as far as the host sees it.
 
         The host sees the end of a step that a GPU computes when it waits for it, or later, when the next step has begun
-        too. After such a late one, a step whose end is waited for has begun when the end before was seen.
+        too. How much later is not known, so a step after such a late one took at least as long as the one before.
         """
-        now, ends = time.monotonic(), self._ends
-        seconds = now - (ends[0] if is_early and self._last_was_late else ends[-1])
-        self._last_was_late = was_done and not is_early
-        ends.append(now)
+        now = time.monotonic()
+        seconds = now - self._end
+        if is_early and self._last_was_late:
+            seconds = max(seconds, self._seconds)
+        self._end, self._seconds, self._last_was_late = now, seconds, was_done and not is_early
         return max(seconds, 1e-9)
 
     def _begin_timing(self) -> None:
         """Leaves what took place since the last host step, such as an evaluation, out of the time of the next."""
-        self._ends.clear()
-        self._ends.append(time.monotonic())
-        self._last_was_late = False
+        self._end, self._seconds, self._last_was_late = time.monotonic(), 0.0, False
 
     def _write(self, progress: Progress, **values: float) -> None:
         counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
