@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from helpers import backend_for, equal_states, random_batch, relative_errors, tiny_config, with_random_head
@@ -158,6 +160,7 @@ def test_masters_keep_updates_that_bfloat16_would_lose():
 def test_a_result_is_that_of_its_own_step_however_late_it_is_read():
     config = tiny_config(precision={"compute": "bfloat16"})
     late, early = backend_for(config, "cuda"), backend_for(config, "cuda")
+    start = time.monotonic()
     results = [late.train_step(random_batch(config, seed), 0.02) for seed in range(5)]
     assert not results[0].is_known
     results[-1].wait()
@@ -167,6 +170,23 @@ def test_a_result_is_that_of_its_own_step_however_late_it_is_read():
         early.train_step(random_batch(config, seed), 0.02).loss for seed in range(5)
     ]
     assert results[0].is_known
+    ends = [result.ended_at for result in results]
+    assert ends == sorted(ends)
+    assert start < ends[0] < ends[-1] < time.monotonic()
+
+
+def test_a_step_ends_when_the_gpu_has_made_it_not_when_the_host_looks():
+    backend = backend_for(tiny_config(precision={"compute": "bfloat16"}), "cuda")
+    batches = [random_batch(tiny_config(), seed) for seed in range(3)]
+    backend.train_step(batches[0], 0.02).wait()
+    before = time.monotonic()
+    first = backend.train_step(batches[1], 0.02)
+    first.wait()
+    seen = time.monotonic()
+    time.sleep(0.5)
+    second = backend.train_step(batches[2], 0.02)
+    assert before < first.ended_at < seen + 0.01
+    assert second.ended_at > seen + 0.5
 
 
 def test_the_memory_of_a_batch_may_be_written_after_its_step_has_returned():

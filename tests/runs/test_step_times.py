@@ -1,9 +1,10 @@
-"""Images per second of the steps, whose ends the host of a GPU sees late, and worker processes of evaluations."""
+"""Images per second of the steps, whose ends a GPU states later, and worker processes of evaluations."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small_runs import small_config, train_in
 
@@ -30,8 +31,8 @@ class Late(StepResult):
         return False
 
     @property
-    def is_done(self):
-        return self.clock.now >= self.done
+    def ended_at(self):
+        return self.done
 
     @property
     def losses(self):
@@ -47,32 +48,55 @@ def late(clock, result, seconds, free):
     return found
 
 
-@pytest.mark.parametrize(
-    ("batch", "step", "room"),
-    [(1.0, 0.01, True), (0.01, 1.0, True), (0.01, 1.0, False)],
-    ids=["waits for images", "waits for the GPU", "waits for room on the GPU"],
-)
-def test_the_time_of_a_step_is_right_to_the_last_one_before_an_evaluation(monkeypatch, tmp_path, batch, step, room):
-    clock, free = Clock(), [0.0]
+WAITS = {
+    "for images": ([1.0] * 8, [0.01] * 8),
+    "for the GPU": ([0.01] * 8, [1.0] * 8),
+    "once, before the last step": ([0.01] * 7 + [30.0], [0.3] * 8),
+    "by turns": ([0.01, 2.0] * 4, [0.5] * 8),
+}
+"""Seconds of loading the images of each step, and of computing it on the GPU."""
+
+
+@pytest.mark.parametrize("every", [1, 2, 4], ids="evaluation every {}".format)
+@pytest.mark.parametrize("name", list(WAITS))
+def test_the_times_of_steps_are_those_of_the_gpu_to_the_last_one_before_an_evaluation(
+    monkeypatch, tmp_path, name, every
+):
+    clock, done, steps = Clock(), [0.0], iter(zip(*WAITS[name]))
     original = NativeBackend.train_step
 
     def train_step(self, images, rate):
-        clock.now += batch
-        if not room:
-            clock.now = max(clock.now, free[0])
-        result = late(clock, original(self, images, rate), step, free[0])
-        free[0] = result.done
+        loading, computing = next(steps)
+        clock.now = max(clock.now + loading, done[-2] if len(done) > 1 else 0.0)  # it waits for the step but one
+        result = late(clock, original(self, images, rate), computing, done[-1])
+        done.append(result.done)
         return result
+
+    monkeypatch.setattr(logger, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(NativeBackend, "train_step", train_step)
+    config = small_config(evaluate_every=every)
+    train_in(tmp_path / "run", config)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    seconds = [config.pipeline.global_batch_size / line["images_per_second"] for line in lines]
+    assert len(seconds) == 8
+    assert seconds == pytest.approx(np.diff(done).tolist(), rel=1e-2)
+    assert sum(seconds) == pytest.approx(clock.now, rel=1e-2)
+
+
+def test_a_step_whose_result_is_known_ends_when_it_is_returned(monkeypatch, tmp_path):
+    clock, original = Clock(), NativeBackend.train_step
+
+    def train_step(self, images, rate):
+        clock.now += 0.5
+        return original(self, images, rate)
 
     monkeypatch.setattr(logger, "time", SimpleNamespace(monotonic=clock.monotonic))
     monkeypatch.setattr(NativeBackend, "train_step", train_step)
     config = small_config(evaluate_every=4)
     train_in(tmp_path / "run", config)
-    speeds = [line["images_per_second"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
-    assert len(speeds) == 8
-    expected = config.pipeline.global_batch_size / 1.0
-    assert speeds[1:4] + speeds[6:] == pytest.approx([expected] * 5, rel=0.05)
-    assert max(speeds) < 1.5 * expected
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    expected = config.pipeline.global_batch_size / 0.5
+    assert [line["images_per_second"] for line in lines] == pytest.approx([expected] * 8)
 
 
 def test_all_evaluations_of_a_run_share_their_worker_processes(monkeypatch, tmp_path):

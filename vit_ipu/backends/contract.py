@@ -61,9 +61,12 @@ class StepResult:
         return True
 
     @property
-    def is_done(self) -> bool:
-        """Whether the device has made the host step, so that `wait` returns at once."""
-        return True
+    def ended_at(self) -> Optional[float]:
+        """When the device had made the host step, in seconds of `time.monotonic()`; it is waited for.
+
+        None: when `train_step` returned.
+        """
+        return None
 
     def wait(self) -> None:
         """Waits until the device has made the host step."""

@@ -62,7 +62,7 @@ class RunLogger:
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._pending: Optional[Progress] = None
-        self._end, self._seconds, self._last_was_late = time.monotonic(), 0.0, False
+        self._end = time.monotonic()
 
     def __enter__(self) -> RunLogger:
         self._display.start(self._total_updates, done=self._saved_update)
@@ -95,22 +95,17 @@ class RunLogger:
 
         Raises RunFailed if its loss is not finite or has exploded, and the error of the last checkpoint's write.
         """
-        self._finish_step()
+        self.finish_step()
         self._writer.raise_error()
         self._last_step, self._pending = (result, rate, loader), progress
         if result.is_known:
-            self._finish_step()
+            self.finish_step()
 
     def finish_step(self) -> None:
         """Logs the last host step, if that has not been done. Raises as `step` does."""
-        self._finish_step(is_early=True)
-
-    def _finish_step(self, *, is_early: bool = False) -> None:
-        """`is_early`: the next host step has not been computed meanwhile."""
         if self._pending is None or self._last_step is None:
             return
         (result, rate, _), progress, self._pending = self._last_step, self._pending, None
-        was_done = result.is_done
         self._warn_of_overflow(progress)
         problem = problem_of_loss(result, self._config, self._guess)
         if problem is not None:
@@ -121,7 +116,7 @@ class RunLogger:
                 self._best.find(self._evaluations)  # its checkpoint may be among them
             raise self._diverged(problem, progress, exploded)
         num_images = result.num_samples * self._backend.instances.count
-        speed = num_images / self._seconds_of_step(is_early, was_done)
+        speed = num_images / self._seconds_of_step(result)
         self._display.step(progress.update, loss=result.loss, learning_rate=rate, images_per_second=speed)
         if progress.host_step % self._config.run.log_every == 0:
             self._write(progress, loss=result.loss, learning_rate=rate, images_per_second=round(speed, 2))
@@ -290,22 +285,15 @@ class RunLogger:
                 "whole: continue with --resume, which tries again"
             ) from None
 
-    def _seconds_of_step(self, is_early: bool, was_done: bool) -> float:
-        """Returns the seconds that the last host step took, as far as the host sees it.
-
-        The host sees the end of a step that a GPU computes when it waits for it, or later, when the next step has begun
-        too. How much later is not known, so a step after such a late one took at least as long as the one before.
-        """
-        now = time.monotonic()
-        seconds = now - self._end
-        if is_early and self._last_was_late:
-            seconds = max(seconds, self._seconds)
-        self._end, self._seconds, self._last_was_late = now, seconds, was_done and not is_early
-        return max(seconds, 1e-9)
+    def _seconds_of_step(self, result: StepResult) -> float:
+        """Returns the seconds from the end of the host step before to the end of this one."""
+        end = result.ended_at
+        before, self._end = self._end, time.monotonic() if end is None else end
+        return max(self._end - before, 1e-9)
 
     def _begin_timing(self) -> None:
         """Leaves what took place since the last host step, such as an evaluation, out of the time of the next."""
-        self._end, self._seconds, self._last_was_late = time.monotonic(), 0.0, False
+        self._end = time.monotonic()
 
     def _write(self, progress: Progress, **values: float) -> None:
         counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}

@@ -22,7 +22,7 @@ from vit_ipu.backends.native.layers import layers_for
 from vit_ipu.backends.native.micro_batches import first_size, measured_size, merged_sizes
 from vit_ipu.backends.native.optimizer import build_optimizer
 from vit_ipu.backends.native.passes import Passes
-from vit_ipu.backends.native.transfers import PendingResult, Uploader
+from vit_ipu.backends.native.transfers import Anchor, PendingResult, Uploader
 from vit_ipu.backends.native.working_copy import WorkingCopy
 from vit_ipu.config import Config
 from vit_ipu.errors import RunFailed
@@ -30,6 +30,9 @@ from vit_ipu.model import ViT
 from vit_ipu.optim import freeze, parameter_groups, set_learning_rate
 from vit_ipu.step import InferenceStep, TrainingStep
 from vit_ipu.text import counted
+
+_ANCHOR_SECONDS = 600
+"""Age from which an anchor is renewed: the time between two events of a GPU is a float32 of milliseconds."""
 
 
 class NativeBackend:
@@ -68,6 +71,7 @@ class NativeBackend:
         )
         self._uploader = Uploader(device)
         self._last_result: Optional[PendingResult] = None
+        self._anchor: Optional[Anchor] = None
         self._predictor = Predictor(inference_step, config, device)
         self.micro_batch_size = first_size(config, device, self.instances.count)
         self._is_size_measured = device.type != "cuda" or config.pipeline.native_micro_batch_size is not None
@@ -86,20 +90,33 @@ class NativeBackend:
         size = self._config.pipeline.global_batch_size // self.instances.count
         if not self._is_size_measured:
             self._measure_size(batch)
+        anchor = self._renewed_anchor() if self._device.type == "cuda" else None
         with self._own_random_numbers():
             losses = torch.stack([self._update(self._uploader.upload(part)) for part in batch.split(size)])
         if self._average is not None:
             self._average.update(self._model.state_dict())
             self._is_averaged_current = False
-        if self._device.type == "cuda":
-            return self._pending(PendingResult(losses, len(batch), self.instances.mean))
+        if anchor is not None:
+            return self._pending(PendingResult(losses, len(batch), self.instances.mean, anchor))
         values = self.instances.mean(losses).tolist()
         return StepResult(tuple(values), sum(values) / len(values), len(batch))
+
+    def _renewed_anchor(self) -> Anchor:
+        """Returns an event of known time from which the end of the next host step is measured.
+
+        It is renewed when the GPU has nothing to do, and by `_pending` after ten minutes.
+        """
+        last = self._last_result
+        if self._anchor is None or last is None or last.is_done:
+            self._anchor = Anchor.now()
+        return self._anchor
 
     def _pending(self, result: PendingResult) -> PendingResult:
         """Returns the result once the GPU has ended the host step before, so that only one waits for it."""
         if self._last_result is not None:
             self._last_result.wait()
+            if self._anchor is not None and self._last_result.ended_at - self._anchor.time > _ANCHOR_SECONDS:
+                self._anchor = self._last_result.as_anchor()
         self._last_result = result
         return result
 
