@@ -241,7 +241,7 @@ def load_model(
     notify = _console(quiet).print
     weights = with_heads(read_weights(str(checkpoint), trust_pickle=trust_pickle, notify=notify), num_heads)
     description = describe(weights)
-    for note in assumptions(str(checkpoint), description):
+    for note in assumptions(weights, description):
         notify(f"note: {note}")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on fresh weights
         module = ViT(description.model).eval()

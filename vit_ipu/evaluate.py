@@ -130,7 +130,7 @@ def _require_one_class(weights: Weights, config: Config) -> None:
 
 
 def _differing_pixels(stated: WeightsMetadata, config: Config) -> List[str]:
-    """Returns notes on how images are resized and cropped, as far as the weights or files beside them state it."""
+    """Returns notes on how images are resized and cropped otherwise than the weights state, or their library does."""
     data, side = config.data, config.model.image_size
     compared = (
         ("eval_resize", data.eval_resize or side, stated.eval_resize or side),
@@ -138,10 +138,11 @@ def _differing_pixels(stated: WeightsMetadata, config: Config) -> List[str]:
         ("eval_crop", data.eval_crop, stated.eval_crop),
         ("background", color_text(data.background_rgb), color_text(stated.background)),
     )
+    known, usual = "the weights were evaluated with", "weights of their naming usually have"
     return [
-        f"data.{name} is {now}, but the weights were evaluated with {before}"
+        f"data.{name} is {now}, but {known if stated.states(name) else usual} {before}"
         for name, now, before in compared
-        if stated.states(name) and now != before
+        if now != before
     ]
 
 

@@ -91,7 +91,7 @@ def predictions(
     description = describe(weights)
     to_probabilities = _activation(description, checkpoint)
     config = _for_device(inference_config(description, weights.path), device, len(images))
-    for note in assumptions(checkpoint, description) + _changes_for(device, description.model, config.model):
+    for note in assumptions(weights, description) + _changes_for(device, description.model, config.model):
         notify(f"note: {note}")
     require_runnable_on(config, device, training=False, allow_synthetic=True)
     readable = _read_images(images, config, on_error, notify, progress)

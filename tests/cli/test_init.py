@@ -128,7 +128,7 @@ def test_what_is_assumed_is_noted_with_the_keys_that_change_it_and_marked_in_the
     assert "  interpolation: bicubic  # assumed: the weights do not state it\n" in text
     run("convert", "vit.safetensors", "vit.pth", "--to", "torchvision")
     out = run("init", "pictures", "--model", "vit.pth", "--trust-pickle", "--device", "cpu", "--output", "b.yaml")
-    assert "note: vit.pth does not state these settings, so they are assumed: 3 attention heads, layer norm " in out
+    assert "vit.pth does not state these settings, so they are assumed, as torchvision has them by default: 3 " in out
     text = Path("b.yaml").read_text()
     assert "  mean: [0.485, 0.456, 0.406]  # assumed: the weights do not state it\n" in text
     run("train", "a.yaml", "--set", "run.updates=1", "--set", "run.epochs=null", "--set", "optim.warmup_updates=0")

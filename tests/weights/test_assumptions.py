@@ -28,11 +28,13 @@ from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.translate import from_ours
 
 NOTE = (
-    "note: assumed for w.safetensors: 3 attention heads, erf GELU, layer norm epsilon 1e-06, "
-    "a head on the class token, pixel mean 0.5 0.5 0.5, pixel deviation 0.5 0.5 0.5, "
+    "note: assumed for w.safetensors, as timm has them by default: 3 attention heads, erf GELU, "
+    "layer norm epsilon 1e-06, a head on the class token, pixel mean 0.5 0.5 0.5, pixel deviation 0.5 0.5 0.5, "
     "a centre crop, a resize of the short side to 35, bicubic resizing; --num-heads states the heads"
 )
 """What is said about a bare file of a ViT-Ti/16."""
+NATIVE_NOTE = NOTE.replace("w.safetensors, as timm has them by default", "native")
+"""What is said about the same weights in a native folder, which does not state whose defaults were assumed."""
 
 
 def unusual(width=192, depth=12, num_heads=6, num_classes=5, **arguments):
@@ -70,15 +72,15 @@ def test_predict_says_what_it_assumed_and_the_user_can_state_the_heads(run, bare
     assert probabilities(run, "w.safetensors") != pytest.approx(bare, abs=1e-2)  # the note is about wrong figures
     assert probabilities(run, "w.safetensors", "--num-heads", "6") == pytest.approx(bare, abs=1e-5)
     out = run("predict", "w.safetensors", "photo.png", "--device", "cpu", "--num-heads", "6")
-    assert out.startswith("note: assumed for w.safetensors: erf GELU, layer norm epsilon 1e-06, ")
+    assert out.startswith("note: assumed for w.safetensors, as timm has them by default: erf GELU, layer norm ")
     assert "heads" not in out
 
 
 def test_convert_marks_what_it_assumed_and_the_note_comes_again(run, bare, empty_folder):
     assert NOTE in run("convert", "w.safetensors", "native", "--to", "native")
     assert json.loads((empty_folder / "native" / "config.json").read_text())["assumed"] == list(ASSUMABLE)
-    assert run("predict", "native", "photo.png", "--device", "cpu").startswith(NOTE.replace("w.safetensors", "native"))
-    assert NOTE.replace("w.safetensors", "native") in run("convert", "native", "again", "--to", "native")
+    assert run("predict", "native", "photo.png", "--device", "cpu").startswith(NATIVE_NOTE)
+    assert NATIVE_NOTE in run("convert", "native", "again", "--to", "native")
     assert load_description(empty_folder / "again").assumed == ASSUMABLE
     found = json.loads(run("convert", "again", "stated", "--to", "native", "--num-heads", "6", "--json"))
     assert found["assumed"] == list(ASSUMABLE[1:])

@@ -99,11 +99,10 @@ def test_a_square_resize_is_kept_by_the_formats_that_can_state_it(tmp_path):
         pixels = describe(read_weights(str(tmp_path / source))).preprocessing
         assert (pixels.eval_crop, pixels.eval_resize) == ("squash", 32)
     convert(str(tmp_path / "n"), tmp_path / "m.pth", "mmpretrain", notify=notes.append)
-    assert (
-        notes[-1] == "note: mmpretrain does not state that images are resized to a square (squash) rather than cropped"
-    )
+    assert notes[-1].startswith("note: mmpretrain does not state pixels: mmpretrain has ")
+    assert " a squash into a square, a resize of both sides to 32, bilinear resizing" in notes[-1]
     convert(str(tmp_path / "n"), tmp_path / "t.pth", "timm", notify=notes.append)
-    assert notes[-1].startswith("note: timm does not state that images are resized to a square")
+    assert notes[-1].startswith("note: timm does not state pixels: timm has ")
     rewrite(tmp_path / "n" / "config.json", config=old_config(tmp_path / "n" / "config.json"))
     assert describe(read_weights(str(tmp_path / "n"))).preprocessing.eval_crop == "center"  # written before the setting
 
@@ -164,8 +163,8 @@ def test_squashed_pixels_are_those_of_torchvision(tmp_path, suffix, resize, size
         assert difference.mean() < (1 if suffix == ".png" else 3)
 
 
-def test_a_model_without_files_beside_it_is_cropped_as_before(tmp_path):
+def test_a_model_without_a_processor_beside_it_gets_the_default_of_transformers(tmp_path):
     save_file(from_ours(tiny_state(), NAMINGS["huggingface"], num_heads=2), str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
     metadata = read_weights(str(tmp_path)).metadata
-    assert (metadata.eval_crop, metadata.eval_resize, metadata.interpolation) == ("center", None, "bilinear")
+    assert (metadata.eval_crop, metadata.eval_resize, metadata.interpolation) == ("squash", None, "bilinear")

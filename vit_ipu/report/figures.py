@@ -30,7 +30,8 @@ def figures(
     speeds = [line["images_per_second"] for line in steps if "images_per_second" in line][-_NUM_SPEEDS:]
     if speeds:
         name = "Images/s of the simulation" if simulated else "Images/s"
-        rows.append((name, f"{median(speeds):,.1f}"))
+        speed = median(speeds)
+        rows.append((name, f"{speed:,.0f}" if speed >= 100 else f"{speed:,.1f}"))
     overflows = sum_of_overflows(metrics)
     if overflows is not None:
         rows.append(("Float16 overflows", f"{counted(overflows, 'value')} became 65504"))

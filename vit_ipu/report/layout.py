@@ -76,4 +76,5 @@ def table(rows: Sequence[Tuple[str, ...]], head: Sequence[str] = ()) -> str:
 
 
 def cell(text: object) -> str:
-    return html.escape(escaped(str(text)))
+    """Returns a text as HTML, in which no line ends before a per cent sign."""
+    return html.escape(escaped(str(text))).replace(" %", "&nbsp;%")

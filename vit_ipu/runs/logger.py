@@ -62,7 +62,7 @@ class RunLogger:
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
         self._pending: Optional[Progress] = None
-        self._begin_timing()
+        self._end, self._seconds, self._last_was_late = time.monotonic(), 0.0, False
 
     def __enter__(self) -> RunLogger:
         self._display.start(self._total_updates, done=self._saved_update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from pydantic import ValidationError
 
@@ -12,7 +12,6 @@ from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.errors import CheckpointError
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
-from vit_ipu.weights.namings import TIMM
 from vit_ipu.weights.native import ModelDescription, Preprocessing
 from vit_ipu.weights.read import Weights
 from vit_ipu.weights.timm_models import PLAIN_VITS
@@ -123,16 +122,22 @@ def class_names(weights: Weights) -> Tuple[str, ...]:
 # ------------------------------------------------------------------------------- what had to be assumed
 
 
-def assumptions(source: str, description: ModelDescription) -> List[str]:
+def assumptions(weights: Weights, description: ModelDescription) -> List[str]:
     """Returns the note on the settings that had to be assumed, with their values; no note if all are stated."""
     values = assumed_values(description)
     remedy = "; --num-heads states the heads" if "num_heads" in description.assumed else ""
-    return [f"assumed for {source}: {values}{remedy}"] if values else []
+    return [f"assumed for {weights.source}{_by_default(weights)}: {values}{remedy}"] if values else []
+
+
+def _by_default(weights: Weights) -> str:
+    """Returns whose defaults the assumed settings are; empty if a file of this program does not say it."""
+    library = weights.metadata.assumed_from
+    return f", as {library} has them by default" if library else ""
 
 
 def assumed_values(description: ModelDescription) -> str:
     """Returns the settings that had to be assumed, with their values; empty if all are stated."""
-    return _assumed_values(description.assumed, description.model, description.preprocessing)
+    return ", ".join(setting_texts(description.assumed, description.model, description.preprocessing))
 
 
 def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig) -> List[str]:
@@ -141,7 +146,7 @@ def assumptions_of_config(weights: Weights, model: ModelConfig, data: DataConfig
     assumed = weights.metadata.assumed
     if not assumed:
         return []
-    values = _assumed_values(assumed, model, pixels)
+    values = ", ".join(setting_texts(assumed, model, pixels))
     unstated = f"{weights.source} does not state these settings"
     return [f"{unstated}, so the config's are used: {values}; if one is wrong, set {_keys(assumed)}"]
 
@@ -151,9 +156,8 @@ def assumptions_in_new_config(weights: Weights, description: ModelDescription, c
     values, keys = assumed_values(description), _keys(description.assumed)
     if not values:
         return []
-    defaults = ", as timm has them by default" if weights.origin == TIMM.name else ""
-    unstated = f"{weights.source} does not state these settings"
-    return [f"{unstated}, so they are assumed{defaults}: {values}; if one is wrong, set it in {config}: {keys}"]
+    unstated = f"{weights.source} does not state these settings, so they are assumed{_by_default(weights)}"
+    return [f"{unstated}: {values}; if one is wrong, set it in {config}: {keys}"]
 
 
 def _keys(assumed: Tuple[str, ...]) -> str:
@@ -162,7 +166,8 @@ def _keys(assumed: Tuple[str, ...]) -> str:
     return ", ".join(f"{section}.{name}" for name, section in sections.items() if name != "pooling")
 
 
-def _assumed_values(assumed: Tuple[str, ...], model: ModelConfig, pixels: Preprocessing) -> str:
+def setting_texts(names: Sequence[str], model: ModelConfig, pixels: Preprocessing) -> List[str]:
+    """Returns the value of each of these settings, of native.ASSUMABLE, in words."""
     is_square = pixels.eval_crop == "squash"
     texts = {
         "num_heads": f"{model.num_heads} attention heads",
@@ -176,7 +181,7 @@ def _assumed_values(assumed: Tuple[str, ...], model: ModelConfig, pixels: Prepro
         f"{pixels.eval_resize or model.image_size}",
         "interpolation": f"{pixels.interpolation} resizing",
     }
-    return ", ".join(texts[name] for name in assumed)
+    return [texts[name] for name in names]
 
 
 def _numbers(values: Tuple[float, ...]) -> str:

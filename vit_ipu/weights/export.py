@@ -15,11 +15,18 @@ from vit_ipu.errors import CheckpointError, RunFailed, UserError, suggest
 from vit_ipu.files import place_problem, written_whole
 from vit_ipu.text import Notify
 from vit_ipu.weights.completeness import measured_shape
-from vit_ipu.weights.describe import assumptions, describe, published_heads, with_heads, without_head
+from vit_ipu.weights.describe import (
+    assumptions,
+    describe,
+    published_heads,
+    setting_texts,
+    with_heads,
+    without_head,
+)
 from vit_ipu.weights.export_formats import FILE_SUFFIXES, FOLDERS, FORMATS, PICKLES, WRITERS, Export
 from vit_ipu.weights.model_card import LIBRARIES, RunFacts, model_card
 from vit_ipu.weights.namings import NAMINGS
-from vit_ipu.weights.native import ONE_CLASS, ModelDescription
+from vit_ipu.weights.native import ONE_CLASS, PIXEL_SETTINGS, ModelDescription, Preprocessing
 from vit_ipu.weights.read import Weights, read_weights
 
 
@@ -57,7 +64,7 @@ def convert(
         card = _card(export, weights, to, card_name or target.name, facts_of(weights.path))
         export = replace(export, card=card)
     _check_assumptions_can_be_marked(export, to, source)
-    notes = assumptions(source, export.description) + unsupported_settings(export.model, to, as_file=as_file)
+    notes = assumptions(weights, export.description) + unsupported_settings(export.model, to, as_file=as_file)
     notes += _unstated_heads(export, to, target) + unsupported_description(export.description, to, as_file=as_file)
     for note in notes:
         notify(f"note: {note}")
@@ -77,8 +84,17 @@ def convert(
 def _card(export: Export, weights: Weights, to: str, name: str, facts: RunFacts) -> str:
     size = sum(tensor.numel() for tensor in export.tensors.values())
     origin, source = weights.origin, weights.source
-    description = export.description
-    return model_card(name, description, to=to, num_parameters=size, source=source, origin=origin, facts=facts)
+    library = weights.metadata.assumed_from
+    return model_card(
+        name,
+        export.description,
+        to=to,
+        num_parameters=size,
+        source=source,
+        origin=origin,
+        assumed_from=library,
+        facts=facts,
+    )
 
 
 def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[str]:
@@ -100,13 +116,12 @@ def unsupported_settings(model: ModelConfig, to: str, *, as_file: bool) -> List[
 
 
 def unsupported_description(description: ModelDescription, to: str, *, as_file: bool) -> List[str]:
-    """Returns notes on the meaning of outputs and on the resize of images, if the format cannot store them."""
+    """Returns notes on the meaning of outputs and on the pixels, if the format cannot store them."""
     notes = []
     if description.problem_type != ONE_CLASS and to not in ("native", "huggingface", "onnx"):
         notes.append(f"{to} does not state that the model was trained for {description.problem_type}")
-    states_resize = to in ("native", "huggingface", "onnx") or (to == "timm" and not as_file)
-    if description.preprocessing.eval_crop == "squash" and not states_resize:
-        notes.append(f"{to} does not state that images are resized to a square (squash) rather than cropped")
+    if to not in ("native", "huggingface", "onnx") and (to != "timm" or as_file):
+        notes += _unusual_pixels(description, to)
     background = description.preprocessing.background
     if background is not None and to not in ("native", "onnx"):
         notes.append(
@@ -114,6 +129,20 @@ def unsupported_description(description: ModelDescription, to: str, *, as_file: 
             "gets them"
         )
     return notes
+
+
+def _unusual_pixels(description: ModelDescription, to: str) -> List[str]:
+    """Returns a note if images become pixels in another way than the library's own, which its users would take."""
+    model, ours, naming = description.model, description.preprocessing, NAMINGS[to]
+    usual = naming.pixels.of_model(width=model.width, patch_size=model.patch_size, side=model.image_size)
+    resize = usual.eval_resize(model.image_size)
+    theirs = Preprocessing(usual.mean, usual.std, resize, usual.interpolation, usual.eval_crop)
+    texts = zip(*(setting_texts(PIXEL_SETTINGS, model, pixels) for pixels in (theirs, ours)))
+    differing = [pair for pair in texts if pair[0] != pair[1]]
+    if not differing:
+        return []
+    default, expected = (", ".join(column) for column in zip(*differing))
+    return [f"{to} does not state pixels: {naming.library} has {default} by default, but the model expects {expected}"]
 
 
 def _check_assumptions_can_be_marked(export: Export, to: str, source: str) -> None:

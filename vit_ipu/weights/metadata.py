@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from vit_ipu.config_sections.colors import Rgb, rgb_of
 from vit_ipu.small_files import parse_json
@@ -41,6 +41,8 @@ class WeightsMetadata:
     """Width of the embedding to which the file's head projects the features; None if the head is a classifier."""
     assumed: Tuple[str, ...] = ()
     """Settings, of native.ASSUMABLE, that nothing states."""
+    assumed_from: str = ""
+    """Library whose defaults the assumed settings are; empty in files of this program, which have only the marks."""
 
     def knowing(self, **settings: Any) -> WeightsMetadata:
         """Returns the metadata with settings that are stated, and so not assumed any more."""
@@ -72,21 +74,24 @@ def metadata_of(description: ModelDescription) -> WeightsMetadata:
 
 
 def read_metadata(
-    file: Path, naming: Naming, stored: Dict[str, Any], config: Optional[FolderConfig], *, side: int
+    file: Path, naming: Naming, stored: Dict[str, Any], config: Optional[FolderConfig], *, shape: Mapping[str, int]
 ) -> WeightsMetadata:
-    """Returns the metadata of the weights in `file`, of a model for images of `side` pixels.
+    """Returns the metadata of the weights in `file`, of a model of this `completeness.measured_shape`.
 
     The sources are, each stronger than the one before: the naming, what `config`'s library fixes, `stored` (what the
     file holds beside its tensors), and what `config` states. Raises CheckpointError if the file's part is damaged.
     """
     assumed = tuple(name for name in ASSUMABLE if name not in naming.fixes)
+    side = shape["image_size"]
+    pixels = naming.pixels.of_model(width=shape["width"], patch_size=shape["patch_size"], side=side)
     metadata = WeightsMetadata(
         naming.layer_norm_eps,
         naming.gelu,
-        naming.mean,
-        naming.std,
-        eval_resize=naming.eval_resize(side),
-        interpolation=naming.interpolation,
+        pixels.mean,
+        pixels.std,
+        eval_resize=pixels.eval_resize(side),
+        interpolation=pixels.interpolation,
+        eval_crop=pixels.eval_crop,
         assumed=assumed,
     )
     if config is not None:
@@ -100,7 +105,8 @@ def read_metadata(
             metadata = metadata.knowing(**_own_settings(settings))
     if config is not None:
         metadata = metadata.knowing(**config.stated)
-    return replace(metadata, assumed=tuple(name for name in ASSUMABLE if name in (*metadata.assumed, *marked)))
+    assumed = tuple(name for name in ASSUMABLE if name in (*metadata.assumed, *marked))
+    return replace(metadata, assumed=assumed, assumed_from="" if marked else naming.library)
 
 
 def file_metadata(description: ModelDescription) -> Dict[str, str]:

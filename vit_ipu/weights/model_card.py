@@ -87,18 +87,19 @@ def model_card(
     num_parameters: int,
     source: str,
     origin: str,
+    assumed_from: str = "",
     facts: RunFacts,
 ) -> str:
     """Returns the text of README.md.
 
     `name` is what the library loads: the folder, or OWNER/NAME of the hub. `to` is a key of LIBRARIES. `source` and
     `origin` are those of the weights that were exported: only a name on the hub is shown, never a path of this
-    machine.
+    machine. `assumed_from` is the library whose defaults were assumed, if it is known.
     """
     sections = [
         f"# {markdown(name)}",
         _introduction(description, source, origin),
-        _model(description, LIBRARIES[to], num_parameters),
+        _model(description, LIBRARIES[to], num_parameters, assumed_from),
         _classes(description, LIBRARIES[to]),
         _training(description, facts),
         _results(facts),
@@ -171,7 +172,7 @@ def _introduction(description: ModelDescription, source: str, origin: str) -> st
     return f"{kind}, fine-tuned from {start} with vit_ipu."
 
 
-def _model(description: ModelDescription, library: Library, num_parameters: int) -> str:
+def _model(description: ModelDescription, library: Library, num_parameters: int, assumed_from: str) -> str:
     model, pixels = description.model, description.preprocessing
     shape = {key: getattr(model, key) for key in ("width", "depth", "num_heads", "patch_size")}
     variant = next((name for name, values in VARIANTS.items() if values == shape and model.mlp_ratio == 4), None)
@@ -193,8 +194,9 @@ def _model(description: ModelDescription, library: Library, num_parameters: int)
         "." if pixels.background is None else ", but for transparent images: lay them on the colour first, as below."
     )
     if description.assumed:
-        text += "\n\nThe weights did not state the following, which was assumed in the conversion: "
-        text += f"{assumed_values(description)}."
+        default = f", as {assumed_from} has it by default" if assumed_from else ""
+        text += "\n\nThe weights did not state the following, which was assumed in the conversion"
+        text += f"{default}: {assumed_values(description)}."
     return text
 
 

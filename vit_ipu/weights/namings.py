@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import floor
 from typing import Dict, List, Mapping, Optional, Pattern, Sequence, Tuple, Union
 
 from torch import Tensor
 
-from vit_ipu.weights import timm_models
+from vit_ipu.weights import library_pixels
+from vit_ipu.weights.library_pixels import LibraryPixels
 
 _NUMBER = r"(0|[1-9][0-9]{0,3})"
 """Pattern of a block's number: no leading zeros and at most four digits, which bounds the work for a hostile file."""
@@ -37,6 +37,10 @@ class Naming:
     name: str
     rows: Mapping[str, Theirs]
     """The library's name of each module, by our name."""
+    library: str
+    """Name of the library, for people."""
+    pixels: LibraryPixels
+    """The library's steps from an image to pixels, by default."""
     aliases: Sequence[Tuple[str, str]] = ()
     """Regular expressions that turn other spellings of a key into the spelling of `rows`, applied in order."""
     ignored: str = r"$^"
@@ -49,13 +53,6 @@ class Naming:
     """The rule by which the library resizes position embeddings: weights/position_embeddings.py."""
     layer_norm_eps: float = 1e-6
     gelu: str = "erf"
-    mean: Tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: Tuple[float, float, float] = (0.5, 0.5, 0.5)
-    interpolation: str = "bilinear"
-    crop: float = 1.0
-    """Side of the images as a share of the short side before the centre crop."""
-    crops: Mapping[int, float] = field(default_factory=dict)
-    """That share by the side of the images, where it is another one."""
     fixes: Tuple[str, ...] = ()
     """Settings, of native.ASSUMABLE, that the library's code fixes for every model: the naming states them."""
     has_pre_logits: bool = True
@@ -71,11 +68,6 @@ class Naming:
                     numbered = re.escape(leaf).replace(r"\{\}", _NUMBER)
                     pattern = re.compile(f"^{numbered}$")
                     self.patterns.append((pattern, ours.replace("*", our_leaf), third if theirs != name else None))
-
-    def eval_resize(self, side: int) -> Optional[int]:
-        """Returns the short side in pixels before the centre crop of images of this side; None: the side itself."""
-        resized = floor(side / self.crops.get(side, self.crop))
-        return None if resized == side else resized
 
     def ours(self, key: str) -> Optional[Tuple[str, Optional[int]]]:
         """Returns our name for a key after aliases, and which third the key is; None for a key of another naming."""
@@ -128,20 +120,21 @@ _UNITS = (
 
 TIMM = Naming(
     name="timm",
+    library="timm",
+    pixels=library_pixels.TIMM,
     rows={name: name for name in (*_UNITS, "blocks.{}.ls1.gamma", "blocks.{}.ls2.gamma")},
     aliases=(
         (r"^model\.", ""),  # the prefix of a LightningModule
         (r"\.gamma_([12])$", r".ls\1.gamma"),  # deit3
     ),
     ignored=r"(mask_token|masked_embed)$",  # of DINOv2, and of iBOT
-    interpolation=timm_models.INTERPOLATION,
-    crop=timm_models.CROP,
-    crops=timm_models.CROPS,
     has_pre_logits=False,  # since timm 0.6
 )
 
 HUGGINGFACE = Naming(
     name="huggingface",
+    library="transformers",
+    pixels=library_pixels.HUGGINGFACE,
     rows={
         "cls_token": "vit.embeddings.cls_token",
         "pos_embed": "vit.embeddings.position_embeddings",
@@ -180,6 +173,8 @@ HUGGINGFACE = Naming(
 
 TORCHVISION = Naming(
     name="torchvision",
+    library="torchvision",
+    pixels=library_pixels.TORCHVISION,
     rows={
         "cls_token": "class_token",
         "pos_embed": "encoder.pos_embedding",
@@ -197,12 +192,12 @@ TORCHVISION = Naming(
     aliases=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),  # spellings of the published files
     resize="torchvision",
     fixes=("gelu", "pooling"),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
 )
 
 MMPRETRAIN = Naming(
     name="mmpretrain",
+    library="mmpretrain",
+    pixels=library_pixels.MMPRETRAIN,
     rows={
         "cls_token": "backbone.cls_token",
         "pos_embed": "backbone.pos_embed",
@@ -232,6 +227,8 @@ MMPRETRAIN = Naming(
 
 GOOGLE = Naming(
     name="google",
+    library="vit_jax",
+    pixels=library_pixels.GOOGLE,
     rows={
         "cls_token": "cls",
         "pos_embed": "Transformer/posembed_input/pos_embedding",
@@ -265,6 +262,8 @@ GOOGLE = Naming(
 
 GRAPHCORE = Naming(
     name="graphcore",
+    library="graphcore/examples",
+    pixels=library_pixels.GRAPHCORE,
     rows={
         "cls_token": "model.embeddings.cls_token",
         "pos_embed": "model.embeddings.position_embeddings",

@@ -36,17 +36,8 @@ PROBLEM_TYPES = (ONE_CLASS, SEVERAL_CLASSES, REGRESSION)
 """Meanings of a model's outputs, by transformers' names: each image has one class (softmax), any number of classes (a
 sigmoid of each output), or values."""
 
-ASSUMABLE = (
-    "num_heads",
-    "gelu",
-    "layer_norm_eps",
-    "pooling",
-    "mean",
-    "std",
-    "eval_crop",
-    "eval_resize",
-    "interpolation",
-)
+PIXEL_SETTINGS = ("mean", "std", "eval_crop", "eval_resize", "interpolation")
+ASSUMABLE = ("num_heads", "gelu", "layer_norm_eps", "pooling", *PIXEL_SETTINGS)
 """Settings that tensors do not show, which had to be assumed if no file and no user stated them.
 
 `pooling`: the class token is classified.

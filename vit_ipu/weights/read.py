@@ -86,8 +86,7 @@ def read_weights(
     if config is not None:
         with with_remedy(file, config.path):
             require_stated_shape(tensors, config.shape, config.path)
-    side = measured_shape(tensors)["image_size"]
-    metadata = read_metadata(file, naming, stored.metadata, config, side=side)
+    metadata = read_metadata(file, naming, stored.metadata, config, shape=measured_shape(tensors))
     if naming.flax and any(key.startswith(IMAGE_TOWERS) for key in stored.tensors) and "head.weight" in tensors:
         metadata = replace(metadata, embedding=len(tensors["head.weight"]))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
