@@ -35,18 +35,28 @@ def main() -> None:
     options = {"run.checkpoint_every": "140"}
     if arguments.updates:
         options.update({"run.updates": str(arguments.updates), "optim.warmup_updates": "0"})
-    recipe, exact, *bad = (
+    recipe, exact, *bad = arms(options)
+    jobs = arguments.jobs
+    found = train_all([recipe, exact], arguments.seeds, arguments.folder, jobs=jobs)
+    found.update(train_all(bad, arguments.seeds[:1], arguments.folder, jobs=jobs))
+    differences = [a["top1"] - b["top1"] for a, b in zip(found[recipe.name], found[exact.name])]
+    report(arguments, found, differences)
+
+
+def arms(options: Dict[str, str]) -> List[Arm]:
+    """Returns the recipe, float32, and the recipe with loss scales that do not work."""
+    return [
         Arm(name, "quickstart", "ipu-sim", numerics, dict(options, **settings))
         for name, numerics, settings in (
             (f"float16, loss scale {LOSS_SCALE:g}", "ipu", float16(LOSS_SCALE)),
             ("float32", "exact", {}),
             *((f"float16, loss scale {scale:g}", "ipu", float16(scale)) for scale in BAD_LOSS_SCALES),
         )
-    )
-    jobs = arguments.jobs
-    found = train_all([recipe, exact], arguments.seeds, arguments.folder, jobs=jobs)
-    found.update(train_all(bad, arguments.seeds[:1], arguments.folder, jobs=jobs))
-    differences = [a["top1"] - b["top1"] for a, b in zip(found[recipe.name], found[exact.name])]
+    ]
+
+
+def report(arguments: argparse.Namespace, found: Dict[str, List[Summary]], differences: List[float]) -> None:
+    """Writes the record; `differences` are those of the recipe's top-1 to float32's, of each seed."""
     mean, half = interval(differences)
     runs = [(name, seed, summary) for name in found for seed, summary in zip(arguments.seeds, found[name])]
     rows: List[List[str]] = [[name, str(seed), top1_of(run), _overflows(run)] for name, seed, run in runs]

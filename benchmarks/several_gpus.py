@@ -50,6 +50,16 @@ def train_step(self, batch, rate):
 NativeBackend.train_step = train_step
 main()
 """
+"""A program that trains, and kills its last process after six host steps."""
+KILLED_RUN = {
+    "model": {"variant": "vit_tiny_patch16", "image_size": 64, "depth": 4, "num_classes": 10},
+    "data": {"source": "generated", "num_train": 2048, "num_eval": 64, "mixup_alpha": 0.8},
+    "pipeline": {"global_batch_size": 64, "micro_batch_size": 8},
+    "precision": {"torch_compile": "never"},
+    "optim": {"optimizer": "sgd", "learning_rate": 0.02},
+    "run": {"updates": 12, "checkpoint_every": 2, "log_every": 1},
+}
+"""Config of the run whose last process is killed."""
 
 
 def main() -> None:
@@ -237,15 +247,7 @@ def lost_process(count: int, arguments: argparse.Namespace) -> Dict[str, Any]:
     """Trains, kills the last process, and continues in one process; compares with an uninterrupted run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = {
-            "model": {"variant": "vit_tiny_patch16", "image_size": 64, "depth": 4, "num_classes": 10},
-            "data": {"source": "generated", "num_train": 2048, "num_eval": 64, "mixup_alpha": 0.8},
-            "pipeline": {"global_batch_size": 64, "micro_batch_size": 8},
-            "precision": {"torch_compile": "never"},
-            "optim": {"optimizer": "sgd", "learning_rate": 0.02},
-            "run": {"updates": 12, "checkpoint_every": 2, "log_every": 1},
-        }
-        (folder / "config.yaml").write_text(dump_config(parse_config(config)))
+        (folder / "config.yaml").write_text(dump_config(parse_config(KILLED_RUN)))
         (folder / "killed.py").write_text(KILLED)
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
 
@@ -263,11 +265,7 @@ def lost_process(count: int, arguments: argparse.Namespace) -> Dict[str, Any]:
             done = train(sys.executable, "-m", "vit_ipu", output=output)
             if done.returncode != 0:
                 sys.exit(done.stderr[-2000:])
-        found, wanted = (
-            {line["update"]: line["loss"] for line in map(json.loads, (folder / which / "metrics.jsonl").open())
-             if "loss" in line}
-            for which in ("run", "whole")
-        )  # fmt: skip
+        found, wanted = (losses_by_update(folder / which / "metrics.jsonl") for which in ("run", "whole"))
         return {
             "exit_code": killed.returncode,
             "seconds_to_end": seconds,
@@ -275,6 +273,12 @@ def lost_process(count: int, arguments: argparse.Namespace) -> Dict[str, Any]:
             "updates": sorted(found),
             "largest_difference_of_loss": max(abs(found[update] / wanted[update] - 1) for update in wanted),
         }
+
+
+def losses_by_update(metrics: Path) -> Dict[int, float]:
+    """Returns the loss of each update in the metrics of a run."""
+    lines = map(json.loads, metrics.open())
+    return {line["update"]: line["loss"] for line in lines if "loss" in line}
 
 
 def _arguments() -> argparse.Namespace:

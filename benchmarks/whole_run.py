@@ -15,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from record import write_record
 
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.config import Config
 from vit_ipu.config_file import dump_config, parse_config
+
+Summary = Dict[str, Any]
+"""What a command prints as JSON."""
 
 
 def main() -> None:
@@ -30,14 +33,24 @@ def main() -> None:
         folder = Path(name)
         cli("pack", str(arguments.folder), str(folder / "packed"), "--short-side", "256")
         configs = {length: config_for(arguments, folder / "packed", length) for length in ("short", "long")}
-        for length, config in configs.items():
-            (folder / f"{length}.yaml").write_text(dump_config(config), encoding="utf-8")
-        device = ["--device", arguments.device]
-        step = cli("benchmark", str(folder / "short.yaml"), *device)
-        runs = {
-            length: cli("train", str(folder / f"{length}.yaml"), *device, "--output", str(folder / length))
-            for length in configs
-        }
+        step, runs = measure(configs, folder, arguments.device)
+    report(arguments, configs["long"], step, runs)
+
+
+def measure(configs: Dict[str, Config], folder: Path, device: str) -> Tuple[Summary, Dict[str, Summary]]:
+    """Returns what the program prints of the rate of a step, and of a complete run of each config."""
+    for length, config in configs.items():
+        (folder / f"{length}.yaml").write_text(dump_config(config), encoding="utf-8")
+    step = cli("benchmark", str(folder / "short.yaml"), "--device", device)
+    runs = {
+        length: cli("train", str(folder / f"{length}.yaml"), "--device", device, "--output", str(folder / length))
+        for length in configs
+    }
+    return step, runs
+
+
+def report(arguments: argparse.Namespace, config: Config, step: Summary, runs: Dict[str, Summary]) -> None:
+    """Writes the record: the rate of the longer run's further updates, and its share of a step's rate."""
     seconds = runs["long"]["seconds"] - runs["short"]["seconds"]
     rate = arguments.interval * arguments.intervals * arguments.batch / seconds
     share = rate / step["images_per_second"]
@@ -46,7 +59,7 @@ def main() -> None:
         "whole-run",
         f"A whole run of {arguments.variant} on packed images on {where}",
         where,
-        configs["long"],
+        config,
         [
             f"The longer run has {arguments.intervals} times {arguments.interval} updates of {arguments.batch} images "
             "more, with an evaluation and a checkpoint after each; an epoch of ImageNet-1k has 2,502 updates of 512. "
@@ -87,13 +100,13 @@ def config_for(arguments: argparse.Namespace, packed: Path, length: str) -> Conf
     )
 
 
-def cli(*arguments: str) -> Dict[str, Any]:
+def cli(*arguments: str) -> Summary:
     """Runs the program and returns what it prints as JSON."""
     command = [sys.executable, "-m", "vit_ipu", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}")
-    found: Dict[str, Any] = json.loads(done.stdout)
+    found: Summary = json.loads(done.stdout)
     return found
 
 

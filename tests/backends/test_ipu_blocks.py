@@ -43,7 +43,7 @@ def test_stages_begin_where_the_config_says(ipu, layers, expected):
 def test_the_simulator_sees_the_stages_of_the_config(ipu):
     from vit_ipu.simulator.options.strategies import PipelinedExecution
     from vit_ipu.simulator.tracing.arguments import Arguments
-    from vit_ipu.simulator.tracing.trace import trace_model
+    from vit_ipu.simulator.tracing.trace_model import trace_model
     from vit_ipu.simulator.weights import Weights
 
     config = tiny_config(pipeline={"layers_per_ipu": [0, 2, 2, 0]})

@@ -39,7 +39,7 @@ def test_ctrl_c_in_a_verification_does_not_claim_that_work_is_kept(monkeypatch, 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_ipu.data.packing.pack.verify", interrupt)
+    monkeypatch.setattr("vit_ipu.data.packing.verification.verify", interrupt)
     code, out, err = vit_ipu(monkeypatch, capsys, "pack", "images", "shards", "--verify")
     assert (code, out) == (130, "")
     assert err == (

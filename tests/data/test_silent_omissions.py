@@ -14,7 +14,7 @@ from shard_files import LABELS, open_split, samples, shades, write_shards, write
 
 from vit_ipu.data.images.image_file import open_picture
 from vit_ipu.data.packing import pack as packing
-from vit_ipu.data.packing.pack import verify
+from vit_ipu.data.packing.verification import verify
 from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shard_index import INDEX, TABLE

@@ -37,6 +37,7 @@ def _imported():
         "report.curves",
         "weights.export",
         "data.packing.pack",
+        "data.packing.verification",
         "benchmark",
     ):
         importlib.import_module(f"vit_ipu.{name}")

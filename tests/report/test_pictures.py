@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from helpers import tiny_config, vit_ipu
 from PIL import Image
-from test_report import evaluation, picture, trained
+from reported_runs import evaluation, picture, trained
 
 from vit_ipu.planner.hardware import GC200
 from vit_ipu.planner.memory import memory_per_ipu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import io
 import json
@@ -15,37 +14,12 @@ from pathlib import Path
 import pytest
 from helpers import interrupted_after, tiny_values, vit_ipu, write_config, write_image_folder
 from PIL import Image
+from reported_runs import trained
 
 from vit_ipu.config_file import changed_settings, parse_config
-from vit_ipu.errors import UserError
-from vit_ipu.report.mistakes import classes_table, confusion_table, mistakes_grid
 from vit_ipu.runs.folder import RunFolder
-from vit_ipu.runs.last_evaluation import LastEvaluation, read_last_evaluation
+from vit_ipu.runs.last_evaluation import read_last_evaluation
 from vit_ipu.weights.native import best_update
-
-
-def picture(side):
-    file = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def evaluation(num_classes=3, **changes):
-    mistake = {"label": 0, "predicted": 1, "probability": 0.75, "loss": 2.0, "name": "a/b.png", "picture": picture(28)}
-    values = {
-        "update": 4,
-        "classes": [f"<class {number}>" for number in range(num_classes)],
-        "confusion": [(0, 0, 3), (0, 1, 1), (1, 1, 5)],
-        "mistakes": [mistake],
-    }
-    return LastEvaluation.model_validate(dict(values, **changes))
-
-
-def trained(run, folder, device, **options):
-    config = write_config(folder, run=dict({"updates": 4, "evaluate_every": 2}, **options))
-    run("train", config, "--device", device, "--output", f"run-{device}")
-    return (folder / f"run-{device}" / "report.html").read_text()
-
 
 # ------------------------------------------------------------------------------------------ one run
 
@@ -140,64 +114,6 @@ def test_a_run_that_ended_early_says_how_far_it_came(run, monkeypatch, capsys, e
     page = (empty_folder / "run" / "report.html").read_text()
     assert "8, 256</td>" in page
     assert "Top-1, top-5</th>" in page
-
-
-# ------------------------------------------------------------------------------------------ the parts
-
-
-@pytest.mark.parametrize(("name", "is_turned"), [("cat", False), ("signs_and_symbols", True)])
-def test_long_names_of_classes_are_turned_over_the_columns_of_the_matrix(name, is_turned):
-    found = confusion_table(evaluation(2, classes=[name, "dog"]))
-    assert found.count('<th scope="col" class="turned">') == (2 if is_turned else 0)
-
-
-def test_names_are_escaped():
-    for part in (mistakes_grid, confusion_table, classes_table):
-        assert "<class" not in part(evaluation())
-        assert "&lt;class 0&gt;" in part(evaluation())
-
-
-def test_small_pictures_keep_their_pixels():
-    assert '<img class="small"' in mistakes_grid(evaluation())
-    large = dict(evaluation().mistakes[0].model_dump(), picture=picture(128))
-    assert "<img src" in mistakes_grid(evaluation(mistakes=[large]))
-    assert mistakes_grid(evaluation(mistakes=[])) == "<p>There is no mistake to show.</p>"
-
-
-def test_a_matrix_of_many_classes_is_a_list_of_pairs():
-    assert "Rows: the class of the images" in confusion_table(evaluation(30))
-    listed = confusion_table(evaluation(31))
-    assert "taken for" in listed
-    assert listed.count("<tr>") == 2
-
-
-def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
-    table = classes_table(evaluation())
-    assert table.index("75.0%") < table.index("100.0%")
-    assert "class 2" not in table
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"confusion": [(0, 3, 1)]},
-        {"classes": []},
-        {"update": -1},
-        {"mistakes": [{"name": "a"}]},
-        {"extra": 1},
-        {"classes": ["c"] * 100_000},
-        {"mistakes": [dict(evaluation().mistakes[0].model_dump(), picture="A=")]},
-    ],
-    ids=["a class without a name", "no classes", "update", "mistake", "another key", "too many classes", "picture"],
-)
-def test_a_damaged_evaluation_is_refused(tmp_path, changes):
-    folder = RunFolder(tmp_path)
-    values = evaluation().model_dump()
-    folder.evaluation.write_text(json.dumps(values))
-    assert read_last_evaluation(folder).update == 4
-    folder.evaluation.write_text(json.dumps(dict(values, **changes)))
-    with pytest.raises(UserError, match="evaluation.json is damaged: it is not what the run wrote"):
-        read_last_evaluation(folder)
 
 
 # ----------------------------------------------------------------------------------------- several runs
@@ -337,53 +253,3 @@ def test_mistakes_in_a_report_are_one_line(run, monkeypatch, capsys, empty_folde
     assert (code, out) == (2, "")
     assert err.startswith(f"vit-ipu: {error}")
     assert err.count("\n") == 1
-
-
-# ------------------------------------------------------------------------------------------- evaluate
-
-
-def test_evaluate_tells_each_class_and_each_image(run, empty_folder):
-    trained(run, empty_folder, "cpu")
-    evaluate = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--device", "cpu", "--json"]
-    found = json.loads(run(*evaluate, "--predictions", "all.csv"))
-    confusion = found["confusion"]
-    assert sum(map(sum, confusion)) == found["num_images"] == 50
-    assert [entry["num_images"] for entry in found["per_class"]] == [sum(row) for row in confusion]
-    right = sum(confusion[label][label] for label in range(10))
-    assert found["top1"] == pytest.approx(100 * right / 50)
-    lines = (empty_folder / "all.csv").read_text().splitlines()
-    assert lines[0] == "image,class,predicted,probability,loss"
-    rows = [line.split(",") for line in lines[1:]]
-    assert len({row[0] for row in rows}) == 50
-    assert sum(row[1] == row[2] for row in rows) == right
-
-
-def test_predictions_need_a_folder(run, monkeypatch, capsys, empty_folder):
-    trained(run, empty_folder, "cpu")
-    capsys.readouterr()
-    arguments = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--predictions", "no/all.csv"]
-    code, _, err = vit_ipu(monkeypatch, capsys, *arguments)
-    assert code == 2
-    assert "--predictions no/all.csv: no is not a folder" in err
-
-
-def test_predictions_keep_names_that_are_formulas_and_warn_of_them(run, empty_folder):
-    classes = ('+1, or "so"', "=cmd")
-    write_image_folder(empty_folder / "images", classes=classes, count=8)
-    data = {"source": "imagefolder", "path": "images", "num_train": None, "num_eval": None}
-    config = write_config(empty_folder, data=data, model={"num_classes": 2}, run={"updates": 2})
-    run("train", config, "--device", "cpu", "--output", "run")
-    evaluate = ["evaluate", config, "--checkpoint", "run", "--device", "cpu", "--predictions", "all.csv"]
-    warning = "warning: all.csv has names that a spreadsheet program takes for formulas, such as "
-    assert run(*evaluate).splitlines()[0] == f"{warning}{classes[0]}: import its columns as text"
-    with open("all.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 16
-    assert {row["class"] for row in rows} == set(classes)
-    assert all(Path("images", row["image"]).is_file() or Path(row["image"]).is_file() for row in rows)
-
-
-def test_predictions_without_formulas_have_no_warning(run, empty_folder):
-    trained(run, empty_folder, "cpu")
-    evaluate = ["evaluate", "tiny.yaml", "--checkpoint", "run-cpu", "--device", "cpu", "--predictions", "all.csv"]
-    assert "warning" not in run(*evaluate)

@@ -15,7 +15,7 @@ from vit_ipu.simulator.cost.account import simulation_report
 from vit_ipu.simulator.cost.liveness import Life, working_memory
 from vit_ipu.simulator.cost.schedule import Schedule
 from vit_ipu.simulator.tracing.arguments import Arguments
-from vit_ipu.simulator.tracing.trace import trace_model
+from vit_ipu.simulator.tracing.trace_model import trace_model
 from vit_ipu.simulator.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")

@@ -17,9 +17,9 @@ from tiny_weights import optimizer_of
 
 from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.choose import weight_file
-from vit_ipu.weights.folder_configs import read_training_arguments
 from vit_ipu.weights.read import read_weights
 from vit_ipu.weights.tensor_files import read_tensors
+from vit_ipu.weights.timm_configs import read_training_arguments
 
 pytestmark = pytest.mark.usefixtures("safe_torch")
 

@@ -108,6 +108,7 @@ def pack(
     """Pack an image folder into tar shards. Hosts read shards quickly and in any order; images can be resized."""
     from vit_ipu.cli.progress import CountBar
     from vit_ipu.data.packing import pack as packing
+    from vit_ipu.data.packing import verification
     from vit_ipu.data.packing.jobs import PackOptions
     from vit_ipu.data.sources.listing import ListingCache
     from vit_ipu.errors import PackInterrupted
@@ -119,7 +120,7 @@ def pack(
     try:
         with CountBar(console, "image", quiet=as_json) as bar:
             if verify:
-                counts = packing.verify(target, workers=count, progress=bar.show)
+                counts = verification.verify(target, workers=count, progress=bar.show)
             else:
                 packed = packing.pack(source, target, options, workers=count, cache=cache, progress=bar.show)
     except (KeyboardInterrupt, PackInterrupted) as error:

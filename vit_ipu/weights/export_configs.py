@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from vit_ipu.weights.folder_configs import HIDDEN_ACT
+from vit_ipu.weights.huggingface_configs import HIDDEN_ACT
 from vit_ipu.weights.image_processors import RESAMPLE
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
 from vit_ipu.weights.timm_code import timm_model

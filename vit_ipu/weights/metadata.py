@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 from vit_ipu.config_sections.colors import Rgb, rgb_of
 from vit_ipu.small_files import parse_json
-from vit_ipu.weights.folder_configs import FolderConfig, damage_is_in, heads, names_in, one_of
+from vit_ipu.weights.config_values import FolderConfig, damage_is_in, heads, names_in, one_of
 from vit_ipu.weights.image_processors import RESAMPLE, Triple, triple
 from vit_ipu.weights.namings import Naming
 from vit_ipu.weights.native import ASSUMABLE, ONE_CLASS, ModelDescription, assumed_names, known_problem_type

@@ -12,14 +12,16 @@ from vit_ipu.errors import CheckpointError
 from vit_ipu.text import Notify
 from vit_ipu.weights.choose import has_usual_name, is_index, weight_file
 from vit_ipu.weights.completeness import measured_shape, require_stated_shape, require_whole, with_zero_biases
+from vit_ipu.weights.config_values import FolderConfig
 from vit_ipu.weights.fetch import locate, split_part
-from vit_ipu.weights.folder_configs import FolderConfig, read_folder_config, read_training_arguments, with_remedy
+from vit_ipu.weights.folder_configs import read_folder_config, with_remedy
 from vit_ipu.weights.layouts import flax_heads
 from vit_ipu.weights.metadata import WeightsMetadata, metadata_of, read_metadata
 from vit_ipu.weights.namings import IMAGE_TOWERS, NAMINGS, TIMM, Naming
 from vit_ipu.weights.native import ModelDescription, is_native, load_native
 from vit_ipu.weights.position_embeddings import with_class_position
 from vit_ipu.weights.tensor_files import read_tensors
+from vit_ipu.weights.timm_configs import read_training_arguments
 from vit_ipu.weights.translate import recognise, to_ours, without_prefix
 
 

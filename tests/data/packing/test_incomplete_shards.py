@@ -15,7 +15,8 @@ from odd_images import contents, open_split, run_pack, write_images
 from vit_ipu.data.packing import jobs as pack_jobs
 from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.jobs import PackOptions
-from vit_ipu.data.packing.pack import pack, verify
+from vit_ipu.data.packing.pack import pack
+from vit_ipu.data.packing.verification import verify
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shard_index import INDEX, TABLE
 from vit_ipu.errors import DataError, PackInterrupted, RunFailed, UserError

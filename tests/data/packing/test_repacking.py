@@ -13,7 +13,8 @@ from shard_files import open_split
 
 from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.jobs import PackOptions
-from vit_ipu.data.packing.pack import pack, verify
+from vit_ipu.data.packing.pack import pack
+from vit_ipu.data.packing.verification import verify
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shard_index import INDEX
 from vit_ipu.errors import DataError, PackInterrupted, UserError

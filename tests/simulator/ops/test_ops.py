@@ -1,49 +1,18 @@
-"""PopTorch's own operations in the simulator: slices, markers, convolutions and host operations, on host and IPU."""
+"""PopTorch's own operations in the simulator: slices and markers, on host and IPU."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from called_ops import Calls, X, infer, message_of, train
 
 from vit_ipu import simulator as poptorch
 from vit_ipu.simulator import context
 
 pytestmark = pytest.mark.usefixtures("sixteen_ipus")
 
-X = torch.tensor([1.0, 2.0])
 MATRIX = torch.arange(24.0).reshape(3, 8)
-Modes, Plan = poptorch.MatMulSerializationMode, poptorch.MultiConvPlanType
-
-
-class Calls(nn.Module):
-    """A model whose forward is a function; in training, the first input is multiplied by a weight of one."""
-
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, *inputs):
-        if not self.training:
-            return self.function(*inputs)
-        out = self.function(inputs[0] * self.weight, *inputs[1:])
-        return out, poptorch.identity_loss(out, "sum")
-
-
-def infer(function, *inputs):
-    return poptorch.inferenceModel(Calls(function).eval())(*inputs)
-
-
-def train(function, *inputs):
-    model = Calls(function).train()
-    return poptorch.trainingModel(model)(*inputs)[0], model.weight
-
-
-def message_of(raised, function, *inputs):
-    with pytest.raises(raised) as caught:
-        infer(function, *inputs)
-    return str(caught.value)
+Modes = poptorch.MatMulSerializationMode
 
 
 # ------------------------------------------------------------------------------------------ slices
@@ -212,152 +181,6 @@ def test_checkpoints_keep_the_structure_of_their_inputs():
 )
 def test_invalid_arguments_of_markers_are_refused(function, raised, message):
     assert message in message_of(raised, function, X)
-
-
-# --------------------------------------------------------------------------------------- MultiConv
-
-
-def two_convolutions(multi_conv):
-    first, second = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
-
-    def forward(x, a, b):
-        with multi_conv:
-            return torch.conv2d(x, a) - torch.conv2d(x, b)
-
-    image = torch.randn(1, 1, 5, 5)
-    return infer(forward, image, first, second), torch.conv2d(image, first) - torch.conv2d(image, second)
-
-
-ALL_OPTIONS = (
-    poptorch.MultiConv()
-    .availableMemoryProportions((0.8, 0.7))
-    .partialsTypes([torch.float, torch.half])
-    .enableConvDithering(True)
-    .planType(Plan.Serial)
-    .perConvReservedTiles(120)
-    .cycleBackOff(0.4)
-)
-NO_OPTIONS = poptorch.MultiConv().availableMemoryProportions(None).enableConvDithering(None).planType(None)
-
-
-@pytest.mark.parametrize("multi_conv", [ALL_OPTIONS, NO_OPTIONS], ids=["all", "none"])
-def test_a_multi_convolution_equals_its_convolutions(multi_conv):
-    for out, expected in (two_convolutions(multi_conv), two_convolutions(multi_conv)):
-        assert torch.allclose(out, expected)
-
-
-@pytest.mark.parametrize(
-    ("multi_conv", "message"),
-    [
-        (poptorch.MultiConv().availableMemoryProportions(1.5), "availableMemoryProportion must be in (0,1]"),
-        (poptorch.MultiConv().availableMemoryProportions([0.1] * 3), "has 3 available memory proportions for 2 conv"),
-        (poptorch.MultiConv().partialsTypes([torch.half] * 3), "has 3 partials types for 2 convolutions"),
-        (poptorch.MultiConv().enableConvDithering([True] * 3), "has 3 ditherings for 2 convolutions"),
-    ],
-    ids=["range", "memory", "partials", "dithering"],
-)
-def test_options_must_match_the_convolutions(multi_conv, message):
-    with pytest.raises(poptorch.Error) as caught:
-        two_convolutions(multi_conv)
-    assert message in str(caught.value)
-
-
-def nested(x):
-    with poptorch.MultiConv(), poptorch.MultiConv():
-        return x
-
-
-def without_convolution(x):
-    with poptorch.MultiConv():
-        return x * 2
-
-
-def test_nested_and_empty_multi_convolutions_are_refused():
-    assert "Nested poptorch.MultiConv is not supported" in message_of(poptorch.Error, nested, X)
-    assert "Unexpected end_multi_conv" in message_of(poptorch.Error, without_convolution, X)
-    assert torch.equal(without_convolution(X), X * 2)  # on the host
-
-
-@pytest.mark.parametrize(
-    ("set_option", "raised", "message"),
-    [
-        (lambda m: m.availableMemoryProportions(1), AssertionError, "Invalid available memory proportion!"),
-        (lambda m: m.availableMemoryProportions([]), AssertionError, "Invalid available memory proportion!"),
-        (lambda m: m.partialsTypes("half"), ValueError, "Invalid partials types. Expecting torch.float or torch.half"),
-        (lambda m: m.partialsTypes([torch.int32]), ValueError, "Invalid partials types."),
-        (lambda m: m.enableConvDithering([True, 1]), ValueError, "value must be bool or list of bools"),
-        (lambda m: m.planType("parallel"), AssertionError, "Invalid plan type!"),
-        (lambda m: m.perConvReservedTiles(1.0), AssertionError, ""),
-        (lambda m: m.cycleBackOff(1), AssertionError, ""),
-    ],
-    ids="memory memory-list partials partials-list dithering plan tiles cycles".split(),
-)
-def test_invalid_options_of_multi_convolutions_are_refused(set_option, raised, message):
-    with pytest.raises(raised) as caught:
-        set_option(poptorch.MultiConv())
-    assert message in str(caught.value)
-
-
-# --------------------------------------------------------------------------------- on the host, C++
-
-
-def test_a_cpu_op_runs_on_the_host():
-    seen = []
-
-    def on_host(x, y):
-        seen.append((x.device.type, poptorch.isRunningOnIpu(), x.tolist()))
-        return poptorch.identity_loss(x, "none") * y, x + y
-
-    op = poptorch.CPU(on_host, "op")
-    product, total = infer(lambda x: op(x + 1, x), X)
-    assert torch.equal(product, (X + 1) * X)
-    assert torch.equal(total, X * 2 + 1)
-    assert seen == [("cpu", False, [0.0, 0.0]), ("cpu", False, [2.0, 3.0])]  # traced with zeros
-    assert op.in_shapes == op.out_shapes == [X.shape, X.shape]
-
-
-def test_a_cpu_op_of_a_module_has_constant_parameters():
-    layer = nn.Linear(2, 3)
-    op = poptorch.CPU(layer, "linear")
-    assert not layer.weight.requires_grad
-    assert torch.allclose(infer(op, X), layer(X))
-    assert torch.equal(op(X), layer(X))
-    op.registerPersistentData()
-    op.inputs[0].copy_(X)
-    op.execute()
-    assert torch.equal(op.outputs[0], layer(X))
-
-
-def test_cpu_ops_are_not_simulated_in_training():
-    op = poptorch.CPU(lambda x: x, "MyOp")
-    with pytest.raises(NotImplementedError, match="poptorch.CPU in training is not simulated .the CPU op 'MyOp'"):
-        train(op, X)
-
-
-def test_custom_ops_are_not_simulated():
-    def cube(x, **named):
-        return poptorch.custom_op([x], "Cube", "com.acme", 1, example_outputs=[x], **named)
-
-    assert torch.equal(cube(X, attributes={"alpha": 1.0, "names": ["a", "b"]})[0], torch.zeros(2))  # on the host
-    text = message_of(NotImplementedError, lambda x: cube(x)[0], X)
-    assert "poptorch.custom_op is not simulated (the custom op 'Cube' of domain 'com.acme')" in text
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({1: 1}, "All attribute keys must be strings."),
-        ({"a": None}, "Attribute values must be floats, ints, strings or a list/tuple of float, ints of strings."),
-        ({"a": [1, 2.0]}, "The types in a list/tuple attribute must all be the same."),
-        ({"ä": 1}, "ä contains non-ASCII characters."),
-        ({"a": ["ok", "ö"]}, "ö contains non-ASCII characters."),
-    ],
-    ids=["key", "value", "types", "ascii-key", "ascii-value"],
-)
-def test_invalid_attributes_of_custom_ops_are_refused(attributes, message):
-    with pytest.raises(ValueError) as caught:
-        poptorch.custom_op([X], "Cube", "com.acme", 1, [X], attributes)
-    assert message in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------- the submodule

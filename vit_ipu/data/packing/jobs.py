@@ -12,7 +12,7 @@ import tarfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, List, Optional, Tuple
+from typing import BinaryIO, Callable, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,10 @@ from vit_ipu.text import shortened
 TEMPORARY = ".packing-"
 """Start of the name of an unfinished file."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+FEWER_WORKERS = ": try again with fewer --workers"
+"""Remedy for processes that cannot be started, or were killed."""
+Progress = Callable[[str, int, int], None]
+"""Receives the split, the number of images that are done, and the number of all images."""
 MEASURED = 64
 """Number of images whose sizes determine the number of images of a shard."""
 TAR_OVERHEAD = 3 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE // 2

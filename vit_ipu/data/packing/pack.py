@@ -21,26 +21,27 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Generator, Iterator, List, Sequence, Set, Tuple
+from typing import IO, Any, Dict, Generator, Iterator, List, Sequence, Set, Tuple
 
 import numpy as np
 
 from vit_ipu.config_sections.colors import color_value
 from vit_ipu.data.packing.jobs import (
+    FEWER_WORKERS,
     MEASURED,
     TAR_OVERHEAD,
     TEMPORARY,
     Counter,
     Job,
     PackOptions,
+    Progress,
     Shard,
-    has_sha256,
     make_shard,
     scan_with_keys,
     size_of_sample,
 )
 from vit_ipu.data.packing.journal import SURPLUS, append_record, lock_journal, read_journal
-from vit_ipu.data.packing.splits import SPLITS, TRAIN, note_undivided, open_images, refuse_unusable_target
+from vit_ipu.data.packing.splits import TRAIN, note_undivided, open_images, refuse_unusable_target
 from vit_ipu.data.process_pool import processes
 from vit_ipu.data.sources.dark_images import note_dark_images
 from vit_ipu.data.sources.folders import FolderSource
@@ -52,17 +53,14 @@ from vit_ipu.data.sources.shard_index import (
     JOURNAL,
     TABLE,
     read_index,
-    read_table,
-    require_index,
 )
 from vit_ipu.data.sources.transparent_images import note_transparency
 from vit_ipu.errors import DataError, PackInterrupted, UserError
 from vit_ipu.files import place_problem, write_whole
-from vit_ipu.text import and_more, counted, single_line
+from vit_ipu.text import counted, single_line
 
 _VERSION = 1
 _SEED = 0
-_FEWER = ": try again with fewer --workers"
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,6 @@ class PackedSplit:
     kept: int
     """Number of shards of an earlier run that were right and are kept."""
     skipped: Tuple[str, ...]
-
-
-Progress = Callable[[str, int, int], None]
-"""Receives the split, the number of images that are done, and the number of all images."""
 
 
 def pack(
@@ -114,35 +108,6 @@ def pack(
         for packer in packers:
             packer.start_over()
     return {name: packer.run(workers, progress) for name, packer in zip(images, packers)}
-
-
-def verify(target: Path, *, workers: int, progress: Progress = lambda split, done, total: None) -> Dict[str, int]:
-    """Reads every shard, and returns the number of images of each split. Raises DataError if a shard has changed."""
-    folders = [target / name for name in SPLITS.values()]
-    if not any((folder / own).is_file() for folder in folders for own in (INDEX, JOURNAL)):
-        raise DataError(f"{target} has no shards of vit-ipu pack: expected {target}/train/{INDEX}")
-    if (read_index(target / TRAIN) or {}).get("splits") == [TRAIN]:
-        folders = [target / TRAIN]
-    for folder in folders:
-        if not (folder / INDEX).is_file():
-            raise DataError(f"{folder} is not completely packed: run the same vit-ipu pack command again")
-    counts = {}
-    for folder in folders:
-        index, done, wrong = require_index(folder), 0, []
-        tasks = [(str(folder / shard["name"]), shard["sha256"]) for shard in index["shards"]]
-        with processes(workers, remedy=_FEWER) as pool:
-            for number, is_right in pool.finished(has_sha256, tasks):
-                wrong += [] if is_right else [index["shards"][number]["name"]]
-                done += index["shards"][number]["samples"]
-                progress("verify " + folder.name, done, index["samples"])
-        if wrong:
-            raise DataError(
-                f"{folder / min(wrong)} is missing or has changed{and_more(len(wrong) - 1)}: run the same vit-ipu pack "
-                "command again, which rewrites such shards"
-            )
-        read_table(folder, sorted(str(path) for path in folder.glob("*.tar")))
-        counts[folder.name] = index["samples"]
-    return counts
 
 
 # --------------------------------------------------------------------------------------- one split
@@ -261,7 +226,7 @@ class _Packer:
     def _choose_num_shards(self, workers: int, progress: Progress) -> int:
         """Chooses the number of shards from the sizes of some samples: file sizes unless images are resized."""
         places, sizes = list(range(min(MEASURED, len(self._source)))), []
-        with processes(workers, shared=self._job, remedy=_FEWER) as pool:
+        with processes(workers, shared=self._job, remedy=FEWER_WORKERS) as pool:
             for _, size in pool.finished(size_of_sample, [(place,) for place in places]):
                 sizes.append(size)
                 if self._options.short_side is not None:
@@ -275,7 +240,7 @@ class _Packer:
         """Yields each shard when it is finished, and whether an earlier run wrote it."""
         total, counter = len(self._source), self._job.counter
         tasks = [(name, first, last, noted.get(name)) for name, (first, last) in self._plan.items()]
-        with processes(workers, shared=self._job, remedy=_FEWER) as pool:
+        with processes(workers, shared=self._job, remedy=FEWER_WORKERS) as pool:
             try:
                 for _, made in pool.finished(make_shard, tasks, lambda: progress(self._name, counter.done, total)):
                     yield made
@@ -321,7 +286,7 @@ class _Packer:
     def _table(self, shards: Sequence[Shard], workers: int) -> Dict[str, np.ndarray]:
         """Reads the position of each image from the shards; returns the positions in the order of the folder."""
         parts = []
-        with processes(workers, remedy=_FEWER) as pool:
+        with processes(workers, remedy=FEWER_WORKERS) as pool:
             found = pool.in_order(scan_with_keys, [(str(self._folder / shard.name),) for shard in shards])
         for number, (rows, keys) in enumerate(found):
             parts.append(np.column_stack([keys, np.full(len(rows), number), rows]))

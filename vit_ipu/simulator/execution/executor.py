@@ -35,7 +35,8 @@ from vit_ipu.simulator.tracing.compile_checks import (
     first_micro_batch,
     ipus_to_reserve,
 )
-from vit_ipu.simulator.tracing.trace import Trace, trace_model
+from vit_ipu.simulator.tracing.trace import Trace
+from vit_ipu.simulator.tracing.trace_model import trace_model
 from vit_ipu.simulator.weights import Weights
 
 

@@ -2,42 +2,32 @@
 
 A call consumes D x G x R micro-batches in the order [D][G][R] and, in training, does D weight updates. The
 pipeline drains before each update, so running the micro-batches one after the other computes the same results.
-
-With exact numerics, half precision is computed in float32: weights, optimizer state and activations that the model
-keeps in float16 are float32 on the simulated IPU, and outputs are rounded to float16 when they leave the IPU. With an
-IPU's numerics, all these tensors are float16 (arithmetic/half_mode.py).
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from contextlib import nullcontext
+from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from vit_ipu.simulator import context, instances
+from vit_ipu.simulator import instances
 from vit_ipu.simulator import popart_enums as popart
-from vit_ipu.simulator.arithmetic.floating_point_checks import FloatingPointChecks
-from vit_ipu.simulator.arithmetic.half_mode import HalfArithmetic, undispatched
-from vit_ipu.simulator.arithmetic.mixed_formats import MixedFormats
-from vit_ipu.simulator.arithmetic.mode import chosen
-from vit_ipu.simulator.arithmetic.replaced_formats import ReplacedFormats
+from vit_ipu.simulator.arithmetic.half_mode import undispatched
 from vit_ipu.simulator.cost.counters import Call
 from vit_ipu.simulator.dtypes import in_32_bits
 from vit_ipu.simulator.enums import OutputMode
 from vit_ipu.simulator.execution.anchors import GRADIENT, UPDATED, Anchors
-from vit_ipu.simulator.execution.batch_norm import FixedStatistics, updates_statistics
+from vit_ipu.simulator.execution.device_formats import DeviceFormats
 from vit_ipu.simulator.execution.forward import Forward
 from vit_ipu.simulator.execution.passes import Passes, Training
+from vit_ipu.simulator.execution.random_state import RandomState
 from vit_ipu.simulator.execution.replicas import Grouping, Groupings, Replicas
 from vit_ipu.simulator.nested import flatten, rebuild
 from vit_ipu.simulator.options.options import Options
 from vit_ipu.simulator.options.output_modes import joined
 from vit_ipu.simulator.tracing.arguments import Arguments, micro_batch_of, micro_batches_of_input
-from vit_ipu.simulator.tracing.autograd_functions import without_hooks
-from vit_ipu.simulator.tracing.compile_checks import checks_floating_point
-from vit_ipu.simulator.tracing.device_names import NewTensors
 from vit_ipu.simulator.tracing.trace import Trace
 from vit_ipu.simulator.updates.attributes import Attributes
 from vit_ipu.simulator.updates.gradients import Gradients, Reduction
@@ -45,7 +35,6 @@ from vit_ipu.simulator.updates.loss_scaling import AutomaticLossScale, OverflowW
 from vit_ipu.simulator.updates.updater import Updater
 from vit_ipu.simulator.weights import Weights, in_modes, swapped_weights
 
-_32_BITS = 2**32 - 1
 UNROUNDED = "Unrounded___"
 """Prefix of the names of `Program.unrounded_weights`, like PopART's prefixes of the optimizer's state."""
 _OFF, _RANDOM_NORMAL = int(popart.SyntheticDataMode.Off), int(popart.SyntheticDataMode.RandomNormal)
@@ -85,19 +74,15 @@ class Program:
         """`compiled_for`: arguments of a complete call; `optimizer`: attributes, and parameter names by group."""
         self._model, self._options, self._trace, self._device = model, options, trace, device
         self.compiled_for = compiled_for
-        numerics = chosen()
-        checked = checks_floating_point(options)
-        self._checks = FloatingPointChecks() if checked else None
-        self._half = HalfArithmetic.of(options, numerics, checked=checked) if numerics.is_ipu else None
-        self._replaced_formats = _replaced_formats(is_exact=self._half is None, keeps_float64=trace.keeps_float64)
         # Calls of model.train() or model.eval() after compilation have no effect on a program.
         self._modes = {module: module.training for module in model.modules()}
+        self._formats = DeviceFormats(options, trace, device, self._modes)
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
         self._replicas = int(options.replication_factor)
         self._synthetic_data = int(options._Popart.options.get("syntheticDataMode", _OFF))
         self._input_groups = Grouping(options.input_cgt, int(options.input_group_size))
-        self.weights = Weights.of(model).map(lambda tensor: self._to_device(tensor, copy=True))
+        self.weights = Weights.of(model).map(lambda tensor: self._formats.to_device(tensor, copy=True))
         own_buffers = trace.mutates_buffers and not options.broadcast_buffers
         self._by_replica = Replicas(self.weights, groupings, self._replicas, own_buffers=own_buffers)
         self._training = self._new_training(*optimizer) if optimizer is not None else None
@@ -106,14 +91,14 @@ class Program:
         self._outputs = [_Output.of(tensor, trace) for tensor in flatten(trace.outputs)]
         self._forward = Forward(model, trace, device, self._by_replica, self._training and self._training.loss)
         self._passes = self._training and Passes(
-            self._forward, self._training, options, trace, device, self._by_replica, self._half
+            self._forward, self._training, options, trace, device, self._by_replica, self._formats.half
         )
         seed = int(options.random_seed) if options.exists("random_seed") else None
-        self._seed, self._random_state = seed or 0, _seeded(seed, device)
+        self._random_state = RandomState(seed, device, self._formats.half)
 
     def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> Training:
         loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
-        rounding = self._half.rounding if self._half is not None else None
+        rounding = self._formats.half.rounding if self._formats.half is not None else None
         trained = [item for item in self._model.named_parameters() if item[1].requires_grad]
         half = {name for name, weight in trained if weight.dtype == torch.float16}
         loss_scale = AutomaticLossScale(half) if attributes.automatic_loss_scaling else None
@@ -165,37 +150,17 @@ class Program:
     @property
     def num_clipped(self) -> int:
         """The number of finite values that were too large for float16 since compilation; 0 with exact numerics."""
-        return 0 if self._half is None else self._half.rounding.num_clipped
+        return 0 if self._formats.half is None else self._formats.half.rounding.num_clipped
 
     @property
     def rng_state(self) -> List[int]:
         """The seed, the random state, and the state of stochastic rounding if rounding is stochastic."""
-        states = [self._random_state]
-        if self._half is not None and self._half.rounding.is_stochastic:
-            states.append(self._half.rounding.state)
-        return [self._seed, *torch.cat(states).tolist()]
+        return self._random_state.values
 
     @rng_state.setter
     def rng_state(self, state: Sequence[int]) -> None:
         """Sets the seed and the states; a seed alone starts the sequence of that seed."""
-        self._seed = int(state[0])
-        own = len(self._random_state)
-        states = torch.tensor(state[1:], dtype=torch.uint8)
-        self._random_state = states[:own].clone() if len(states) else _seeded(self._seed, self._device)
-        if self._half is not None and len(states) > own:
-            self._half.rounding.state = states[own:]
-
-    def _advance_seed(self) -> None:
-        """Changes the seed as the micro-batches of a call do in PopART, if the model draws random numbers.
-
-        Each micro-batch adds the number of replicas to the lower 32 bits, and 1 to the upper 32 bits
-        (popx/op/getrandomseedx.cpp:21-39).
-        """
-        if not self._trace.graph.is_random:
-            return
-        replicas = self._replicas * int(self._options.Distributed.numProcesses)
-        low, high = self._seed + self.rounds * replicas, (self._seed >> 32) + self.rounds
-        self._seed = (low & _32_BITS) | (high & _32_BITS) << 32
+        self._random_state.values = state
 
     # ------------------------------------------------------------------------------------ weights
 
@@ -245,11 +210,11 @@ class Program:
     def run(self, arguments: Arguments) -> Any:
         """Runs one call; returns the outputs in the model's structure, or None if the model returns nothing."""
         with torch.inference_mode(False):  # inference tensors do not count changes
-            tensors = [self._input_on_device(tensor) for tensor in arguments.tensors()]
+            tensors = [self._formats.input_to_device(self._synthetic(tensor)) for tensor in arguments.tensors()]
         versions = [_version(tensor) for tensor in tensors]
         collected: List[List[Tensor]] = []
         self._anchors.start_call()
-        with self._random_numbers(), self._same_weights(), in_modes(self._modes), self._arithmetic():
+        with self._random_state.in_use(), self._same_weights(), in_modes(self._modes), self._formats.in_use():
             for iteration in range(self._iterations):
                 first = iteration * self._accumulation * self._replicas
                 indices = range(first, first + self._accumulation * self._replicas)
@@ -261,7 +226,8 @@ class Program:
         self._anchors.end_call()
         changed = [_version(tensor) > version for tensor, version in zip(tensors, versions)]
         _return_changes(arguments.tensors(), tensors, changed)
-        self._advance_seed()
+        if self._trace.graph.is_random:
+            self._random_state.advance(self.rounds, self._replicas * int(self._options.Distributed.numProcesses))
         mode, period = OutputMode(self._options.output_mode), int(self._options.output_return_period)
         outputs = zip(self._outputs, zip(*collected))
         return rebuild(self._trace.outputs, [out.returned(of, self._replicas, mode, period) for out, of in outputs])
@@ -314,52 +280,6 @@ class Program:
         part = step * groups + self._input_groups.group_of(replica, self._replicas)
         return part, micro_batches_of_input(self._options)
 
-    # ----------------------------------------------------------------------------------- precision
-
-    def _to_device(self, tensor: Tensor, *, copy: bool = False) -> Tensor:
-        return tensor.detach().to(self._device, self._replaced_formats.get(tensor.dtype, tensor.dtype), copy=copy)
-
-    def _input_on_device(self, tensor: Tensor) -> Tensor:
-        """Returns an input on the device; 64-bit integers lose the bits that an IPU lacks."""
-        tensor = self._synthetic(tensor)
-        return self._to_device(tensor.int().long() if tensor.dtype == torch.int64 else tensor)
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Makes new tensors on the device, in the device's formats."""
-        with ExitStack() as stack:
-            stack.enter_context(context.unvalidated_distributions())
-            if self._trace.is_training or self._trace.hooks:  # a program may add hooks after compilation
-                stack.enter_context(without_hooks())
-            if not self._trace.is_training and updates_statistics(self._modes):
-                stack.enter_context(FixedStatistics())
-            if self._device.type != "cpu":
-                stack.enter_context(NewTensors(self._device))
-            if self._half is not None:
-                stack.enter_context(self._half)
-            if self._checks is not None:
-                stack.enter_context(self._checks)
-            if self._half is not None or self._trace.keeps_float64:
-                stack.enter_context(MixedFormats())
-            if self._replaces_formats_of_calls():
-                stack.enter_context(ReplacedFormats(self._replaced_formats))
-            yield
-
-    def _replaces_formats_of_calls(self) -> bool:
-        """Tells whether the model asks torch for a format that it does not get; if not, its calls need no mode."""
-        return self._trace.asks_for_float64 or (self._half is None and self._trace.uses_half)
-
-    @contextmanager
-    def _random_numbers(self) -> Iterator[None]:
-        """Gives torch the device's random state while the program runs, then restores the host's random state."""
-        host = _rng_state(self._device)
-        _set_rng_state(self._random_state, self._device)
-        try:
-            yield
-        finally:
-            self._random_state = _rng_state(self._device)
-            _set_rng_state(host, self._device)
-
 
 def _version(tensor: Tensor) -> int:
     """Returns a number that grows with each change in place; 0 for an inference tensor, which is the caller's own."""
@@ -372,30 +292,3 @@ def _return_changes(host: Sequence[Tensor], device: Sequence[Tensor], changed: S
     for given, on_device, is_changed in zip(host, device, changed):
         if is_changed and on_device.data_ptr() != given.data_ptr():
             given.copy_(on_device)
-
-
-def _replaced_formats(*, is_exact: bool, keeps_float64: bool) -> Dict[torch.dtype, torch.dtype]:
-    """Returns the formats that tensors on the device do not have, with the formats that they have instead."""
-    replaced = {torch.float16} if is_exact else set()
-    return dict.fromkeys(replaced if keeps_float64 else replaced | {torch.float64}, torch.float32)
-
-
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
-def _seeded(seed: Optional[int], device: torch.device) -> Tensor:
-    """Returns a new random state, which without a seed differs at every compilation, as on an IPU."""
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator.get_state()

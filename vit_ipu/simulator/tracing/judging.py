@@ -31,7 +31,8 @@ from vit_ipu.simulator.tracing.host_state import HostState, restore
 from vit_ipu.simulator.tracing.library_ops import refusal
 from vit_ipu.simulator.tracing.op_table import is_known, part_without_handler
 from vit_ipu.simulator.tracing.substitutes import result_of_function, result_of_operation
-from vit_ipu.simulator.tracing.trace import Trace, fill_trace
+from vit_ipu.simulator.tracing.trace import Trace
+from vit_ipu.simulator.tracing.trace_model import fill_trace
 from vit_ipu.simulator.weights import Weights
 
 _COMPILED = "PopTorch records a model's Python code as it runs, which compiled and scripted modules do not have"
