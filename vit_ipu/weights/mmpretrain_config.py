@@ -34,7 +34,7 @@ _TOKEN = re.compile(
         | '(?:[^'\\\r\n]|\\[^\r\n])*'
         | "(?:[^"\\\r\n]|\\[^\r\n])*"
     )(?![\w.'"]))
-    | (?P<opening>[(\[{]) | (?P<closing>[)\]}]) | (?P<mark>[,=:]))""",
+    | (?P<opening>[(\[{]) | (?P<closing>[)\]}]) | (?P<mark>[,=]|:(?!=)))""",
     re.VERBOSE | re.ASCII,
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
