@@ -320,7 +320,11 @@ def test_a_normalisation_that_is_not_known_is_not_stated(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"    to_rgb=True)\nlauncher": "    )\nlauncher"}, {"data_preprocessor": "preprocessor"}, {"std=[": "deviation=["}],
+    [
+        {"    to_rgb=True)\nlauncher": "    )\nlauncher"},
+        {"data_preprocessor": "preprocessor"},
+        {"std=[": "deviation=["},
+    ],
 )
 def test_mmpretrains_preprocessor_has_blue_first_unless_it_says_otherwise(changes):
     assert stated(changed(NEW, changes), "cfg") == {name: USUAL[name] for name in ("interpolation", *RESIZED)}
@@ -381,7 +385,7 @@ HOSTILE = {
     "null": "x = '\x00'",
     "a surrogate": "x = '\udcff'",
     "a bad escape": r"x = '\N{no such name}'",
-    "letters of other scripts": "ⅹ = 1",
+    "letters of other scripts": "\u2179 = 1",
     "a comment": "# coding: utf-7\nx = 1",
     "a continued line": "x = \\\n1",
     "an indented line": "  x = 1",

@@ -7,8 +7,9 @@ literal, a call of `dict` or a name of the same text is unreadable, and a settin
 
 Sources: mmcls/datasets/pipelines and mmcls/models/backbones/vision_transformer.py of mmclassification 0.25;
 mmpretrain/datasets/transforms/processing.py, models/utils/data_preprocessor.py, models/utils/norm.py and
-models/backbones/vision_transformer.py of mmpretrain 1.2; mmcv/transforms/processing.py of mmcv 2. Their `backend` is not
-read: this program averages pixels when it shrinks an image, as Pillow does; OpenCV, their default, does not.
+models/backbones/vision_transformer.py of mmpretrain 1.2; mmcv/transforms/processing.py of mmcv 2. The `backend` of a
+resize is not read: this program averages pixels when it shrinks an image, as Pillow does; OpenCV, the default there,
+does not.
 
 No activation is read: `GELU` is erf on CPU and GPU, but tanh where IPUs trained.
 """
@@ -39,8 +40,10 @@ _TOKEN = re.compile(
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _UNREADABLE = object()
-_KEEP_SIZE = ("LoadImageFromFile", "Normalize", "ImageToTensor", "ToTensor", "ToHalf", "Collect")
-_KEEP_SIZE += ("PackInputs", "PackClsInputs")
+_KEEP_SIZE = (
+    *("LoadImageFromFile", "Normalize", "ImageToTensor", "ToTensor", "ToHalf"),
+    *("Collect", "PackInputs", "PackClsInputs"),
+)
 """Steps of a pipeline that do not change the size of an image."""
 _MAX_MARGIN = 16
 """Limit of the side that an image is resized to, as a multiple of the model's."""
@@ -83,7 +86,7 @@ def _is_plain(text: str) -> bool:
     """Tells whether a text has no operators and no keywords, and brackets in pairs and of bounded depth."""
     place, before = 0, "mark"
     opened: List[str] = []
-    for match in iter(lambda: _TOKEN.match(text, place), None):
+    while (match := _TOKEN.match(text, place)) is not None:
         kind, place = str(match.lastgroup), match.end()
         token = match.group(kind)
         is_operator = token.startswith("-") and before not in ("mark", "opening")  # rather than a sign
@@ -107,8 +110,9 @@ def _value(node: ast.AST, names: Mapping[str, Any]) -> Any:
         return names.get(node.id, _UNREADABLE)
     if isinstance(node, (ast.List, ast.Tuple)):
         return tuple(_value(item, names) for item in node.elts)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value if _is_number(node.operand.value) else _UNREADABLE
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        operand = _value(node.operand, names)
+        return -operand if _is_number(operand) else _UNREADABLE
     if isinstance(node, ast.Dict):
         return {_key(key): _value(value, names) for key, value in zip(node.keys, node.values)}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
@@ -148,7 +152,7 @@ def _test_pipeline(config: Dict[str, Any]) -> Tuple[Dict[str, Any], ...]:
 
 def _normalisation(config: Dict[str, Any], steps: Tuple[Dict[str, Any], ...]) -> Dict[str, Any]:
     """Returns mean and deviation, which a step of the pipeline states, or from mmpretrain 1.x on the preprocessor."""
-    found = [dict({"to_rgb": True}, **step) for step in steps if step["type"] == "Normalize"]
+    found: List[Any] = [dict({"to_rgb": True}, **step) for step in steps if step["type"] == "Normalize"]
     inside, beside = _at(config, "model", "data_preprocessor"), config.get("data_preprocessor")
     if inside is not None or beside is not None:
         found.append(beside if inside is None else inside)
@@ -220,10 +224,11 @@ def _backbone(config: Dict[str, Any], shape: Mapping[str, int]) -> Dict[str, Any
     if not isinstance(kind, str) or kind.rpartition(".")[2] != "VisionTransformer" or backbone.get("layer_cfgs"):
         return {}
     stated: Dict[str, Any] = {}
-    num_heads, norm = _at(backbone, "arch", "num_heads"), backbone.get("norm_cfg")
+    num_heads: Any = _at(backbone, "arch", "num_heads")
+    norm = backbone.get("norm_cfg")
     if _is_count(num_heads) and shape["width"] % num_heads == 0:
         stated["num_heads"] = num_heads
-    epsilon = norm.get("eps", 1e-5) if _at(norm, "type") == "LN" else None
+    epsilon: Any = norm.get("eps", 1e-5) if _at(norm, "type") == "LN" else None
     if _is_number(epsilon) and 0 < epsilon < 1:
         stated["layer_norm_eps"] = float(epsilon)
     if backbone.get("out_type") == "cls_token" or backbone.get("output_cls_token") is True:
