@@ -11,6 +11,7 @@ from vit_ipu.config_sections.colors import Rgb, rgb_of
 from vit_ipu.small_files import parse_json
 from vit_ipu.weights.config_values import FolderConfig, damage_is_in, heads, names_in, one_of
 from vit_ipu.weights.image_processors import RESAMPLE, Triple, triple
+from vit_ipu.weights.mmpretrain_config import stated_in_meta
 from vit_ipu.weights.namings import Naming
 from vit_ipu.weights.native import ASSUMABLE, ONE_CLASS, ModelDescription, assumed_names, known_problem_type
 
@@ -99,6 +100,8 @@ def read_metadata(
     marked: Tuple[str, ...] = ()
     with damage_is_in(file):
         metadata = metadata.knowing(classes=_mmpretrain_classes(stored))
+        if naming.name == "mmpretrain":
+            metadata = metadata.knowing(**stated_in_meta(stored.get("meta"), shape))
         if isinstance(stored.get(_METADATA), str):
             settings = parse_json(stored[_METADATA])
             marked = assumed_names(settings.get("assumed", []))
