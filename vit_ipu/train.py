@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple
@@ -169,13 +169,13 @@ def train(
     with open_backend(config, device, class_weights=data.class_weights) as backend:
         progress = begin(config, device, folder, backend, data, display, resume=resume, trust_pickle=trust_pickle)
         logger = RunLogger(config, folder, backend, progress, total_updates, display, data.guess)
-        with logger, StopSignal(logger.notify) as stop:
+        loader = training_loader(data.train, config, backend, progress, total_updates)
+        with logger, StopSignal(logger.notify) as stop, closing(iter(loader)) as batches:
             if resume:
                 logger.resumed(progress)
             if evaluates_at(progress.update, total_updates, config):  # a resumed run may have been stopped before it
                 logger.evaluate(progress, data.evaluation, stop)
-            loader = training_loader(data.train, config, backend, progress, total_updates)
-            for batch in logger.until_early_stop(stop.until_stopped(loader, agree=backend.instances.any)):
+            for batch in logger.until_early_stop(stop.until_stopped(batches, agree=backend.instances.any)):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)

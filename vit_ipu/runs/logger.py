@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
 
@@ -177,8 +177,9 @@ class RunLogger:
             return
         loader = self._evaluation_loader(source)
         try:
-            batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
-            found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
+            with closing(iter(loader)) as loaded:
+                batches = stop.raise_if_stopped(loaded, agree=self._backend.instances.any)
+                found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
         except Interrupted:
             return
         if not is_known:

@@ -19,7 +19,7 @@ from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Deque, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from vit_ipu.data.loading.buffers import Buffer, page_locked
 from vit_ipu.errors import RunFailed, UserError
 from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import counted, reason_of
+from vit_ipu.threads import AwaitedThread
 
 Entry = Tuple[int, int]
 """The epoch and the index of an image."""
@@ -42,6 +43,8 @@ _GRACE = 5.0
 """Seconds that workers have to exit before they are killed."""
 
 
+Steps = Generator["Filled", None, None]
+"""Filled steps. Close them if you stop before the last one: a destructor would lose Ctrl-C while the workers end."""
 Fill = Callable[[Buffer, int, Sequence[Entry]], List[Skipped]]
 """Writes the images of the entries into the buffer from a given place on; raises DataError for an unreadable image."""
 
@@ -55,7 +58,7 @@ class Filled:
     skipped: Sequence[Skipped]
 
 
-def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callable[[int], Buffer]) -> Iterator[Filled]:
+def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callable[[int], Buffer]) -> Steps:
     """Yields the steps, loaded in this process, each in its own buffer."""
     for entries in steps:
         buffer = new_buffer(len(entries))
@@ -70,7 +73,7 @@ def fill_by_workers(
     num_workers: int,
     *,
     page_lock: bool = True,
-) -> Iterator[Filled]:
+) -> Steps:
     """Yields the steps, loaded by `num_workers` processes, which end with the last step; see WorkerPool."""
     with WorkerPool(fill, buffers, num_workers, page_lock=page_lock) as pool:
         yield from pool.filled(steps)
@@ -136,6 +139,7 @@ class WorkerPool:
         self._loader: Any = None
         self._answers: Any = None
         self._page_lock, self._locked = page_lock, ExitStack()
+        self._ending: Optional[AwaitedThread] = None
         self.is_closed = False
 
     def __enter__(self) -> WorkerPool:
@@ -144,7 +148,7 @@ class WorkerPool:
     def __exit__(self, *exc: Any) -> None:
         self.close()
 
-    def filled(self, steps: Iterable[List[Entry]]) -> Iterator[Filled]:
+    def filled(self, steps: Iterable[List[Entry]]) -> Steps:
         """Yields each step of a series when all its jobs are done. The pool is closed unless all of them are taken.
 
         Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
@@ -176,10 +180,12 @@ class WorkerPool:
             return
         self._locked.close()
         # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: this needs another thread.
-        ending = threading.Thread(target=self._free_iterator, daemon=True)
-        with suppress(RuntimeError):  # no further thread can be started: the workers are killed
-            ending.start()
-            ending.join(_GRACE)
+        if self._ending is None:
+            ending = AwaitedThread(self._free_iterator)
+            with suppress(RuntimeError):  # no further thread can be started: the workers are killed
+                ending.start()
+                self._ending = ending
+                ending.join(_GRACE)
         self._end()
 
     def _free_iterator(self) -> None:
@@ -193,6 +199,8 @@ class WorkerPool:
             process.kill()
         for process in self._processes:
             process.join()
+        if self._ending is not None:  # the end of the interpreter aborts if a thread frees torch's objects meanwhile
+            self._ending.join(_GRACE)
         self._loader = self._answers = None
         self.is_closed = True
         atexit.unregister(self._end)
