@@ -187,7 +187,10 @@ class _Filler:
             self._pool = None
 
     def filled(self, entries: Iterable[List[Entry]]) -> Steps:
-        """Yields the steps, whose tensors may be overwritten once the next step or series is requested."""
+        """Yields the steps, whose tensors may be overwritten once the next step or series is requested.
+
+        A series that has not been taken to its end raises RuntimeError at its next step, if there are processes.
+        """
         if self._config.data.num_workers == 0:
             return fill_in_process(entries, self._fill, self._buffer)
         if not self.has_workers:

@@ -140,6 +140,7 @@ class WorkerPool:
         self._answers: Any = None
         self._page_lock, self._locked = page_lock, ExitStack()
         self._ending: Optional[AwaitedThread] = None
+        self._is_filling = False
         self.is_closed = False
 
     def __enter__(self) -> WorkerPool:
@@ -151,8 +152,8 @@ class WorkerPool:
     def filled(self, steps: Iterable[List[Entry]]) -> Steps:
         """Yields each step of a series when all its jobs are done. The pool is closed unless all of them are taken.
 
-        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
-        if a worker cannot be started or dies.
+        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, RunFailed if
+        a worker cannot be started or dies, and RuntimeError if another series is unfinished, or if the pool was closed.
         """
         try:
             self._begin(steps)
@@ -165,14 +166,16 @@ class WorkerPool:
                 buffer = self._buffers[step.slot]
                 skipped = [line for answer in answers for line in answer.skipped]
                 yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
+                self._require_open()
+            self._is_filling = False
         except BaseException:  # also if the consumer stops: workers may still write into the buffers
             self.close()
             raise
 
     @property
     def can_continue(self) -> bool:
-        """Whether another series can be asked for: no worker has died while there was nothing to do."""
-        return not self.is_closed and all(process.exitcode is None for process in self._processes)
+        """Whether another series can be asked for: the last one was taken to its end, and no worker has died since."""
+        return not (self.is_closed or self._is_filling) and all(process.exitcode is None for process in self._processes)
 
     def close(self) -> None:
         """Stops the workers, and kills workers that do not exit. If `close` is interrupted, call `close` again."""
@@ -220,7 +223,10 @@ class WorkerPool:
 
     def _begin(self, steps: Iterable[List[Entry]]) -> None:
         """Issues the first jobs of a series, to processes that are started with the first series."""
-        self._steps = steps
+        self._require_open()
+        if self._is_filling:
+            raise RuntimeError("another series of steps is unfinished: take it to its end first, or use another pool")
+        self._steps, self._is_filling = steps, True
         if self._loader is None:
             # Runs before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
             atexit.register(self._end)
@@ -229,6 +235,13 @@ class WorkerPool:
         else:
             with self._death_of_a_worker_told():
                 self._answers = iter(self._loader)
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise RuntimeError(
+                "the processes that load images were stopped, as another series of steps does that begins before the "
+                "end of this one: ask for the images again"
+            )
 
     def _start(self) -> None:
         """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
