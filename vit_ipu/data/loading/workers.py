@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.data.loading.buffers import Buffer, page_locked
-from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.errors import RunFailed, UserError, WorkersFailed
 from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import counted, reason_of
 from vit_ipu.threads import AwaitedThread
@@ -152,8 +152,8 @@ class WorkerPool:
     def filled(self, steps: Iterable[List[Entry]]) -> Steps:
         """Yields each step of a series when all its jobs are done. The pool is closed unless all of them are taken.
 
-        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, RunFailed if
-        a worker cannot be started or dies, and RuntimeError if another series is unfinished, or if the pool was closed.
+        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, WorkersFailed
+        if a worker cannot be started or dies, RuntimeError if another series is unfinished, or the pool was closed.
         """
         try:
             self._begin(steps)
@@ -244,7 +244,7 @@ class WorkerPool:
             )
 
     def _start(self) -> None:
-        """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
+        """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises WorkersFailed."""
         ahead = (len(self._buffers) - 1) * len(self._starts(len(self._buffers[0].labels)))
         workers = min(self._num_workers, ahead)
         others, problem = set(multiprocessing.active_children()), ""
@@ -273,7 +273,7 @@ class WorkerPool:
             else:
                 self._processes = self._started_beside(others)
         if problem:
-            raise RunFailed(
+            raise WorkersFailed(
                 f"cannot start {counted(self._num_workers, 'process', 'processes')} to load "
                 f"images: {problem}; lower data.num_workers"
             )
@@ -288,14 +288,14 @@ class WorkerPool:
 
     @contextmanager
     def _death_of_a_worker_told(self) -> Iterator[None]:
-        """Raises RunFailed for DataLoader's error if a worker has died."""
+        """Raises WorkersFailed for DataLoader's error if a worker has died."""
         try:
             yield
         except RuntimeError:
             exit_codes = [process.exitcode for process in self._processes if process.exitcode is not None]
             if not exit_codes:
                 raise
-            raise RunFailed(
+            raise WorkersFailed(
                 f"a process that loads images died (exit code {exit_codes[0]}): out of memory? Lower "
                 "data.num_workers, and see the system's log"
             ) from None
