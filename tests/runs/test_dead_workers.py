@@ -11,7 +11,9 @@ from small_runs import small_config, train_in
 from vit_ipu.data.loading import loader
 from vit_ipu.errors import WorkersFailed
 
-DIED = "a process that loads images died (exit code -9): out of memory? Lower data.num_workers, and see the system's log"
+DIED = (
+    "a process that loads images died (exit code -9): out of memory? Lower data.num_workers, and see the system's log"
+)
 
 
 @pytest.mark.parametrize(("place", "update"), [("evaluation", 2), ("training", 6), ("training", None)])

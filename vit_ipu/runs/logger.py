@@ -172,7 +172,8 @@ class RunLogger:
     def evaluate(self, progress: Progress, stop: StopSignal) -> None:
         """Evaluates on all held-out images, unless this update has been evaluated.
 
-        An interrupted evaluation is not recorded. All processes evaluate if one of them has not. A checkpoint that has been prepared is written meanwhile.
+        An interrupted evaluation is not recorded. All processes evaluate if one of them has not. A checkpoint that has
+        been prepared is written meanwhile.
         """
         self.finish_step()
         is_known = self.evaluation_at(progress.update) is not None

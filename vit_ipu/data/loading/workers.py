@@ -244,7 +244,7 @@ class WorkerPool:
             )
 
     def _start(self) -> None:
-        """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises WorkersFailed."""
+        """Starts DataLoader's workers. If one cannot be started, kills the other workers and raises WorkersFailed."""
         ahead = (len(self._buffers) - 1) * len(self._starts(len(self._buffers[0].labels)))
         workers = min(self._num_workers, ahead)
         others, problem = set(multiprocessing.active_children()), ""
