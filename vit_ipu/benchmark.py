@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Dict, Iterator, List, Optional, Tuple
@@ -16,7 +17,7 @@ from vit_ipu.backends.contract import Backend, Device, HostBatch, Instances
 from vit_ipu.backends.native.distributed import num_processes
 from vit_ipu.class_balance import class_weights
 from vit_ipu.config import Config
-from vit_ipu.data.loading.loader import TrainingLoader
+from vit_ipu.data.loading.loader import Batches, TrainingLoader
 from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
@@ -68,9 +69,10 @@ def benchmark(
     require_runnable_on(config, device, allow_synthetic=True)
     rate = learning_rate(0, 1, config.optim)
     source = open_source(config.data, config.model, "train", cache=cache) if real_data else None
-    with open_backend(config, device, class_weights=_class_weights(config, source)) as backend:
+    with open_backend(config, device, class_weights=_class_weights(config, source)) as backend, ExitStack() as stack:
+        batches: Iterator[HostBatch]
         if source is not None:
-            batches = _real_batches(config, backend, source)
+            batches = stack.enter_context(closing(_real_batches(config, backend, source)))
         else:
             batches = cycle([random_batch(config, backend.instances, backend.float_format)])
         times, waits = _step_times(backend, batches, 1 + burn_in + steps, rate)
@@ -131,7 +133,7 @@ def _class_weights(config: Config, source: Optional[Source]) -> Optional[Tuple[f
     return class_weights(config, np.arange(len(classes)), classes)
 
 
-def _real_batches(config: Config, backend: Backend, source: Source) -> Iterator[HostBatch]:
+def _real_batches(config: Config, backend: Backend, source: Source) -> Batches:
     positions = backend.instances.positions(BatchPlan.of(config))
     return iter(
         TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40, float_format=backend.float_format)

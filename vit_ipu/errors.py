@@ -41,6 +41,10 @@ class RunFailed(RuntimeError):
     """Work that cannot continue. The program exits with 1."""
 
 
+class WorkersFailed(RunFailed):
+    """Processes that load images and cannot be started, or have died: a run can be resumed with fewer of them."""
+
+
 class Interrupted(Exception):
     """Raised if a stop is requested in the middle of work whose partial result is useless."""
 

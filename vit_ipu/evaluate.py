@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
@@ -87,7 +88,8 @@ def evaluate(
     with open_backend(config, device) as backend:
         load_weights(backend, weights)
         loader = evaluation_loader(source, config, backend)
-        evaluation = evaluate_batches(backend, loader, loss=config.optim.loss)
+        with closing(iter(loader)) as batches:
+            evaluation = evaluate_batches(backend, batches, loss=config.optim.loss)
     return CheckpointEvaluation(evaluation, source, weights.path, tuple(loader.skipped))
 
 

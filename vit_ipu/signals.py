@@ -66,7 +66,7 @@ class Terminated(SystemExit):
 
 
 class _CtrlC(KeyboardInterrupt):
-    """Raised by SIGINT, and by nothing else."""
+    """Raised by SIGINT, or by a signal that stops a run at once; sent again, as SIGINT, if Python drops it."""
 
 
 def exit_on_signals() -> None:
@@ -202,7 +202,7 @@ class StopSignal:
 
     def _request(self, number: int, frame: Optional[FrameType]) -> None:
         if self.requested and (number == signal.SIGINT or number == self.number == signal.SIGTERM):
-            raise KeyboardInterrupt
+            raise _CtrlC
         self.number = self.number or number
 
 

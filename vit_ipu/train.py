@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple
@@ -168,14 +168,14 @@ def train(
     total_updates, started = data.total_updates, time.monotonic()
     with open_backend(config, device, class_weights=data.class_weights) as backend:
         progress = begin(config, device, folder, backend, data, display, resume=resume, trust_pickle=trust_pickle)
-        logger = RunLogger(config, folder, backend, progress, total_updates, display, data.guess)
-        with logger, StopSignal(logger.notify) as stop:
+        logger = RunLogger(config, folder, backend, progress, total_updates, display, data.guess, data.evaluation)
+        loader = training_loader(data.train, config, backend, progress, total_updates)
+        with logger, StopSignal(logger.notify) as stop, closing(iter(loader)) as batches:
             if resume:
                 logger.resumed(progress)
             if evaluates_at(progress.update, total_updates, config):  # a resumed run may have been stopped before it
-                logger.evaluate(progress, data.evaluation, stop)
-            loader = training_loader(data.train, config, backend, progress, total_updates)
-            for batch in logger.until_early_stop(stop.until_stopped(loader, agree=backend.instances.any)):
+                logger.evaluate(progress, stop)
+            for batch in logger.until_early_stop(stop.until_stopped(batches, agree=backend.instances.any)):
                 logger.skipped(loader.skipped)
                 rate = learning_rate(progress.update, total_updates, config.optim)
                 result = backend.train_step(batch, rate)
@@ -184,12 +184,12 @@ def train(
                 if saves_at(progress.update, total_updates, config):
                     logger.checkpoint(progress, data.description, device)
                 if evaluates_at(progress.update, total_updates, config):
-                    logger.evaluate(progress, data.evaluation, stop)
+                    logger.evaluate(progress, stop)
                 logger.begin_writing()
             logger.checkpoint(progress, data.description, device)  # before the evaluation, which may fail
             logger.wait_for_checkpoint()
             if progress.update == total_updates:
-                logger.evaluate(progress, data.evaluation, stop)
+                logger.evaluate(progress, stop)
         if logger.writes:
             save_examples(data.evaluation, folder.examples)
     seconds = time.monotonic() - started
@@ -322,7 +322,7 @@ def summarize(
     return Summary(
         progress=progress,
         total_updates=data.total_updates,
-        evaluation=logger.evaluation_at(last_update, len(data.evaluation)),
+        evaluation=logger.evaluation_at(last_update),
         seconds=seconds,
         checkpoint=folder.newest_checkpoint(),
         stopped_by=stopped_by,

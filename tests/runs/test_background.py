@@ -15,7 +15,7 @@ from small_runs import names_in, small_config, train_in
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.loading.workers import WorkerPool
-from vit_ipu.runs import background, checkpoint, logger
+from vit_ipu.runs import checkpoint, logger
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.checkpoint import load_checkpoint
 from vit_ipu.weights import native
@@ -56,7 +56,7 @@ def test_without_threads_the_write_is_made_at_once(monkeypatch):
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(background.threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     written = []
     writer = BackgroundWriter()
     writer.start(lambda: written.append(1))
@@ -285,3 +285,19 @@ def test_files_of_a_checkpoint_have_the_usual_permissions(tmp_path):
     (tmp_path / "usual").touch()
     native.save_tensors({}, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_write_is_completed_after_ctrl_c_has_interrupted_the_wait_for_it():
+    writer, written = BackgroundWriter(), []
+
+    def write():
+        time.sleep(1)
+        written.append(1)
+
+    writer.start(write)
+    threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.wait()
+    assert written == []
+    writer.wait()
+    assert written == [1]

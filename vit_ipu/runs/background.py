@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Callable, Optional
+
+from vit_ipu.threads import AwaitedThread
 
 
 class BackgroundWriter:
@@ -11,7 +12,7 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._prepared: Optional[Callable[[], None]] = None
-        self._thread: Optional[threading.Thread] = None
+        self._thread: Optional[AwaitedThread] = None
         self._error: Optional[BaseException] = None
 
     def prepare(self, write: Callable[[], None]) -> None:
@@ -24,7 +25,7 @@ class BackgroundWriter:
         write, self._prepared = self._prepared, None
         if write is None:
             return
-        self._thread = threading.Thread(target=self._run, args=(write,), daemon=True)
+        self._thread = AwaitedThread(self._run, write)
         try:
             self._thread.start()
         except RuntimeError:  # no more threads can be started

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
 
 from vit_ipu.backends.contract import Backend, Device, HostBatch, StepResult
 from vit_ipu.config import Config
 from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
 from vit_ipu.data.sources.base import Source
-from vit_ipu.errors import Interrupted, RunFailed
+from vit_ipu.errors import Interrupted, RunFailed, WorkersFailed
 from vit_ipu.evaluate import Evaluation, evaluate_batches, evaluation_loader
 from vit_ipu.runs.background import BackgroundWriter
 from vit_ipu.runs.best import BestCheckpoint
@@ -22,8 +22,9 @@ from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.runs.folder import RunFolder
 from vit_ipu.runs.last_evaluation import NUM_MISTAKES, write_last_evaluation
 from vit_ipu.runs.metrics import Metrics, evaluations_until, overflows_until
+from vit_ipu.runs.skipped import SkippedImages
 from vit_ipu.signals import StopSignal
-from vit_ipu.text import counted, reason_of, single_line
+from vit_ipu.text import counted, reason_of
 from vit_ipu.weights.native import ModelDescription
 
 
@@ -39,11 +40,16 @@ class RunLogger:
         total_updates: int,
         display: TrainingDisplay,
         guess: float,
+        held_out: Source,
     ) -> None:
-        """`guess` is the loss of a guess, by which a divergence is recognised."""
-        self._guess = guess
+        """`guess` is the loss of a guess, by which a divergence is recognised; `held_out` are the evaluated images.
+
+        Raises UserError if the list of the images that an interrupted run skipped cannot be read.
+        """
+        self._guess, self._held_out = guess, held_out
         self._config, self._folder, self._backend = config, folder, backend
         self.writes = backend.instances.index == 0
+        self._skipped = SkippedImages(folder.skipped, writes=self.writes)
         # Processes that write nothing read earlier evaluations too, because all processes must evaluate together.
         self._evaluations = evaluations_until(folder.metrics, progress.update)
         self._metrics: Optional[Metrics] = None
@@ -57,7 +63,6 @@ class RunLogger:
         self._loader: Optional[EvaluationLoader] = None
         self._display, self._total_updates = display, total_updates
         self._saved_update = progress.update
-        self._skipped: Set[str] = set()
         self._logged_overflows = overflows_until(folder.metrics, progress.update)
         self._warned_of_overflow = False
         self._last_step: Optional[Tuple[StepResult, float, TrainingLoader]] = None
@@ -79,6 +84,9 @@ class RunLogger:
             if self._metrics is not None:
                 self._metrics.close()
             self._open.close()  # last: while the processes end, which may take seconds, Ctrl-C can interrupt it
+        last = self._folder.newest_checkpoint()
+        if isinstance(exc[1], WorkersFailed) and last is not None:
+            raise WorkersFailed(f"{exc[1]}; the last checkpoint is {last}: continue with --resume") from None
 
     def notify(self, text: str) -> None:
         self._display.notify(text)
@@ -152,50 +160,47 @@ class RunLogger:
         )
 
     def skipped(self, images: Iterable[str]) -> None:
-        """Reports images that could not be read, each image once."""
-        for image in images:
-            if image not in self._skipped:
-                self._skipped.add(image)
-                if self.writes:
-                    with self._folder.skipped.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                        file.write(f"{single_line(image)}\n")
-                self.notify(f"skipped image {len(self._skipped):,}: {image}")
+        """Reports images that could not be read, each image once, also if the run is resumed."""
+        for image in self._skipped.add(images):
+            self.notify(f"skipped image {len(self._skipped):,}: {image}")
 
-    def evaluate(self, progress: Progress, source: Source, stop: StopSignal) -> None:
-        """Evaluates on all images, unless this update has been evaluated; an interrupted evaluation is not recorded.
+    def evaluate(self, progress: Progress, stop: StopSignal) -> None:
+        """Evaluates on all held-out images, unless this update has been evaluated.
 
-        All processes evaluate if one of them has not. A checkpoint that has been prepared is written meanwhile.
+        An interrupted evaluation is not recorded. All processes evaluate if one of them has not. A checkpoint that has
+        been prepared is written meanwhile.
         """
         self.finish_step()
-        is_known = self.evaluation_at(progress.update, len(source)) is not None
+        is_known = self.evaluation_at(progress.update) is not None
         if not self._backend.instances.any(not is_known):
             return
-        loader = self._evaluation_loader(source)
+        loader = self._evaluation_loader()
         try:
-            batches = stop.raise_if_stopped(loader, agree=self._backend.instances.any)
-            found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
+            with closing(iter(loader)) as loaded:
+                batches = stop.raise_if_stopped(loaded, agree=self._backend.instances.any)
+                found = evaluate_batches(self._backend, self._writing_from_first(batches), loss=self._config.optim.loss)
         except Interrupted:
             return
         if not is_known:
             self.skipped(loader.skipped)
-            self._record(progress, found, source)
+            self._record(progress, found)
             self._begin_timing()
 
-    def _evaluation_loader(self, source: Source) -> EvaluationLoader:
+    def _evaluation_loader(self) -> EvaluationLoader:
         """Returns the loader of all evaluations of the run, which keeps its worker processes."""
         if self._loader is None:
-            self._loader = self._open.enter_context(evaluation_loader(source, self._config, self._backend))
+            self._loader = self._open.enter_context(evaluation_loader(self._held_out, self._config, self._backend))
         if not self._loader.has_workers:
             self._writer.join()  # its processes are forked, which is unsafe while a thread writes
         return self._loader
 
-    def _record(self, progress: Progress, found: Evaluation, source: Source) -> None:
+    def _record(self, progress: Progress, found: Evaluation) -> None:
         """Writes and shows an evaluation, and keeps the checkpoint of the best one."""
         if self.writes and found.scores is not None:
             worst = found.scores.worst(NUM_MISTAKES)
             counts = {"num_images": found.num_images, "num_searched": len(found.scores)}
-            write_last_evaluation(self._folder, progress.update, found.confusion, worst, source, **counts)
-        fewer = {"evaluation_images": found.num_images} if found.num_images < len(source) else {}
+            write_last_evaluation(self._folder, progress.update, found.confusion, worst, self._held_out, **counts)
+        fewer = {"evaluation_images": found.num_images} if found.num_images < len(self._held_out) else {}
         self._write(progress, top1=found.top1, top5=found.top5, evaluation_loss=found.loss, **fewer)
         self.notify(
             f"update {progress.update}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} on "
@@ -228,11 +233,11 @@ class RunLogger:
             self._writer.begin()
             yield batch
 
-    def evaluation_at(self, update: int, num_images: int) -> Optional[Evaluation]:
+    def evaluation_at(self, update: int) -> Optional[Evaluation]:
         """Returns the evaluation at an update, of this process or of an earlier one; None if there was none."""
         for line in self._evaluations:
             if line["update"] == update:
-                counted = line.get("evaluation_images", num_images)
+                counted = line.get("evaluation_images", len(self._held_out))
                 return Evaluation(line["top1"], line["top5"], line["evaluation_loss"], counted)
         return None
 
@@ -297,7 +302,7 @@ class RunLogger:
 
     def _write(self, progress: Progress, **values: float) -> None:
         counts = {"update": progress.update, "host_step": progress.host_step, "samples": progress.samples}
-        if self._skipped:
+        if len(self._skipped):
             counts["skipped"] = len(self._skipped)
         if self._backend.num_overflows is not None:
             counts["overflows"] = max(0, self._backend.num_overflows - self._logged_overflows)

@@ -175,6 +175,26 @@ def test_an_evaluation_loader_keeps_its_workers_while_it_is_open(monkeypatch, wo
     assert all(pool.is_closed for pool in started)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_second_iterator_of_an_evaluation_loader_has_the_images_of_its_indices(workers):
+    config = tiny_config(data={"num_eval": 1100, "num_workers": workers})
+    source = open_source(config.data, config.model, "eval")
+    expected = copies(EvaluationLoader(source, config))
+    with EvaluationLoader(source, config) as loader:
+        first = iter(loader)
+        next(first)
+        again = copies(loader)
+        assert len(again) == len(expected) == 5
+        for found, batch in zip(again, expected):
+            assert torch.equal(found.images, batch.images)
+            assert torch.equal(found.labels, batch.labels)
+        if workers:
+            with pytest.raises(RuntimeError, match="another series of steps"):
+                next(first)
+        else:
+            assert torch.equal(next(first).images, expected[1].images)
+
+
 def test_an_evaluation_loader_that_is_not_kept_open_ends_its_workers():
     config = tiny_config(data={"num_eval": 20, "num_workers": 2})
     loader = EvaluationLoader(open_source(config.data, config.model, "eval"), config)

@@ -110,6 +110,19 @@ def test_a_pool_whose_series_is_not_taken_to_its_end_is_closed():
     assert pool.is_closed
 
 
+def test_a_series_is_refused_before_the_end_of_the_one_before():
+    pool = workers.WorkerPool(write_numbers, buffers(2), 1)
+    first = pool.filled(steps(9))
+    next(first)
+    assert not pool.can_continue
+    with pytest.raises(RuntimeError, match="^another series of steps is unfinished: take it to its end first, or use"):
+        next(pool.filled(steps(9)))
+    assert pool.is_closed
+    for filled in (first, pool.filled(steps(9))):
+        with pytest.raises(RuntimeError, match="^the processes that load images were stopped, .*: ask for the images "):
+            next(filled)
+
+
 def test_the_death_of_a_worker_between_two_series_is_told():
     with workers.WorkerPool(write_numbers, buffers(2), 1) as pool:
         list(pool.filled(steps(2)))

@@ -8,7 +8,8 @@ data.sampling balanced the pass over the images of the class.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from contextlib import closing
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from vit_ipu.config import Config, DataConfig
 from vit_ipu.data.images.transforms import EvalTransform, TrainTransform, normalize_on_host
 from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.loading.order import like, training_stream
-from vit_ipu.data.loading.workers import Entry, Filled, Skipped, WorkerPool, fill_in_process
+from vit_ipu.data.loading.workers import Entry, Skipped, Steps, WorkerPool, fill_in_process
 from vit_ipu.data.sources.base import Source
 from vit_ipu.errors import DataError
 from vit_ipu.mixing import mixing_of_step
 
+Batches = Generator[HostBatch, None, None]
+"""Loaded batches. Close them if you stop before the last one, so that Ctrl-C can interrupt the end of the workers."""
 CHUNK = 256
 """Least number of images that an evaluation predicts at a time."""
 AHEAD_BYTES = 1 << 30
@@ -61,11 +64,13 @@ class TrainingLoader:
         self.skipped: Dict[str, None] = {}
         """Messages about the images that could not be read so far, in order; empty unless data.on_error is skip."""
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Batches:
         fill = TrainingFill(self._source, self._config)
         samples, steps, dtype = len(self._positions), len(self._steps), _dtype(self._config, self._float_format)
-        with _Filler(fill, self._config, dtype, samples, steps, page_lock=self._page_lock) as filler:
-            for step, whole in zip(self._steps, filler.filled(self._entries())):
+        with _Filler(fill, self._config, dtype, samples, steps, page_lock=self._page_lock) as filler, closing(
+            filler.filled(self._entries())
+        ) as filled:
+            for step, whole in zip(self._steps, filled):
                 self.skipped.update(dict.fromkeys(whole.skipped))
                 yield HostBatch(whole.images, whole.labels, mixing_of_step(self._config, step, self._positions))
 
@@ -126,22 +131,23 @@ class EvaluationLoader:
         """Whether worker processes run, or none are needed, so that none will be started."""
         return self._filler.has_workers
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Batches:
         try:
             yield from self._batches()
         finally:
             if not self._keeps_workers:
                 self._filler.close()
 
-    def _batches(self) -> Iterator[HostBatch]:
+    def _batches(self) -> Batches:
         if self._steps:
-            filled_steps = self._filler.filled([(0, index) for index in step] for step in self._steps)
-            for filled, step in zip(filled_steps, self._steps):  # in this order, so that the end of filling is reached
-                self.skipped.update(dict.fromkeys(filled.skipped))
-                images, labels, indices = filled.images, filled.labels, torch.arange(step.start, step.stop)
-                if filled.skipped:
-                    images, labels, indices = (tensor[filled.labels >= 0] for tensor in (images, labels, indices))
-                yield HostBatch(images, labels, indices=indices)
+            with closing(self._filler.filled([(0, index) for index in step] for step in self._steps)) as filled_steps:
+                # In this order, so that the end of filling is reached.
+                for filled, step in zip(filled_steps, self._steps):
+                    self.skipped.update(dict.fromkeys(filled.skipped))
+                    images, labels, indices = filled.images, filled.labels, torch.arange(step.start, step.stop)
+                    if filled.skipped:
+                        images, labels, indices = (tensor[filled.labels >= 0] for tensor in (images, labels, indices))
+                    yield HostBatch(images, labels, indices=indices)
         for _ in range(self._most - len(self._steps)):
             none = torch.empty(0, dtype=torch.int64)
             yield HostBatch(torch.empty(0, 3, self._side, self._side, dtype=self._dtype), none, indices=none)
@@ -180,8 +186,11 @@ class _Filler:
             self._pool.close()
             self._pool = None
 
-    def filled(self, entries: Iterable[List[Entry]]) -> Iterator[Filled]:
-        """Yields the steps, whose tensors may be overwritten once the next step or series is requested."""
+    def filled(self, entries: Iterable[List[Entry]]) -> Steps:
+        """Yields the steps, whose tensors may be overwritten once the next step or series is requested.
+
+        A series that has not been taken to its end raises RuntimeError at its next step, if there are processes.
+        """
         if self._config.data.num_workers == 0:
             return fill_in_process(entries, self._fill, self._buffer)
         if not self.has_workers:

@@ -19,16 +19,17 @@ from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Deque, Generator, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.data.loading.buffers import Buffer, page_locked
-from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.errors import RunFailed, UserError, WorkersFailed
 from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import counted, reason_of
+from vit_ipu.threads import AwaitedThread
 
 Entry = Tuple[int, int]
 """The epoch and the index of an image."""
@@ -42,6 +43,8 @@ _GRACE = 5.0
 """Seconds that workers have to exit before they are killed."""
 
 
+Steps = Generator["Filled", None, None]
+"""Filled steps. Close them if you stop before the last one: a destructor would lose Ctrl-C while the workers end."""
 Fill = Callable[[Buffer, int, Sequence[Entry]], List[Skipped]]
 """Writes the images of the entries into the buffer from a given place on; raises DataError for an unreadable image."""
 
@@ -55,7 +58,7 @@ class Filled:
     skipped: Sequence[Skipped]
 
 
-def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callable[[int], Buffer]) -> Iterator[Filled]:
+def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callable[[int], Buffer]) -> Steps:
     """Yields the steps, loaded in this process, each in its own buffer."""
     for entries in steps:
         buffer = new_buffer(len(entries))
@@ -70,7 +73,7 @@ def fill_by_workers(
     num_workers: int,
     *,
     page_lock: bool = True,
-) -> Iterator[Filled]:
+) -> Steps:
     """Yields the steps, loaded by `num_workers` processes, which end with the last step; see WorkerPool."""
     with WorkerPool(fill, buffers, num_workers, page_lock=page_lock) as pool:
         yield from pool.filled(steps)
@@ -136,6 +139,8 @@ class WorkerPool:
         self._loader: Any = None
         self._answers: Any = None
         self._page_lock, self._locked = page_lock, ExitStack()
+        self._ending: Optional[AwaitedThread] = None
+        self._is_filling = False
         self.is_closed = False
 
     def __enter__(self) -> WorkerPool:
@@ -144,11 +149,11 @@ class WorkerPool:
     def __exit__(self, *exc: Any) -> None:
         self.close()
 
-    def filled(self, steps: Iterable[List[Entry]]) -> Iterator[Filled]:
+    def filled(self, steps: Iterable[List[Entry]]) -> Steps:
         """Yields each step of a series when all its jobs are done. The pool is closed unless all of them are taken.
 
-        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, and RunFailed
-        if a worker cannot be started or dies.
+        Only the last step may be smaller than a buffer. Raises the error of a step when that step is due, WorkersFailed
+        if a worker cannot be started or dies, RuntimeError if another series is unfinished, or the pool was closed.
         """
         try:
             self._begin(steps)
@@ -161,14 +166,16 @@ class WorkerPool:
                 buffer = self._buffers[step.slot]
                 skipped = [line for answer in answers for line in answer.skipped]
                 yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
+                self._require_open()
+            self._is_filling = False
         except BaseException:  # also if the consumer stops: workers may still write into the buffers
             self.close()
             raise
 
     @property
     def can_continue(self) -> bool:
-        """Whether another series can be asked for: no worker has died while there was nothing to do."""
-        return not self.is_closed and all(process.exitcode is None for process in self._processes)
+        """Whether another series can be asked for: the last one was taken to its end, and no worker has died since."""
+        return not (self.is_closed or self._is_filling) and all(process.exitcode is None for process in self._processes)
 
     def close(self) -> None:
         """Stops the workers, and kills workers that do not exit. If `close` is interrupted, call `close` again."""
@@ -176,10 +183,12 @@ class WorkerPool:
             return
         self._locked.close()
         # DataLoader waits for its workers in a destructor, where Ctrl-C would be lost: this needs another thread.
-        ending = threading.Thread(target=self._free_iterator, daemon=True)
-        with suppress(RuntimeError):  # no further thread can be started: the workers are killed
-            ending.start()
-            ending.join(_GRACE)
+        if self._ending is None:
+            ending = AwaitedThread(self._free_iterator)
+            with suppress(RuntimeError):  # no further thread can be started: the workers are killed
+                ending.start()
+                self._ending = ending
+                ending.join(_GRACE)
         self._end()
 
     def _free_iterator(self) -> None:
@@ -193,6 +202,8 @@ class WorkerPool:
             process.kill()
         for process in self._processes:
             process.join()
+        if self._ending is not None:  # the end of the interpreter aborts if a thread frees torch's objects meanwhile
+            self._ending.join(_GRACE)
         self._loader = self._answers = None
         self.is_closed = True
         atexit.unregister(self._end)
@@ -212,7 +223,10 @@ class WorkerPool:
 
     def _begin(self, steps: Iterable[List[Entry]]) -> None:
         """Issues the first jobs of a series, to processes that are started with the first series."""
-        self._steps = steps
+        self._require_open()
+        if self._is_filling:
+            raise RuntimeError("another series of steps is unfinished: take it to its end first, or use another pool")
+        self._steps, self._is_filling = steps, True
         if self._loader is None:
             # Runs before multiprocessing's own clean-up, which would wait for workers that ignore SIGTERM.
             atexit.register(self._end)
@@ -222,8 +236,15 @@ class WorkerPool:
             with self._death_of_a_worker_told():
                 self._answers = iter(self._loader)
 
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise RuntimeError(
+                "the processes that load images were stopped, as another series of steps does that begins before the "
+                "end of this one: ask for the images again"
+            )
+
     def _start(self) -> None:
-        """Starts DataLoader's workers. If a worker cannot be started, kills the other workers and raises RunFailed."""
+        """Starts DataLoader's workers. If one cannot be started, kills the other workers and raises WorkersFailed."""
         ahead = (len(self._buffers) - 1) * len(self._starts(len(self._buffers[0].labels)))
         workers = min(self._num_workers, ahead)
         others, problem = set(multiprocessing.active_children()), ""
@@ -252,7 +273,7 @@ class WorkerPool:
             else:
                 self._processes = self._started_beside(others)
         if problem:
-            raise RunFailed(
+            raise WorkersFailed(
                 f"cannot start {counted(self._num_workers, 'process', 'processes')} to load "
                 f"images: {problem}; lower data.num_workers"
             )
@@ -267,14 +288,14 @@ class WorkerPool:
 
     @contextmanager
     def _death_of_a_worker_told(self) -> Iterator[None]:
-        """Raises RunFailed for DataLoader's error if a worker has died."""
+        """Raises WorkersFailed for DataLoader's error if a worker has died."""
         try:
             yield
         except RuntimeError:
             exit_codes = [process.exitcode for process in self._processes if process.exitcode is not None]
             if not exit_codes:
                 raise
-            raise RunFailed(
+            raise WorkersFailed(
                 f"a process that loads images died (exit code {exit_codes[0]}): out of memory? Lower "
                 "data.num_workers, and see the system's log"
             ) from None
