@@ -13,6 +13,7 @@ from vit_ipu import __version__
 from vit_ipu.backends.build import DEVICES, resolve_device
 from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
 from vit_ipu.config_sections.colors import Rgb, color_text
+from vit_ipu.data.sources.held_out_classes import text_of_note
 from vit_ipu.data.sources.survey import FolderSurvey, require_folder_of_images, survey_folder
 from vit_ipu.errors import CheckpointError, DeviceError, UserError
 from vit_ipu.files import expand_home, is_within, place_problem
@@ -82,6 +83,8 @@ def init(
         len(survey.unreadable),
         survey.num_transparent,
     )
+    if survey.not_held_out:
+        notes.append(text_of_note(survey.not_held_out, len(survey.classes)))
     notes += _notes_on_pictures(survey, background_of(pictures, weights))
     command = shlex.join(["vit-ipu", "train", str(target), *([] if device == "auto" else ["--device", device])])
     text = _header(target, survey, device, kind, command) + config_text(pictures, weights, kind)
