@@ -30,6 +30,10 @@ _LONGEST_NAMES = 60
 """Characters of the class names that a comment gives as examples."""
 
 
+_TRIAL = "--set run.updates=20 --set optim.warmup_updates=5"
+"""Options of a short trial: the warmup of a complete run would be longer than it."""
+
+
 @dataclass(frozen=True)
 class Started:
     """A config that was written, and what it is about."""
@@ -242,6 +246,7 @@ def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command:
         f"# {counted(survey.num_train, 'image')} to train on ({survey.images_a_class} a class), "
         f"{survey.num_eval:,} held out. Not yet measured.",
         "# All keys: vit-ipu config --schema, and docs/config.md. Change one for a run: --set optim.learning_rate=3e-5",
+        f"# For a short trial, add to train: {_TRIAL} --output {shlex.quote(f'runs/{target.stem}-trial')}",
     ]
     return "\n".join(escaped(line) for line in lines) + "\n"
 

@@ -51,6 +51,11 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(map(escaped, names[:most])) + and_more(max(0, len(names) - most))
 
 
+def all_mistakes(texts: Sequence[str], most: int = 3) -> str:
+    """Returns one or more mistakes as one line: the first `most`, joined by "; also ", and how many more there are."""
+    return "; also ".join(texts[:most]) + and_more(max(0, len(texts) - most))
+
+
 def message(text: str) -> str:
     """Returns a message as one line that a terminal prints and does not execute; the middle of a long one is left out,
     because the end says what to do."""
