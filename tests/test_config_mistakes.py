@@ -269,6 +269,19 @@ def test_a_mistake_in_the_file_is_not_blamed_on_an_override(tmp_path):
     assert str(caught.value).startswith(f"{path}: optim.lr: unknown key")
 
 
+def test_several_mistakes_are_told_at_once_and_many_are_counted():
+    values = tiny_values(optim={"learning_rate": -1, "weight_decay": -1}, model={"dropout": 2})
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    first, *further = str(caught.value).split("; also ")
+    assert first == "model.dropout: should be less than 1, got 2"
+    assert [text.partition(":")[0] for text in further] == ["optim.learning_rate", "optim.weight_decay"]
+    with pytest.raises(ConfigError, match=r"^model.dropout: .*; also optim.weight_decay: .*, got -1 \(and 1 more\)$"):
+        parse_config(values, ["run.seed=x"])
+    with pytest.raises(ConfigError, match=r"^--set model.dropout=2: .*, got 2; also run.seed: .*, got 'x'$"):
+        parse_config(tiny_values(), ["run.seed=x", "model.dropout=2"])
+
+
 def test_two_overrides_that_do_not_fit_together_are_both_blamed(tmp_path):
     overrides = ["optim.learning_rate=0.1", "optim.min_learning_rate=0.2"]
     with pytest.raises(ConfigError, match=r"^--set optim.min_learning_rate=0.2: optim: min_learning_rate 0.2 is above"):

@@ -122,7 +122,8 @@ class Config(Section):
         if self.optim.warmup_updates > total_updates:
             raise ConfigError(
                 f"optim.warmup_updates {self.optim.warmup_updates} is more than the "
-                f"{counted(total_updates, 'update')} of the run: set optim.warmup_updates to {total_updates} or less"
+                f"{counted(total_updates, 'update')} of the run: set optim.warmup_updates to {total_updates} or less, "
+                f"such as by --set optim.warmup_updates={total_updates // 5}"
             )
 
     @property

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from vit_ipu.config import Config
 from vit_ipu.errors import suggest
-from vit_ipu.text import counted, shortened
+from vit_ipu.text import all_mistakes, counted, shortened
 
 LONGEST_VALUE = 200
 """Characters of a wrong value that a message shows."""
@@ -117,7 +117,7 @@ _SHAPE = ("model.width", "model.depth", "model.num_heads", "model.patch_size")
 
 
 class Mistakes(NamedTuple):
-    """What is wrong with a config: the first mistake and the number of others, as one line."""
+    """What is wrong with a config: the first mistakes and the number of others, as one line."""
 
     where: str
     """Key or section of the first mistake; empty if it is not about one."""
@@ -129,7 +129,7 @@ class Mistakes(NamedTuple):
 
 
 def find_mistakes(error: ValidationError) -> Mistakes:
-    """Returns the first mistake of a validation, the number of further ones, and all keys that are missing."""
+    """Returns the first mistakes of a validation, the number of further ones, and all keys that are missing."""
     errors = _with_short_lists([dict(found) for found in error.errors(include_url=False)])
     missing = _missing_keys([found["loc"] for found in errors if found["type"] == "missing"])
     others = [found for found in errors if found["type"] != "missing"]
@@ -137,12 +137,15 @@ def find_mistakes(error: ValidationError) -> Mistakes:
         if len(missing) == 1:
             return Mistakes(missing[0], "is missing")
         return Mistakes("", f"these keys are missing: {', '.join(missing)}")
-    where = shortened(".".join(str(part) for part in others[0]["loc"]), LONGEST_VALUE)
-    text = _text(others[0])
-    more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+    first, *further = (Mistakes(_place(found), _text(found)) for found in others)
+    text = all_mistakes([first.text, *(mistake.line for mistake in further)])
     unnamed = [key for key in missing if key not in text and key.rpartition(".")[2] not in text]
     also = f"; {', '.join(unnamed)} {'is' if len(unnamed) == 1 else 'are'} missing" if unnamed else ""
-    return Mistakes(where, f"{text}{more}{also}")
+    return Mistakes(first.where, f"{text}{also}")
+
+
+def _place(found: Dict[str, Any]) -> str:
+    return shortened(".".join(str(part) for part in found["loc"]), LONGEST_VALUE)
 
 
 def _with_short_lists(errors: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

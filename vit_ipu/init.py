@@ -13,6 +13,7 @@ from vit_ipu import __version__
 from vit_ipu.backends.build import DEVICES, resolve_device
 from vit_ipu.config_file import SCHEMA_COMMENT, parse_text, schema_file
 from vit_ipu.config_sections.colors import Rgb, color_text
+from vit_ipu.data.sources.held_out_classes import text_of_note
 from vit_ipu.data.sources.survey import FolderSurvey, require_folder_of_images, survey_folder
 from vit_ipu.errors import CheckpointError, DeviceError, UserError
 from vit_ipu.files import expand_home, is_within, place_problem
@@ -27,6 +28,10 @@ _FAR_ABOVE = 10
 """The largest picture is named if it has at least this many times the pixels of one of the median size."""
 _LONGEST_NAMES = 60
 """Characters of the class names that a comment gives as examples."""
+
+
+_TRIAL = "--set run.updates=20 --set optim.warmup_updates=5"
+"""Options of a short trial: the warmup of a complete run would be longer than it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ def init(
         len(survey.unreadable),
         survey.num_transparent,
     )
+    if survey.not_held_out:
+        notes.append(text_of_note(survey.not_held_out, len(survey.classes)))
     notes += _notes_on_pictures(survey, background_of(pictures, weights))
     command = shlex.join(["vit-ipu", "train", str(target), *([] if device == "auto" else ["--device", device])])
     text = _header(target, survey, device, kind, command) + config_text(pictures, weights, kind)
@@ -239,6 +246,7 @@ def _header(target: Path, survey: FolderSurvey, device: str, kind: str, command:
         f"# {counted(survey.num_train, 'image')} to train on ({survey.images_a_class} a class), "
         f"{survey.num_eval:,} held out. Not yet measured.",
         "# All keys: vit-ipu config --schema, and docs/config.md. Change one for a run: --set optim.learning_rate=3e-5",
+        f"# For a short trial, add to train: {_TRIAL} --output {shlex.quote(f'runs/{target.stem}-trial')}",
     ]
     return "\n".join(escaped(line) for line in lines) + "\n"
 

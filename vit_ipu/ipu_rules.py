@@ -12,7 +12,7 @@ from vit_ipu.config import Config, ModelConfig, PrecisionConfig
 from vit_ipu.errors import ConfigError
 from vit_ipu.model_cost import parameters_per_ipu
 from vit_ipu.pipeline import num_ipus, num_stages
-from vit_ipu.text import counted
+from vit_ipu.text import all_mistakes, counted
 
 MAX_IPUS_PER_PROCESS = 64
 TILE_BYTES = 624 * 1024
@@ -39,8 +39,7 @@ def require_runnable(config: Config, device_kind: str, num_instances: int = 1, *
         return [f"only on IPUs: {text}" for text in ipu_violations(config, "ipu", num_instances, training=training)]
     violations = ipu_violations(config, device_kind, num_instances, training=training)
     if violations:
-        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        raise ConfigError(violations[0] + more)
+        raise ConfigError(all_mistakes(violations))
     return []
 
 

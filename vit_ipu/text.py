@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Callable
+from typing import Callable, Sequence
 
 LONGEST_MESSAGE = 2000
 """Characters of the longest message."""
@@ -44,6 +44,16 @@ def lasting(seconds: float) -> str:
 def and_more(count: int) -> str:
     """Returns what follows an example in a message: " (and 2 more)", or nothing if there are 0 more."""
     return f" (and {count:,} more)" if count else ""
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Returns the first names, and how many more there are, such as "cat, dog (and 2 more)"."""
+    return ", ".join(map(escaped, names[:most])) + and_more(max(0, len(names) - most))
+
+
+def all_mistakes(texts: Sequence[str], most: int = 3) -> str:
+    """Returns one or more mistakes as one line: the first `most`, joined by "; also ", and how many more there are."""
+    return "; also ".join(texts[:most]) + and_more(max(0, len(texts) - most))
 
 
 def message(text: str) -> str:

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from helpers import vit_ipu
 
 from vit_ipu.config_file import load_config, shipped_configs
 from vit_ipu.errors import UserError
@@ -30,6 +32,27 @@ def test_five_commands_lead_from_a_folder_to_an_exported_model(run, folder):
     run(*commands[2].split())
     assert Path("pictures.onnx").is_file()
     assert "cat" in run("predict", "runs/pictures", "pictures/cat/0.png")
+
+
+@pytest.mark.parametrize(("device", "weights"), [("cpu", None), ("cpu", "vit.safetensors"), ("ipu-sim", None)])
+def test_the_short_trial_that_a_config_shows_works(run, folder, device, weights):
+    run("init", "pictures", "--device", device, *([] if weights is None else ["--model", weights]))
+    text = Path("pictures.yaml").read_text()
+    train = re.findall(r"^# vit-ipu (train .*)$", text, re.M)[0]
+    trial = re.findall(r"^# For a short trial, add to train: (.*)$", text, re.M)[0]
+    small = ["--set", "model.depth=4", "--set", "model.image_size=16"] if weights is None else []
+    small += ["--set", "pipeline.layers_per_ipu=[1, 1, 1, 1]"] if device == "ipu-sim" else []
+    assert "after 20 updates" in run(*shlex.split(f"{train} {trial}"), *small)
+    assert Path("runs/pictures-trial/report.html").is_file()
+
+
+def test_a_run_shorter_than_the_warmup_says_what_makes_it_train(run, folder, monkeypatch, capsys):
+    run("init", "pictures", "--device", "cpu")
+    command = ["train", "pictures.yaml", "--set", "run.updates=5", "--device", "cpu"]
+    code, _, err = vit_ipu(monkeypatch, capsys, *command)
+    assert code == 2
+    remedy = re.search(r"such as by (--set optim\.warmup_updates=1)$", err, re.M).group(1)
+    assert "after 5 updates" in run(*command, *remedy.split())
 
 
 def test_a_divided_folder_is_used_as_it_is(run, folder):

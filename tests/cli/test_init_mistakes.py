@@ -47,7 +47,16 @@ MISTAKES = {
         ["init", "zip"],
         ["only one class folder, pictures", "give zip/pictures"],
     ),
-    "an empty class": (a_class_of(0), INIT, ["no images in the class folder pictures/bird", "remove empty"]),
+    "an empty class": (
+        a_class_of(0),
+        INIT,
+        ["no images in the class folder pictures/bird: add images, or remove the folder"],
+    ),
+    "many empty classes": (
+        lambda p: [(p / "pictures" / f"b{number}").mkdir() for number in range(6)],
+        INIT,
+        ["no images in 6 class folders of pictures: b0, b1, b2, b3 (and 2 more); add images, or remove the folders"],
+    ),
     "one image a class": (
         lambda p: write_image_folder(p, splits=["few"], count=1),
         ["init", "few"],

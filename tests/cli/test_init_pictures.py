@@ -1,4 +1,4 @@
-"""`init` looks at the pictures: a background for transparent ones, and notes on those that are far larger."""
+"""`init` looks at the pictures: transparent ones, those that are far larger, and classes with none held out."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ def test_pictures_with_transparency_get_a_background(run, folder):
     out = run("train", "many.yaml", "--device", "cpu", "--set", "run.epochs=1", "--set", "optim.warmup_updates=0")
     assert "transparency" not in out
     assert load_config("runs/many/config.yaml").data.background_rgb == (255, 255, 255)
+
+
+def test_classes_without_held_out_images_are_named_by_init_training_and_evaluation_and_in_the_report(run, folder):
+    for name in ("bat", "bee"):
+        Path("pictures", name).mkdir()
+        draw(Path("pictures", name, "0.png"), opacity=255)
+    note = (
+        "note: 2 of 5 classes have no held-out images, so no evaluation measures them: bat, bee; add images of them\n"
+    )
+    assert run("init", "pictures", "--device", "cpu").count(note) == 1
+    found = json.loads(run("init", "pictures", "--device", "cpu", "--output", "x.yaml", "--json"))
+    assert found["not_held_out"] == ["bat", "bee"]
+    short = ["--set", "run.updates=1", "--set", "optim.warmup_updates=0"]
+    assert run("train", "pictures.yaml", "--device", "cpu", *short).count(note) == 1
+    assert run("evaluate", "pictures.yaml", "--checkpoint", "runs/pictures", "--device", "cpu").count(note) == 1
+    assert "Not measured, as no image was held out: bat, bee." in Path("runs/pictures/report.html").read_text()
+
+
+def test_an_empty_held_out_folder_is_named_by_init(run, folder):
+    for path in Path("divided/val/owl").iterdir():
+        path.unlink()
+    out = run("init", "divided", "--device", "cpu")
+    assert "1 of 3 classes has no held-out images, so no evaluation measures it: owl; add images of it\n" in out
 
 
 def test_weights_of_a_run_bring_their_background(run, folder):

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from helpers import vit_ipu
+from helpers import tiny_config, vit_ipu
 from packed import packed_shades, run_pack, write_image, write_two_classes
 from PIL import Image
 from shard_files import LABELS, open_split, samples, shades, write_shards, write_tar
@@ -17,6 +17,7 @@ from vit_ipu.data.packing import pack as packing
 from vit_ipu.data.packing.verification import verify
 from vit_ipu.data.sources.folders import open_folders
 from vit_ipu.data.sources.listing import ListingCache
+from vit_ipu.data.sources.registry import open_source
 from vit_ipu.data.sources.shard_index import INDEX, TABLE
 from vit_ipu.errors import DataError
 
@@ -57,16 +58,27 @@ def test_a_class_without_training_images_is_refused(root):
     with pytest.raises(DataError, match=r"^no images in the class folder .*train/bee: "):
         open_with_notes(root, "train")
     (root / "train" / "cow").mkdir()
-    with pytest.raises(DataError, match=r"^no images in the class folder .*train/bee \(and 1 more\): "):
+    with pytest.raises(
+        DataError, match=r"^no images in 2 class folders of .*train: bee, cow; add images, or remove the"
+    ):
+        open_with_notes(root, "train")
+    for name in ("dab", "eel", "fly"):
+        (root / "train" / name).mkdir()
+    with pytest.raises(DataError, match=r"^no images in 5 class folders of .*: bee, cow, dab, eel \(and 1 more\); "):
         open_with_notes(root, "train")
 
 
-def test_a_class_without_held_out_images_is_noted(root):
+def test_a_class_without_held_out_images_is_noted(root, tmp_path, monkeypatch, capsys):
     for path in (root / "val" / "bee").iterdir():
         path.unlink()
-    source, notes = open_with_notes(root, "eval")
+    data = {"source": "imagefolder", "path": str(root)}
+    config, notes = tiny_config(model={"num_classes": 2}, data=data), []
+    source = open_source(config.data, config.model, "eval", cache=ListingCache(notify=notes.append))
     assert len(source) == 3
-    assert notes == [f"note: no images in 1 of 2 class folders of {root / 'val'}, such as bee"]
+    expected = "note: 1 of 2 classes has no held-out images, so no evaluation measures it: bee; add images of it"
+    assert notes == [expected]
+    code, out, err = vit_ipu(monkeypatch, capsys, "pack", root, tmp_path / "shards", "--workers", "1")
+    assert (code, (out + err).count(expected)) == (0, 1)
 
 
 def test_an_evaluation_needs_no_training_images(root, tmp_path):

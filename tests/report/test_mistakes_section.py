@@ -42,7 +42,17 @@ def test_a_matrix_of_many_classes_is_a_list_of_pairs():
 def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
     table = classes_table(evaluation())
     assert table.index("75.0%") < table.index("100.0%")
-    assert "class 2" not in table
+    assert "class 2" not in table[: table.index("</table>")]
+
+
+def test_classes_without_held_out_images_are_named_below_the_table():
+    assert classes_table(evaluation()).endswith(
+        "</table><p>Not measured, as no image was held out: &lt;class 2&gt;.</p>"
+    )
+    many = classes_table(evaluation(20))
+    assert "held out: &lt;class 2&gt;, &lt;class 3&gt;, " in many
+    assert many.endswith("&lt;class 11&gt; (and 8 more).</p>")
+    assert "held out" not in classes_table(evaluation(2))
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_the_pictures_of_a_run_are_written_beside_its_page(run, empty_folder):
     assert json.loads(found) == {"report": lines[0], "pictures": lines[1:]}
 
 
+def test_the_picture_of_classes_counts_those_without_held_out_images():
+    for number, expected in ((2, "Top-1 (%)"), (3, "Top-1 (%); 1 class without held-out images")):
+        found = by_name(evaluation_pictures(evaluation(number), "run"))["classes"]
+        assert expected in texts(found.svg)
+
+
 def test_each_picture_stands_alone(run, empty_folder):
     trained(run, empty_folder, "ipu-sim")
     run("report", "run-ipu-sim", "--pictures", "pictures")

@@ -15,10 +15,10 @@ from vit_ipu.report.drawing import (
     plain_text,
     size_for,
 )
-from vit_ipu.report.mistakes import LARGEST_MATRIX, MOST_CLASSES, MOST_PAIRS, accuracies
+from vit_ipu.report.mistakes import LARGEST_MATRIX, MOST_CLASSES, MOST_PAIRS, accuracies, without_images
 from vit_ipu.runs.last_evaluation import LastEvaluation
 from vit_ipu.scores import most_confused
-from vit_ipu.text import shortened
+from vit_ipu.text import counted, shortened
 
 _COLUMNS = 6
 """Mistakes beside each other."""
@@ -96,6 +96,8 @@ def _classes(evaluation: LastEvaluation, title: str) -> Picture:
     found = accuracies(evaluation)
     shown = found[:MOST_CLASSES]
     heading = f"Top-1 (%) of the {MOST_CLASSES} worst of {len(found):,} classes" if found[len(shown) :] else "Top-1 (%)"
+    missing = len(without_images(evaluation))
+    heading += f"; {counted(missing, 'class', 'classes')} without held-out images" if missing else ""
     labels = _names([name for _, name, _ in shown])
     texts = [f"{share:.1%} of {images:,}" for share, _, images in shown]
     figure = _bars(labels, [100 * share for share, _, _ in shown], texts, heading)

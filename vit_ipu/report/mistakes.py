@@ -9,6 +9,7 @@ from typing import List, Tuple
 from vit_ipu.report.layout import cell, scrolled, table
 from vit_ipu.runs.last_evaluation import LastEvaluation, ShownMistake
 from vit_ipu.scores import most_confused, per_class
+from vit_ipu.text import listed
 
 LARGEST_MATRIX = 30
 """Classes up to which the complete matrix is shown."""
@@ -18,6 +19,8 @@ MOST_PAIRS = 20
 """Pairs of classes that are listed if there are more classes."""
 _SMALL = 64
 """Pixels of a picture's width below which its pixels are shown as squares."""
+MOST_LEFT_OUT = 10
+"""Classes without held-out images that are named."""
 MOST_CLASSES = 50
 """Classes, worst first, whose accuracy is listed."""
 
@@ -70,7 +73,20 @@ def classes_table(evaluation: LastEvaluation) -> str:
     more = len(found) - MOST_CLASSES
     note = f"<p>The {MOST_CLASSES} worst of {len(found):,} classes.</p>" if more > 0 else ""
     head = '<tr><th scope="col">class</th><th scope="col">images</th><th scope="col">top-1</th></tr>'
-    return f"{note}<table>{head}{rows}</table>"
+    return f"{note}<table>{head}{rows}</table>{_classes_left_out(evaluation)}"
+
+
+def _classes_left_out(evaluation: LastEvaluation) -> str:
+    """Returns a paragraph that names the first classes without images in the evaluation, as HTML; "" if none."""
+    missing = without_images(evaluation)
+    if not missing:
+        return ""
+    return f"<p>Not measured, as no image was held out: {cell(listed(missing, MOST_LEFT_OUT))}.</p>"
+
+
+def without_images(evaluation: LastEvaluation) -> List[str]:
+    """Returns the names of the classes of which no image was evaluated, by label."""
+    return [name for name, (images, _) in zip(evaluation.classes, per_class(evaluation.matrix)) if not images]
 
 
 def accuracies(evaluation: LastEvaluation) -> List[Tuple[float, str, int]]:

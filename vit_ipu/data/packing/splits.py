@@ -8,6 +8,7 @@ from typing import Dict, Iterable, List
 
 from vit_ipu.data.sources.base import has_split, split_folder
 from vit_ipu.data.sources.folders import FolderSource, has_class_folders, open_folders, open_undivided
+from vit_ipu.data.sources.held_out_classes import note_classes_without_images
 from vit_ipu.data.sources.imagenet import imagenet_root, is_imagenet, open_imagenet
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.shard_index import JOURNAL, read_index
@@ -27,7 +28,9 @@ def open_images(source: Path, cache: ListingCache) -> Dict[str, FolderSource]:
     if _is_undivided(source):
         return {TRAIN: open_undivided(source, cache)}
     opener = open_imagenet if is_imagenet(source) else open_folders
-    return {name: opener(source, split, cache) for split, name in SPLITS.items()}
+    images = {name: opener(source, split, cache) for split, name in SPLITS.items()}
+    note_classes_without_images(images[SPLITS["eval"]], cache.notify)
+    return images
 
 
 def _is_undivided(source: Path) -> bool:

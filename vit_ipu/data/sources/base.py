@@ -13,7 +13,7 @@ from PIL import Image
 from vit_ipu.config_sections.colors import Rgb
 from vit_ipu.data.images.decode import DecodedImage, EncodedImage, Picture
 from vit_ipu.errors import DataError
-from vit_ipu.text import and_more, escaped
+from vit_ipu.text import and_more, escaped, listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": ("train",), "eval": ("val", "valid", "validation", "test")}
@@ -21,8 +21,6 @@ SYSTEM_NAMES = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 )
 """Files and folders, in lower case, that Windows, macOS, network storage and file systems put among the images."""
-_MOST_NAMED = 4
-"""Number of folders that a message names."""
 
 
 class Source:
@@ -94,7 +92,7 @@ def split_folder(root: Path, split: str) -> Path:
         if (root / name).is_dir():
             return root / name
     expected = " or ".join(SPLIT_FOLDERS[split])
-    raise DataError(f"no folder {expected} in {root}, which has {_listed(_folders_in(root))}")
+    raise DataError(f"no folder {expected} in {root}, which has {listed(_folders_in(root)) or 'no folders'}")
 
 
 def _folders_in(root: Path) -> List[str]:
@@ -103,11 +101,6 @@ def _folders_in(root: Path) -> List[str]:
             return sorted(entry.name for entry in entries if not is_of_system(entry.name) and entry.is_dir())
     except OSError:  # the caller reports the missing folder in any case
         return []
-
-
-def _listed(folders: Sequence[str]) -> str:
-    named = ", ".join(map(escaped, folders[:_MOST_NAMED])) or "no folders"
-    return named + and_more(max(0, len(folders) - _MOST_NAMED))
 
 
 def has_split(root: Path, split: str) -> bool:

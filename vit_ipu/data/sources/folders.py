@@ -13,7 +13,7 @@ from vit_ipu.data.sources.base import EncodedSource, has_split, require_same_cla
 from vit_ipu.data.sources.holdout import held_out
 from vit_ipu.data.sources.listing import ImagePaths, ListingCache, class_folders, images_beside_classes, list_images
 from vit_ipu.errors import DataError
-from vit_ipu.text import and_more, counted, escaped
+from vit_ipu.text import counted, escaped, listed
 
 _NUM_LOOKED_AT = 4
 """Number of folders that are searched for images, to tell whether they may be classes."""
@@ -96,24 +96,26 @@ def _open_one_folder(root: Path, split: str, cache: ListingCache, holdout: float
     return FolderSource(everything.paths, everything.labels, everything.classes, kept)
 
 
+def _text_of_empty(folder: Path, names: Sequence[str]) -> str:
+    """Returns what is wrong with class folders without images."""
+    if len(names) == 1:
+        return f"no images in the class folder {folder / names[0]}: add images, or remove the folder"
+    return f"no images in {len(names):,} class folders of {folder}: {listed(names)}; add images, or remove the folders"
+
+
 def open_class_folders(
     folder: Path, class_names: Sequence[str], names: Sequence[str], split: str, cache: ListingCache
 ) -> FolderSource:
-    """Opens the images in the folders `class_names` below `folder`; `names` are the class names of the labels."""
+    """Opens the images in the folders `class_names` below `folder`; `names` are the class names of the labels.
+
+    Raises DataError if there are no images, or if a class has none to train on.
+    """
     paths = list_images(folder, class_names, cache)
     if not len(paths):
         raise DataError(f"no images below {folder}: expected {folder}/CLASS/*.jpg")
     empty = np.flatnonzero(np.bincount(paths.folder, minlength=len(class_names)) == 0)
     if len(empty) and split == "train":
-        raise DataError(
-            f"no images in the class folder {folder / class_names[int(empty[0])]}{and_more(len(empty) - 1)}: add "
-            "images, or remove empty class folders"
-        )
-    if len(empty):
-        cache.notify(
-            f"note: no images in {len(empty)} of {len(class_names)} class folders of {folder}, such as "
-            f"{class_names[int(empty[0])]}"
-        )
+        raise DataError(_text_of_empty(folder, [class_names[int(number)] for number in empty]))
     strays = images_beside_classes(folder)
     if strays:
         cache.notify(

@@ -14,6 +14,7 @@ from vit_ipu.data.images.decode import Picture
 from vit_ipu.data.sources.base import EncodedSource, Source
 from vit_ipu.data.sources.dark_images import note_dark_images
 from vit_ipu.data.sources.folders import open_folders
+from vit_ipu.data.sources.held_out_classes import note_classes_without_images
 from vit_ipu.data.sources.holdout import held_out_labels
 from vit_ipu.data.sources.hugging_face import open_saved
 from vit_ipu.data.sources.imagenet import open_imagenet
@@ -57,6 +58,8 @@ def open_source(config: DataConfig, model: ModelConfig, split: str, *, cache: Op
             note_transparency(source, cache.notify, remedy="data.background: white lays them on white")
     if divides_training:
         source = _divided(source, split, config)
+    if split == "eval" and config.source != "generated":
+        note_classes_without_images(source, cache.notify)
     limit = config.num_train if split == "train" else config.num_eval
     if limit is not None and limit < len(source):  # a fixed shuffle, so that all classes occur
         source = PartOfSource(source, np.random.default_rng(0).permutation(len(source))[:limit])

@@ -11,6 +11,7 @@ import numpy as np
 from vit_ipu.data.images.decode import EncodedImage
 from vit_ipu.data.sources.base import has_split, is_of_system
 from vit_ipu.data.sources.folders import FolderSource, open_folders
+from vit_ipu.data.sources.held_out_classes import classes_without_images
 from vit_ipu.data.sources.listing import ListingCache, class_folders, images_beside_classes
 from vit_ipu.data.sources.transparent_images import LARGE, has_transparency
 from vit_ipu.errors import DataError
@@ -36,6 +37,8 @@ class FolderSurvey:
     classes: Tuple[str, ...]
     num_train: int
     num_eval: int
+    not_held_out: Tuple[str, ...]
+    """Names of the classes of which no image is held out."""
     fewest: int
     """Training images of the smallest class."""
     most: int
@@ -91,6 +94,7 @@ def survey_folder(folder: str, *, notify: Notify) -> FolderSurvey:
         train.classes,
         len(train),
         len(held_out),
+        tuple(classes_without_images(held_out)),
         fewest=int(counts.min()),
         most=int(counts.max()),
         width=width,
