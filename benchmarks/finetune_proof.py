@@ -23,6 +23,7 @@ import math
 import statistics
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -30,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import peer_finetune
 from record import FOLDER, write_record
-from training_runs import Arm, Summary, interval, top1_of, train_all
+from training_runs import Arm, Summary, commits_of, interval, top1_of, train_all
 
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.config_file import load_config
@@ -47,7 +48,9 @@ FLOAT32 = {
 BAD_LOSS_SCALE = str(2.0**-14)  # most gradients become 0 in float16
 MARGIN = -0.3
 """Points of top-1 that the IPU recipe may lose."""
-EXACT, RECIPE = "float32", "IPU recipe"
+EXACT, RECIPE, UNROUNDED = "float32", "IPU recipe", "IPU recipe, no stochastic rounding"
+CONTROLS = ("IPU recipe, bad loss scale", "float32, random weights")
+"""Arms that must be worse, else the comparison could not tell a bad recipe from a good one."""
 SMOOTHED = 20
 """Updates that a point of a loss curve is the mean of."""
 FAR = 3.0
@@ -71,10 +74,10 @@ def arms_for(config: str, device: str, options: Dict[str, str]) -> List[Arm]:
         arm(EXACT, device, None, FLOAT32),
         arm("bfloat16", device, None, FLOAT32, {"precision.compute": "bfloat16"}),
         arm(RECIPE, simulated, "ipu"),
-        arm("IPU recipe, no stochastic rounding", simulated, "ipu", {"precision.stochastic_rounding": "false"}),
+        arm(UNROUNDED, simulated, "ipu", {"precision.stochastic_rounding": "false"}),
         arm("simulated float32", simulated, "exact", FLOAT32),
-        arm("IPU recipe, bad loss scale", simulated, "ipu", {"precision.loss_scale": BAD_LOSS_SCALE}),
-        arm("float32, random weights", device, None, FLOAT32, {"model.init": "null"}),
+        arm(CONTROLS[0], simulated, "ipu", {"precision.loss_scale": BAD_LOSS_SCALE}),
+        arm(CONTROLS[1], device, None, FLOAT32, {"model.init": "null"}),
         *peers,
     ]
 
@@ -87,6 +90,8 @@ def main() -> None:
         tops = validated(arguments, options)
         if not tops:
             sys.exit(f"{arguments.folder} has no run with one of the rates: train them with --jobs 1 or more")
+        if max(tops.values()) == -math.inf:
+            sys.exit("training diverged with every rate of --rates: add smaller ones")
         options[RATE] = max(tops, key=lambda rate: tops[rate])
         chosen_by.append(
             f"Learning rate {options[RATE]}: with {EXACT} and seed {SEED}, the best of "
@@ -112,7 +117,8 @@ def main() -> None:
             f"![loss and top-1]({curves.name})",
             *chosen_by,
             *verdicts(found),
-            f"Seeds from {min(arguments.seeds)} on, several runs at a time on each device. Images/s and seconds are "
+            f"Runs of commit {' and '.join(commits_of(chain(*found.values()))) or 'unknown'}. Seeds "
+            f"from {min(arguments.seeds)} on, several runs at a time on each device. Images/s and seconds are "
             "those of the complete run, with compiling and evaluations. IPU arithmetic is simulated.",
         ],
         (("arm", "top-1 (%)", "mean", "deviation", "top-5 (%)", "images/s", "seconds"), rows_of(found)),
@@ -133,30 +139,41 @@ def validated(arguments: argparse.Namespace, options: Dict[str, str]) -> Dict[st
 
 
 def verdicts(found: Dict[str, List[Summary]]) -> List[str]:
-    """Returns a sentence on each arm's difference to float32, over the seeds that both have."""
-    sentences = []
-    for name, runs in found.items():
-        exact = {run["seed"]: run["top1"] for run in found[EXACT]}
-        differences = [run["top1"] - exact[run["seed"]] for run in runs if run["seed"] in exact]
-        if name == EXACT or len(differences) < 2:
-            continue
-        if any(map(math.isnan, differences)):
-            sentences.append(f"{name} minus {EXACT}: is not shown, because a run failed.")
-            continue
-        if len(differences) == 2:
-            listed = " and ".join(f"{difference:+.2f}" for difference in differences)
-            sentences.append(f"{name} minus {EXACT}, 2 seeds, too few for an interval: {listed} points of top-1.")
-            continue
-        mean, half = interval(differences)
-        sentence = (
-            f"{name} minus {EXACT}, {len(differences)} seeds: mean {mean:+.2f} points of top-1, 95 % interval "
-            f"{mean - half:+.2f} to {mean + half:+.2f}."
-        )
-        if name == RECIPE:
-            holds = mean - half > MARGIN
-            sentence += f" That the recipe loses less than {-MARGIN} points {'holds' if holds else 'is not shown'}."
-        sentences.append(sentence)
+    """Returns a sentence on each arm's difference to float32, and one on stochastic rounding, over common seeds."""
+    sentences = [verdict(name, EXACT, found) for name in found if name != EXACT]
+    if RECIPE in found and UNROUNDED in found:
+        sentences.append(verdict(RECIPE, UNROUNDED, found))
     return sentences
+
+
+def verdict(name: str, base: str, found: Dict[str, List[Summary]]) -> str:
+    """Returns the difference of two arms in words, and what it shows."""
+    of_base = {run["seed"]: run["top1"] for run in found[base]}
+    pairs = {run["seed"]: (run["top1"], of_base[run["seed"]]) for run in found[name] if run["seed"] in of_base}
+    start = f"{name} minus {base}"
+    for arm, place in ((base, 1), (name, 0)):
+        failed = [seed for seed, tops in pairs.items() if math.isnan(tops[place])]
+        if failed:
+            return f"{start}: nothing is shown, because {arm} diverged with seed {' and '.join(map(str, failed))}."
+    differences = [top - other for top, other in pairs.values()]
+    if len(differences) < 2:
+        return f"{start}: nothing is shown; they have {len(differences)} seeds in common."
+    listed = " and ".join(f"{difference:+.2f}" for difference in differences)
+    sentence = f"{start}, 2 seeds, too few for an interval: {listed} points of top-1."
+    low, high = -math.inf, math.inf
+    if len(differences) > 2:
+        mean, half = interval(differences)
+        low, high = mean - half, mean + half
+        sentence = (
+            f"{start}, {len(differences)} seeds: mean {mean:+.2f} points of top-1, 95 % interval {low:+.2f} to "
+            f"{high:+.2f}."
+        )
+    if name == RECIPE and base == EXACT:
+        sentence += f" That the recipe loses less than {-MARGIN} points {'holds' if low > MARGIN else 'is not shown'}."
+    if name in CONTROLS:
+        is_worse = max(differences) < MARGIN
+        sentence += " It is worse, as it must be." if is_worse else " It must be worse, and is not: the test is blind."
+    return sentence
 
 
 def rows_of(found: Dict[str, List[Summary]]) -> List[List[str]]:
@@ -182,7 +199,7 @@ def none_if_failed(run: Summary) -> Any:
 
 
 def draw(found: Dict[str, List[Summary]], path: Path) -> None:
-    """Draws the smoothed loss of every run, and the top-1 of each arm's runs beside that of float32."""
+    """Draws the smoothed loss of each of this program's runs, and the top-1 of all runs beside that of float32."""
     figure, (of_loss, of_top1) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for number, (name, runs) in enumerate(found.items()):
         label: Optional[str] = name
@@ -195,28 +212,24 @@ def draw(found: Dict[str, List[Summary]], path: Path) -> None:
                 label = None
     of_loss.set_xlabel("update")
     of_loss.set_ylabel(f"training loss, mean of {SMOOTHED} updates")
-    of_loss.legend(fontsize="small")
+    of_loss.legend(fontsize="small", loc="upper right", framealpha=0.5)
     draw_top1(found, of_top1)
     figure.savefig(path)
     plt.close(figure)
 
 
 def draw_top1(found: Dict[str, List[Summary]], axes: Any) -> None:
-    """Draws a row of points for each arm; an arm that is far below float32 is an arrow with its mean."""
+    """Draws a row of points for each arm; runs that are far below float32 are an arrow with their top-1."""
     tops = {name: [run["top1"] for run in runs if not math.isnan(run["top1"])] for name, runs in found.items()}
     nearest = min(tops[EXACT], default=0.0) - FAR
     near = [top for arm in tops.values() for top in arm if top >= nearest]
     for number, values in enumerate(tops.values()):
-        if values and min(values) < nearest:
-            axes.text(
-                0.02,
-                number,
-                f"\u2190 {statistics.mean(values):.1f} %",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-            )
-        else:
-            axes.plot(values, [number] * len(values), "o", color=f"C{number}", alpha=0.6)
+        shown = [top for top in values if top >= nearest]
+        far = [top for top in values if top < nearest]
+        if far:
+            text = f"\u2190 {', '.join(f'{top:.1f}' for top in far)} %"
+            axes.text(0.02, number, text, transform=axes.get_yaxis_transform(), va="center")
+        axes.plot(shown, [number] * len(shown), "o", color=f"C{number}", alpha=0.6)
     margin = 0.1 * (max(near, default=1.0) - min(near, default=0.0) + 0.1)
     axes.set_xlim(min(near, default=0.0) - margin, max(near, default=1.0) + margin)
     axes.set_yticks(range(len(tops)), list(tops))

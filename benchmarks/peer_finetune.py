@@ -13,6 +13,7 @@ import math
 import re
 import sys
 import time
+from functools import partial
 from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
@@ -46,6 +47,8 @@ _NAMES = (
 )
 """Patterns of timm's names, and what transformers 5 has in their place."""
 _FOLLOWED = {
+    "model": "variant width depth num_heads patch_size mlp_ratio image_size num_classes gelu layer_norm_eps attention "
+    "init init_sha256",
     "data": "source path eval_path holdout download num_train num_eval crop mean std interpolation horizontal_flip "
     "transfer num_workers on_error",
     "optim": "optimizer learning_rate layer_decay weight_decay label_smoothing warmup_updates momentum",
@@ -99,8 +102,13 @@ def refuse_others(config: Config) -> None:
         for key in sorted(section.model_fields_set - set(followed.split())):
             if getattr(section, key) != type(section).model_fields[key].default:
                 sys.exit(f"{name}.{key}: the plain loop of peer_finetune.py has nothing like it")
-    if config.data.crop != "center":
-        sys.exit(f"data.crop is {config.data.crop!r}; the plain loop of peer_finetune.py only has 'center'")
+    for key, value, known in (
+        ("data.crop", config.data.crop, ["center"]),
+        ("optim.optimizer", config.optim.optimizer, ["sgd", "adamw"]),
+        ("run.early_stopping", config.run.early_stopping, [None]),
+    ):
+        if value not in known:
+            sys.exit(f"{key} is {value!r}; the plain loop of peer_finetune.py only has {' or '.join(map(repr, known))}")
 
 
 def arrays(config: Config, split: str, device: str) -> Tuple[Tensor, Tensor]:
@@ -119,6 +127,8 @@ def normalized(images: Tensor, config: Config) -> Tensor:
 
 def batches(count: int, size: int, updates: int) -> Iterator[Tensor]:
     """Yields the indices of each update; every epoch has another order, and leaves out what does not fill a batch."""
+    if count < size:
+        sys.exit(f"{count} training images do not fill a batch of {size}: set a smaller pipeline.global_batch_size")
     made = 0
     while made < updates:
         order = torch.randperm(count)
@@ -135,6 +145,8 @@ def build(peer: str, config: Config) -> nn.Module:
         depth=model.depth,
         num_heads=model.num_heads,
         num_classes=model.num_classes,
+        mlp_ratio=model.mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=model.layer_norm_eps),
         act_layer=lambda: nn.GELU(approximate="tanh" if model.gelu == "tanh" else "none"),
         **shape,
     )
@@ -213,7 +225,7 @@ def optimizer_of(
     def factor(update: int) -> float:
         if update < optim.warmup_updates:
             return (update + 1) / optim.warmup_updates
-        return 0.5 * (1 + math.cos(math.pi * (update - optim.warmup_updates) / (total - optim.warmup_updates)))
+        return 0.5 * (1 + math.cos(math.pi * (update - optim.warmup_updates) / max(1, total - optim.warmup_updates)))
 
     return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
 

@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import scipy.stats
 import torch
 
 from vit_ipu.config_file import dump_config, load_config
-from vit_ipu.files import sha256_of
+from vit_ipu.files import sha256_of, written_whole
 from vit_ipu.weights.fetch import locate
 
+PEER_LOOP = Path(__file__).with_name("peer_finetune.py")
 Summary = Dict[str, Any]
 
 
@@ -41,7 +42,7 @@ class Arm:
 
     def command(self, seed: int, output: Path) -> List[str]:
         if self.peer is not None:
-            command = [sys.executable, str(Path(__file__).with_name("peer_finetune.py")), self.peer, self.config]
+            command = [sys.executable, str(PEER_LOOP), self.peer, self.config]
             command += ["--device", self.device, "--seed", str(seed), "--set"]
             return command + [f"{key}={value}" for key, value in self.settings.items()]
         command = [sys.executable, "-m", "vit_ipu", "train", self.config, "--device", self.device]
@@ -116,7 +117,9 @@ def train(arm: Arm, seed: int, folder: Path, environment: Dict[str, str]) -> Sum
             sys.exit(f"{' '.join(command)}: {process.stderr.strip()[-500:]}")
         if diverged:
             print(f"{arm.name}, seed {seed} failed: {process.stderr.strip()[-300:]}", file=sys.stderr)
-        done.write_text(process.stdout if process.returncode == 0 else json.dumps({"top1": None}), encoding="utf-8")
+        with written_whole(done) as partial:
+            text = process.stdout if process.returncode == 0 else json.dumps({"top1": None})
+            partial.write_text(text, encoding="utf-8")
     summary: Summary = dict(json.loads(done.read_text(encoding="utf-8")), seed=seed)
     if summary["top1"] is None:
         summary["top1"] = float("nan")
@@ -128,13 +131,22 @@ def _paths(arm: Arm, seed: int, folder: Path) -> Tuple[Path, Path]:
     """Returns the folder of a run, and the file of its summary."""
     config = load_config(arm.config, [f"{key}={value}" for key, value in arm.settings.items()])
     weights = "" if config.model.init is None else sha256_of(locate(config.model.init).path)
-    name = f"{arm.name}_{digest_of(arm, dump_config(config), weights)}_seed_{seed}".replace(" ", "_").replace(",", "")
+    loop = "" if arm.peer is None else sha256_of(PEER_LOOP)
+    name = f"{arm.name}_{digest_of(arm, dump_config(config), weights, loop)}_seed_{seed}".replace(" ", "_").replace(
+        ",", ""
+    )
     return folder / name, folder / f"{name}.json"
 
 
 def digest_of(*settings: Any) -> str:
     """Returns eight letters that tell runs with other settings apart, so that their results are not taken for these."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def commits_of(summaries: Iterable[Summary]) -> List[str]:
+    """Returns the commits of this program that made the runs, each once; kept runs may be of earlier ones."""
+    paths = [Path(summary["run"]) / "environment.json" for summary in summaries if "run" in summary]
+    return sorted({str(json.loads(path.read_text(encoding="utf-8"))["commit"]) for path in paths if path.is_file()})
 
 
 def interval(differences: Sequence[float]) -> Tuple[float, float]:

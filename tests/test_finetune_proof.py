@@ -55,9 +55,63 @@ def test_an_arm_with_a_failed_run_is_told_as_not_shown(benchmark):
         "timm": [{"seed": seed, "top1": 90.0 + 2 * seed} for seed in (2, 1)],
     }
     failed, paired, few = proof.verdicts(runs)
-    assert failed == "IPU recipe minus float32: is not shown, because a run failed."
+    assert failed == "IPU recipe minus float32: nothing is shown, because IPU recipe diverged with seed 2."
     assert paired.startswith("bfloat16 minus float32, 3 seeds: mean +0.10 points of top-1, 95 % interval")
     assert few == "timm minus float32, 2 seeds, too few for an interval: +2.00 and +1.00 points of top-1."
+
+
+def of_seeds(*tops):
+    return [{"seed": seed, "top1": top} for seed, top in enumerate(tops)]
+
+
+@pytest.mark.parametrize(
+    ("exact", "recipe", "expected"),
+    [
+        ((90.0, 91.0, 92.0), (90.1, 91.0, 92.1), "That the recipe loses less than 0.3 points holds."),
+        ((90.0, 91.0, 92.0), (89.6, 90.7, 91.6), "That the recipe loses less than 0.3 points is not shown."),
+        ((90.0, 91.0), (90.1, 91.1), "+0.10 and +0.10 points of top-1. That the recipe loses less than 0.3 points is"),
+        ((90.0, float("nan")), (90.0, 91.0), "nothing is shown, because float32 diverged with seed 1."),
+        ((90.0,), (90.0, 91.0), "nothing is shown; they have 1 seeds in common."),
+    ],
+)
+def test_the_recipe_has_a_verdict_whatever_was_run(benchmark, exact, recipe, expected):
+    (sentence,) = benchmark("finetune_proof").verdicts({"float32": of_seeds(*exact), "IPU recipe": of_seeds(*recipe)})
+    assert expected in sentence
+
+
+def test_controls_must_be_worse_and_stochastic_rounding_is_judged_on_its_own_pairs(benchmark):
+    proof = benchmark("finetune_proof")
+    runs = {
+        "float32": of_seeds(90.0, 91.0, 92.0),
+        "IPU recipe": of_seeds(90.1, 91.1, 92.2),
+        "IPU recipe, no stochastic rounding": of_seeds(89.1, 90.1, 91.2),
+        "IPU recipe, bad loss scale": of_seeds(30.0, 40.0),
+        "float32, random weights": of_seeds(89.0, 91.0),
+    }
+    sentences = proof.verdicts(runs)
+    assert sentences[2].endswith("It is worse, as it must be.")
+    assert sentences[3].endswith("It must be worse, and is not: the test is blind.")
+    assert sentences[4].startswith("IPU recipe minus IPU recipe, no stochastic rounding, 3 seeds: mean +1.00 points")
+
+
+def test_a_peers_kept_run_is_not_taken_after_its_loop_has_changed(benchmark, tmp_path, monkeypatch):
+    runs = benchmark("training_runs")
+    arms = [runs.Arm("an arm", "quickstart", "cpu", peer=peer) for peer in (None, "timm")]
+    before = [runs._paths(arm, 1, tmp_path) for arm in arms]
+    changed = tmp_path / "peer_finetune.py"
+    changed.write_text("changed")
+    monkeypatch.setattr(runs, "PEER_LOOP", changed)
+    after = [runs._paths(arm, 1, tmp_path) for arm in arms]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+def test_the_commits_of_runs_are_told(benchmark, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps({"commit": "2" if name == "a" else "1"}))
+    summaries = [{"run": str(tmp_path / name)} for name in ("a", "b", "c", "gone")] + [{"top1": 1.0}]
+    assert benchmark("training_runs").commits_of(summaries) == ["1", "2"]
 
 
 def test_the_picture_has_every_arm_also_one_that_is_far_below_or_failed(benchmark, tmp_path):
@@ -66,14 +120,14 @@ def test_the_picture_has_every_arm_also_one_that_is_far_below_or_failed(benchmar
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     runs = {
         "float32": [{"seed": 1, "top1": 90.0, "run": str(tmp_path)}, {"seed": 2, "top1": 91.0}],
-        "bad loss scale": [{"seed": 1, "top1": 20.0}],
+        "bad loss scale": [{"seed": 1, "top1": 20.0}, {"seed": 2, "top1": 90.5}],
         "IPU recipe": [{"seed": 1, "top1": float("nan")}],
     }
     figure, axes = proof.plt.subplots()
     proof.draw_top1(runs, axes)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(runs)
     assert [text.get_text() for text in axes.texts] == ["\u2190 20.0 %"]
-    assert [sorted(line.get_xdata()) for line in axes.lines] == [[90.0, 91.0], []]
+    assert [sorted(line.get_xdata()) for line in axes.lines] == [[90.0, 91.0], [90.5], []]
     assert 88 < axes.get_xlim()[0] < 90 < 91 < axes.get_xlim()[1] < 92
     proof.plt.close(figure)
     proof.draw(runs, tmp_path / "curves.svg")
@@ -120,6 +174,13 @@ def test_a_peer_has_the_learning_rates_of_layer_decay(benchmark, peer):
         ({"data": {"crop": "center", "mixup_alpha": 0.2}}, "data.mixup_alpha: the plain loop"),
         ({"data": {"crop": "center"}, "optim": {"max_grad_norm": 1.0}}, "optim.max_grad_norm: the plain loop"),
         ({"data": {"crop": "padded"}}, "data.crop is 'padded'; the plain loop"),
+        ({"data": {"crop": "center"}, "optim": {"optimizer": "lamb"}}, "optim.optimizer is 'lamb'; the plain loop"),
+        ({"data": {"crop": "center"}, "model": {"dropout": 0.1}}, "model.dropout: the plain loop"),
+        ({"data": {"crop": "center"}, "model": {"head_init": "zero"}}, "model.head_init: the plain loop"),
+        (
+            {"data": {"crop": "center"}, "run": {"early_stopping": 3, "evaluate_every": 1}},
+            "run.early_stopping is 3; the plain loop",
+        ),
     ],
 )
 def test_a_recipe_that_a_peer_does_not_follow_is_refused(benchmark, changed, message):
@@ -132,6 +193,40 @@ def test_a_recipe_that_a_peer_does_not_follow_is_refused(benchmark, changed, mes
 @pytest.mark.parametrize("name", ["quickstart", *PROOFS])
 def test_a_peer_follows_the_recipes_that_it_is_compared_by(benchmark, name):
     benchmark("peer_finetune").refuse_others(load_config(name, []))
+
+
+@pytest.mark.parametrize("peer", ["timm", "transformers"])
+def test_a_peer_has_the_mlp_and_the_epsilon_of_the_config(benchmark, peer):
+    from helpers import tiny_config
+    from torch import nn
+
+    config = tiny_config(model={"mlp_ratio": 3.0, "layer_norm_eps": 0.01})
+    modules = list(benchmark("peer_finetune").build(peer, config).modules())
+    wide = int(3 * config.model.width)
+    assert sum(isinstance(module, nn.Linear) and module.out_features == wide for module in modules) >= 1
+    assert {module.eps for module in modules if isinstance(module, nn.LayerNorm)} == {0.01}
+
+
+def test_too_few_images_for_a_batch_of_a_peer_are_refused(benchmark):
+    with pytest.raises(SystemExit, match="^100 training images do not fill a batch of 128: set a smaller"):
+        next(benchmark("peer_finetune").batches(100, 128, 3))
+
+
+def test_a_warmup_to_the_end_is_a_schedule_of_a_peer(benchmark):
+    from helpers import tiny_config
+    from torch import nn
+
+    config = tiny_config(run={"updates": 4}, optim={"warmup_updates": 4, "learning_rate": 1.0})
+    _, schedule = benchmark("peer_finetune").optimizer_of(nn.Linear(2, 2), config, 4)
+    assert [schedule.lr_lambdas[0](update) for update in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_rates_that_all_diverge_are_refused(benchmark, monkeypatch, tmp_path):
+    proof = benchmark("finetune_proof")
+    monkeypatch.setattr(proof, "validated", lambda *_: {"0.1": float("-inf"), "1": float("-inf")})
+    monkeypatch.setattr(sys, "argv", ["finetune_proof.py", "--rates", "0.1", "1", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="^training diverged with every rate of --rates: add smaller ones$"):
+        proof.main()
 
 
 def test_rates_without_kept_runs_are_refused_if_nothing_is_trained(monkeypatch, tmp_path, benchmark):

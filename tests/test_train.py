@@ -243,7 +243,9 @@ def test_the_initial_weights_are_evaluated_if_the_config_asks(run, empty_folder,
     assert lines[0]["top1"] <= 20
     assert lines[0]["evaluation_loss"] == pytest.approx(math.log(10), rel=1e-4)
     assert f"update 0: top-1 {lines[0]['top1']:.2f} %" in out
-    assert f"{lines[0]['top1']:.2f}&nbsp;%" in (empty_folder / "run" / "report.html").read_text().split("Held-out loss")[0]
+    assert (
+        f"{lines[0]['top1']:.2f}&nbsp;%" in (empty_folder / "run" / "report.html").read_text().split("Held-out loss")[0]
+    )
     out = run("report", "run", "run2") if run("train", config, "--device", device, "--output", "run2") else ""
     assert f"run: top-1 {lines[-1]['top1']:.2f} % at update 4 (before training {lines[0]['top1']:.2f} %)" in out
 

@@ -10,6 +10,7 @@ import torch
 from helpers import random_batch, random_images, tiny_config
 
 from vit_ipu import simulator
+from vit_ipu.backends import build
 from vit_ipu.backends.build import NUMERICS, build_backend, find_instances, resolve_device
 from vit_ipu.errors import ConfigError, DeviceError
 from vit_ipu.simulator.arithmetic.mode import MODES
@@ -236,3 +237,13 @@ def test_the_simulator_does_not_replace_a_real_poptorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "poptorch", FakePoptorch(True))
     with pytest.raises(DeviceError, match="real PopTorch is already imported"):
         build_backend(tiny_config(), resolve_device("ipu-sim"))
+
+
+def test_float32_on_a_gpu_is_not_tf32_in_convolutions_either(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr("vit_ipu.backends.native.backend.NativeBackend", lambda *_: "a backend")
+    monkeypatch.setattr(build, "local_device", lambda _: torch.device("cuda"))
+    assert build_backend(tiny_config(), build.Device("cpu", "cpu", None)) == "a backend"
+    assert torch.backends.cudnn.allow_tf32
+    assert build_backend(tiny_config(), build.Device("cuda", "cuda", None)) == "a backend"
+    assert not torch.backends.cudnn.allow_tf32

@@ -123,8 +123,11 @@ def build_backend(
     """Builds the backend for a device, with freshly initialised weights from run.seed.
 
     `class_weights` are those of the loss, if the config has some: training needs them, evaluation does not. Raises
-    DeviceError if the simulator cannot replace a real PopTorch, and ConfigError as `find_instances` does.
+    DeviceError if the simulator cannot replace a real PopTorch, and ConfigError as `find_instances` does. On a GPU,
+    float32 is float32 from here on in convolutions too, which PyTorch otherwise computes in TF32.
     """
+    if device.tensors == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     if device.kind in ("cpu", "cuda"):
         from vit_ipu.backends.native.backend import NativeBackend
 
