@@ -301,7 +301,7 @@ def test_report_is_one_page_with_curves_and_timetable(run, empty_folder):
     timetable = pictures[1]
     assert timetable.count("<rect") == 2 * 4 * 8 + 2  # forward and backward of 8 micro-batches on 4 IPUs, legend
     last = read_metrics(empty_folder / "run" / "metrics.jsonl")[-1]
-    assert "{:.2f}&nbsp;%, {:.2f}&nbsp;%".format(last["top1"], last["top5"]) in page
+    assert f"{last['top1']:.2f}&nbsp;%, {last['top5']:.2f}&nbsp;%" in page
 
 
 def test_a_long_update_is_drawn_in_part():
