@@ -2,162 +2,26 @@
 
 from __future__ import annotations
 
-import ast
-import time
-
 import pytest
-import torch
-from foreign import mmpretrain_state
-from tiny_weights import quiet
+from mmpretrain_texts import (
+    ARCH,
+    HALF,
+    NEW,
+    OLD,
+    REFERENCE,
+    RESIZED,
+    SHAPE,
+    SHORT_SIDE,
+    STD,
+    USUAL,
+    changed,
+    old,
+    pixels,
+    stated,
+)
 
-from vit_ipu.config import ModelConfig
-from vit_ipu.model import ViT
-from vit_ipu.weights.describe import assumptions, describe
-from vit_ipu.weights.export import convert
 from vit_ipu.weights.mmpretrain_config import stated_in_meta
 from vit_ipu.weights.native import PIXEL_SETTINGS
-from vit_ipu.weights.read import read_weights
-
-HALF, IMAGENET = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-SHAPE = {"image_size": 224, "width": 64}
-
-OLD = """img_norm_cfg = dict(
-    mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='VisionTransformer',
-        arch='b',
-        img_size=224,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint=
-            'https://localhost/vit-base-p16.pth',
-            prefix='backbone')),
-    neck=None,
-    head=dict(type='VisionTransformerClsHead', num_classes=5))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', size=224, backend='pillow', interpolation='bicubic'),
-    dict(
-        type='Normalize',
-        mean=[1.0, 2.0, 3.0],
-        std=[4.0, 5.0, 6.0],
-        to_rgb=True)
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', size=(999, -1))
-]
-data = dict(
-    samples_per_gpu=17,
-    train=dict(type='ImageNet', pipeline=[dict(type='LoadImageFromFile')]),
-    test=dict(
-        type='ImageNet',
-        data_prefix='data/imagenet/val',
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            RESIZE,
-            dict(type='CenterCrop', crop_size=224),
-            dict(
-                type='Normalize',
-                mean=[127.5, 127.5, 127.5],
-                std=[127.5, 127.5, 127.5],
-                to_rgb=True),
-            dict(type='ImageToTensor', keys=['img']),
-            dict(type='ToHalf', keys=['img']),
-            dict(type='Collect', keys=['img'])
-        ]))
-optimizer = dict(
-    type='SGD',
-    lr=0.08,
-    weight_decay=1e-05,
-    paramwise_cfg=dict(
-        custom_keys=dict({
-            '.cls_token': dict(decay_mult=0.0),
-            '.pos_embed': dict(decay_mult=0.0)
-        })))
-opencv_num_threads = 0
-work_dir = './work_dirs/vit'
-"""
-"""Of mmclassification 0.x, as yapf lays it out; RESIZE is the step to fill in."""
-SHORT_SIDE = "dict(type='Resize', size=(224, -1), backend='pillow')"
-
-NEW = """auto_scale_lr = dict(base_batch_size=4096)
-data_preprocessor = dict(
-    mean=[
-        123.675,
-        116.28,
-        103.53,
-    ],
-    num_classes=5,
-    std=[
-        58.395,
-        57.12,
-        57.375,
-    ],
-    to_rgb=True)
-launcher = 'none'
-model = dict(
-    backbone=dict(
-        arch='b', drop_rate=0.1, patch_size=16, type='VisionTransformer'),
-    head=dict(num_classes=5, type='VisionTransformerClsHead'),
-    type='ImageClassifier')
-test_dataloader = dict(
-    batch_size=64,
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        ann_file='meta/val.txt',
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(
-                backend='pillow',
-                edge='short',
-                interpolation='bicubic',
-                scale=256,
-                type='ResizeEdge'),
-            dict(crop_size=224, type='CenterCrop'),
-            dict(type='PackInputs'),
-        ],
-        type='ImageNet'),
-    sampler=dict(shuffle=False, type='DefaultSampler'))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-]
-"""
-"""Of mmpretrain 1.x."""
-
-
-def old(resize=SHORT_SIDE, **changes):
-    return changed(OLD.replace("RESIZE", resize), changes)
-
-
-def changed(text, changes):
-    for before, after in changes.items():
-        assert text.count(before) >= 1
-        text = text.replace(before, after)
-    return text
-
-
-def stated(text, key="config", **shape):
-    return stated_in_meta({key: text}, {**SHAPE, **shape})
-
-
-def pixels(mean, std, interpolation, crop, resize):
-    return {
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "eval_crop": crop,
-        "eval_resize": resize,
-    }
-
-
-REFERENCE = pixels(HALF, HALF, "bilinear", "center", None)
-"""mmclassification's fine-tuning on IPUs: vit-base-p16_ft-4xb544-ipu_in1k.py."""
-USUAL = pixels(IMAGENET, IMAGENET_STD, "bicubic", "center", 256)
-
 
 # ------------------------------------------------------------------------------------------ what is stated
 
@@ -208,9 +72,6 @@ def test_the_preprocessor_in_the_model_is_the_stronger_one():
     assert (found["mean"], found["std"]) == ((0, 0, 0), (1, 1, 1))
 
 
-ARCH = "arch=dict(embed_dims=64, num_layers=1, num_heads=4, feedforward_channels=64)"
-
-
 @pytest.mark.parametrize(
     ("backbone", "settings"),
     [
@@ -240,8 +101,6 @@ def test_what_the_backbone_states_plainly_is_read(backbone, settings):
 
 
 # ---------------------------------------------------------------------------------- what is not stated
-
-RESIZED = ("eval_crop", "eval_resize")
 
 
 @pytest.mark.parametrize(
@@ -294,9 +153,6 @@ def test_other_filters_are_not_stated(interpolation):
     assert found == {"mean": HALF, "std": HALF, "eval_crop": "center", "eval_resize": 256}
 
 
-STD = "std=[127.5, 127.5, 127.5]"
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -342,185 +198,3 @@ def test_a_file_without_a_config_states_nothing(meta):
 def test_a_pipeline_of_another_form_states_nothing(text):
     assert stated(text) == {}
     assert stated("test_pipeline = [1, 'Resize', dict(type=2), {}]") == {}
-
-
-# --------------------------------------------------------------------------------------------- hostile texts
-
-DEEP, MANY = 100_000, 80_000
-HOSTILE = {
-    "brackets": "x = " + "[" * DEEP + "]" * DEEP,
-    "brackets within the limit of characters": "x = " + "[" * 90 + "]" * 90,
-    "calls": "x = f" + "()" * MANY,
-    "calls over lines": "x = f" + "()\n" * MANY,
-    "subscripts": "x = a" + "[0]" * MANY,
-    "attributes": "x = a" + ".a" * MANY,
-    "a sum": "x = 1" + "+1" * MANY,
-    "a difference": "x = 1" + "-1" * MANY,
-    "a difference over lines": "x = [1" + "\n-1" * MANY + "]",
-    "a difference of hexadecimal numbers": "x = 0xe" + "-0xe" * (MANY // 2),
-    "signs": "x = " + "-" * MANY + "1",
-    "signs in words": "x = " + "not " * MANY + "1",
-    "conditions": "x = 1" + " if 1 else 1" * (MANY // 4),
-    "functions": "x = " + "lambda:" * (MANY // 4) + "1",
-    "powers": "x = 9**9**9**9",
-    "an f-string": "x = f'{" + "(" * 5000 + ")" * 5000 + "}'",
-    "a long string": "x = ''' ' ''' " + "(" * 5000 + " '",
-    "a bytes string": "x = b'a'",
-    "5 MB": "x = '" + "a" * 5_000_000 + "'",
-    "5 MB of spaces": " " * 5_000_000,
-    "a complex number": "x = 1j",
-    "digits": "x = " + "9" * 200_000,
-    "an open string": "x = '" + "\\a" * 100_000,
-    "an open bracket": "x = [",
-    "other brackets": "x = [)",
-    "an import": "import os",
-    "a call of a function": "__import__('os').system('touch executed')",
-    "a comprehension": "x = [y for y in z]",
-    "a statement that is not an assignment": "dict(a=1)",
-    "two targets": "x = y = 1",
-    "an unpacking": "(x, y) = (1, 2)",
-    "an assignment to an item": "data['test'] = 1",
-    "an annotation": "x: y = 1",
-    "a walrus": "x = (y := 1)",
-    "null": "x = '\x00'",
-    "a surrogate": "x = '\udcff'",
-    "a bad escape": r"x = '\N{no such name}'",
-    "letters of other scripts": "\u2179 = 1",
-    "a comment": "# coding: utf-7\nx = 1",
-    "a continued line": "x = \\\n1",
-    "an indented line": "  x = 1",
-    "two operands": "x = 1 2",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_text_states_nothing(name):
-    began = time.perf_counter()
-    assert stated(old() + HOSTILE[name] + "\n") == {}
-    assert stated(HOSTILE[name] + "\n" + old()) == {}
-    assert time.perf_counter() - began < 10
-
-
-PARSED = ("an import", "two targets", "an unpacking", "a statement that is not an assignment", "null", "a surrogate")
-PARSED += ("an assignment to an item", "an annotation", "a bad escape", "an indented line", "two operands")
-
-
-@pytest.mark.parametrize("name", sorted(set(HOSTILE) - set(PARSED)))
-def test_most_hostile_texts_are_not_even_parsed(name, monkeypatch):
-    texts = []
-    monkeypatch.setattr(ast, "parse", texts.append)
-    assert stated(HOSTILE[name]) == {}
-    assert texts == []
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "__import__('executed')",
-        "open('executed', 'w')",
-        "dict([('a', open('executed', 'w'))])",
-        "eval('open(1)')",
-        "a[0]",
-        "a[1:2]",
-        "{1, 2}",
-        "unknown",
-        "{dict(): 1}",
-    ],
-)
-def test_nothing_is_executed_and_other_settings_are_read(value, empty_folder):
-    assert stated(old(**{"opencv_num_threads = 0": f"opencv_num_threads = {value}"})) == REFERENCE
-    assert "mean" not in stated(old(**{"mean=[127.5, 127.5, 127.5]": f"mean=[127.5, 127.5, {value}]"}))
-    assert list(empty_folder.iterdir()) == []
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_path_of_windows_is_read_without_a_warning():
-    assert stated(old(**{"'./work_dirs/vit'": r"'C:\data\vit'"})) == REFERENCE
-
-
-def test_shared_values_cost_no_time():
-    """Builds two trees of 2 ** 200 leaves each from names: comparing or hashing them would never end."""
-    lines = ["a0 = (1, 1)\nb0 = (1, 1)"]
-    lines += [f"{n}{i + 1} = ({n}{i}, {n}{i})" for i in range(200) for n in "ab"]
-    names = "\n".join(lines)
-    began = time.perf_counter()
-    assert "eval_resize" not in stated(names + "\n" + old("dict(type='Resize', size=(a200, b200))"))
-    assert "mean" not in stated(names + "\n" + old(**{STD: "std=(a200, b200, a200)"}))
-    assert time.perf_counter() - began < 5
-
-
-# ------------------------------------------------------------------------------------------------- files
-
-
-def checkpoint(folder, version, **meta):
-    """Writes a checkpoint of a ViT of one block for 224 px with a config; returns the file."""
-    torch.manual_seed(0)
-    shape = {"width": 64, "depth": 1, "num_heads": 4, "patch_size": 16, "image_size": 224, "mlp_ratio": 1.0}
-    content = mmpretrain_state(ViT(ModelConfig(num_classes=5, **shape)).state_dict(), version, list("abcde"))
-    content["meta"].update(meta)
-    torch.save(content, str(folder / "w.pth"), _use_new_zipfile_serialization=version == "1.x")
-    return folder / "w.pth"
-
-
-def metadata_of(file):
-    return read_weights(str(file), trust_pickle=True).metadata
-
-
-def pixels_of(metadata):
-    return {name: getattr(metadata, name) for name in PIXEL_SETTINGS}
-
-
-@pytest.mark.parametrize(("version", "meta"), [("0.23", {"config": old()}), ("1.x", {"cfg": NEW})])
-def test_a_checkpoint_states_what_its_config_states(tmp_path, version, meta):
-    file = checkpoint(tmp_path, version, **meta)
-    metadata = metadata_of(file)
-    assert pixels_of(metadata) == (REFERENCE if version == "0.23" else USUAL)
-    assert metadata.assumed == ("num_heads", "gelu", "layer_norm_eps", "pooling")
-    assert metadata.classes == tuple("abcde")
-    weights = read_weights(str(file), trust_pickle=True)
-    (note,) = assumptions(weights, describe(weights, num_heads=4))
-    assert "as mmpretrain has them by default: erf GELU, layer norm epsilon 1e-06, a head on the class token" in note
-    assert "pixel" not in note
-
-
-@pytest.mark.parametrize("text", [None, "x = " + "[" * DEEP, "import os", "x" * 5_000_000])
-def test_a_checkpoint_with_a_hostile_config_has_the_defaults_of_the_library(tmp_path, text):
-    metadata = metadata_of(checkpoint(tmp_path, "1.x", cfg=text))
-    assert pixels_of(metadata) == USUAL
-    assert set(PIXEL_SETTINGS) <= set(metadata.assumed)
-
-
-def test_settings_of_the_config_are_stated_singly(tmp_path):
-    file = checkpoint(tmp_path, "1.x", config=old(**{"crop_size=224": "crop_size=256", "arch='b'": ARCH}))
-    metadata = metadata_of(file)
-    assert pixels_of(metadata) == dict(REFERENCE, eval_resize=256)
-    assert metadata.num_heads == 4
-    assert metadata.assumed == ("gelu", "layer_norm_eps", "pooling", *RESIZED)
-
-
-@pytest.mark.parametrize(
-    ("to", "name"), [("native", "n"), ("timm", "t.safetensors"), ("mmpretrain", "m.pth"), ("huggingface", "h")]
-)
-def test_a_converted_file_keeps_what_the_config_states(tmp_path, to, name):
-    file, target = checkpoint(tmp_path, "0.23", config=old()), tmp_path / "out" / name
-    convert(str(file), target, to, trust_pickle=True, num_heads=4, notify=quiet)
-    metadata = metadata_of(target)
-    found = pixels_of(metadata)
-    assert dict(found, eval_resize=found["eval_resize"] or 224) == dict(REFERENCE, eval_resize=224)
-    assert not set(PIXEL_SETTINGS) & set(metadata.assumed)
-
-
-def test_a_file_of_this_program_is_believed_before_a_config(tmp_path):
-    """Adds another config to a file that `convert` wrote."""
-    convert(
-        str(checkpoint(tmp_path, "0.23", config=old())),
-        tmp_path / "m.pth",
-        "mmpretrain",
-        trust_pickle=True,
-        num_heads=4,
-        notify=quiet,
-    )
-    content = torch.load(str(tmp_path / "m.pth"))
-    content["meta"]["cfg"] = NEW
-    torch.save(content, str(tmp_path / "m.pth"))
-    assert pixels_of(metadata_of(tmp_path / "m.pth")) == REFERENCE

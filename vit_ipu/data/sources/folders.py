@@ -108,7 +108,7 @@ def open_class_folders(
 ) -> FolderSource:
     """Opens the images in the folders `class_names` below `folder`; `names` are the class names of the labels.
 
-    Raises DataError if there are no images, or if a class has none to train on.
+    Raises DataError if there are no images, or if a class of the training images has none.
     """
     paths = list_images(folder, class_names, cache)
     if not len(paths):
