@@ -30,11 +30,12 @@ from typing import Any, Dict, List, Optional, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import peer_finetune
-from record import FOLDER, write_record
+from record import picture_path, write_record
 from training_runs import Arm, Summary, commits_of, interval, top1_of, train_all
 
 from vit_ipu.backends.build import resolve_device
 from vit_ipu.config_file import load_config
+from vit_ipu.text import counted
 
 CONFIG = "vit_small_patch14_finetune_fashion_mnist_ipu"
 FLOAT32 = {
@@ -95,8 +96,8 @@ def main() -> None:
         options[RATE] = max(tops, key=lambda rate: tops[rate])
         chosen_by.append(
             f"Learning rate {options[RATE]}: with {EXACT} and seed {SEED}, the best of "
-            f"{', '.join(f'{rate} ({top:.2f} %)' for rate, top in tops.items())}, trained on nine tenths of the "
-            "training images and measured on the other tenth."
+            f"{', '.join(f'{rate} ({text_of_top1(top)})' for rate, top in tops.items())}, trained on nine tenths of "
+            "the training images and measured on the other tenth."
         )
     arms = arms_for(arguments.config, arguments.device, options)
     chosen = [arm for arm in arms if not arguments.arms or arm.name in arguments.arms]
@@ -105,7 +106,7 @@ def main() -> None:
         print(name, *(top1_of(run) for run in runs))
     if EXACT not in found:
         return
-    curves = FOLDER / f"finetune-proof_{arguments.name}_{arguments.device}.svg"
+    curves = picture_path(f"finetune-proof-{arguments.name}", arguments.device)
     draw(found, curves)
     config = load_config(arguments.config, [f"{key}={value}" for key, value in options.items()])
     write_record(
@@ -138,6 +139,11 @@ def validated(arguments: argparse.Namespace, options: Dict[str, str]) -> Dict[st
     return {rate: -math.inf if math.isnan(runs[0]["top1"]) else runs[0]["top1"] for rate, runs in found.items()}
 
 
+def text_of_top1(top: float) -> str:
+    """Returns a top-1 in per cent as text; that of a run that diverged is -inf, as `validated` has it."""
+    return "diverged" if top == -math.inf else f"{top:.2f} %"
+
+
 def verdicts(found: Dict[str, List[Summary]]) -> List[str]:
     """Returns a sentence on each arm's difference to float32, and one on stochastic rounding, over common seeds."""
     sentences = [verdict(name, EXACT, found) for name in found if name != EXACT]
@@ -157,7 +163,7 @@ def verdict(name: str, base: str, found: Dict[str, List[Summary]]) -> str:
             return f"{start}: nothing is shown, because {arm} diverged with seed {' and '.join(map(str, failed))}."
     differences = [top - other for top, other in pairs.values()]
     if len(differences) < 2:
-        return f"{start}: nothing is shown; they have {len(differences)} seeds in common."
+        return f"{start}: nothing is shown; they have {counted(len(differences), 'seed')} in common."
     listed = " and ".join(f"{difference:+.2f}" for difference in differences)
     sentence = f"{start}, 2 seeds, too few for an interval: {listed} points of top-1."
     low, high = -math.inf, math.inf

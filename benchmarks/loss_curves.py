@@ -15,7 +15,7 @@ from typing import Any, Dict, List
 
 import matplotlib.pyplot as plt
 import torch
-from record import FOLDER, write_record
+from record import picture_path, write_record
 
 from vit_ipu.backends.build import build_backend, resolve_device
 from vit_ipu.config import Config
@@ -39,7 +39,7 @@ def main() -> None:
         for name in FORMATS:
             curves[name].append(losses(config_for(arguments, name, seed), arguments.device))
             print(seed, name, f"{statistics.mean(curves[name][-1][-WINDOW:]):.4f}", flush=True)
-    figure = FOLDER / f"loss-curves_{arguments.device}.svg"
+    figure = picture_path("loss-curves", arguments.device)
     draw(curves, figure)
     last = {name: [statistics.mean(curve[-5 * WINDOW :]) for curve in curves[name]] for name in FORMATS}
     differences = [a - b for a, b in zip(last["bfloat16"], last["float32"])]

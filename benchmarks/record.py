@@ -54,6 +54,11 @@ def write_record(
     return path
 
 
+def picture_path(what: str, device: str) -> Path:
+    """Returns the path of a picture for today's record: those of other days stay as they are."""
+    return FOLDER / f"{time.strftime('%Y-%m-%d')}_{what}_{device}.svg"
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -78,7 +78,7 @@ def of_seeds(*tops):
         ((90.0, 91.0, 92.0), (89.6, 90.7, 91.6), "That the recipe loses less than 0.3 points is not shown."),
         ((90.0, 91.0), (90.1, 91.1), "+0.10 and +0.10 points of top-1. That the recipe loses less than 0.3 points is"),
         ((90.0, float("nan")), (90.0, 91.0), "nothing is shown, because float32 diverged with seed 1."),
-        ((90.0,), (90.0, 91.0), "nothing is shown; they have 1 seeds in common."),
+        ((90.0,), (90.0, 91.0), "nothing is shown; they have 1 seed in common."),
     ],
 )
 def test_the_recipe_has_a_verdict_whatever_was_run(benchmark, exact, recipe, expected):
@@ -139,6 +139,17 @@ def test_the_picture_has_every_arm_also_one_that_is_far_below_or_failed(benchmar
     proof.plt.close(figure)
     proof.draw(runs, tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_a_learning_rate_that_diverged_is_told_in_words(benchmark):
+    proof = benchmark("finetune_proof")
+    assert [proof.text_of_top1(top) for top in (91.853, -float("inf"))] == ["91.85 %", "diverged"]
+
+
+def test_a_picture_is_named_by_its_day_so_that_an_older_record_keeps_its_own(benchmark, monkeypatch):
+    record = benchmark("record")
+    monkeypatch.setattr(record.time, "strftime", lambda form: "2027-01-31")
+    assert record.picture_path("loss-curves", "cuda").name == "2027-01-31_loss-curves_cuda.svg"
 
 
 def test_a_peer_trains_for_as_many_updates_as_the_config_says_in_epochs(benchmark):

@@ -47,7 +47,7 @@ def test_classes_without_held_out_images_are_named_by_init_training_and_evaluati
     short = ["--set", "run.updates=1", "--set", "optim.warmup_updates=0"]
     assert run("train", "pictures.yaml", "--device", "cpu", *short).count(note) == 1
     assert run("evaluate", "pictures.yaml", "--checkpoint", "runs/pictures", "--device", "cpu").count(note) == 1
-    assert "Not measured, as no image was held out: bat, bee." in Path("runs/pictures/report.html").read_text()
+    assert "Not measured, as no image of them was evaluated: bat, bee." in Path("runs/pictures/report.html").read_text()
 
 
 def test_an_empty_held_out_folder_is_named_by_init(run, folder):

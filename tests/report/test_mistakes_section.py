@@ -45,14 +45,14 @@ def test_classes_are_listed_worst_first_and_without_those_that_have_no_image():
     assert "class 2" not in table[: table.index("</table>")]
 
 
-def test_classes_without_held_out_images_are_named_below_the_table():
+def test_classes_of_which_no_image_was_evaluated_are_named_below_the_table():
     assert classes_table(evaluation()).endswith(
-        "</table><p>Not measured, as no image was held out: &lt;class 2&gt;.</p>"
+        "</table><p>Not measured, as no image of them was evaluated: &lt;class 2&gt;.</p>"
     )
     many = classes_table(evaluation(20))
-    assert "held out: &lt;class 2&gt;, &lt;class 3&gt;, " in many
+    assert "evaluated: &lt;class 2&gt;, &lt;class 3&gt;, " in many
     assert many.endswith("&lt;class 11&gt; (and 8 more).</p>")
-    assert "held out" not in classes_table(evaluation(2))
+    assert "Not measured" not in classes_table(evaluation(2))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def _classes_left_out(evaluation: LastEvaluation) -> str:
     missing = without_images(evaluation)
     if not missing:
         return ""
-    return f"<p>Not measured, as no image was held out: {cell(listed(missing, MOST_LEFT_OUT))}.</p>"
+    return f"<p>Not measured, as no image of them was evaluated: {cell(listed(missing, MOST_LEFT_OUT))}.</p>"
 
 
 def without_images(evaluation: LastEvaluation) -> List[str]:
