@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -196,7 +195,3 @@ def mmpretrain_state(state, version, classes):
         return {key[len("backbone.") :]: t for key, t in tensors.items() if key.startswith("backbone.")}
     meta = {"dataset_meta": {"classes": classes}} if version == "1.x" else {"CLASSES": classes, "epoch": 3}
     return {"meta": meta, "state_dict": tensors}
-
-
-def grid_of(state) -> int:
-    return math.isqrt(state["pos_embed"].shape[1] - 1)

@@ -135,9 +135,9 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
         raise ConfigError(f"{path}: {error}") from None
 
 
-def parse_text(text: str, overrides: Sequence[str] = ()) -> Config:
+def parse_text(text: str) -> Config:
     """Validates the YAML of a config. Raises ConfigError as `load_config` does."""
-    return parse_config(_load_yaml(text), overrides)
+    return parse_config(_load_yaml(text))
 
 
 def shipped_configs() -> Dict[str, Path]:

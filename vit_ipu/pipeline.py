@@ -158,15 +158,11 @@ def utilisation(num_ipus: int, gradient_accumulation: int) -> float:
     return gradient_accumulation / num_cycles(num_ipus, gradient_accumulation)
 
 
-def inference_utilisation(num_ipus: int, device_iterations: int) -> float:
-    """Returns the share of an inference call's cycles in which an IPU works, D/(D+F-1)."""
-    return device_iterations / (device_iterations + num_ipus - 1)
-
-
 def busy_iterations(config: Config) -> int:
     """Returns the fewest device iterations with which a pipeline in inference works more than 90 % of its cycles.
 
-    D/(D+F-1) > 0.9 means D > 9(F-1). Stages that take turns (sharded) gain nothing from more iterations.
+    An IPU works in D of the D+F-1 cycles of a call, and D/(D+F-1) > 0.9 means D > 9(F-1). Stages that take turns
+    (sharded) gain nothing from more iterations.
     """
     stages = len(config.layers_per_ipu)
     return 9 * (stages - 1) + 1 if config.pipeline.execution == "pipelined" else 1

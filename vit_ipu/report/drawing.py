@@ -113,6 +113,6 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = chosen
 
 
-def size_for(rows: int, *, each: float = 0.3, around: float = 1.4) -> Tuple[float, float]:
-    """Returns the width and the height, in inches, of a figure with rows."""
-    return 8.0, around + each * rows
+def size_for(rows: int, *, around: float = 1.4) -> Tuple[float, float]:
+    """Returns the width and the height, in inches, of a figure with rows and a height of `around` beside them."""
+    return 8.0, around + 0.3 * rows

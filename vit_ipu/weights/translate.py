@@ -55,8 +55,8 @@ def _refuse_others(others: List[str], prefix: str, naming: Naming, source: str) 
     if others:
         raise CheckpointError(
             f"{source}: beside a ViT in {naming.name}'s naming under {prefix[:-1]} it holds "
-            f"{counted(len(others), 'other key')} of unknown use: {_first(others)}: save the state dict of the ViT "
-            "alone"
+            f"{counted(len(others), 'other key')} of unknown use: {_first_keys(others)}: save the state dict of the "
+            "ViT alone"
         )
 
 
@@ -79,11 +79,11 @@ def recognise(tensors: Tensors, source: str) -> Naming:
     if matched == 0:
         raise CheckpointError(
             f"{source}: not a ViT in any known naming ({', '.join(NAMINGS)}): its first keys are "
-            f"{_first(list(tensors))}"
+            f"{_first_keys(list(tensors))}"
         )
     raise CheckpointError(
         f"{source}: not a plain ViT: {len(left)} of its keys are unknown to the nearest naming, {nearest}: "
-        f"{_first(left)}"
+        f"{_first_keys(left)}"
     )
 
 
@@ -109,8 +109,8 @@ def _respell(naming: Naming, key: str) -> str:
     return key
 
 
-def _first(keys: Sequence[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+def _first_keys(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 # ------------------------------------------------------------------------------------- translation

@@ -12,11 +12,10 @@ import torch
 from helpers import write_image_folder
 from loading import ends
 from other_process import run_python
-from worker_steps import buffers, folder_config, steps, write_numbers
+from worker_steps import buffers, fill_by_workers, folder_config, steps, write_numbers
 
 from vit_ipu.data.loading.buffers import Buffer
 from vit_ipu.data.loading.loader import TrainingLoader
-from vit_ipu.data.loading.workers import fill_by_workers
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed
 from vit_ipu.pipeline import BatchPlan
@@ -56,8 +55,7 @@ def test_too_little_shared_memory_is_reported(monkeypatch):
 
 STARVED = """
 import multiprocessing, resource
-from worker_steps import buffers, steps, write_numbers
-from vit_ipu.data.loading.workers import fill_by_workers
+from worker_steps import buffers, fill_by_workers, steps, write_numbers
 from vit_ipu.errors import RunFailed
 held = buffers(4)
 list(fill_by_workers(steps(1), write_numbers, held, 1))  # so that everything is imported
@@ -79,8 +77,7 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_leaves_no_process_behin
 
 THREADLESS = """
 import multiprocessing, multiprocessing.queues
-from worker_steps import buffers, steps, write_numbers
-from vit_ipu.data.loading.workers import fill_by_workers
+from worker_steps import buffers, fill_by_workers, steps, write_numbers
 from vit_ipu.errors import RunFailed
 def refuse(self):
     raise RuntimeError("can't start new thread")  # as under `ulimit -u`
@@ -128,8 +125,7 @@ def test_too_many_open_files_are_reported_as_such(monkeypatch):
 
 KILLED = """
 import fcntl, os, random, signal, sys, time
-from worker_steps import buffers, steps, write_numbers
-from vit_ipu.data.loading.workers import fill_by_workers
+from worker_steps import buffers, fill_by_workers, steps, write_numbers
 from vit_ipu.files import lock
 random.seed(int(sys.argv[1]))
 for _ in range(20):

@@ -15,11 +15,11 @@ from unittest import mock
 import pytest
 import torch
 from loading import ends
-from worker_steps import buffers, steps, write_numbers
+from worker_steps import buffers, fill_by_workers, steps, write_numbers
 
 from vit_ipu.data.loading import buffers as buffers_module
 from vit_ipu.data.loading import workers
-from vit_ipu.data.loading.workers import fill_by_workers, fill_in_process
+from vit_ipu.data.loading.workers import fill_in_process
 from vit_ipu.errors import DataError, RunFailed
 
 
@@ -265,8 +265,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end(monkeypatch):
 
 ORPHANS = """
 import os, signal, sys, time
-from worker_steps import buffers, steps, write_numbers
-from vit_ipu.data.loading.workers import fill_by_workers
+from worker_steps import buffers, fill_by_workers, steps, write_numbers
 filled = fill_by_workers(steps(4), write_numbers, buffers(2), 2)
 print(int(next(filled).labels[0]), flush=True)
 if sys.argv[1] == "kill":

@@ -8,6 +8,7 @@ import torch
 from helpers import tiny_config
 
 from vit_ipu.data.loading.buffers import Buffer
+from vit_ipu.data.loading.workers import WorkerPool
 
 
 def buffers(count, size=40):
@@ -20,6 +21,12 @@ def write_numbers(buffer, start, entries):
         buffer.images[place] = index % 251
         buffer.labels[place] = os.getpid()
     return [f"{index} is odd" for _, index in entries if index == 7]
+
+
+def fill_by_workers(steps, fill, buffers, num_workers, *, page_lock=True):
+    """Yields the steps, loaded by processes that end with the last step."""
+    with WorkerPool(fill, buffers, num_workers, page_lock=page_lock) as pool:
+        yield from pool.filled(steps)
 
 
 def steps(count, size=40):

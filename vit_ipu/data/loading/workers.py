@@ -66,19 +66,6 @@ def fill_in_process(steps: Iterable[List[Entry]], fill: Fill, new_buffer: Callab
         yield Filled(buffer.images, buffer.labels, skipped)
 
 
-def fill_by_workers(
-    steps: Iterable[List[Entry]],
-    fill: Fill,
-    buffers: Sequence[Buffer],
-    num_workers: int,
-    *,
-    page_lock: bool = True,
-) -> Steps:
-    """Yields the steps, loaded by `num_workers` processes, which end with the last step; see WorkerPool."""
-    with WorkerPool(fill, buffers, num_workers, page_lock=page_lock) as pool:
-        yield from pool.filled(steps)
-
-
 # ------------------------------------------------------------------------------------------ the pool
 
 

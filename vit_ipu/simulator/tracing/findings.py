@@ -77,11 +77,6 @@ class Findings:
     def __iter__(self) -> Iterator[Finding]:
         return iter(self._found.values())
 
-    @property
-    def has_refusal(self) -> bool:
-        """Whether something has been refused so far, so that later results may be guesses."""
-        return any(finding.verdict == Verdict.REFUSED for finding in self)
-
     def refuse(self, refused: Exception, operation: str, function: str = "") -> None:
         """Adds what PopTorch raises at the line of the model that is running."""
         self.add(Verdict.REFUSED, operation, function, message_of(refused))
