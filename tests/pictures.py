@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import runpy
+import struct
+import zlib
 from pathlib import Path
 
 import matplotlib
@@ -30,6 +32,16 @@ def encoded(image, kind="JPEG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png_of_chunks(width, height, bits, color_type, *chunks):
+    """Returns a PNG of a header and the chunks, each a name and a content; `color_type` is the number in the header."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    parts = ((b"IHDR", header), *chunks)
+    checked = ((name + content, len(content)) for name, content in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk, length in checked
+    )
 
 
 def pillows_crop(image, box, size, interpolation):

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 from bad_files import TRAIN, a_file, a_socket, fifo, link, npz, several, sparse, with_set
 from helpers import write_image_folder
+from pictures import png_of_chunks
 from PIL import Image
 
 CASES = {}
@@ -263,11 +264,7 @@ CASES["data set of Hugging Face that is text"] = (
 
 
 def png_of(width, height):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return png_of_chunks(width, height, 8, 2, (b"IDAT", zlib.compress(bytes(1000))))
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"

@@ -5,33 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_runs import names_in, small_config, train_in
+from small_runs import choose_evaluations, names_in, small_config, train_in
 
-from vit_ipu.evaluate import Evaluation
 from vit_ipu.runs import logger
 from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.unused_options import unused_options
 
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0}
-"""The pretended top-1 at each update; the loss falls as top-1 rises, and top-5 is the reverse."""
+"""The pretended top-1 at each update."""
 
 
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
-    """Makes evaluations yield TOP1."""
-    monkeypatch.setattr(logger, "evaluate_batches", lambda backend, batches, **_: evaluation(list(batches)))
-    original = logger.RunLogger.evaluate
-    now = []
-
-    def evaluate(self, progress, *args):
-        now.append(progress.update)
-        original(self, progress, *args)
-
-    def evaluation(batches):
-        top1 = TOP1[now[-1]]
-        return Evaluation(top1, 100 - top1, 5 - top1 / 10, sum(map(len, batches)))
-
-    monkeypatch.setattr(logger.RunLogger, "evaluate", evaluate)
+    choose_evaluations(monkeypatch, TOP1)
 
 
 def config(measure):

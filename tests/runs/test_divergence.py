@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tiny_config, vit_ipu, write_config, write_image_folder
-from small_runs import metrics_without_times
+from small_runs import metrics_without_times, names_in
 
 from vit_ipu.backends.contract import StepResult
 from vit_ipu.backends.native.backend import NativeBackend
@@ -27,10 +27,6 @@ from vit_ipu.runs.metrics import read_metrics
 from vit_ipu.weights.native import checkpoints_in
 
 train = import_module("vit_ipu.train")
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture

@@ -7,36 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import tiny_values, vit_ipu, write_config
-from small_runs import metrics_without_times, names_in, small_config, train_in
+from small_runs import choose_evaluations, metrics_without_times, names_in, small_config, train_in
 
 from vit_ipu.backends.native.backend import NativeBackend
 from vit_ipu.config_file import parse_config
 from vit_ipu.errors import ConfigError
-from vit_ipu.evaluate import Evaluation
-from vit_ipu.runs import logger
 from vit_ipu.runs.early_stopping import stops_early
 from vit_ipu.unused_options import unused_options
 
 BEST = "run.keep_best=top1"
 TOP1 = {2: 10.0, 4: 30.0, 6: 20.0, 8: 30.0, 10: 31.0, 12: 32.0}
-"""The pretended top-1 at each update; the loss falls as top-1 rises."""
+"""The pretended top-1 at each update."""
 
 
 @pytest.fixture
 def chosen_evaluations(monkeypatch):
-    """Makes evaluations yield TOP1."""
-    original, now = logger.RunLogger.evaluate, []
-
-    def evaluate(self, progress, *args):
-        now.append(progress.update)
-        original(self, progress, *args)
-
-    def evaluation(backend, batches, **_):
-        top1 = TOP1[now[-1]]
-        return Evaluation(top1, 100 - top1, 5 - top1 / 10, sum(map(len, batches)))
-
-    monkeypatch.setattr(logger.RunLogger, "evaluate", evaluate)
-    monkeypatch.setattr(logger, "evaluate_batches", evaluation)
+    choose_evaluations(monkeypatch, TOP1)
 
 
 def config(**run):

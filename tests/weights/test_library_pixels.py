@@ -7,6 +7,7 @@ import pytest
 import torch
 from foreign import google_arrays, mmpretrain_state
 from helpers import vit_ipu
+from huggingface_folders import picture
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_weights import quiet
@@ -74,14 +75,6 @@ def test_the_pixels_of_a_bare_file_are_the_defaults_of_its_library(
 # ------------------------------------------------------------------- compared with the installed libraries
 
 
-def photo(path, width=640, height=400):
-    """Writes a picture of fine and coarse waves, without loss; returns its path."""
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(columns / a + rows / b) * 100 + 128 for a, b in ((3, 7), (11, 5), (30, 17))]
-    Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(str(path))
-    return path
-
-
 def our_pixels(file, image):
     weights = read_weights(str(file))
     config = inference_config(describe(weights, num_heads=2), weights.path)
@@ -99,7 +92,7 @@ def assert_equal_pixels(ours, theirs, std):
 def test_a_bare_file_of_transformers_gets_the_pixels_of_its_image_processor(tmp_path, side):
     from transformers import ViTImageProcessor
 
-    processor, image = ViTImageProcessor(), photo(tmp_path / "a.png")
+    processor, image = ViTImageProcessor(), picture(tmp_path / "a.png")
     theirs = processor(Image.open(str(image)), size={"height": side, "width": side}, return_tensors="np")
     ours = our_pixels(bare_file(tmp_path, "huggingface", side), image)
     assert_equal_pixels(ours, theirs["pixel_values"][0], processor.image_std)
@@ -119,7 +112,7 @@ def presets():
 
 @pytest.mark.parametrize("name", presets())
 def test_a_bare_file_of_torchvision_gets_the_pixels_of_its_preset(tmp_path, name):
-    weights, image = presets()[name], photo(tmp_path / "a.png")
+    weights, image = presets()[name], picture(tmp_path / "a.png")
     size, patch_size = name.split("_")[1:3]
     side = weights.meta["min_size"][0]
     file = bare_file(tmp_path, "torchvision", side, width=WIDTHS[size], patch_size=int(patch_size))
@@ -172,7 +165,7 @@ def test_init_writes_the_squash_that_it_assumes(tmp_path, monkeypatch, capsys):
     for label in ("a", "b"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for number in range(6):
-            photo(tmp_path / "pictures" / label / f"{number}.png", 40, 32)
+            picture(tmp_path / "pictures" / label / f"{number}.png", 40, 32)
     command = ["init", "pictures", "--model", "w.safetensors", "--num-heads", "2", "--output", "a.yaml"]
     code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu")
     assert code == 0, err

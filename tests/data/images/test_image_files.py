@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import assert_alike, encoded, photograph, pillows_crop, upright_by_pillow
+from pictures import assert_alike, encoded, photograph, pillows_crop, png_of_chunks, upright_by_pillow
 from PIL import Image, ImageOps
 
 from vit_ipu.data.images.decode import DecodedImage, EncodedImage
@@ -171,20 +171,12 @@ def test_transparency_is_dropped():
 # ------------------------------------------------------------------------------------- large images
 
 
-def png_header(width, height, colors):
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colors, 0, 0, 0)), chunk
-
-
 def write_large_png(path, side, channels):
     """Writes a PNG of one grey, row by row."""
-    header, chunk = png_header(side, side, {3: 2, 4: 6}[channels])
     compress = zlib.compressobj(1)
     row = b"\0" + b"\x80" * (channels * side)
     content = b"".join(compress.compress(row) for _ in range(side)) + compress.flush()
-    path.write_bytes(header + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+    path.write_bytes(png_of_chunks(side, side, 8, {3: 2, 4: 6}[channels], (b"IDAT", content), (b"IEND", b"")))
 
 
 LARGE = """
@@ -208,11 +200,10 @@ def test_169_megapixels_need_little_more_than_their_pixels(tmp_path, channels):
 
 
 def test_gigapixels_are_refused_before_they_are_decoded():
-    header, chunk = png_header(40000, 40000, 2)
     jpeg = bytearray(encoded(Image.new("RGB", (8, 8))))
     start = jpeg.index(b"\xff\xc0")
     jpeg[start + 5 : start + 9] = struct.pack(">HH", 40000, 40000)
-    for data in (header + chunk(b"IDAT", b""), bytes(jpeg)):
+    for data in (png_of_chunks(40000, 40000, 8, 2, (b"IDAT", b"")), bytes(jpeg)):
         with pytest.raises(DataError, match="cannot read the image large: it has more than 1000 megapixels"):
             _ = EncodedImage(data, "large").size
 

@@ -9,7 +9,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from pictures import encoded, photograph, pillows_crop
+from pictures import encoded, photograph, pillows_crop, png_of_chunks
 from PIL import Image
 
 from vit_ipu.data.images import decode, transparency
@@ -77,15 +77,10 @@ def test_a_transparent_image_on_a_colour_is_that_of_pillow(name, recwarn):
     assert list(recwarn) == []
 
 
-def chunk(name, content):
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
 def png(bits, color_type, row, key):
     """Returns a PNG of one row of four pixels, of which those of the colour `key` are transparent."""
-    header = struct.pack(">IIBBBBB", 4, 1, bits, color_type, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+    pixels = zlib.compress(b"\0" + row)
+    return png_of_chunks(4, 1, bits, color_type, (b"tRNS", key), (b"IDAT", pixels), (b"IEND", b""))
 
 
 KEYED = {

@@ -10,9 +10,9 @@ import torch
 from helpers import tiny_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaded_steps import copies, same, training_loader
 from other_process import run_python
 
-from vit_ipu.backends.contract import HostBatch
 from vit_ipu.data.loading import loader as loading
 from vit_ipu.data.loading import workers as processes
 from vit_ipu.data.loading.loader import EvaluationLoader, SampleGenerators, TrainingLoader
@@ -22,26 +22,13 @@ from vit_ipu.errors import DataError
 from vit_ipu.pipeline import BatchPlan
 
 
-def steps_of(config, start=0, total=3, share=None):
-    source = open_source(config.data, config.model, "train")
-    positions = BatchPlan.of(config).share(*(share or (0, 1)))
-    return copies(TrainingLoader(source, config, positions, start_step=start, total_steps=total))
-
-
-def copies(loader):
-    """Returns copies of the batches, because with workers each batch reuses the memory of an earlier batch."""
-    return [HostBatch(batch.images.clone(), batch.labels.clone()) for batch in loader]
+def steps_of(config, start=0, total=3, share=(0, 1)):
+    return copies(training_loader(config, start, total, share))
 
 
 def loader_config(**data):
     pipeline = {"global_batch_size": 32, "micro_batch_size": 4, "replication_factor": 2, "device_iterations": 2}
     return tiny_config(pipeline=pipeline, data={"crop": "random_resized", "num_train": 100, **data})
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in zip(a, b)
-    )
 
 
 def test_host_steps_have_the_right_shapes_and_types():

@@ -10,16 +10,14 @@ import torch
 from helpers import tiny_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaded_steps import copies, same, training_loader
 from packed import run_pack, write_two_classes
 from PIL import Image
 from torch.utils.data import WeightedRandomSampler
 
-from vit_ipu.backends.contract import HostBatch
-from vit_ipu.data.loading.loader import TrainingLoader
 from vit_ipu.data.loading.order import BalancedStream, random_numbers
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import DataError
-from vit_ipu.pipeline import BatchPlan
 
 SKEWED = np.repeat([0, 1, 2, 3], [1, 7, 40, 152])
 
@@ -126,16 +124,8 @@ def folder_config(root, num_classes=3, **data):
 
 
 def steps_of(config, start=0, total=4, share=(0, 1)):
-    source = open_source(config.data, config.model, "train")
-    positions = BatchPlan.of(config).share(*share)
-    loader = TrainingLoader(source, config, positions, start_step=start, total_steps=total)
-    return [HostBatch(batch.images.clone(), batch.labels.clone()) for batch in loader], loader
-
-
-def same(a, b):
-    return len(a) == len(b) and all(
-        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in zip(a, b)
-    )
+    loader = training_loader(config, start, total, share)
+    return copies(loader), loader
 
 
 def test_an_image_that_comes_again_in_an_epoch_is_augmented_differently(tmp_path):

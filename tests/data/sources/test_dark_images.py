@@ -5,15 +5,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from helpers import data_config
+from opening import open_with_notes
 from PIL import Image
 from shard_files import write_tar
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.data.packing.jobs import PackOptions
 from vit_ipu.data.packing.pack import pack
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import open_source
 
 NOTE = (
     "note: {} is nearly black: it has 16 bits a value but none above 4,095, and 65,535 is white; if the values of such "
@@ -34,18 +32,14 @@ def write_folder(root, highest, **options):
             write(root / split / name / f"0.{options.get('suffix', 'png')}", highest, **options)
 
 
-def notes_of(source, path, **data):
-    notes = []
-    model = ModelConfig(variant="vit_test", image_size=28, num_classes=2)
-    config = data_config(source=source, path=str(path), **data)
-    open_source(config, model, "train", cache=ListingCache(notify=notes.append))
-    return [note for note in notes if "transparency" not in note]
+def notes_on_darkness(path, source="imagefolder"):
+    return [note for note in open_with_notes(path, source=source)[1] if "transparency" not in note]
 
 
 @pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 3), ("png", 4), ("tiff", 1), ("tiff", 3)])
 def test_images_of_twelve_bits_in_sixteen_are_noted(tmp_path, suffix, channels):
     write_folder(tmp_path, 4095, suffix=suffix, channels=channels)
-    assert notes_of("imagefolder", tmp_path) == [NOTE.format(f"{tmp_path}/train/ant/0.{suffix}")]
+    assert notes_on_darkness(tmp_path) == [NOTE.format(f"{tmp_path}/train/ant/0.{suffix}")]
 
 
 @pytest.mark.parametrize("highest", [255, 4095])
@@ -57,7 +51,7 @@ def test_the_note_on_integers_of_32_bits_says_so(tmp_path, highest):
         (tmp_path / "train" / name / "0.png").unlink()
         Image.fromarray(ramp).save(str(tmp_path / "train" / name / "0.tiff"))
     expected = NOTE.format(f"{tmp_path}/train/ant/0.tiff").replace("has 16 bits", "has 32 bits")
-    assert notes_of("imagefolder", tmp_path) == [expected]
+    assert notes_on_darkness(tmp_path) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -72,20 +66,20 @@ def test_the_note_on_integers_of_32_bits_says_so(tmp_path, highest):
 )
 def test_other_images_are_not_noted(tmp_path, highest, options):
     write_folder(tmp_path, highest, **options)
-    assert notes_of("imagefolder", tmp_path) == []
+    assert notes_on_darkness(tmp_path) == []
 
 
 def test_one_dark_image_among_many_of_the_probed_is_noted(tmp_path):
     write_folder(tmp_path, 65535)
     write(tmp_path / "train" / "bee" / "9.png", 300)
     (tmp_path / "train" / "ant" / "0.png").write_bytes(b"an image that cannot be read is reported when it is loaded")
-    assert notes_of("imagefolder", tmp_path) == [NOTE.format(f"{tmp_path}/train/bee/9.png")]
+    assert notes_on_darkness(tmp_path) == [NOTE.format(f"{tmp_path}/train/bee/9.png")]
 
 
 def test_dark_images_in_shards_are_noted(tmp_path):
     write(tmp_path / "0.png", 4095)
     write_tar(tmp_path / "train" / "a.tar", [("0.png", (tmp_path / "0.png").read_bytes()), ("0.cls", b"1")])
-    assert notes_of("shards", tmp_path) == [NOTE.format(f"{tmp_path}/train/a.tar/0.png")]
+    assert notes_on_darkness(tmp_path, "shards") == [NOTE.format(f"{tmp_path}/train/a.tar/0.png")]
 
 
 def test_dark_images_are_noted_before_they_are_packed(tmp_path):

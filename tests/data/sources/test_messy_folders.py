@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from helpers import data_config, write_image_folder
+from helpers import write_image_folder
+from opening import open_with_notes
 from PIL import Image
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.data.packing.jobs import PackOptions
 from vit_ipu.data.packing.pack import pack
 from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import DataError
 
 
@@ -19,13 +18,6 @@ def root(tmp_path):
     """Makes two classes, cat and dog, with three images in each split."""
     write_image_folder(tmp_path / "d")
     return tmp_path / "d"
-
-
-def open_with_notes(root, split="train", **data):
-    notes = []
-    model = ModelConfig(variant="vit_test", image_size=28, num_classes=2)
-    config = data_config(source="imagefolder", path=str(root), **data)
-    return open_source(config, model, split, cache=ListingCache(notify=notes.append)), notes
 
 
 # ------------------------------------------------------------------------------------------ splits

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from helpers import data_config, write_image_folder
+from helpers import write_image_folder
+from opening import notes_of
 from PIL import Image
 from shard_files import write_tar
 
-from vit_ipu.config import ModelConfig
 from vit_ipu.data.sources import transparent_images
-from vit_ipu.data.sources.listing import ListingCache
-from vit_ipu.data.sources.registry import open_source
 
 NOTE = "note: of {} looked at, {} transparency, which is dropped: data.background: white lays them on white"
 
@@ -19,14 +17,6 @@ def draw(path, opacity=0, size=(30, 30)):
     image = Image.new("RGBA", size, (0, 0, 0, opacity))
     image.putpixel((3, 3), (0, 0, 0, 255))
     image.save(str(path))
-
-
-def notes_of(path, split="train", source="imagefolder", **data):
-    notes = []
-    model = ModelConfig(variant="vit_test", image_size=28, num_classes=2)
-    config = data_config(source=source, path=str(path), **data)
-    open_source(config, model, split, cache=ListingCache(notify=notes.append))
-    return notes
 
 
 def test_images_with_transparency_are_counted(tmp_path):
