@@ -55,7 +55,7 @@ MISTAKES = [
     ({"optim": {"optimizer": "adagrad"}}, ["optim.optimizer", "lamb", "adagrad"]),
     ({"optim": {"learning_rte": 1.0}}, ["optim.learning_rte", "unknown key", "learning_rate"]),
     ({"optim": {"min_learning_rate": 1.0}}, ["min_learning_rate 1.0", "learning_rate 0.05"]),
-    ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "1.0", "[0, 1)"]),
+    ({"optim": {"betas": [0.9, 1.0]}}, ["betas", "1.0", "[0, 1): give two numbers such as [0.9, 0.999]"]),
     ({"optim": {"nesterov": True, "momentum": 0.0}}, ["nesterov", "momentum", "0.0"]),
     ({"optim": {"warmup_updates": 5}}, ["warmup_updates 5", "the 4 updates"]),
     ({"optim": {"loss": "mse"}}, ["optim.loss", "'cross_entropy' or 'bce'", "mse"]),

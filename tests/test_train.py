@@ -228,7 +228,8 @@ def test_an_evaluation_without_an_image_fails():
     from vit_ipu.errors import RunFailed
     from vit_ipu.evaluate import evaluate_batches
 
-    with pytest.raises(RunFailed, match="there is no held-out image that can be read"):
+    message = "^there is no held-out image that can be read: replace the images, or evaluate on others$"
+    with pytest.raises(RunFailed, match=message):
         evaluate_batches(SimpleNamespace(instances=Instances()), [])
 
 

@@ -28,6 +28,8 @@ from vit_ipu.weights.metadata import WeightsMetadata
 from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES, ModelDescription
 from vit_ipu.weights.read import Weights, read_weights
 
+_NONE_READABLE = "there is no held-out image that can be read: replace the images, or evaluate on others"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -210,7 +212,7 @@ def evaluate_batches(backend: Backend, batches: Iterable[HostBatch], *, loss: st
         parts.append(Scores.of(indices, backend.predict(batch.images), batch.labels, loss=loss))
         count += len(batch)
     if not parts:
-        raise RunFailed("there is no held-out image that can be read")
+        raise RunFailed(_NONE_READABLE)
     scores = Scores.joined(parts)
     totals, confusion = _totals(scores), scores.confusion
     if not backend.instances.are_replicas:
@@ -218,9 +220,11 @@ def evaluate_batches(backend: Backend, batches: Iterable[HostBatch], *, loss: st
         confusion = None if confusion is None else backend.instances.sum(confusion.double()).round().long()
     top1, top5, images, sum_of_losses = totals.tolist()
     if not images:
-        raise RunFailed("there is no held-out image that can be read")
+        raise RunFailed(_NONE_READABLE)
     if not math.isfinite(sum_of_losses):
-        raise RunFailed("the model's outputs are not finite: its weights are damaged, or have diverged")
+        raise RunFailed(
+            "the model's outputs are not finite: its weights are damaged, or have diverged; take an earlier checkpoint"
+        )
     count = round(images)
     figures = (100 * round(top1) / count, 100 * round(top5) / count, sum_of_losses / count, count)
     return Evaluation(*figures, confusion, scores)

@@ -105,7 +105,8 @@ def predictions(
             probabilities = to_probabilities(backend.predict(stack_images(pixels, config.data)))
             if not probabilities.isfinite().all():
                 raise RunFailed(
-                    f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged"
+                    f"the outputs of {checkpoint} are not finite: its weights are damaged, or have diverged; take an "
+                    "earlier checkpoint"
                 )
             yield from _best(paths, probabilities, description.classes, top)
 

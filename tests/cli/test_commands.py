@@ -35,7 +35,7 @@ def test_outputs_that_are_not_finite_fail_an_evaluation(run, monkeypatch, capsys
     for command in (["evaluate", config, "--checkpoint", "run"], ["predict", "run", image]):
         code, out, err = vit_ipu(monkeypatch, capsys, *command, "--device", "cpu", "--json")
         assert (code, out) == (1, "")
-        assert "not finite: its weights are damaged, or have diverged" in err
+        assert "not finite: its weights are damaged, or have diverged; take an earlier checkpoint" in err
 
 
 @pytest.fixture

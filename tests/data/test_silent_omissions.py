@@ -160,7 +160,7 @@ def test_rescan_adds_images_that_were_repaired(root, tmp_path):
 def test_a_split_without_an_image_that_can_be_read_is_refused(root, tmp_path):
     for path in (root / "train").glob("*/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="^none of the 6 images of train can be read$"):
+    with pytest.raises(DataError, match="^none of the 6 images of train can be read: replace them$"):
         run_pack(root, tmp_path / "shards", skip_bad=True)
 
 

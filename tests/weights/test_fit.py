@@ -133,7 +133,10 @@ MISTAKES = [
     (lambda state: dict(state, extra=torch.zeros(1)), "not a plain ViT: .*extra"),
     (lambda state: dict(state, pos_embed=torch.zeros(1, 15, 32)), "not that of a class token and a square grid"),
     (lambda state: fresh(width=64, num_heads=2), r"shape \(1, 1, 64\) but the model needs \(1, 1, 32\)"),
-    (lambda state: fresh(depth=3), "blocks.3.norm1.weight is missing: are the weights of another variant"),
+    (
+        lambda state: fresh(depth=3),
+        "blocks.3.norm1.weight is missing: set the keys of model to the shape of",
+    ),
     (lambda state: fresh(depth=5), "blocks.4.* is not in the model"),
     (lambda state: fresh(representation_size=8), None),
 ]
@@ -155,7 +158,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
 def test_another_number_of_heads_is_refused(tmp_path):
     _, source = huggingface_model("tiny", 16, 32, tmp_path)
     with pytest.raises(
-        CheckpointError, match="has 3 attention heads but model.num_heads is 2: are the weights of another variant"
+        CheckpointError,
+        match="has 3 attention heads but model.num_heads is 2: set the keys of model to the shape of",
     ):
         init(str(source), fresh())
 

@@ -26,7 +26,7 @@ def test_the_number_of_heads_is_read_from_flax_kernels(tmp_path):
     np.savez(tmp_path / "w.npz", **google_arrays(tiny_state(), num_heads=4))
     weights = read_weights(str(tmp_path / "w.npz"))
     assert model_config(weights).num_heads == 4
-    with pytest.raises(CheckpointError, match="w.npz has 4 attention heads, not 2"):
+    with pytest.raises(CheckpointError, match="w.npz has 4 attention heads, not 2: leave out --num-heads$"):
         model_config(weights, num_heads=2)
     arrays = google_arrays(tiny_state(), num_heads=2)
     name = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"
@@ -79,7 +79,7 @@ TIMM_FOLDERS = [
     ({"model_args": {"norm_layer": "rmsnorm"}}, "its norm_layer rmsnorm is not known"),
     ({"model_args": {"act_layer": "relu"}}, "its act_layer relu is not one of gelu"),
     ({"model_args": {"img_size": [64, 144]}}, "its images are 64 x 144 pixels, but only square images are supported"),
-    ({"model_args": {"num_heads": 0}}, "0 attention heads"),
+    ({"model_args": {"num_heads": 0}}, "its number of attention heads is 0, not a whole number from 1"),
     ({"pretrained_cfg": {"crop_pct": 0, "input_size": [3, 28, 28]}}, "config.json: damaged: .*zero"),
 ]
 
@@ -117,7 +117,7 @@ def test_pixel_statistics_are_read_from_the_processors_config(tmp_path, pixels):
 HUGGINGFACE_FOLDERS = [
     ({"image_size": [64, 144]}, "its images are 64 x 144 pixels, but only square images are supported"),
     ({"id2label": {"0": "a", "2": "b"}}, "its id2label has no label 1"),
-    ({"num_attention_heads": 0}, "damaged: 0 attention heads"),
+    ({"num_attention_heads": 0}, "damaged: its number of attention heads is 0, not a whole number from 1"),
     ({"hidden_act": "quick_gelu"}, r"^[^:]*config.json: its hidden_act quick_gelu is not one of"),
 ]
 

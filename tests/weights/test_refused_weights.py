@@ -27,7 +27,7 @@ FOREIGN = [
     (lambda s: dict(s, dist_token=s["cls_token"].clone()), "not a plain ViT: 1 of its keys .* timm: dist_token"),
     (lambda s: {"cls_token": s["cls_token"], "pos_embed": s["pos_embed"]}, "fit the namings timm and mmpretrain"),
     (lambda s: without(s, "blocks.2.mlp.fc1.bias"), "blocks.2.mlp.fc1.bias is missing"),
-    (lambda s: without(s, "norm.weight"), "norm.weight is missing"),
+    (lambda s: without(s, "norm.weight"), "norm.weight is missing: give the weights of a complete ViT"),
     (lambda s: without(s, "patch_embed.proj.weight"), "patch_embed.proj.weight is missing"),
     (lambda s: {k: v for k, v in s.items() if not k.startswith("blocks.1.")}, "blocks.1.norm1.weight is missing"),
     (lambda s: dict(s, **{"norm.weight": torch.zeros(31)}), "norm.weight has shape .31,. where the other tensors"),

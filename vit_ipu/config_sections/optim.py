@@ -111,7 +111,7 @@ class OptimConfig(Section):
             )
         for beta in self.betas:
             if not 0 <= beta < 1:
-                raise ValueError(f"betas: {beta} is not in [0, 1)")
+                raise ValueError(f"betas: {beta} is not in [0, 1): give two numbers such as [0.9, 0.999]")
         if self.use_combined_accum and self.optimizer != "sgd":
             raise ValueError(f"use_combined_accum: {self.optimizer} has no velocity: set it to false, or use sgd")
         if not self.bias_correction and self.optimizer != "lamb":

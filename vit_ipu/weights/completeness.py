@@ -11,6 +11,8 @@ from torch import Tensor
 from vit_ipu.errors import CheckpointError
 from vit_ipu.weights.namings import Naming
 
+_REMEDY = "give the weights of a complete ViT"
+
 
 def with_zero_biases(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Adds zero biases if the attention adds no bias to query, key and value (qkv_bias=False)."""
@@ -30,7 +32,7 @@ def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> No
     """Raises CheckpointError if a tensor is missing, or has a shape that does not fit the other tensors."""
     for name, rank in _MEASURED.items():
         if name not in tensors:
-            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing")
+            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing: {_REMEDY}")
         if tensors[name].ndim != rank or 0 in tensors[name].shape:
             raise CheckpointError(
                 f"{source}: {_their_name(name, naming)} has shape {tuple(tensors[name].shape)} where {rank} dimensions "
@@ -40,7 +42,7 @@ def require_whole(tensors: Dict[str, Tensor], naming: Naming, source: str) -> No
     expected = expected_shapes(tensors, depth)
     for name, shape in expected.items():
         if name not in tensors:
-            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing")
+            raise CheckpointError(f"{source}: {_their_name(name, naming)} is missing: {_REMEDY}")
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{source}: {_their_name(name, naming)} has shape {tuple(tensors[name].shape)} where the other tensors "

@@ -46,7 +46,7 @@ def damage_is_in(path: Path) -> Iterator[None]:
 def heads(value: Any) -> int:
     """Returns a number of attention heads. Raises ValueError if the value is not one."""
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value} attention heads")
+        raise ValueError(f"its number of attention heads is {value}, not a whole number from 1")
     return value
 
 

@@ -32,7 +32,9 @@ def with_heads(weights: Weights, num_heads: Optional[int]) -> Weights:
         return weights
     metadata, description = weights.metadata, weights.description
     if metadata.states("num_heads") and metadata.num_heads != num_heads:
-        raise CheckpointError(f"{weights.source} has {metadata.num_heads} attention heads, not {num_heads}")
+        raise CheckpointError(
+            f"{weights.source} has {metadata.num_heads} attention heads, not {num_heads}: leave out --num-heads"
+        )
     metadata = metadata.knowing(num_heads=num_heads)
     if description is not None:
         model = _checked_model(dict(description.model.model_dump(), num_heads=num_heads), weights.source)

@@ -16,6 +16,8 @@ from vit_ipu.weights.native import ONE_CLASS, SEVERAL_CLASSES
 from vit_ipu.weights.position_embeddings import resize_pos_embed
 from vit_ipu.weights.read import Weights, read_weights
 
+_REMEDY = "set the keys of model to the shape of the weights, or give other weights"
+
 
 def load_init(
     config: Config, own: Dict[str, Tensor], *, trust_pickle: bool = False, notify: Notify
@@ -55,7 +57,7 @@ def adapt_to_model(weights: Weights, own: Dict[str, Tensor], *, notify: Notify) 
     for name in missing + extra:
         if not name.startswith(("head.", "pre_logits.")):
             problem = "missing" if name in missing else "not in the model"
-            raise CheckpointError(f"{weights.source}: {name} is {problem}: are the weights of another variant?")
+            raise CheckpointError(f"{weights.source}: {name} is {problem}: {_REMEDY}")
     return {name: _fitting(name, tensors.get(name, tensor), tensor, weights.source) for name, tensor in own.items()}
 
 
@@ -113,7 +115,7 @@ def require_heads(weights: Weights, config: Config) -> None:
     if weights.metadata.states("num_heads") and weights.metadata.num_heads != config.model.num_heads:
         raise CheckpointError(
             f"{weights.source} has {weights.metadata.num_heads} attention heads but model.num_heads is "
-            f"{config.model.num_heads}: are the weights of another variant?"
+            f"{config.model.num_heads}: {_REMEDY}"
         )
 
 
@@ -124,8 +126,7 @@ def _without(tensors: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
 def _fitting(name: str, tensor: Tensor, own: Tensor, source: str) -> Tensor:
     if tensor.shape != own.shape:
         raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensor.shape)} but the model needs {tuple(own.shape)}: are the "
-            "weights of another variant?"
+            f"{source}: {name} has shape {tuple(tensor.shape)} but the model needs {tuple(own.shape)}: {_REMEDY}"
         )
     return tensor.to(own.dtype)
 

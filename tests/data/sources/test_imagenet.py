@@ -238,7 +238,7 @@ MISTAKES = {
     ),
     "a label beyond the classes": (
         with_annotations("a.JPEG 3\n"),
-        "meta/val.txt line 1: 3 is not a label of the 3 training classes",
+        "meta/val.txt line 1: 3 is not a label of the 3 training classes: take the list of these classes",
     ),
     "an image with two labels": (
         with_annotations("a.JPEG 0\nval/a.JPEG 1\n"),
@@ -246,11 +246,11 @@ MISTAKES = {
     ),
     "a label of two classes": (
         with_annotations("a.JPEG 0\n", f"{WNIDS[0]}/a.JPEG 0\n{WNIDS[1]}/b.JPEG 0\n"),
-        f"meta/train.txt line 2: the label 0 is of {WNIDS[1]}, but before of {WNIDS[0]}: mend the list",
+        f"meta/train.txt line 2: the label 0 is of {WNIDS[1]}, but before of {WNIDS[0]}: correct it",
     ),
     "an image that mmpretrain's list lacks": (
         with_annotations("ILSVRC2012_val_00000001.JPEG 2\n"),
-        "meta/val.txt does not list the image .*val_00000002.JPEG",
+        "meta/val.txt does not list the image .*val_00000002.JPEG: complete the list",
     ),
     "not Kaggle's list": (with_solution("a,b\n"), "LOC_val_solution.csv is not Kaggle's list"),
     "not text": (
@@ -259,11 +259,11 @@ MISTAKES = {
     ),
     "an image too many": (
         with_solution(HEADER + "ILSVRC2012_val_00000001,n01440764 1 2 3 4\n"),
-        "does not list the image .*val_00000002.JPEG",
+        "does not list the image .*val_00000002.JPEG: complete the list",
     ),
     "a class that was not trained": (
         lambda root: (write_flat(root), write_solution(root, ["n00000007"] * 3)),
-        "val_00000001 the class n00000007, which has no training images",
+        "val_00000001 the class n00000007, which has no training images: add them, or take",
     ),
     "no order of classes": (
         lambda root: (write_flat(root), write_truth(root)),
@@ -275,7 +275,7 @@ MISTAKES = {
     ),
     "ids that do not exist": (
         lambda root: (write_flat(root), write_mapping(write_truth(root, [1, 4, 1, 1]))),
-        "ground_truth.txt line 2: '4' is not an ILSVRC id",
+        "ground_truth.txt line 2: '4' is not an ILSVRC id of the devkit: fetch it again",
     ),
 }
 

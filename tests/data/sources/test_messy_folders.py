@@ -113,7 +113,7 @@ def test_links_to_images_and_to_class_folders_are_followed(root, tmp_path):
 def test_a_class_folder_that_links_nowhere_is_refused(root, split):
     """Without the error the class would be missing, for example while a disk is not mounted."""
     (root / split / "emu").symlink_to("/nowhere/emu")
-    message = f"^{root}/{split}/emu links to /nowhere/emu, which does not exist: mend or remove the link$"
+    message = f"^{root}/{split}/emu links to /nowhere/emu, which does not exist: correct or remove the link$"
     with pytest.raises(DataError, match=message):
         open_with_notes(root, {"train": "train", "val": "eval"}[split])
 

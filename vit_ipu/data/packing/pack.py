@@ -196,7 +196,9 @@ class _Packer:
             raise PackInterrupted(f"{len(finished)} {of_all}shards of {self._name} are done") from None
         shards = [finished[name] for name in self._plan]
         if not any(shard.samples for shard in shards):
-            raise DataError(f"none of the {counted(len(self._source), 'image')} of {self._name} can be read")
+            raise DataError(
+                f"none of the {counted(len(self._source), 'image')} of {self._name} can be read: replace them"
+            )
         for name in filter(self._is_shard, self._surplus - set(self._plan)):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()

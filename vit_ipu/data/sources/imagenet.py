@@ -133,9 +133,12 @@ def _flat_labels(paths: ImagePaths, folder: Path, places: Sequence[Path], wnids:
     for index in range(len(paths)):
         name = paths.name(index).rsplit(".", 1)[0]
         if name not in known:
-            raise DataError(f"{where} does not list the image {paths[index]}")
+            raise DataError(f"{where} does not list the image {paths[index]}: complete the list")
         if known[name] not in label_of:
-            raise DataError(f"{where} gives {name} the class {known[name]}, which has no training images")
+            raise DataError(
+                f"{where} gives {name} the class {known[name]}, which has no training images: add them, or take the "
+                "list of these classes"
+            )
         labels[index] = label_of[known[name]]
     return labels
 
@@ -162,7 +165,7 @@ def _read_ground_truth(path: Path, places: Sequence[Path]) -> Dict[str, str]:
     known = {}
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip() not in wnid_of:
-            raise DataError(f"{path} line {number}: {line.strip()!r} is not an ILSVRC id of the devkit")
+            raise DataError(f"{path} line {number}: {line.strip()!r} is not an ILSVRC id of the devkit: fetch it again")
         known[f"ILSVRC2012_val_{number:08d}"] = wnid_of[line.strip()]
     return known
 
@@ -178,7 +181,10 @@ def _read_annotations(path: Path, wnids: Sequence[str]) -> Dict[str, str]:
     known: Dict[str, str] = {}
     for number, image, label in _annotated(path):
         if label not in wnid_of:
-            raise DataError(f"{path} line {number}: {label} is not a label of the {len(wnid_of):,} training classes")
+            raise DataError(
+                f"{path} line {number}: {label} is not a label of the {len(wnid_of):,} training classes: take the list "
+                "of these classes"
+            )
         name = image.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         if known.setdefault(name, wnid_of[label]) != wnid_of[label]:
             raise DataError(f"{path} line {number}: {image} has another label than before: remove the wrong line")
@@ -192,7 +198,7 @@ def _numbered_wnids(path: Path) -> Dict[int, str]:
         wnid = image.rpartition("/")[0].rpartition("/")[2]
         if wnid_of.setdefault(label, wnid) != wnid:
             raise DataError(
-                f"{path} line {number}: the label {label} is of {wnid}, but before of {wnid_of[label]}: mend the list"
+                f"{path} line {number}: the label {label} is of {wnid}, but before of {wnid_of[label]}: correct it"
             )
     return wnid_of
 

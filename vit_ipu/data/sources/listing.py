@@ -194,7 +194,7 @@ def class_folders(root: Path) -> List[str]:
                 elif _leads_nowhere(entry.path):
                     target = escaped(os.readlink(entry.path))
                     raise DataError(
-                        f"{escaped(entry.path)} links to {target}, which does not exist: mend or remove the link"
+                        f"{escaped(entry.path)} links to {target}, which does not exist: correct or remove the link"
                     )
     except OSError as error:
         raise DataError(f"cannot list {error.filename or root}: {error.strerror}") from None
