@@ -41,6 +41,11 @@ def lasting(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
+def plain_numbers(values: Sequence[float]) -> str:
+    """Returns numbers, separated by spaces, with at most six digits and no trailing zeros."""
+    return " ".join(f"{value:g}" for value in values)
+
+
 def and_more(count: int) -> str:
     """Returns what follows an example in a message: " (and 2 more)", or nothing if there are 0 more."""
     return f" (and {count:,} more)" if count else ""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.errors import CheckpointError
+from vit_ipu.text import plain_numbers
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.completeness import measured_shape
 from vit_ipu.weights.native import ModelDescription, Preprocessing
@@ -176,18 +177,14 @@ def setting_texts(names: Sequence[str], model: ModelConfig, pixels: Preprocessin
         "gelu": f"{model.gelu} GELU",
         "layer_norm_eps": f"layer norm epsilon {model.layer_norm_eps:g}",
         "pooling": "a head on the class token",
-        "mean": f"pixel mean {_numbers(pixels.mean)}",
-        "std": f"pixel deviation {_numbers(pixels.std)}",
+        "mean": f"pixel mean {plain_numbers(pixels.mean)}",
+        "std": f"pixel deviation {plain_numbers(pixels.std)}",
         "eval_crop": "a squash into a square" if is_square else "a centre crop",
         "eval_resize": f"a resize of {'both sides' if is_square else 'the short side'} to "
         f"{pixels.eval_resize or model.image_size}",
         "interpolation": f"{pixels.interpolation} resizing",
     }
     return [texts[name] for name in names]
-
-
-def _numbers(values: Tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
 
 
 _OTHERS = {(384, 12, 1536, 16): 12}

@@ -17,7 +17,7 @@ from vit_ipu import __version__
 from vit_ipu.config import Config
 from vit_ipu.config_file import changed_settings
 from vit_ipu.config_sections.colors import Rgb, color_text
-from vit_ipu.text import counted, escaped, python_string
+from vit_ipu.text import counted, escaped, plain_numbers, python_string
 from vit_ipu.variants import VARIANTS
 from vit_ipu.weights.describe import assumed_values
 from vit_ipu.weights.native import ONE_CLASS, ModelDescription
@@ -185,7 +185,7 @@ def _model(description: ModelDescription, library: Library, num_parameters: int,
         ("parameters", f"{num_parameters:,}, in float32"),
         ("GELU, layer norm epsilon", f"{model.gelu}, {model.layer_norm_eps:g}"),
         ("images", f"RGB{on}; {resize} to {side} ({pixels.interpolation}), then the centre {size} x {size} is cropped"),
-        ("pixels", f"in 0 to 1, minus mean {_numbers(pixels.mean)}, divided by {_numbers(pixels.std)}"),
+        ("pixels", f"in 0 to 1, minus mean {plain_numbers(pixels.mean)}, divided by {plain_numbers(pixels.std)}"),
         ("outputs", f"{description.problem_type}: {counted(len(description.classes), 'class', 'classes')}"),
     ]  # fmt: skip
     text = "## Model\n\n" + _table(("", ""), rows)
@@ -327,7 +327,3 @@ def _versions(facts: RunFacts) -> str:
 
 def _table(heads: Tuple[str, str], rows: List[Tuple[str, str]]) -> str:
     return "\n".join(f"| {left} | {right} |" for left, right in [heads, ("---", "---"), *rows])
-
-
-def _numbers(values: Tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
