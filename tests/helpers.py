@@ -60,9 +60,9 @@ def random_batch(config: Config, seed: int = 0) -> HostBatch:
     return HostBatch(random_images(count, config.model.image_size, seed), labels, mixing)
 
 
-def with_random_head(weights: Dict[str, Tensor], seed: int = 0) -> Dict[str, Tensor]:
+def with_random_head(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Returns the weights with a head that is not zero, so that every layer has a gradient from the first update on."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     head = 0.1 * torch.randn(weights["head.weight"].shape, generator=generator)
     return dict(weights, **{"head.weight": head.to(weights["head.weight"].dtype)})
 

@@ -18,9 +18,9 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 PHOTOGRAPH = os.path.join(os.path.dirname(matplotlib.__file__), "mpl-data", "sample_data", "grace_hopper.jpg")
 
 
-def photograph(size=(500, 375), seed=0):
+def photograph(size=(500, 375)):
     """Returns a random part of a portrait in front of a flag."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     with Image.open(PHOTOGRAPH) as image:
         width = rng.uniform(0.4, 1) * min(image.width, image.height * size[0] / size[1])
         height = width * size[1] / size[0]
@@ -68,9 +68,9 @@ def photographs(count):
     return [encoded(BENCHMARKS["crop"](originals, rng), quality=int(rng.integers(75, 96))) for _ in range(count)]
 
 
-def large_photograph(size, seed=0):
+def large_photograph(size):
     """Returns photographs side by side, with as many details as one photograph of that size would have."""
-    originals, rng = BENCHMARKS["photographs"](), np.random.default_rng(seed)
+    originals, rng = BENCHMARKS["photographs"](), np.random.default_rng(0)
     canvas = Image.new("RGB", size)
     for top in range(0, size[1], 300):
         for left in range(0, size[0], 400):

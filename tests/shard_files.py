@@ -27,13 +27,13 @@ def write_tar(path, members, format=tarfile.USTAR_FORMAT):
             tar.addfile(member, io.BytesIO(data))
 
 
-def samples(labels, start=0, suffix="png"):
+def samples(labels, start=0):
     """Returns two members per sample: an image whose shade is the sample's position, and the label."""
     return [
         part
         for place, label in enumerate(labels, start=start)
         for part in (
-            (f"{place:04d}.{suffix}", png(place)),
+            (f"{place:04d}.png", png(place)),
             (f"{place:04d}.cls", str(label).encode()),
         )
     ]

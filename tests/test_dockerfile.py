@@ -12,7 +12,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 import typer.main
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -82,7 +81,6 @@ def test_the_commands_in_its_head_exist():
 
 
 def test_the_program_is_built_from_what_is_copied(tmp_path):
-    pytest.importorskip("hatchling")
     for sources, target in copied():
         place = tmp_path / target.strip("/")
         for source in sources:

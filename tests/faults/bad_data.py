@@ -52,8 +52,8 @@ GOOD = a_tar(*(member(f"{n}.png", encoded()) + member(f"{n}.cls", str(n).encode(
 SHARDS = ["--set", "data.source=shards", "--set", "data.path=shards"]
 
 
-def shard(content, name="a.tar"):
-    return several(a_file(f"shards/train/{name}", content), a_file("shards/val/a.tar", GOOD))
+def shard(content):
+    return several(a_file("shards/train/a.tar", content), a_file("shards/val/a.tar", GOOD))
 
 
 def labelled(suffix, label):

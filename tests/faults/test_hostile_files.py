@@ -215,7 +215,6 @@ def test_checkpoints_that_are_a_link_are_refused_and_what_it_names_is_unchanged(
 
 
 def test_a_tracker_writes_through_no_link(run_folder, tmp_path):
-    pytest.importorskip("tensorboard")
     (tmp_path / "outside").mkdir()
     (run_folder / "tensorboard").symlink_to(tmp_path / "outside")
     config = tiny_config(run={"tracking": "tensorboard"})

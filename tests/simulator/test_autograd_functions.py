@@ -184,14 +184,16 @@ class Classifier(nn.Module):
 
 
 def _timm_vit(checkpointed):
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=2)
     model.set_grad_checkpointing(checkpointed)
     return model, lambda model, images: model(images)
 
 
 def _hugging_face_vit(use_reentrant, checkpointed):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     settings = transformers.ViTConfig(**sizes, image_size=32, num_labels=3, attn_implementation="eager")
     model = transformers.ViTForImageClassification(settings).train()

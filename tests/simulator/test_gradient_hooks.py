@@ -89,9 +89,9 @@ if hasattr(torch.Tensor, "register_post_accumulate_grad_hook"):
     HOOKS["accumulated bias"] = (_hooked_later, ["hooks of first.bias"])
 
 
-def trained_with_hooks(middle, model=None):
+def trained_with_hooks(middle):
     """Returns the weights after three updates of a model that `middle.prepare` gives hooks."""
-    model = Model(middle) if model is None else model
+    model = Model(middle)
     handle = getattr(middle, "prepare", lambda model: None)(model)
     try:
         executor = poptorch.trainingModel(model, options(), poptorch.optim.SGD(model.parameters(), lr=0.5))

@@ -11,6 +11,7 @@ from huggingface_folders import picture
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_weights import quiet
+from torchvision.models import vision_transformer
 
 from vit_ipu.config import ModelConfig
 from vit_ipu.data.images.image_file import open_picture
@@ -104,9 +105,8 @@ SAME_SHAPE = ("ViT_B_16_Weights.IMAGENET1K_SWAG_LINEAR_V1", "ViT_L_16_Weights.IM
 
 
 def presets():
-    models = pytest.importorskip("torchvision").models.vision_transformer
     names = [f"ViT_{name}_Weights" for name in ("B_16", "B_32", "L_16", "L_32", "H_14")]
-    found = [weights for name in names for weights in getattr(models, name)]
+    found = [weights for name in names for weights in getattr(vision_transformer, name)]
     return {str(weights): weights for weights in found if str(weights) not in SAME_SHAPE}
 
 

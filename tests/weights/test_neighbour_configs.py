@@ -28,11 +28,11 @@ def huggingface_model():
     return randomise(ViTForImageClassification(ViTConfig(num_attention_heads=6, **shape, **outputs)).eval(), std=0.1)
 
 
-def assert_follows(model, source, tolerance=1e-5):
+def assert_follows(model, source):
     weights = read_weights(str(source))
     assert (weights.metadata.num_heads, weights.metadata.problem_type) == (6, "multi_label_classification")
     assert weights.metadata.layer_norm_eps == 1e-12
-    assert_same_logits(lambda images: model(images).logits, native_model(str(source)), 32, bound=tolerance)
+    assert_same_logits(lambda images: model(images).logits, native_model(str(source)), 32, bound=1e-5)
 
 
 # ------------------------------------------------------------------------------------ names of files

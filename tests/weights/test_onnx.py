@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_logits_of_vit_base_at_224_px_equal_the_models(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("dynamo" not in onnx_file.inspect.signature(torch.onnx.export).parameters, reason="one exporter")
+@pytest.mark.skipif("dynamo" not in inspect.signature(torch.onnx.export).parameters, reason="torch has one exporter")
 def test_the_newer_exporter_works_after_torch_drops_the_older_one(tmp_path, monkeypatch, capfd):
     export = torch.onnx.export
 

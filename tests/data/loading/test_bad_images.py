@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import write_image_folder
+from loaded_steps import copies, training_loader
 from worker_steps import folder_config
 
-from vit_ipu.data.loading.loader import EvaluationLoader, TrainingLoader
+from vit_ipu.data.loading.loader import EvaluationLoader
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import DataError
-from vit_ipu.pipeline import BatchPlan
 
 
 @pytest.fixture
@@ -21,10 +21,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def train_batches(config, total=4):
-    source = open_source(config.data, config.model, "train")
-    loader = TrainingLoader(source, config, BatchPlan.of(config).share(0, 1), start_step=0, total_steps=total)
-    return [(batch.images.clone(), batch.labels.clone()) for batch in loader], loader
+def train_batches(config):
+    loader = training_loader(config)
+    return [(batch.images, batch.labels) for batch in copies(loader)], loader
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -13,8 +13,8 @@ from vit_ipu.data.sources import transparent_images
 NOTE = "note: of {} looked at, {} transparency, which is dropped: data.background: white lays them on white"
 
 
-def draw(path, opacity=0, size=(30, 30)):
-    image = Image.new("RGBA", size, (0, 0, 0, opacity))
+def draw(path, opacity=0):
+    image = Image.new("RGBA", (30, 30), (0, 0, 0, opacity))
     image.putpixel((3, 3), (0, 0, 0, 255))
     image.save(str(path))
 
