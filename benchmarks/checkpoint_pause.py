@@ -1,9 +1,9 @@
 """Measures how much training time a checkpoint of ViT-B with AdamW costs while it is written in the background.
 
-Updates are timed without a checkpoint; then one is copied, checked and handed to the writer, and updates are made until
-it is on the disk. What these took longer than the same number of updates alone is the cost of the checkpoint: the pause
-of the copy, and the slower updates while it is hashed and written. With --every MINUTES between two checkpoints, the
-share of the time that they cost is compared with the limit of 5 %.
+Updates are timed without a checkpoint; then one is copied, checked and handed to the writer, and updates are made
+until it is on the disk. The cost of the checkpoint is the time by which these updates, with the pause of the copy,
+take longer than as many updates alone: updates are slower while the checkpoint is hashed and written. With --every
+MINUTES between two checkpoints, the share of the time that they cost is compared with the limit of 5 %.
 """
 
 from __future__ import annotations

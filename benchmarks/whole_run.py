@@ -3,8 +3,8 @@
     python benchmarks/whole_run.py FOLDER --device cuda
 
 FOLDER has train/CLASS/ and val/CLASS/ (`photographs.write_folder` creates one); it is packed first. Two runs differ
-only in their length, so that the difference of their times holds no start and no compiling. The rate of the images that
-the longer one trains on besides is set beside that of `vit-ipu benchmark`, which trains on one batch.
+only in their length, so that the difference of their times holds no start and no compiling. The rate of the
+further images of the longer run is compared with that of `vit-ipu benchmark`, which trains on one batch.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def init(
         Optional[str], typer.Option(metavar="WEIGHTS", help="Weights to fine-tune; random weights if not given.")
     ] = None,
     device: DeviceName = "auto",
-    output: Annotated[Optional[Path], typer.Option(help="Config to write; FOLDER's name.yaml if not given.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help="Config to write; FOLDER's name and .yaml if not given.")
+    ] = None,
     num_heads: NumHeads = None,
     sha256: Annotated[Optional[str], typer.Option(help="SHA-256 of WEIGHTS; needed for https.")] = None,
     trust_pickle: TrustPickle = False,

@@ -56,7 +56,7 @@ def _print_batches(plan: Dict[str, Any]) -> None:
     )
     _print_wrapped(
         f"{counted(plan['stages'], 'stage')} in training, {counted(plan['cycles_per_update'], 'cycle')} an update: "
-        f"with ramp-up and ramp-down, an IPU works in at most {plan['utilisation_bound']:.1%} of them"
+        f"with ramp-up and ramp-down, an IPU works in at most {100 * plan['utilisation_bound']:.1f} % of them"
     )
 
 

@@ -113,8 +113,8 @@ def evaluate(
     checkpoint: Annotated[
         Optional[str],
         typer.Option(
-            help="A run, a checkpoint, or weights of any known naming. If CONFIG is a run folder: its best checkpoint, "
-            "or else its last one, if not given."
+            help="A run, a checkpoint, or weights of any known naming. If not given, and CONFIG is a run folder: its "
+            "best checkpoint, or else its last one."
         ),
     ] = None,
     device: DeviceName = "auto",

@@ -63,8 +63,7 @@ def print_summary(console: Console, summary: Summary, folder: RunFolder, device:
     else:
         console.print(
             f"top-1 {summary.evaluation.top1:.2f} % after {counted(progress.update, 'update')}, "
-            f"{summary.seconds:.0f} s in "
-            "this process"
+            f"{summary.seconds:.0f} s in this process"
         )
         best = best_update(folder.path)
         if best is not None and best != progress.update:
