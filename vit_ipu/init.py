@@ -78,15 +78,7 @@ def init(
     weights = None
     if model is not None:
         weights = _starting_weights(model, target, num_heads, sha256, trust_pickle, notes.append)
-    pictures = Pictures(
-        survey.path,
-        len(survey.classes),
-        survey.num_train,
-        min(survey.width, survey.height),
-        survey.holdout,
-        len(survey.unreadable),
-        survey.num_transparent,
-    )
+    pictures = _pictures_of(survey)
     if survey.not_held_out:
         notes.append(text_of_note(survey.not_held_out, len(survey.classes)))
     notes += _notes_on_pictures(survey, background_of(pictures, weights))
@@ -97,6 +89,18 @@ def init(
     for note in notes:
         notify(note)
     return Started(target, survey, _model_text(pictures, weights), kind, command)
+
+
+def _pictures_of(survey: FolderSurvey) -> Pictures:
+    return Pictures(
+        path=survey.path,
+        num_classes=len(survey.classes),
+        num_train=survey.num_train,
+        short_side=min(survey.width, survey.height),
+        holdout=survey.holdout,
+        num_unreadable=len(survey.unreadable),
+        num_transparent=survey.num_transparent,
+    )
 
 
 def _device_kind(name: str) -> str:
