@@ -220,7 +220,7 @@ class WorkerPool:
             self._start()
             self._locked.enter_context(page_locked(self._buffers if self._page_lock else ()))
         else:
-            with self._death_of_a_worker_told():
+            with self._worker_death_reported():
                 self._answers = iter(self._loader)
 
     def _require_open(self) -> None:
@@ -235,7 +235,7 @@ class WorkerPool:
         ahead = (len(self._buffers) - 1) * len(self._starts(len(self._buffers[0].labels)))
         workers = min(self._num_workers, ahead)
         others, problem = set(multiprocessing.active_children()), ""
-        with _destructors_kept_quiet(), warnings.catch_warnings():
+        with _destructor_errors_suppressed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # more workers than cores are the user's choice
             try:
                 self._loader = DataLoader(
@@ -249,7 +249,7 @@ class WorkerPool:
                     multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
                     generator=torch.Generator(),  # otherwise DataLoader draws from torch's global generator
                 )
-                with _handler_of_child_signals_kept():
+                with _sigchld_handler_restored():
                     self._answers = iter(self._loader)
             except BaseException as error:
                 self._processes = self._started_beside(others)
@@ -270,11 +270,11 @@ class WorkerPool:
         return [child for child in multiprocessing.active_children() if child not in others]
 
     def _received(self) -> Iterator[_Answer]:
-        with self._death_of_a_worker_told():
+        with self._worker_death_reported():
             yield from self._answers
 
     @contextmanager
-    def _death_of_a_worker_told(self) -> Iterator[None]:
+    def _worker_death_reported(self) -> Iterator[None]:
         """Raises WorkersFailed for DataLoader's error if a worker has died."""
         try:
             yield
@@ -296,8 +296,8 @@ def _begin_work(number: int) -> None:
 
 
 @contextmanager
-def _handler_of_child_signals_kept() -> Iterator[None]:
-    """Removes DataLoader's handler of SIGCHLD, which raises from any instruction of the main process.
+def _sigchld_handler_restored() -> Iterator[None]:
+    """Takes back the handler of SIGCHLD that DataLoader sets, which raises from any instruction of the main process.
 
     A worker that dies is still noticed once the main process has waited for five seconds without any worker's answer.
     """
@@ -310,7 +310,7 @@ def _handler_of_child_signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _destructors_kept_quiet() -> Iterator[None]:
+def _destructor_errors_suppressed() -> Iterator[None]:
     """Suppresses the errors that DataLoader's iterator prints if it is freed after its constructor failed."""
     before = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
