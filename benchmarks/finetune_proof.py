@@ -233,7 +233,8 @@ def draw(found: Dict[str, List[Summary]], path: Path) -> None:
                 label = None
     of_loss.set_xlabel("update")
     of_loss.set_ylabel(f"training loss, mean of {SMOOTHED} updates")
-    of_loss.legend(fontsize="small", loc="upper right", framealpha=0.5)
+    if of_loss.lines:
+        of_loss.legend(fontsize="small", loc="upper right", framealpha=0.5)
     draw_top1(found, of_top1)
     figure.savefig(path)
     plt.close(figure)
