@@ -42,6 +42,8 @@ class IpuBackend:
         class_weights: Optional[Sequence[float]] = None,
     ) -> None:
         self._config, self._offline, self._numerics = config, offline, device.numerics
+        # PopTorch keeps Python's global lock while IPUs compute (poptorch.cpp: only compilation releases it).
+        self.blocks_threads = device.kind == "ipu"
         self.instances = instances(config)
         self.samples_per_call = BatchPlan.of_evaluation(config).samples_per_step // self.instances.count
         self.float_format = DTYPES[config.precision.resolve_compute(device.kind)]
