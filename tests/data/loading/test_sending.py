@@ -57,7 +57,8 @@ def test_jobs_are_sent_first_only_for_a_device_that_stops_threads(monkeypatch, t
         blocks_threads=blocks_threads, instances=Instances(), float_format=torch.float32, samples_per_call=8
     )
     train, held_out = (open_source(config.data, config.model, split) for split in ("train", "eval"))
-    for loader in (training_loader(train, config, backend, Progress(), 2), evaluation_loader(held_out, config, backend)):
+    training = training_loader(train, config, backend, Progress(), 2)
+    for loader in (training, evaluation_loader(held_out, config, backend)):
         count = sum(1 for _ in loader)
         assert len(waited) == (count if blocks_threads else 0)
         waited.clear()

@@ -104,7 +104,9 @@ class EvaluationLoader:
         float_format: torch.dtype = torch.float32,
         part: Tuple[int, int] = (0, 1),
     ) -> None:
-        """`sends_first`: as of TrainingLoader. `part` (i, n): yields only every n-th chunk, from the i-th one on; all n parts have equally many.
+        """`sends_first`: as of TrainingLoader.
+
+        `part` (i, n): yields only every n-th chunk, from the i-th one on; all n parts have equally many.
 
         A part may therefore end with a chunk without images.
         """

@@ -1,7 +1,7 @@
 """Sends the jobs of DataLoader's workers before a call that stops all threads of this process, as PopTorch's calls do.
 
 DataLoader issues jobs to queues, whose threads send them. A thread needs Python's global lock, which PopTorch keeps
-during a host step (poptorch python/poptorch.cpp, `execute`): a job that has not been sent is loaded only after that step.
+during a host step (poptorch python/poptorch.cpp, `execute`): a job that has not been sent is loaded only after it.
 """
 
 from __future__ import annotations
