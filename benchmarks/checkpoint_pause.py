@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Dict
 
+from command import run_command
 from record import FOLDER, write_record
 
 from vit_ipu.backends.build import build_backend, resolve_device
@@ -157,4 +158,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

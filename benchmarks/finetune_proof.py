@@ -30,12 +30,16 @@ from typing import Any, Dict, List, Optional, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import peer_finetune
+from command import run_command
 from record import picture_path, write_record
 from training_runs import Arm, Summary, commits_of, interval, top1_of, train_all
 
 from vit_ipu.backends.build import resolve_device
+from vit_ipu.config import Config
 from vit_ipu.config_file import load_config
+from vit_ipu.errors import CheckpointError
 from vit_ipu.text import counted
+from vit_ipu.weights.fetch import locate
 
 CONFIG = "vit_small_patch14_finetune_fashion_mnist_ipu"
 FLOAT32 = {
@@ -85,6 +89,7 @@ def arms_for(config: str, device: str, options: Dict[str, str]) -> List[Arm]:
 
 def main() -> None:
     arguments = _arguments()
+    require_weights(load_config(arguments.config, arguments.set))
     options = dict(setting.split("=", 1) for setting in arguments.set)
     chosen_by: List[str] = []
     if arguments.rates:
@@ -125,6 +130,16 @@ def main() -> None:
         (("arm", "top-1 (%)", "mean", "deviation", "top-5 (%)", "images/s", "seconds"), rows_of(found)),
         {"top1": {name: {run["seed"]: none_if_failed(run) for run in runs} for name, runs in found.items()}},
     )
+
+
+def require_weights(config: Config) -> None:
+    """Raises CheckpointError if the pretrained weights are not there, before anything is trained."""
+    if config.model.init is None:
+        return
+    try:
+        locate(config.model.init)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; docs/results.md says how to make the weights") from None
 
 
 def validated(arguments: argparse.Namespace, options: Dict[str, str]) -> Dict[str, float]:
@@ -218,7 +233,8 @@ def draw(found: Dict[str, List[Summary]], path: Path) -> None:
                 label = None
     of_loss.set_xlabel("update")
     of_loss.set_ylabel(f"training loss, mean of {SMOOTHED} updates")
-    of_loss.legend(fontsize="small", loc="upper right", framealpha=0.5)
+    if of_loss.lines:
+        of_loss.legend(fontsize="small", loc="upper right", framealpha=0.5)
     draw_top1(found, of_top1)
     figure.savefig(path)
     plt.close(figure)
@@ -266,4 +282,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List
 
+from command import run_command
 from record import write_record
 from training_runs import Arm, Summary, interval, top1_of, train_all
 
@@ -113,4 +114,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -39,6 +39,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
+from command import run_command
 from photographs import SIZE as PHOTOGRAPH_SIZE
 from photographs import crop, encoded, photographs
 from PIL import Image
@@ -321,4 +322,4 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ from typing import Any, Dict, List
 
 import matplotlib.pyplot as plt
 import torch
+from command import run_command
 from record import picture_path, write_record
 
 from vit_ipu.backends.build import build_backend, resolve_device
@@ -113,4 +114,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
+from command import run_command
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
@@ -180,4 +181,4 @@ def _fitted(image: Image.Image) -> Optional[np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import transformers
+from command import run_command
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.optim import param_groups_layer_decay
@@ -242,4 +243,4 @@ def evaluate(model: Any, images: Tensor, labels: Tensor, config: Config) -> Tupl
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence
 
+from command import run_command
+
 from vit_ipu.planner.calibration import FITTED_ROWS, HALF_IMAGES, PublishedRow, images_per_second, leave_one_out
 from vit_ipu.planner.hardware import BOW, HARDWARE
 from vit_ipu.planner.products import Formats, Product
@@ -250,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

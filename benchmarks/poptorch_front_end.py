@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
+from command import run_command
 
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config, shipped_configs
@@ -32,6 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path, help="a checkout of graphcore/poptorch, branch sdk-release-3.4")
     checkout = parser.parse_args().checkout
+    if not (checkout / "python" / "__init__.py").is_file():
+        sys.exit(f"{checkout} is not a checkout of graphcore/poptorch: it lacks python/__init__.py; give its path")
     with tempfile.TemporaryDirectory() as folder:
         install_front_end(checkout, Path(folder))
         for name, path in shipped_configs().items():
@@ -79,4 +82,4 @@ def check(config: Config) -> List[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

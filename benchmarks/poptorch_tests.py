@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
+from command import run_command
 
 HERE = Path(__file__).resolve().parent
 CASES = HERE / "poptorch_cases.txt"
@@ -154,4 +155,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
+import torch
+from command import run_command
 from record import write_record
 
 from vit_ipu.backends.build import resolve_device
@@ -67,6 +69,9 @@ def main() -> None:
     if arguments.worker:
         work(arguments)
         return
+    device = resolve_device(arguments.device)
+    if arguments.device == "cuda" and torch.cuda.device_count() < max(arguments.processes):
+        sys.exit(f"--processes {max(arguments.processes)}: each needs a GPU; there are {torch.cuda.device_count()}")
     speeds = {count: launch(count, "speed", arguments) for count in arguments.processes}
     updates = {count: launch(count, "updates", arguments) for count in arguments.processes}
     ended = lost_process(max(arguments.processes), arguments)
@@ -78,7 +83,7 @@ def main() -> None:
     write_record(
         "several-gpus",
         f"Training {arguments.variant} over several {arguments.device} devices of one host",
-        resolve_device(arguments.device),
+        device,
         speed_config(arguments, arguments.batches[0], 1),
         [
             f"{STEPS} steps after {BURN_IN} untimed ones.",
@@ -292,4 +297,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

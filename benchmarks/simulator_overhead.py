@@ -13,6 +13,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
+from command import run_command
 from record import write_record
 
 from vit_ipu import simulator
@@ -147,4 +148,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

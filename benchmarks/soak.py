@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
+from command import run_command
 from record import FOLDER, write_record
 
 from vit_ipu.backends.build import resolve_device
@@ -207,4 +208,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

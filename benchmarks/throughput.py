@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import peers
 import torch
+from command import run_command
 from record import write_record
 from torch import Tensor
 
@@ -241,4 +242,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

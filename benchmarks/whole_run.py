@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
+from command import run_command
 from record import write_record
 
 from vit_ipu.backends.build import resolve_device
@@ -123,4 +124,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

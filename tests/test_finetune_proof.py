@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -139,6 +140,9 @@ def test_the_picture_has_every_arm_also_one_that_is_far_below_or_failed(benchmar
     proof.plt.close(figure)
     proof.draw(runs, tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        proof.draw({"float32": runs["float32"][1:]}, tmp_path / "few.svg")  # fewer updates than a point is the mean of
 
 
 def test_a_learning_rate_that_diverged_is_told_in_words(benchmark):

@@ -136,7 +136,15 @@ def _class_weights(config: Config, source: Optional[Source]) -> Optional[Tuple[f
 def _real_batches(config: Config, backend: Backend, source: Source) -> Batches:
     positions = backend.instances.positions(BatchPlan.of(config))
     return iter(
-        TrainingLoader(source, config, positions, start_step=0, total_steps=1 << 40, float_format=backend.float_format)
+        TrainingLoader(
+            source,
+            config,
+            positions,
+            start_step=0,
+            total_steps=1 << 40,
+            sends_first=backend.blocks_threads,
+            float_format=backend.float_format,
+        )
     )
 
 

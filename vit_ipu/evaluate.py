@@ -103,7 +103,12 @@ def evaluation_loader(source: Source, config: Config, backend: Backend) -> Evalu
     instances = backend.instances
     part = (0, 1) if instances.are_replicas else (instances.index, instances.count)
     return EvaluationLoader(
-        source, config, multiple_of=backend.samples_per_call, float_format=backend.float_format, part=part
+        source,
+        config,
+        multiple_of=backend.samples_per_call,
+        sends_first=backend.blocks_threads,
+        float_format=backend.float_format,
+        part=part,
     )
 
 

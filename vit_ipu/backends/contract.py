@@ -106,6 +106,8 @@ class Backend(Protocol):
     instances: Instances
     float_format: torch.dtype
     """Format in which the device takes images that the host has normalised."""
+    blocks_threads: bool
+    """Whether a call of the device stops all other threads of this process, as PopTorch's calls do."""
 
     @property
     def samples_per_call(self) -> int:

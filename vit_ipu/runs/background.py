@@ -49,6 +49,11 @@ class BackgroundWriter:
         self.begin()
         self.join()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a function has begun, and has not been waited for."""
+        return self._thread is not None
+
     def raise_error(self) -> None:
         """Raises the error of a write that has failed, once."""
         error, self._error = self._error, None

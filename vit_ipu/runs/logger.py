@@ -260,8 +260,14 @@ class RunLogger:
         self._begin_timing()
 
     def begin_writing(self) -> None:
-        """Begins to write a checkpoint whose state was copied, if that has not begun; training continues meanwhile."""
+        """Begins to write a checkpoint whose state was copied, if that has not begun; training continues meanwhile.
+
+        If the device stops threads, the checkpoint is written first: a thread would run only between host steps.
+        """
         self._writer.begin()
+        if self._backend.blocks_threads and self._writer.is_running:
+            self._writer.wait()
+            self._begin_timing()
 
     def wait_for_checkpoint(self) -> None:
         """Waits until the last checkpoint is on the disk. Raises the error if it could not be written."""

@@ -24,7 +24,7 @@ from vit_ipu.config import Config
 from vit_ipu.mixing import mixing_of_step
 from vit_ipu.model import ViT
 from vit_ipu.optim import freeze, parameter_groups, set_learning_rate
-from vit_ipu.pipeline import BatchPlan
+from vit_ipu.pipeline import BatchPlan, num_ipus
 from vit_ipu.step import InferenceStep
 
 _PREFIX = "model."
@@ -42,6 +42,8 @@ class IpuBackend:
         class_weights: Optional[Sequence[float]] = None,
     ) -> None:
         self._config, self._offline, self._numerics = config, offline, device.numerics
+        # PopTorch keeps Python's global lock while IPUs compute (poptorch.cpp: only compilation releases it).
+        self.blocks_threads = device.kind == "ipu"
         self.instances = instances(config)
         self.samples_per_call = BatchPlan.of_evaluation(config).samples_per_step // self.instances.count
         self.float_format = DTYPES[config.precision.resolve_compute(device.kind)]
@@ -165,9 +167,9 @@ class IpuBackend:
     def _current_inference(self) -> poptorch.PoplarExecutor:
         """Returns the inference executor, with the weights that training has reached."""
         inference = self._wrapped_inference()
+        self._release_training()
         if not self._inference_is_current:
             weights = self._weights() if self._average is None else self._in_device_format(self._average.weights)
-            self._release_training()
             inference.load_state_dict(_prefixed(weights))
             self._inference_is_current = True
         return inference
@@ -200,7 +202,7 @@ class IpuBackend:
             optimizer = self._optimizer.state_dict()
             state["optimizer"] = {name: dict(optimizer[name] or {}) for name in ("ipu_state", "ipu_param")}
             seed, *words = self._training.rng_state
-            state["rng"] = {"seed": seed, "words": torch.tensor(words, dtype=torch.int64)}
+            state["rng"] = {"seed": seed, "words": torch.tensor(words, dtype=torch.int64), "ipus": self._num_ipus}
         return state
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -223,11 +225,19 @@ class IpuBackend:
         """Restores the saved random state in the first instance.
 
         The saved state belongs to the replicas of the first instance; other instances keep the state of their seed.
+        PopART refuses the words of another number of IPUs (popx/devicex.cpp:1199): then only the seed is restored.
         """
         assert self._training is not None
         assert self._saved_rng is not None
         if self.instances.index == 0:
-            self._training.rng_state = [self._saved_rng["seed"], *self._saved_rng["words"].tolist()]
+            fits = self._saved_rng.get("ipus", self._num_ipus) == self._num_ipus
+            words = self._saved_rng["words"].tolist() if fits else []
+            self._training.rng_state = [self._saved_rng["seed"], *words]
+
+    @property
+    def _num_ipus(self) -> int:
+        """Returns the number of IPUs on which this host process trains."""
+        return num_ipus(self._config) // self.instances.count
 
     def _weights(self) -> Dict[str, Tensor]:
         """Returns the ViT's weights on the host, in the device's format."""

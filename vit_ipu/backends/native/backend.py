@@ -39,6 +39,7 @@ class NativeBackend:
     """The backend for the torch device of this process, where the config's replicas run one after the other."""
 
     float_format = torch.float32
+    blocks_threads = False
     num_overflows = None
 
     def __init__(self, config: Config, device: torch.device, class_weights: Optional[Sequence[float]] = None) -> None:

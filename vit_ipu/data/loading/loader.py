@@ -48,26 +48,27 @@ class TrainingLoader:
         start_step: int,
         total_steps: int,
         page_lock: bool = True,
+        sends_first: bool = False,
         float_format: torch.dtype = torch.float32,
     ) -> None:
         """`positions`: the positions within a host step that this process loads (BatchPlan.share).
 
-        `page_lock`: let a GPU, if there is one, read the workers' buffers directly. `float_format`: the format of
-        images that the host normalises.
+        `page_lock`: let a GPU, if there is one, read the workers' buffers directly. `sends_first`: the device stops
+        this process's threads (Backend.blocks_threads). `float_format`: the format of images that the host normalises.
         """
         self._source, self._config, self._float_format = source, config, float_format
         self._stream = training_stream(source, config)
         self._positions = positions
         self._samples_per_step = config.pipeline.global_batch_size * config.pipeline.device_iterations
         self._steps = range(start_step, total_steps)
-        self._page_lock = page_lock
+        self._for_pool = {"page_lock": page_lock, "sends_first": sends_first}
         self.skipped: Dict[str, None] = {}
         """Messages about the images that could not be read so far, in order; empty unless data.on_error is skip."""
 
     def __iter__(self) -> Batches:
         fill = TrainingFill(self._source, self._config)
         samples, steps, dtype = len(self._positions), len(self._steps), _dtype(self._config, self._float_format)
-        with _Filler(fill, self._config, dtype, samples, steps, page_lock=self._page_lock) as filler, closing(
+        with _Filler(fill, self._config, dtype, samples, steps, **self._for_pool) as filler, closing(
             filler.filled(self._entries())
         ) as filled:
             for step, whole in zip(self._steps, filled):
@@ -99,10 +100,13 @@ class EvaluationLoader:
         config: Config,
         *,
         multiple_of: int = 1,
+        sends_first: bool = False,
         float_format: torch.dtype = torch.float32,
         part: Tuple[int, int] = (0, 1),
     ) -> None:
-        """`part` (i, n): yields only every n-th chunk, from the i-th one on; all n parts have equally many.
+        """`sends_first`: as of TrainingLoader.
+
+        `part` (i, n): yields only every n-th chunk, from the i-th one on; all n parts have equally many.
 
         A part may therefore end with a chunk without images.
         """
@@ -112,7 +116,12 @@ class EvaluationLoader:
         self._steps, self._most = chunks[first::every], -(-len(chunks) // every)
         self._side, self._dtype = config.model.image_size, _dtype(config, float_format)
         self._filler = _Filler(
-            _EvaluationFill(source, config), config, self._dtype, min(chunk, count), len(self._steps)
+            _EvaluationFill(source, config),
+            config,
+            self._dtype,
+            min(chunk, count),
+            len(self._steps),
+            sends_first=sends_first,
         )
         self._keeps_workers = False
         self.skipped: Dict[str, None] = {}
@@ -164,11 +173,20 @@ class _Filler:
     """
 
     def __init__(
-        self, fill: _Fill, config: Config, dtype: torch.dtype, samples: int, steps: int, *, page_lock: bool = True
+        self,
+        fill: _Fill,
+        config: Config,
+        dtype: torch.dtype,
+        samples: int,
+        steps: int,
+        *,
+        page_lock: bool = True,
+        sends_first: bool = False,
     ) -> None:
-        """A series has at most `steps` steps of at most `samples` images."""
+        """A series has at most `steps` steps of at most `samples` images. The rest is as of WorkerPool."""
         self._fill, self._config, self._dtype = fill, config, dtype
-        self._samples, self._num_steps, self._page_lock = samples, steps, page_lock
+        self._samples, self._num_steps = samples, steps
+        self._for_pool = {"page_lock": page_lock, "sends_first": sends_first}
         self._pool: Optional[WorkerPool] = None
 
     def __enter__(self) -> _Filler:
@@ -196,7 +214,7 @@ class _Filler:
         if not self.has_workers:
             self.close()
             workers = self._config.data.num_workers
-            self._pool = WorkerPool(self._fill, self._buffers(), workers, page_lock=self._page_lock)
+            self._pool = WorkerPool(self._fill, self._buffers(), workers, **self._for_pool)
         assert self._pool is not None
         return self._pool.filled(entries)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_ipu.data.loading.buffers import Buffer, page_locked
+from vit_ipu.data.loading.sending import wait_until_sent
 from vit_ipu.errors import RunFailed, UserError, WorkersFailed
 from vit_ipu.signals import end_with_parent, ignore_in_worker
 from vit_ipu.text import counted, reason_of
@@ -114,11 +115,21 @@ class WorkerPool:
     buffer that is being consumed.
     """
 
-    def __init__(self, fill: Fill, buffers: Sequence[Buffer], num_workers: int, *, page_lock: bool = True) -> None:
+    def __init__(
+        self,
+        fill: Fill,
+        buffers: Sequence[Buffer],
+        num_workers: int,
+        *,
+        page_lock: bool = True,
+        sends_first: bool = False,
+    ) -> None:
         """`num_workers` processes load into the two or more `buffers`: all but one are filled ahead.
 
-        `page_lock`: let a GPU, if there is one, read the buffers directly.
+        `page_lock`: let a GPU, if there is one, read the buffers directly. `sends_first`: send the next jobs before a
+        step is yielded, because its consumer stops this process's threads.
         """
+        self._sends_first = sends_first
         self._fill, self._buffers, self._num_workers = fill, buffers, num_workers
         self._steps: Iterable[List[Entry]] = ()
         self._begun: Deque[_Step] = deque()
@@ -152,6 +163,8 @@ class WorkerPool:
                         raise answer.error
                 buffer = self._buffers[step.slot]
                 skipped = [line for answer in answers for line in answer.skipped]
+                if self._sends_first:
+                    wait_until_sent(self._answers)
                 yield Filled(buffer.images[: step.num_images], buffer.labels[: step.num_images], skipped)
                 self._require_open()
             self._is_filling = False

@@ -149,7 +149,7 @@ class PoplarExecutor(MeasuredExecutor):
         num_ipus = ipus_to_reserve(trace, self._options)
         if self._optimizer_sync is not None and self._optimizer_sync.attributes is not None:
             check_clipping(trace, self._options, self._optimizer_sync.attributes.max_grad_norm)
-        program = self._new_program(arguments, trace)
+        program = self._new_program(arguments, trace, num_ipus)
         seconds = time.perf_counter() - start
         is_online = self._options.connection_type != ConnectionType.Never
         if is_online:
@@ -161,13 +161,13 @@ class PoplarExecutor(MeasuredExecutor):
         if is_online:
             self._on_attach(program)
 
-    def _new_program(self, arguments: Arguments, trace: Trace) -> Program:
+    def _new_program(self, arguments: Arguments, trace: Trace, num_ipus: int) -> Program:
         optimizer = None
         if self._optimizer_sync is not None:
             assert self._optimizer_sync.attributes is not None
             optimizer = self._optimizer_sync.attributes, self._optimizer_sync.names_of_groups(self._model)
         device = self._machine.device
-        return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings)
+        return Program(self._model, self._options, arguments, trace, device, optimizer, self._groupings, num_ipus)
 
     def destroy(self) -> None:
         """Frees the IPUs and the executable, and unwraps the model."""

@@ -70,6 +70,7 @@ class Program:
         device: torch.device,
         optimizer: Optional[Tuple[Attributes, Sequence[Sequence[str]]]],
         groupings: Groupings,
+        num_ipus: int = 0,
     ) -> None:
         """`compiled_for`: arguments of a complete call; `optimizer`: attributes, and parameter names by group."""
         self._model, self._options, self._trace, self._device = model, options, trace, device
@@ -94,7 +95,7 @@ class Program:
             self._forward, self._training, options, trace, device, self._by_replica, self._formats.half
         )
         seed = int(options.random_seed) if options.exists("random_seed") else None
-        self._random_state = RandomState(seed, device, self._formats.half)
+        self._random_state = RandomState(seed, device, self._formats.half, num_ipus)
 
     def _new_training(self, attributes: Attributes, names: Sequence[Sequence[str]]) -> Training:
         loss, reduction = self._trace.final_loss(), Reduction.of(self._options)
