@@ -187,7 +187,11 @@ MISTAKES = {
     "no checkpoint": (lambda: load_model("nowhere"), UserError, "no checkpoint at nowhere"),
     "no checkpoint to evaluate": (lambda: evaluate(tiny_config(), "nowhere", device="cpu"), UserError, "nowhere"),
     "an unknown format": (lambda: convert("nowhere", "out", "keras"), UserError, "keras"),
-    "overrides that are a number": (lambda: plan("quickstart", overrides=3), UserError, "overrides is 3 (int), but must"),
+    "overrides that are a number": (
+        lambda: plan("quickstart", overrides=3),
+        UserError,
+        "overrides is 3 (int), but must",
+    ),
     "an override that is a number": (
         lambda: load_config("quickstart", [3]),
         UserError,
@@ -196,7 +200,7 @@ MISTAKES = {
     "a config that is a dict": (
         lambda: plan({"model": 1}),
         UserError,
-        "config is {'model': 1} (dict), but must be a Config, the path of a YAML file, the name of a shipped config, or",
+        "config is {'model': 1} (dict), but must be a Config, the path of a YAML file, the name of a shipped",
     ),
     "a config that is None": (lambda: load_config(None), UserError, "path is None (NoneType), but must be the path of"),
     "an empty config": (lambda: train(""), UserError, "config is empty: give a Config, the path of a YAML file"),
@@ -222,8 +226,16 @@ MISTAKES = {
         UserError,
         "checkpoint is empty: give a path",
     ),
-    "a checkpoint that is bytes": (lambda: load_model(b"run"), UserError, "checkpoint is b'run' (bytes), but must be a"),
-    "a source that is None": (lambda: convert(None, "out", "timm"), UserError, "source is None (NoneType), but must be"),
+    "a checkpoint that is bytes": (
+        lambda: load_model(b"run"),
+        UserError,
+        "checkpoint is b'run' (bytes), but must be a",
+    ),
+    "a source that is None": (
+        lambda: convert(None, "out", "timm"),
+        UserError,
+        "source is None (NoneType), but must be",
+    ),
     "a target that is empty": (lambda: convert("run", "", "timm"), UserError, "target is empty: give a path"),
     "a format that is None": (lambda: convert("run", "out", None), UserError, "to is None (NoneType), but must be the"),
     "a hash that is a number": (
@@ -231,7 +243,11 @@ MISTAKES = {
         UserError,
         "sha256 is 1 (int), but must be a string",
     ),
-    "images that are None": (lambda: predict("run", None), UserError, "images is None (NoneType), but must be a path or"),
+    "images that are None": (
+        lambda: predict("run", None),
+        UserError,
+        "images is None (NoneType), but must be a path or",
+    ),
     "an image that is a number": (lambda: predict("run", [7]), UserError, "images is 7 (int), but must be a path"),
     "classes that are not a number": (lambda: predict("run", "x", top=None), UserError, "top None: give the number"),
     "a fraction of classes": (lambda: predict("run", "x", top=1.5), UserError, "top 1.5: give the number"),
@@ -241,8 +257,16 @@ MISTAKES = {
         "num_heads is '2' (str), but must be a whole number of 1 or more",
     ),
     "heads that are True": (lambda: load_model("run", num_heads=True), UserError, "num_heads is True (bool), but must"),
-    "no heads": (lambda: predict("run", "x", num_heads=0), UserError, "num_heads is 0 (int), but must be a whole number"),
-    "an unknown IPU": (lambda: plan("quickstart", hardware="mk1"), ConfigError, "hardware mk1: unknown: use one of gc200"),
+    "no heads": (
+        lambda: predict("run", "x", num_heads=0),
+        UserError,
+        "num_heads is 0 (int), but must be a whole number",
+    ),
+    "an unknown IPU": (
+        lambda: plan("quickstart", hardware="mk1"),
+        ConfigError,
+        "hardware mk1: unknown: use one of gc200",
+    ),
     "a POD without a search": (
         lambda: plan("quickstart", pod=4),
         ConfigError,

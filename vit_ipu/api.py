@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Un
 from vit_ipu.argument_types import optional_count, optional_text, path_text, path_texts, texts
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config as read_config
-from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.errors import ConfigError, DataError
 from vit_ipu.option_names import for_python, in_python
 from vit_ipu.run_config import run_folder_of
 from vit_ipu.text import Notify
@@ -308,7 +308,9 @@ def convert(
     options: Dict[str, Any] = {"sha256": optional_text("sha256", sha256), "num_heads": heads}
     options.update(push=optional_text("push", push), private=private, trust_pickle=trust_pickle)
     places = path_text("source", source), Path(path_text("target", target))
-    return run(*places, path_text("to", to, "the name of a format"), features=features, notify=_console(quiet).print, **options)
+    return run(
+        *places, path_text("to", to, "the name of a format"), features=features, notify=_console(quiet).print, **options
+    )
 
 
 # ------------------------------------------------------------------------------------------ helpers

@@ -44,9 +44,10 @@ class HostBatch:
         """Raises UserError unless the batch has `count` samples: another number would make other weight updates."""
         if len(self.images) == len(self.labels) == count:
             return
+        images, labels = counted(len(self.images), "image"), counted(len(self.labels), "label")
         raise UserError(
-            f"the batch of a host step has {counted(len(self.images), 'image')} and {counted(len(self.labels), 'label')}"
-            f", but pipeline.global_batch_size x device_iterations is {count} in this process: give {count} of each"
+            f"the batch of a host step has {images} and {labels}, but pipeline.global_batch_size x "
+            f"device_iterations is {count} in this process: give {count} of each"
         )
 
     def split(self, size: int) -> Iterator[HostBatch]:
