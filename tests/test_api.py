@@ -187,6 +187,96 @@ MISTAKES = {
     "no checkpoint": (lambda: load_model("nowhere"), UserError, "no checkpoint at nowhere"),
     "no checkpoint to evaluate": (lambda: evaluate(tiny_config(), "nowhere", device="cpu"), UserError, "nowhere"),
     "an unknown format": (lambda: convert("nowhere", "out", "keras"), UserError, "keras"),
+    "overrides that are a number": (
+        lambda: plan("quickstart", overrides=3),
+        UserError,
+        "overrides is 3 (int), but must",
+    ),
+    "an override that is a number": (
+        lambda: load_config("quickstart", [3]),
+        UserError,
+        "overrides has 3 (int), but must be a list of strings",
+    ),
+    "a config that is a dict": (
+        lambda: plan({"model": 1}),
+        UserError,
+        "config is {'model': 1} (dict), but must be a Config, the path of a YAML file, the name of a shipped",
+    ),
+    "a config that is None": (lambda: load_config(None), UserError, "path is None (NoneType), but must be the path of"),
+    "an empty config": (lambda: train(""), UserError, "config is empty: give a Config, the path of a YAML file"),
+    "an empty output": (
+        lambda: train(tiny_config(), device="cpu", output="", quiet=True),
+        UserError,
+        "output is empty: give a path",
+    ),
+    "a zero byte": (lambda: train(tiny_config(), device="cpu", output="a\0"), UserError, "'a\\x00' has a zero byte"),
+    "a name that is too long": (
+        lambda: train(tiny_config(), device="cpu", output="a" * 300, quiet=True),
+        UserError,
+        "aaa: File name too long",
+    ),
+    "a run to resume whose name is too long": (
+        lambda: train(tiny_config(), device="cpu", output="a" * 300, quiet=True, resume=True),
+        UserError,
+        "aaa: File name too long",
+    ),
+    "an empty checkpoint": (lambda: load_model(""), UserError, "checkpoint is empty: give a path"),
+    "an empty checkpoint to evaluate": (
+        lambda: evaluate(tiny_config(), "", device="cpu"),
+        UserError,
+        "checkpoint is empty: give a path",
+    ),
+    "a checkpoint that is bytes": (
+        lambda: load_model(b"run"),
+        UserError,
+        "checkpoint is b'run' (bytes), but must be a",
+    ),
+    "a source that is None": (
+        lambda: convert(None, "out", "timm"),
+        UserError,
+        "source is None (NoneType), but must be",
+    ),
+    "a target that is empty": (lambda: convert("run", "", "timm"), UserError, "target is empty: give a path"),
+    "a format that is None": (lambda: convert("run", "out", None), UserError, "to is None (NoneType), but must be the"),
+    "a hash that is a number": (
+        lambda: convert("run", "out", "timm", sha256=1),
+        UserError,
+        "sha256 is 1 (int), but must be a string",
+    ),
+    "images that are None": (
+        lambda: predict("run", None),
+        UserError,
+        "images is None (NoneType), but must be a path or",
+    ),
+    "an image that is a number": (lambda: predict("run", [7]), UserError, "images is 7 (int), but must be a path"),
+    "classes that are not a number": (lambda: predict("run", "x", top=None), UserError, "top None: give the number"),
+    "a fraction of classes": (lambda: predict("run", "x", top=1.5), UserError, "top 1.5: give the number"),
+    "heads that are a text": (
+        lambda: load_model("run", num_heads="2"),
+        UserError,
+        "num_heads is '2' (str), but must be a whole number of 1 or more",
+    ),
+    "heads that are True": (lambda: load_model("run", num_heads=True), UserError, "num_heads is True (bool), but must"),
+    "no heads": (
+        lambda: predict("run", "x", num_heads=0),
+        UserError,
+        "num_heads is 0 (int), but must be a whole number",
+    ),
+    "an unknown IPU": (
+        lambda: plan("quickstart", hardware="mk1"),
+        ConfigError,
+        "hardware mk1: unknown: use one of gc200",
+    ),
+    "a POD without a search": (
+        lambda: plan("quickstart", pod=4),
+        ConfigError,
+        "pod has no effect without search=True: add search=True",
+    ),
+    "a search for two kinds": (
+        lambda: plan("quickstart", hardware="gc200,bow", search=True),
+        ConfigError,
+        "hardware gc200,bow: search=True is for one kind of IPU: give one, or leave out search=True",
+    ),
     "a run that exists": (lambda: [train(tiny_config(), device="cpu") for _ in range(2)], UserError, "already holds"),
 }
 
@@ -199,6 +289,23 @@ def test_a_mistake_is_an_error_of_one_line(empty_folder, name):
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+def test_a_plan_is_for_the_ipus_that_are_asked_for(run, empty_folder):
+    config = write_config(empty_folder)
+    for options in (["--hardware", "bow"], ["--hardware", "gc200,bow"], ["--search", "--pod", "4"]):
+        shown = json.loads(run("plan", config, "--json", *options))
+        given = {"hardware": options[1]} if options[0] == "--hardware" else {"search": True, "pod": 4}
+        assert plan(config, **given) == shown
+    assert plan(config, hardware="bow")["hardware"] == "bow"
+
+
+def test_an_evaluation_has_the_figures_of_the_command_by_their_names(run, trained):
+    found = evaluate(trained.path, device="cpu", quiet=True)
+    shown = json.loads(run("evaluate", trained.path, "--device", "cpu", "--json"))
+    names = ("top1", "top5", "loss", "num_images", "per_class", "confusion")
+    assert {name: getattr(found, name) for name in names} == {name: shown[name] for name in names}
+    assert sum(map(sum, found.confusion)) == found.num_images == 50
 
 
 def test_an_image_that_cannot_be_read_is_named(trained):

@@ -36,7 +36,7 @@ def test_options_become_arguments(message, expected):
 
 def test_every_option_that_is_an_argument_is_known():
     arguments = set()
-    for name in ("train", "evaluate", "predict", "load_model", "convert"):
+    for name in ("train", "evaluate", "predict", "load_model", "plan", "convert"):
         arguments |= set(inspect.signature(getattr(vit_ipu, name)).parameters)
     known = {option.replace("-", "_") for option in (*FLAGS, *VALUES)}
     assert known <= arguments

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
+from vit_ipu.argument_types import optional_count, optional_text, path_text, path_texts, texts
 from vit_ipu.config import Config
 from vit_ipu.config_file import load_config as read_config
-from vit_ipu.errors import ConfigError, DataError, UserError
+from vit_ipu.errors import ConfigError, DataError
 from vit_ipu.option_names import for_python, in_python
 from vit_ipu.run_config import run_folder_of
 from vit_ipu.text import Notify
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Paths = Union[str, "os.PathLike[str]"]
 AnyConfig = Union[Config, Paths]
+_CONFIG = "the path of a YAML file, the name of a shipped config, or a run folder"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class LoadedModel:
         from vit_ipu.data.images.transforms import EvalTransform
         from vit_ipu.data.loading.loader import stack_images
 
-        paths = _listed(images)
+        paths = path_texts("images", images)
         if not paths:
             raise DataError("there are no images to preprocess: give one image file or several")
         data = self.config.data.model_copy(update={"transfer": "float32"})
@@ -100,7 +102,7 @@ def load_config(path: Paths, overrides: Sequence[str] = ()) -> Config:
 
     `overrides` are of the form `section.key=value`. Raises ConfigError, a UserError, with a message of one line.
     """
-    return read_config(os.fspath(path), _list_of("overrides", overrides))
+    return read_config(path_text("path", path, _CONFIG), texts("overrides", overrides))
 
 
 @for_python
@@ -137,7 +139,7 @@ def train(
 
     console = _console(quiet)
     loaded = _loaded(config, overrides)
-    path = Path(output) if output is not None else Path("runs") / _name(config)
+    path = Path("runs") / _name(config) if output is None else Path(path_text("output", output))
     if output is None and not isinstance(config, Config) and run_folder_of(Path(config)) is not None:
         path = output_of_run(Path(config), None, resume=resume, restart=restart)
     resolved, notes = _prepare(loaded, device, numerics, initial_weights=not resume)
@@ -145,7 +147,7 @@ def train(
     options["cache"] = ListingCache(rescan=rescan, notify=console.print)
     if not is_first_instance(loaded, resolved):  # one of the processes of torchrun or poprun that write no files
         return _result(run(loaded, resolved, RunFolder(path), **options), path, loaded)
-    changes = _list_of("allow_config_change", allow_config_change)
+    changes = texts("allow_config_change", allow_config_change)
     with ExitStack() as stack:
         if restart:
             stack.enter_context(earlier_run_replaced(path, loaded, resume=resume))
@@ -187,10 +189,12 @@ def evaluate(
     loaded = _loaded(config, overrides)
     resolved, notes = _prepare(loaded, device, numerics, training=False)
     run_folder = None if isinstance(config, Config) else Path(config)
-    weights = checkpoint_to_evaluate(run_folder, None if checkpoint is None else os.fspath(checkpoint))
+    given = None if checkpoint is None else path_text("checkpoint", checkpoint)
+    heads = optional_count("num_heads", num_heads)
+    weights = checkpoint_to_evaluate(run_folder, given)
     _show(notes, notify)
     cache = ListingCache(rescan=rescan, notify=notify)
-    options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": num_heads, "cache": cache}
+    options: Dict[str, Any] = {"trust_pickle": trust_pickle, "num_heads": heads, "cache": cache}
     return run(loaded, resolved, weights, notify=notify, **options)
 
 
@@ -216,10 +220,12 @@ def predict(
     from vit_ipu.predict import require_top
 
     require_top(top)
+    heads = optional_count("num_heads", num_heads)
+    source, paths = path_text("checkpoint", checkpoint), path_texts("images", images)
     require_one_process("predict")
     resolved = resolve_device(device, numerics=numerics)
-    options: Dict[str, Any] = {"top": top, "trust_pickle": trust_pickle, "num_heads": num_heads}
-    return run(str(checkpoint), _listed(images), resolved, notify=_console(quiet).print, **options)
+    options: Dict[str, Any] = {"top": top, "trust_pickle": trust_pickle, "num_heads": heads}
+    return run(source, paths, resolved, notify=_console(quiet).print, **options)
 
 
 @for_python
@@ -239,7 +245,9 @@ def load_model(
     from vit_ipu.weights.read import read_weights
 
     notify = _console(quiet).print
-    weights = with_heads(read_weights(str(checkpoint), trust_pickle=trust_pickle, notify=notify), num_heads)
+    heads = optional_count("num_heads", num_heads)
+    source = path_text("checkpoint", checkpoint)
+    weights = with_heads(read_weights(source, trust_pickle=trust_pickle, notify=notify), heads)
     description = describe(weights)
     for note in assumptions(weights, description):
         notify(f"note: {note}")
@@ -250,11 +258,27 @@ def load_model(
 
 
 @for_python
-def plan(config: AnyConfig, *, overrides: Sequence[str] = ()) -> Dict[str, Any]:
-    """Returns the units of each IPU and the batch sizes of a config, by the names of `vit-ipu plan --json`."""
-    from vit_ipu.plan import describe_plan
+def plan(
+    config: AnyConfig,
+    *,
+    hardware: Optional[str] = None,
+    search: bool = False,
+    pod: Optional[int] = None,
+    overrides: Sequence[str] = (),
+) -> Dict[str, Any]:
+    """Returns placement, batch sizes and predictions of a config, by the names of `vit-ipu plan --json`.
 
-    return describe_plan(_loaded(config, overrides))
+    `hardware` is gc200 or bow, or gc200,bow for both; None: the config's. `search` adds the fastest configs that are
+    predicted to fit on a POD of `pod` IPUs; None: the smallest that has the config's IPUs. Raises ConfigError, a
+    UserError, for an unknown kind of IPU or POD.
+    """
+    from vit_ipu.plan import describe_plan, describe_search, require_searchable, search_plans
+
+    kinds = None if hardware is None else path_text("hardware", hardware, "gc200, bow or gc200,bow")
+    require_searchable(kinds, pod, search=search)
+    loaded = _loaded(config, overrides)
+    described = describe_plan(loaded, kinds)
+    return {**described, **describe_search(search_plans(loaded, kinds, pod))} if search else described
 
 
 @for_python
@@ -280,9 +304,13 @@ def convert(
     """
     from vit_ipu.convert import convert as run
 
-    options: Dict[str, Any] = {"sha256": sha256, "trust_pickle": trust_pickle, "num_heads": num_heads}
-    options.update(push=push, private=private)
-    return run(str(source), Path(target), to, features=features, notify=_console(quiet).print, **options)
+    heads = optional_count("num_heads", num_heads)
+    options: Dict[str, Any] = {"sha256": optional_text("sha256", sha256), "num_heads": heads}
+    options.update(push=optional_text("push", push), private=private, trust_pickle=trust_pickle)
+    places = path_text("source", source), Path(path_text("target", target))
+    return run(
+        *places, path_text("to", to, "the name of a format"), features=features, notify=_console(quiet).print, **options
+    )
 
 
 # ------------------------------------------------------------------------------------------ helpers
@@ -308,14 +336,7 @@ def _loaded(config: AnyConfig, overrides: Sequence[str]) -> Config:
         if overrides:
             raise ConfigError("overrides change a config when it is read: give them to load_config")
         return config
-    return read_config(os.fspath(config), _list_of("overrides", overrides))
-
-
-def _list_of(name: str, texts: Sequence[str]) -> Sequence[str]:
-    """Returns the texts of an argument. Raises UserError for a single string, whose letters would count as texts."""
-    if isinstance(texts, str):
-        raise UserError(f"{name} must be a list, but is the string {texts!r}: give [{texts!r}]")
-    return texts
+    return read_config(path_text("config", config, f"a Config, {_CONFIG}"), texts("overrides", overrides))
 
 
 def _prepare(config: Config, device: str, numerics: Optional[str], **options: bool) -> Tuple[Device, List[str]]:
@@ -332,12 +353,6 @@ def _show(notes: Sequence[str], notify: Notify) -> None:
 
 def _name(config: AnyConfig) -> str:
     return "run" if isinstance(config, Config) else Path(os.fspath(config)).stem
-
-
-def _listed(images: Union[Paths, Sequence[Paths]]) -> List[str]:
-    """Returns the paths of one image file or of several."""
-    several = [images] if isinstance(images, (str, os.PathLike)) else images
-    return [os.fspath(path) for path in several]
 
 
 def _result(summary: Any, path: Path, config: Config) -> TrainedRun:

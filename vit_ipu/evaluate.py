@@ -20,7 +20,7 @@ from vit_ipu.data.sources.base import Source
 from vit_ipu.data.sources.listing import ListingCache
 from vit_ipu.data.sources.registry import open_source
 from vit_ipu.errors import RunFailed, UserError
-from vit_ipu.scores import Scores
+from vit_ipu.scores import Scores, per_class
 from vit_ipu.text import Notify
 from vit_ipu.weights.describe import assumptions_of_config, require_classifier, with_heads
 from vit_ipu.weights.fit import differing_settings, load_weights, require_heads
@@ -64,6 +64,46 @@ class CheckpointEvaluation:
     """Path of the weights file, or of the run's checkpoint, that was read."""
     skipped: Tuple[str, ...]
     """Images that could not be read, each with the reason."""
+
+    @property
+    def top1(self) -> float:
+        """Percentage of images whose class has the highest logit."""
+        return self.evaluation.top1
+
+    @property
+    def top5(self) -> float:
+        """Percentage of images whose class is among the five highest logits, or all logits if there are fewer."""
+        return self.evaluation.top5
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats."""
+        return self.evaluation.loss
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that were evaluated."""
+        return self.evaluation.num_images
+
+    @property
+    def confusion(self) -> Optional[List[List[int]]]:
+        """Numbers of images by class and by predicted class; None for many classes."""
+        confusion = self.evaluation.confusion
+        return None if confusion is None else confusion.tolist()
+
+    @property
+    def per_class(self) -> Optional[List[Dict[str, Any]]]:
+        """Name (`class`), number of images and top-1 in per cent of each class; None for many classes.
+
+        The top-1 of a class without images is None.
+        """
+        confusion = self.evaluation.confusion
+        if confusion is None:
+            return None
+        return [
+            {"class": name, "num_images": images, "top1": 100 * correct / images if images else None}
+            for name, (images, correct) in zip(self.source.classes, per_class(confusion))
+        ]
 
 
 def evaluate(

@@ -13,9 +13,12 @@ from typing import Any, Callable, Match, TypeVar, cast
 from vit_ipu.errors import RunFailed, UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-FLAGS = ("resume", "restart", "rescan", "trust-pickle", "features", "private")
+FLAGS = ("resume", "restart", "rescan", "trust-pickle", "features", "private", "search")
 """Options without a value, which are arguments that are true or false."""
-VALUES = ("device", "numerics", "to", "num-heads", "output", "checkpoint", "sha256", "allow-config-change", "push")
+VALUES = (
+    *("device", "numerics", "to", "num-heads", "output", "checkpoint", "sha256", "allow-config-change", "push"),
+    *("hardware", "pod"),
+)
 """Options with a value, which are arguments of the same name."""
 _WORDS = (
     "auto|ipu-sim:cuda|ipu-sim|ipu|cuda|cpu|exact|native|timm|huggingface|torchvision|mmpretrain|google|graphcore|onnx"

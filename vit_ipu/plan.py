@@ -74,6 +74,14 @@ def _hardware(config: Config, name: Optional[str]) -> Hardware:
     return hardware_of(config.pipeline.ipu_version)
 
 
+def require_searchable(hardware: Optional[str], pod: Optional[int], *, search: bool) -> None:
+    """Raises ConfigError if a POD is given without a search, or a search is for several kinds of IPU."""
+    if pod is not None and not search:
+        raise ConfigError("--pod has no effect without --search: add --search")
+    if search and hardware is not None and "," in hardware:
+        raise ConfigError(f"--hardware {hardware}: --search is for one kind of IPU: give one, or leave out --search")
+
+
 def search_plans(config: Config, hardware: Optional[str] = None, pod: Optional[int] = None) -> SearchResult:
     """Returns the fastest configs that are predicted to fit on a POD; None: the smallest that has the config's IPUs.
 

@@ -62,8 +62,8 @@ def predict(
 
 def require_top(top: int) -> None:
     """Raises UserError unless `top` is a number of classes to name."""
-    if top < 1:
-        raise UserError(f"top {top}: give the number of classes to name for each image, 1 or more")
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise UserError(f"top {top!r}: give the number of classes to name for each image, 1 or more")
 
 
 def predictions(

@@ -93,7 +93,7 @@ MISTAKES = {
         ["pictures.yaml exists and stays as it is"],
     ),
     "the root of the file system": (None, ["init", "/"], ["/ is the root of the file system: give the folder that"]),
-    "an empty name": (None, ["init", ""], ["FOLDER '' is empty: give the folder that has"]),
+    "an empty name": (None, ["init", ""], ["FOLDER is empty: give a value"]),
     "a wrong folder and an unknown device": (None, ["init", "nowhere", "--device", "gpu"], ["nowhere does not exist"]),
     "a file and an output that exists": (
         None,

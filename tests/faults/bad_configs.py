@@ -80,7 +80,7 @@ SETTINGS = {
     "NUL in weights": (r'model.init="a\0b"', "model.init"),
     "NUL in a cache": (r'pipeline.executable_cache="a\0b"', "executable_cache"),
     "path of 5,000 letters": ("data.path=" + "p" * 5_000, "data.path"),
-    "nothing": ("", "section.key=value"),
+    "nothing": ("", "--set is empty"),
     "no key": ("model.=3", "section.key=value"),
     "no section": (".depth=3", "no section"),
     "only =": ("=", "section.key=value"),

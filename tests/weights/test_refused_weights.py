@@ -78,8 +78,8 @@ def test_a_flax_kernel_of_another_rank_is_refused():
 TARGETS = [
     ("out", "tim", "--to tim: unknown; did you mean 'timm'"),
     ("there", "native", "there is already there: give another name"),
-    ("out.txt", "torchvision", "a torchvision file ends in .pth or .pt or .safetensors"),
-    ("out", "google", "a google file ends in .npz"),
+    ("out.txt", "torchvision", "--to torchvision writes a file: give a name that ends in .pth or .pt or .safetensors"),
+    ("out", "google", "--to google writes a file: give a name that ends in .npz"),
     ("out.pth", "huggingface", "huggingface is written as a folder, without a suffix"),
     ("out.npz", "timm", "timm is written as a folder or as a file that ends in .safetensors or"),
 ]

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Protocol
 
+from vit_ipu.errors import UserError
 from vit_ipu.pipeline import BatchPlan
+from vit_ipu.text import counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class HostBatch:
     def inputs(self) -> Tuple[Tensor, ...]:
         """Tensors that a training step takes."""
         return (self.images, self.labels) if self.mixing is None else (self.images, self.labels, self.mixing)
+
+    def require_samples(self, count: int) -> None:
+        """Raises UserError unless the batch has `count` samples: another number would make other weight updates."""
+        if len(self.images) == len(self.labels) == count:
+            return
+        images, labels = counted(len(self.images), "image"), counted(len(self.labels), "label")
+        raise UserError(
+            f"the batch of a host step has {images} and {labels}, but pipeline.global_batch_size x "
+            f"device_iterations is {count} in this process: give {count} of each"
+        )
 
     def split(self, size: int) -> Iterator[HostBatch]:
         """Splits the batch into parts of `size` samples; each part must be a whole number of micro-batches."""

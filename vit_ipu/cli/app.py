@@ -13,6 +13,7 @@ from typing_extensions import Annotated
 
 from vit_ipu.cli import config_commands, file_commands, run_commands
 from vit_ipu.cli.console import error_line, exit_code, print_error, standard_streams
+from vit_ipu.cli.empty_values import Command
 from vit_ipu.errors import ConfigError
 from vit_ipu.signals import INTERRUPTED, Terminated, exit_on_signals
 
@@ -94,4 +95,4 @@ for _command in (
     file_commands.pack,
     file_commands.report,
 ):
-    app.command()(_command)
+    app.command(cls=Command)(_command)

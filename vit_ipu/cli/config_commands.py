@@ -89,12 +89,18 @@ def plan(
     """Show the units of each IPU, batches, and predicted memory and time. Exits with 2 if PopTorch would refuse it."""
     from vit_ipu.cli.plan_output import print_plan, print_search
     from vit_ipu.config_file import load_config
-    from vit_ipu.plan import describe_plan, describe_search, require_free_folder, search_plans, write_candidates
+    from vit_ipu.plan import (
+        describe_plan,
+        describe_search,
+        require_free_folder,
+        require_searchable,
+        search_plans,
+        write_candidates,
+    )
 
-    if (pod is not None or output is not None) and not search:
-        raise ConfigError(f"--{'output' if pod is None else 'pod'} has no effect without --search: add --search")
-    if search and hardware is not None and "," in hardware:
-        raise ConfigError(f"--hardware {hardware}: --search is for one kind of IPU: give one, or leave out --search")
+    require_searchable(hardware, pod, search=search)
+    if output is not None and not search:
+        raise ConfigError("--output has no effect without --search: add --search")
     if output is not None:
         require_free_folder(output)
     loaded = load_config(config, overrides or ())

@@ -111,16 +111,9 @@ def _has_option(arguments: List[str], option: str) -> bool:
 
 def _by_class(found: CheckpointEvaluation) -> Dict[str, Any]:
     """Returns the accuracy of each class, and the confusion matrix, by class and by predicted class."""
-    from vit_ipu.scores import per_class
-
-    confusion = found.evaluation.confusion
-    if confusion is None:
+    if found.per_class is None:
         return {}
-    classes = [
-        {"class": name, "num_images": images, "top1": 100 * correct / images if images else None}
-        for name, (images, correct) in zip(found.source.classes, per_class(confusion))
-    ]
-    return {"per_class": classes, "confusion": confusion.tolist()}
+    return {"per_class": found.per_class, "confusion": found.confusion}
 
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")

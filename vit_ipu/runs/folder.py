@@ -47,7 +47,8 @@ class RunFolder:
         What a start that was killed has left, empty folders and a lock, is used again.
         """
         folder = cls(path)
-        folder._require_own_checkpoints()
+        with folder._released_on_error():  # such as a name that is too long
+            folder._require_own_checkpoints()
         folder._require_place_outside_of_classes(config)
         if folder.config.exists():
             raise UserError(f"{path} already holds a run: continue it with --resume, or give another --output")
@@ -71,7 +72,8 @@ class RunFolder:
         """
         _require_known(allowed)
         folder = cls(path)
-        folder._require_own_checkpoints()
+        with folder._released_on_error():
+            folder._require_own_checkpoints()
         if folder._was_never_begun():
             return cls.create(path, config)
         before = folder._read_config()

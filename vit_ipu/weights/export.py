@@ -178,7 +178,7 @@ def check_target(target: Path, to: str, features: bool) -> None:
         raise UserError(f"{target} cannot be made: {problem}: give another path")
     suffixes = FILE_SUFFIXES[to]
     if to not in FOLDERS and target.suffix not in suffixes:
-        raise UserError(f"{target}: a {to} file ends in {' or '.join(suffixes)}")
+        raise UserError(f"{target}: --to {to} writes a file: give a name that ends in {' or '.join(suffixes)}")
     known = {suffix for group in FILE_SUFFIXES.values() for suffix in group}
     if to in FOLDERS and target.suffix in known and target.suffix not in suffixes:
         raise UserError(f"{target}: {to} is written as a folder{_or_files(suffixes)}")

@@ -69,6 +69,7 @@ class IpuBackend:
     # ----------------------------------------------------------------------------------- training
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
+        batch.require_samples(self._config.pipeline.samples_per_step // self.instances.count)
         self._release_inference()
         training = self._compiled_training()
         self._set_learning_rate(learning_rate)

@@ -86,6 +86,7 @@ class NativeBackend:
     # ----------------------------------------------------------------------------------- training
 
     def train_step(self, batch: HostBatch, learning_rate: float) -> StepResult:
+        batch.require_samples(self._config.pipeline.samples_per_step // self.instances.count)
         self._training_step.train()
         set_learning_rate(self._optimizer, self._groups, learning_rate)
         size = self._config.pipeline.global_batch_size // self.instances.count
