@@ -241,10 +241,10 @@ def test_a_warmup_to_the_end_is_a_schedule_of_a_peer(benchmark):
     assert [schedule.lr_lambdas[0](update) for update in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_rates_that_all_diverge_are_refused(benchmark, monkeypatch, tmp_path):
+def test_rates_that_all_diverge_are_refused(benchmark, monkeypatch):
     proof = benchmark("finetune_proof")
     monkeypatch.setattr(proof, "validated", lambda *_: {"0.1": float("-inf"), "1": float("-inf")})
-    monkeypatch.setattr(sys, "argv", ["finetune_proof.py", "--rates", "0.1", "1", "--folder", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["finetune_proof.py", "--config", "quickstart", "--rates", "0.1", "1"])
     with pytest.raises(SystemExit, match="^training diverged with every rate of --rates: add smaller ones$"):
         proof.main()
 

@@ -154,7 +154,7 @@ def test_offline(native, hub, tmp_path, monkeypatch, capsys):
     refused(monkeypatch, capsys, native, tmp_path / "hf", message)
 
 
-@pytest.mark.parametrize("name", ["pets", "a/b/c", "me/", "/pets", "me/my pets", "http://x/y", "me/p\nq", ""])
+@pytest.mark.parametrize("name", ["pets", "a/b/c", "me/", "/pets", "me/my pets", "http://x/y", "me/p\nq"])
 def test_a_name_that_is_not_owner_and_name(native, hub, tmp_path, monkeypatch, capsys, name):
     shown = " ".join(name.split())
     message = f"--push {shown}: the name of a repository is of the form OWNER/NAME"
